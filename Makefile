@@ -1,0 +1,35 @@
+# make demo   set up if needed, then train SETR with KV attention on a phantom and show the result
+# make test   set up if needed, then run the test suite
+# make check  format, lint and types; make lock  re-resolve the dependencies
+# TORCH=cpu|cuda chooses the lock; without it, a machine with nvidia-smi takes cuda.
+
+PYTHON ?= python3.11
+TORCH ?= $(if $(shell command -v nvidia-smi),cuda,cpu)
+PY := .venv/bin/python
+
+.PHONY: setup demo test check lock
+
+setup: .venv/.ready
+
+.venv/.ready: requirements/$(TORCH).lock pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON): not found; install Python 3.11 or pass PYTHON=<its path>" >&2; exit 2; }
+	@test -x $(PY) || $(PYTHON) -m venv .venv
+	@echo "Installing the locked packages ($<); a few minutes the first time."
+	@$(PY) -m pip install -qq --disable-pip-version-check --require-hashes -r $< || { \
+	  echo "error: $<: could not be installed (see above); if no CPU build of torch was found, name the index that has it in PIP_EXTRA_INDEX_URL or run 'make TORCH=cuda'" >&2; exit 5; }
+	@$(PY) -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+demo: setup
+	$(PY) train.py experiment=demo
+
+test: setup
+	$(PY) -m pytest -n 2
+
+check: setup
+	$(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+	$(PY) -m mypy
+
+lock:
+	$(PYTHON) scripts/lock.py

@@ -1,0 +1,1 @@
+"""Train and compare attention variants for medical image segmentation."""

@@ -1,0 +1,145 @@
+"""Multi-head attention as two independent choices: what is projected, and how scores mix values.
+
+- *sharing*: which of query, key and value share one projection. `none` is the usual QKV
+  (Vaswani et al., 2017, arXiv 1706.03762); `qk` is the Key-Value transformer (Borji, 2023,
+  arXiv 2305.19129); `k_v` and `single` are the other two sharings of its successor
+  (arXiv 2606.04032).
+- *mixing*: a `Mixing` module; the files beside this one hold one idea each.
+
+Notation: B batch, N query tokens, M key tokens, C width, h heads, d = C / h head width.
+"""
+
+import importlib
+import pkgutil
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+import attnseg.attention
+
+# The projection that each of query, key and value reads, by sharing.
+SHARINGS: dict[str, dict[str, str]] = {
+    "none": {"q": "q", "k": "k", "v": "v"},
+    "qk": {"q": "qk", "k": "qk", "v": "v"},
+    "k_v": {"q": "q", "k": "kv", "v": "kv"},
+    "single": {"q": "qkv", "k": "qkv", "v": "qkv"},
+}
+
+
+class Mixing(nn.Module):
+    """How queries and keys decide which values are mixed: `forward(q, k, v)`.
+
+    A subclass in a file `attention/some_name.py` is called `SomeName` and is chosen by
+    `mixing="some_name"`. Its constructor takes these three arguments, then options of its own.
+
+    Args:
+        head_dim: d, the width of one head.
+        num_heads: h.
+        scale: factor of the scores, for those mixings that have scores to scale.
+    """
+
+    def __init__(self, head_dim: int, num_heads: int, scale: float) -> None:
+        super().__init__()
+        self.head_dim = head_dim
+        self.num_heads = num_heads
+        self.scale = scale
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Mix values.
+
+        Args:
+            q: queries `[B, h, N, d]`.
+            k: keys `[B, h, M, d]`.
+            v: values `[B, h, M, d]`.
+
+        Returns:
+            Mixed values `[B, h, N, d]`.
+        """
+        raise NotImplementedError
+
+
+def mixing_class(name: str) -> type[Mixing]:
+    """Return the mixing called `name`: class `SomeName` of the file `some_name.py`.
+
+    Raises:
+        ValueError: there is no such mixing; the message lists those there are.
+    """
+    class_name = "".join(part.capitalize() for part in name.split("_"))
+    known = sorted(module.name for module in pkgutil.iter_modules(attnseg.attention.__path__))
+    known.remove("attention")
+    if name not in known:
+        raise ValueError(f"unknown mixing {name!r}; choose one of {', '.join(known)}")
+    found = getattr(importlib.import_module(f"attnseg.attention.{name}"), class_name)
+    assert issubclass(found, Mixing)
+    return found
+
+
+class Attention(nn.Module):
+    """Multi-head self- or cross-attention with a chosen sharing and mixing.
+
+    Args:
+        dim: C, the width of the tokens.
+        num_heads: h; must divide `dim`.
+        bias: whether the query, key and value projections have a bias.
+        scale: factor of the scores; `None` is `d ** -0.5`.
+        sharing: one of `SHARINGS`.
+        mixing: name of a `Mixing`.
+        mixing_options: what the mixing's constructor takes beside head width, heads and scale.
+
+    Raises:
+        ValueError: `num_heads` does not divide `dim`, or `sharing` or `mixing` is unknown.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        bias: bool = True,
+        scale: float | None = None,
+        sharing: str = "none",
+        mixing: str = "softmax",
+        mixing_options: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        if num_heads < 1 or dim % num_heads:
+            valid = [h for h in range(1, dim + 1) if dim % h == 0]
+            nearest = sorted(sorted(valid, key=lambda h: abs(h - num_heads))[:2])
+            raise ValueError(
+                f"num_heads {num_heads} does not divide the width {dim}; "
+                f"nearest: {' or '.join(map(str, nearest))}"
+            )
+        if sharing not in SHARINGS:
+            raise ValueError(f"unknown sharing {sharing!r}; choose one of {', '.join(SHARINGS)}")
+        self.num_heads = num_heads
+        head_dim = dim // num_heads
+        self.reads = SHARINGS[sharing]
+        self.project = nn.ModuleDict(
+            {name: nn.Linear(dim, dim, bias) for name in dict.fromkeys(self.reads.values())}
+        )
+        mix = partial(mixing_class(mixing), head_dim, num_heads, scale or head_dim**-0.5)
+        self.mix = mix(**(mixing_options or {}))
+        self.out = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, grid: tuple[int, int], context: Tensor | None = None) -> Tensor:
+        """Let every token of `x` attend.
+
+        Args:
+            x: tokens `[B, N, C]`; any prefix tokens first, then the grid in row-major order.
+            grid: height and width of the grid of tokens.
+            context: tokens `[B, M, C]` that give keys and values; `None` is `x` itself.
+
+        Returns:
+            Attended tokens `[B, N, C]`.
+        """
+        memory = x if context is None else context
+        q = self._heads("q", x)
+        k = q if self.reads["k"] == self.reads["q"] and memory is x else self._heads("k", memory)
+        v = k if self.reads["v"] == self.reads["k"] else self._heads("v", memory)
+        mixed: Tensor = self.mix(q, k, v)
+        out: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
+        return out
+
+    def _heads(self, role: str, tokens: Tensor) -> Tensor:
+        projected: Tensor = self.project[self.reads[role]](tokens)
+        return projected.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)

@@ -1,0 +1,76 @@
+r"""Softmax attention with the position term of KV+Pos, in a form that costs nothing.
+
+Borji, 2023, arXiv 2305.19129: the scores s_ij are copied to m channels, a sinusoidal code P_ij of
+the index pair (i, j) is added, and a linear map w returns to one channel, an n x n x m tensor:
+
+    A_ij = softmax_j( sum_c w_c (s_ij + P_ijc) + bias )
+
+P_ij concatenates a code of the row index i and one of the column index j, so the logit is
+`c s_ij + a_i + b_j + bias` with `c = sum(w)`. What does not depend on j cancels in the softmax;
+`c s_ij + b_j` is left: one temperature and one bias per key, computed here in O(n m). The w of both
+is the published parameter; the published bias has no effect and is left out.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from attnseg.attention.attention import Mixing
+
+
+def index_code(length: int, channels: int, like: Tensor) -> Tensor:
+    """Sinusoidal code of the indices 0 .. length - 1: sine and cosine interleaved, base 10000.
+
+    Returns:
+        Code `[length, channels]` with the type and device of `like`; `channels` is even.
+    """
+    steps = torch.arange(0, channels, 2, device=like.device, dtype=like.dtype)
+    index = torch.arange(length, device=like.device, dtype=like.dtype)
+    angle = index[:, None] * 10000.0 ** (-steps / channels)
+    return torch.stack((angle.sin(), angle.cos()), -1).flatten(1)
+
+
+class PositionalSoftmax(Mixing):
+    """Softmax attention whose logits are `c s_ij + b_j`; c and b come from one learned vector.
+
+    The vector starts as the published default (uniform within m^-1/2), shifted so that c = 1. The
+    unshifted default makes c negative, that is attention inverted, in about half of the draws.
+
+    Args:
+        head_dim: d.
+        num_heads: h; all heads share c and b, as published.
+        scale: factor of the scores before c.
+        pos_dim: m, the channels of the pair code: 50 in the published vision models.
+
+    Raises:
+        ValueError: `pos_dim` is less than 3, which leaves no channel to the key index.
+    """
+
+    def __init__(self, head_dim: int, num_heads: int, scale: float, pos_dim: int = 50) -> None:
+        super().__init__(head_dim, num_heads, scale)
+        if pos_dim < 3:
+            raise ValueError(f"pos_dim {pos_dim} leaves no channel to the key index; use 3 or more")
+        weight = torch.empty(pos_dim).uniform_(-(pos_dim**-0.5), pos_dim**-0.5)
+        self.weight = nn.Parameter(weight + (1 - weight.sum()) / pos_dim)
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Mix values; shapes as in `Mixing.forward`.
+
+        The bias rides along as one more channel of the keys against a constant one of the
+        queries, so that the fused kernels, which take no learned mask, still apply.
+        """
+        temperature, bias = self.terms(k.shape[2])
+        d = self.head_dim
+        # One channel carries the bias, seven keep the head width a multiple of eight.
+        q = F.pad(q * (temperature * self.scale).to(q.dtype), (0, 8))
+        q = torch.cat((q[..., :d], torch.ones_like(q[..., :1]), q[..., d + 1 :]), -1)
+        column = bias.to(k.dtype)[:, None].expand(*k.shape[:3], 1)
+        k = torch.cat((k, column, torch.zeros_like(k[..., :7])), -1)
+        return F.scaled_dot_product_attention(q, k, F.pad(v, (0, 8)), scale=1.0)[..., :d]
+
+    def terms(self, keys: int) -> tuple[Tensor, Tensor]:
+        """Return the temperature c, a scalar, and the key bias b `[keys]`."""
+        rows = 2 * -(-self.weight.numel() // 4)  # channels of the row index: half, rounded up to 2
+        code = index_code(keys, rows, self.weight)
+        column_weight = self.weight[rows:]
+        return self.weight.sum(), code[:, : column_weight.numel()] @ column_weight

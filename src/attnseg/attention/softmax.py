@@ -1,0 +1,17 @@
+"""Scaled dot-product attention: softmax(s Q K^T) V.
+
+Vaswani et al., 2017, arXiv 1706.03762, equation 1.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from attnseg.attention.attention import Mixing
+
+
+class Softmax(Mixing):
+    """Every query takes a convex combination of the values, by softmax over the keys."""
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Mix values; shapes as in `Mixing.forward`."""
+        return F.scaled_dot_product_attention(q, k, v, scale=self.scale)

@@ -1,0 +1,34 @@
+"""Transpose attention: channels attend to channels, linear in N.
+
+Cross-covariance attention of XCiT, El-Nouby et al., 2021, arXiv 2106.09681: queries and keys are
+normalised along the tokens, and a learned temperature per head takes the place of the scale.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from attnseg.attention.attention import Mixing
+
+
+class Transpose(Mixing):
+    """Every channel of a head takes a convex combination of that head's channels."""
+
+    def __init__(self, head_dim: int, num_heads: int, scale: float) -> None:
+        super().__init__(head_dim, num_heads, scale)
+        self.temperature = nn.Parameter(torch.ones(num_heads, 1, 1))
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Mix values; shapes as in `Mixing.forward`.
+
+        Raises:
+            ValueError: the number of query and key tokens differs.
+        """
+        if q.shape[2] != k.shape[2]:
+            raise ValueError(
+                f"transpose mixing needs as many query as key tokens, got {q.shape[2]} and "
+                f"{k.shape[2]}; project both with the same stride"
+            )
+        scores = F.normalize(q, dim=2).transpose(2, 3) @ F.normalize(k, dim=2)
+        weights = (scores * self.temperature).softmax(3)
+        return (weights @ v.transpose(2, 3)).transpose(2, 3)

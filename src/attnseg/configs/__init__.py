@@ -1,0 +1,1 @@
+"""The configuration groups; inside the package, so that an installed wheel carries them."""

@@ -1,0 +1,281 @@
+"""Phantom of the UW-Madison download: made-up abdomens in the same files and layout.
+
+Every patient has an anatomy of its own (body, liver, spleen, kidneys, spine, and the stomach, large
+and small bowel to segment); every day of a patient moves the body, refills the stomach and lays the
+bowel loops anew. Slices are MR-like: soft edges, a bias field, Rician noise, another brightness per
+scan. The same specification gives the same bytes.
+"""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.random import Generator, default_rng
+from numpy.typing import NDArray
+from PIL import Image
+from scipy import ndimage
+
+from attnseg.data import rle
+from attnseg.data.uw_madison import COLUMNS, UWMadison
+from attnseg.errors import DataError
+from attnseg.progress import track
+
+Field = NDArray[np.float64]
+Point = tuple[float, float, float]
+
+# Organ number and a point of the average patient to this patient's point, mm.
+Place = Callable[[int, float, float, float], Point]
+
+VERSION = 1  # raised whenever the same specification gives other bytes
+SPEC_FILE = "phantom.json"
+
+
+@dataclass(frozen=True)
+class PhantomSpec:
+    """How many made-up scans, and of which size.
+
+    Attributes:
+        patients: number of patients.
+        max_days: patient n has 1 + n % max_days scans.
+        slices: slices per scan, 3 mm apart.
+        frames: width and height (pixels) and pixel spacing (mm) of the scanners; patients take
+            turns.
+        seed: another seed gives other anatomies.
+    """
+
+    patients: int
+    max_days: int
+    slices: int
+    frames: tuple[tuple[int, int, float], ...]
+    seed: int = 0
+
+
+PRESETS = {
+    "tiny": PhantomSpec(6, 2, 8, ((72, 60, 5.5), (56, 64, 5.8))),
+    "demo": PhantomSpec(15, 3, 20, ((144, 120, 2.45), (128, 144, 2.6), (160, 136, 2.3))),
+}
+
+
+def make_uw_madison(root: Path, preset: str = "demo", seed: int = 0) -> None:
+    """Write a phantom in the UW-Madison layout to `root`, unless it is there already.
+
+    Args:
+        root: becomes what the reader takes as its root.
+        preset: one of `PRESETS`.
+        seed: another seed gives other anatomies.
+
+    Raises:
+        ValueError: no such preset.
+        DataError: `root` holds something else, or another phantom.
+    """
+    if preset not in PRESETS:
+        raise ValueError(f"no preset {preset!r}; choose one of {', '.join(PRESETS)}")
+    spec = replace(PRESETS[preset], seed=seed)
+    wanted = json.dumps({"version": VERSION, **asdict(spec)}, indent=1)
+    if root.exists():
+        there = root / SPEC_FILE
+        if not there.is_file() or there.read_text() != wanted:
+            raise DataError(
+                f"{root}: holds something else than the phantom asked for; remove or rename it"
+            )
+        return
+    root.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(prefix=f".{root.name}.", dir=root.parent))
+    try:
+        _write(part, spec)
+        (part / SPEC_FILE).write_text(wanted)
+        part.chmod(0o755)
+        part.rename(root)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _write(root: Path, spec: PhantomSpec) -> None:
+    rows = [",".join(COLUMNS)]
+    days = [(p, d) for p in range(spec.patients) for d in range(1 + p % spec.max_days)]
+    for patient, day in track(days, "Making the phantom", "scans"):
+        width, height, spacing = spec.frames[patient % len(spec.frames)]
+        # Odd numbers with a gap, as in the download, where day and case numbers are not consecutive.
+        scan = f"case{2 * patient + 1}_day{5 * day}"
+        folder = root / "train" / scan.split("_")[0] / scan / "scans"
+        folder.mkdir(parents=True)
+        shape = (spec.slices, height, width)
+        image, masks = make_scan(spec.seed, patient, day, shape, spacing)
+        for index in range(spec.slices):
+            number = f"{index + 1:04d}"
+            name = f"slice_{number}_{width}_{height}_{spacing:.2f}_{spacing:.2f}.png"
+            Image.fromarray(image[index]).save(folder / name)
+            for organ, mask in zip(UWMadison.classes, masks[:, index], strict=True):
+                rows.append(f"{scan}_slice_{number},{organ},{rle.encode(mask)}")
+    (root / "train.csv").write_text("\n".join(rows) + "\n")
+
+
+def make_scan(
+    seed: int, patient: int, day: int, shape: tuple[int, int, int], spacing: float
+) -> tuple[NDArray[np.uint16], NDArray[np.bool_]]:
+    """Make one scan.
+
+    Args:
+        seed: of the phantom.
+        patient: number of the patient, from 0.
+        day: number of the scan, from 0.
+        shape: slices, height, width.
+        spacing: in-plane pixel size, mm.
+
+    Returns:
+        Image `[S, H, W]` and masks `[3, S, H, W]` in the order of `UWMadison.classes`.
+    """
+    body = Body(default_rng([seed, patient]), default_rng([seed, patient, 1 + day]), shape, spacing)
+    masks = np.stack([body.large_bowel, body.small_bowel, body.stomach]) < 0
+    # The first slice and the last one or two carry no mask, as in the download.
+    masks[:, 0] = False
+    masks[:, -max(1, shape[0] // 12) :] = False
+    return body.render(), masks
+
+
+class Body:
+    """One abdomen on one day, as signed distances in mm (negative inside).
+
+    x runs to the patient's left, y to the back, both in mm from the middle; z is the share of the
+    scan's height, 0 at the feet. The axis is compressed: the whole abdomen fits any slice number.
+    """
+
+    HEIGHT = 260.0  # mm of abdomen that the scan's slices are taken to span
+
+    def __init__(
+        self, anatomy: Generator, today: Generator, shape: tuple[int, int, int], spacing: float
+    ) -> None:
+        self.today = today
+        self.shape = shape
+        slices, height, width = shape
+        shift = today.normal(0, 4, 2)
+        self.x = (np.arange(width) - (width - 1) / 2) * spacing - shift[0]
+        self.y = (np.arange(height) - (height - 1) / 2) * spacing - shift[1]
+        self.z = (np.arange(slices) + 0.5) / slices * self.HEIGHT
+        self.spacing = spacing
+        self.girth = anatomy.uniform(0.88, 1.08)
+        self.depth = anatomy.uniform(0.9, 1.1)
+        lean = anatomy.normal(0, 5, (8, 3))
+
+        def at(organ: int, x: float, y: float, z: float) -> Point:
+            """Place a point given for the average patient into this one."""
+            dx, dy, dz = lean[organ]
+            return (x * self.girth + dx, y * self.depth + dy, z * self.HEIGHT + dz)
+
+        self.skin = self._ellipsoid((0, 0, 130), (150 * self.girth, 108 * self.depth, 1e4))
+        self.cavity = self._ellipsoid((0, -6, 130), (128 * self.girth, 84 * self.depth, 1e4))
+        self.spine = self._ellipsoid(at(0, 0, 62, 0.5), (24, 22, 1e4))
+        self.liver = self._ellipsoid(at(1, -62, -8, 0.86), (66, 62, 78))
+        self.spleen = self._ellipsoid(at(2, 92, 30, 0.82), (26, 34, 48))
+        kidneys = [self._ellipsoid(at(3, s * 58, 46, 0.55), (23, 26, 52)) for s in (-1, 1)]
+        self.kidneys = np.minimum(*kidneys)
+        self.vessels = np.minimum(
+            self._ellipsoid(at(4, 10, 34, 0.5), (9, 9, 1e4)),
+            self._ellipsoid(at(4, -14, 34, 0.5), (10, 8, 1e4)),
+        )
+        self.stomach = self._stomach(at, today.uniform(0.85, 1.15))
+        self.large_bowel = self._large_bowel(at, anatomy.uniform(0.9, 1.1))
+        self.small_bowel = self._small_bowel(at)
+
+    def _stomach(self, at: Place, filling: float) -> Field:
+        arc = [(78, 2, 0.95), (76, -12, 0.84), (62, -30, 0.74), (34, -44, 0.68), (4, -42, 0.69)]
+        radii = [30, 35, 33, 26, 17]
+        return self._tube([at(5, *p) for p in arc], [r * filling for r in radii])
+
+    def _large_bowel(self, at: Place, width: float) -> Field:
+        frame = [
+            (-84, 10, 0.1), (-92, 14, 0.3), (-90, 10, 0.52), (-70, -34, 0.6), (-30, -56, 0.56),
+            (20, -58, 0.55), (66, -44, 0.64), (98, 12, 0.68), (98, 20, 0.4), (90, 16, 0.2),
+            (60, 14, 0.09), (30, 26, 0.07),
+        ]  # fmt: skip
+        points = [at(6, *p) for p in frame]
+        # Pouches: the radius swells and narrows along the tube.
+        dense = _resample(points, 40)
+        phase = self.today.uniform(0, 2 * np.pi)
+        radii = [width * (19 + 3 * np.sin(1.9 * i + phase)) for i in range(len(dense))]
+        return self._tube(dense, radii)
+
+    def _small_bowel(self, at: Place) -> Field:
+        middle = np.array(at(7, 4, -8, 0.3))
+        reach = np.array([58 * self.girth, 44 * self.depth, 0.17 * self.HEIGHT])
+        loops = np.full(self.shape, np.inf)
+        for _ in range(5):
+            steps = self.today.normal(0, 0.55, (9, 3))
+            path = np.clip(np.cumsum(steps, 0) + self.today.uniform(-0.6, 0.6, 3), -1, 1)
+            points = [tuple(middle + reach * p) for p in path]
+            radii = list(self.today.uniform(13, 17, len(points)))
+            loops = np.minimum(loops, self._tube(points, radii))
+        return loops
+
+    def _ellipsoid(self, centre: Point, radii: Point) -> Field:
+        x, y, z = (
+            (axis - c) / r for axis, c, r in zip((self.x, self.y, self.z), centre, radii, strict=True)
+        )
+        squared = x[None, None, :] ** 2 + y[None, :, None] ** 2 + z[:, None, None] ** 2
+        return (np.sqrt(squared) - 1) * min(radii)
+
+    def _tube(self, points: list[Point], radii: Iterable[float]) -> Field:
+        """Distance to capsules along a line of points, evaluated near them only."""
+        field = np.full(self.shape, np.inf)
+        margin = 8.0  # mm around a capsule in which its distance is needed for soft edges
+        ends = list(zip(np.array(points), radii, strict=True))
+        for (a, radius_a), (b, radius_b) in zip(ends, ends[1:], strict=False):
+            reach = max(radius_a, radius_b) + margin
+            low, high = np.minimum(a, b) - reach, np.maximum(a, b) + reach
+            sx, sy, sz = (
+                slice(*np.searchsorted(axis, (low[i], high[i])))
+                for i, axis in enumerate((self.x, self.y, self.z))
+            )
+            x, y, z = self.x[None, None, sx], self.y[None, sy, None], self.z[sz, None, None]
+            d = b - a
+            along = ((x - a[0]) * d[0] + (y - a[1]) * d[1] + (z - a[2]) * d[2]) / max(d @ d, 1e-9)
+            along = np.clip(along, 0, 1)
+            squared = (x - a[0] - along * d[0]) ** 2 + (y - a[1] - along * d[1]) ** 2
+            squared += (z - a[2] - along * d[2]) ** 2
+            distance = np.sqrt(squared) - (radius_a + along * (radius_b - radius_a))
+            field[sz, sy, sx] = np.minimum(field[sz, sy, sx], distance)
+        return field
+
+    def render(self) -> NDArray[np.uint16]:
+        """Return the MR-like image `[S, H, W]`, 16-bit."""
+        rng = self.today
+        image = np.full(self.shape, 0.02)
+        for field, value, texture in (
+            (self.skin, 0.70, 0.05),  # fat
+            (self.cavity, 0.46, 0.08),
+            (self.vessels, 0.16, 0.02),
+            (self.spine, 0.30, 0.04),
+            (self.liver, 0.40, 0.02),
+            (self.spleen, 0.33, 0.02),
+            (self.kidneys, 0.62, 0.04),
+            (self.small_bowel, 0.66, 0.09),
+            (self.large_bowel, 0.26, 0.07),
+            (self.stomach, 0.52, 0.06),
+        ):
+            grain = ndimage.gaussian_filter(rng.standard_normal(self.shape), (0.6, 1.2, 1.2))
+            inside = np.clip(0.5 - field / self.spacing, 0, 1)  # partial volume at the edge
+            image += inside * (value + 2.0 * texture * grain - image)
+        for field, wall in ((self.stomach, 0.30), (self.large_bowel, 0.55), (self.small_bowel, 0.45)):
+            image += np.clip(1 - np.abs(field + 2) / 2.5, 0, 1) * 0.7 * (wall - image)
+        image = ndimage.gaussian_filter(image, (0, 0.5, 0.5)) * self._bias()
+        noise = rng.normal(0, 0.03, (2, *self.shape))
+        magnitude = np.sqrt((image + noise[0]) ** 2 + noise[1] ** 2)  # Rician
+        return np.clip(magnitude * rng.uniform(900, 2400), 0, 65535).astype(np.uint16)
+
+    def _bias(self) -> Field:
+        x, y = self.x[None, None, :] / 150, self.y[None, :, None] / 110
+        a, b, c, d = self.today.uniform(-0.16, 0.16, 4)
+        return np.exp(a * x + b * y + c * x * y + d * (x * x + y * y - 0.5)) * np.ones(self.shape)
+
+
+def _resample(points: list[Point], count: int) -> list[Point]:
+    array = np.array(points)
+    steps = np.linspace(0, len(points) - 1, count)
+    columns = [np.interp(steps, np.arange(len(points)), array[:, i]) for i in range(3)]
+    return list(zip(*columns, strict=True))
+
+

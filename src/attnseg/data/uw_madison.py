@@ -1,0 +1,231 @@
+"""Reader of the UW-Madison GI Tract download: abdominal MRI, three organs that may overlap.
+
+Layout as downloaded (https://doi.org/10.1016/j.dib.2024.111159):
+
+    train.csv                                       id,class,segmentation
+    train/case2/case2_day1/scans/slice_0001_266_266_1.50_1.50.png
+
+A file name carries the slice number, width, height and the pixel spacing in mm; images are 16-bit
+grey. An id is `case2_day1_slice_0001`; each slice has one row per class, the mask run-length coded
+(see `attnseg.data.rle`) or empty. Slices are 3 mm thick.
+"""
+
+import csv
+import logging
+import re
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from attnseg.data import rle
+from attnseg.data.reader import Case, CaseRef, Reader
+from attnseg.errors import DataError
+
+log = logging.getLogger(__name__)
+
+SLICE_THICKNESS_MM = 3.0
+COLUMNS = ("id", "class", "segmentation")
+FILE_NAME = re.compile(r"slice_(\d+)_(\d+)_(\d+)_(\d+(?:\.\d+)?)_(\d+(?:\.\d+)?)\.png")
+SCAN_NAME = re.compile(r"(case\d+)_day\d+")
+
+
+class UWMadison(Reader):
+    """A scan of one day is a case.
+
+    Args:
+        root: folder that holds `train.csv` and `train/`.
+
+    Raises:
+        DataError: the folder or one of the two is missing.
+    """
+
+    classes = ("large_bowel", "small_bowel", "stomach")
+    multilabel = True
+    channels = 1
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+        self.table = self.root / "train.csv"
+        self.scans = self.root / "train"
+        if not self.root.is_dir():
+            raise DataError(
+                f"{self.root}: no such folder; set dataset.root to the folder that holds train.csv"
+            )
+        for part in (self.table, self.scans):
+            if not part.exists():
+                raise DataError(
+                    f"{part}: not found; unpack the UW-Madison download so that train.csv and "
+                    f"train/ lie in {self.root}"
+                )
+        self._masks: dict[str, dict[str, str]] | None = None
+
+    def cases(self) -> list[CaseRef]:
+        """List the scans by case and day number; see `Reader.cases`."""
+        found: dict[str, list[Path]] = defaultdict(list)
+        for path in sorted(self.scans.glob("case*/case*_day*/scans/*.png")):
+            found[path.parts[-3]].append(path)
+        if not found:
+            raise DataError(
+                f"{self.scans}: no slices found; expected case2/case2_day1/scans/slice_0001_*.png"
+            )
+        refs = []
+        for scan in sorted(found, key=natural_order):
+            match = SCAN_NAME.fullmatch(scan)
+            folder = found[scan][0].parent
+            if match is None or match[1] != folder.parent.parent.name:
+                raise DataError(
+                    f"{folder.parent}: not a scan folder; expected caseN/caseN_dayM as downloaded"
+                )
+            files = sorted(found[scan], key=lambda path: parse_name(path)[0])
+            refs.append(CaseRef(match[1], scan, tuple(files)))
+        return refs
+
+    def source(self, ref: CaseRef) -> str:
+        """Return the scan's rows of `train.csv`."""
+        masks = self._read_table()
+        ids = (slice_id(ref, path) for path in ref.files)
+        return "\n".join(f"{i},{masks[i]}" for i in ids if i in masks)
+
+    def read(self, ref: CaseRef) -> Case:
+        """Decode one scan; see `Reader.read`."""
+        numbers = [parse_name(path)[0] for path in ref.files]
+        for number, following in zip(numbers, numbers[1:], strict=False):
+            if number == following:
+                raise DataError(f"{ref.files[0].parent}: slice {number} twice; keep one file")
+            if number + 1 < following:
+                log.warning("%s: no slice between %d and %d", ref.case, number, following)
+        spacings = {parse_name(path)[3:] for path in ref.files}
+        if len(spacings) > 1:
+            raise DataError(
+                f"{ref.files[0].parent}: slices of different spacing {sorted(spacings)}; "
+                "a scan has one"
+            )
+        images = [read_png(path) for path in ref.files]
+        shape = images[0].shape
+        masks = np.zeros((len(images), *shape), np.uint8)
+        for index, (path, image) in enumerate(zip(ref.files, images, strict=True)):
+            width, height = parse_name(path)[1:3]
+            if image.shape not in ((height, width), (width, height)) or image.shape != shape:
+                raise DataError(
+                    f"{path}: {image.shape[1]}x{image.shape[0]} pixels, unlike its name or the "
+                    f"scan's first slice ({shape[1]}x{shape[0]}); restore the file"
+                )
+            for bit, text in enumerate(self._slice_masks(ref, path)):
+                try:
+                    masks[index] |= rle.decode(text, image.shape).astype(np.uint8) << bit
+                except ValueError as error:
+                    raise DataError(
+                        f"{self.table}: {slice_id(ref, path)}, {self.classes[bit]}: {error}; "
+                        "correct the row or exclude the scan"
+                    ) from error
+        spacing_x, spacing_y = spacings.pop()
+        return Case(np.stack(images)[..., None], masks, (SLICE_THICKNESS_MM, spacing_y, spacing_x))
+
+    def _slice_masks(self, ref: CaseRef, path: Path) -> list[str]:
+        rows = self._read_table().get(slice_id(ref, path), {})
+        missing = [name for name in self.classes if name not in rows]
+        if missing:
+            raise DataError(
+                f"{self.table}: no row for {slice_id(ref, path)}, {missing[0]}; "
+                "add it or remove the image"
+            )
+        return [rows[name] for name in self.classes]
+
+    def _read_table(self) -> dict[str, dict[str, str]]:
+        """Read `train.csv` once: mask text by id and class. Ids and cells stay text."""
+        if self._masks is None:
+            masks: dict[str, dict[str, str]] = defaultdict(dict)
+            csv.field_size_limit(1 << 24)
+            try:
+                with self.table.open(newline="", encoding="utf-8-sig") as lines:
+                    rows = csv.reader(lines)
+                    header = next(rows, [])
+                    if sorted(header) != sorted(COLUMNS):
+                        raise DataError(
+                            f"{self.table}: columns {','.join(header)[:80]!r}; "
+                            f"expected {','.join(COLUMNS)}"
+                        )
+                    at_id, at_class, at_mask = (header.index(name) for name in COLUMNS)
+                    for row in rows:
+                        self._add_row(masks, rows.line_num, row, at_id, at_class, at_mask)
+            except (UnicodeDecodeError, csv.Error) as error:
+                raise DataError(
+                    f"{self.table}: not a CSV file ({error}); download it again"
+                ) from error
+            self._masks = dict(masks)
+        return self._masks
+
+    def _add_row(
+        self,
+        masks: dict[str, dict[str, str]],
+        line: int,
+        row: list[str],
+        at_id: int,
+        at_class: int,
+        at_mask: int,
+    ) -> None:
+        if len(row) != len(COLUMNS):
+            raise DataError(
+                f"{self.table}: line {line} has {len(row)} cells instead of {len(COLUMNS)}; "
+                "correct it"
+            )
+        name, text = row[at_class], row[at_mask]
+        if name not in self.classes:
+            raise DataError(
+                f"{self.table}: line {line}: class {name!r}; "
+                f"expected one of {', '.join(self.classes)}"
+            )
+        if name in masks[row[at_id]]:
+            raise DataError(
+                f"{self.table}: line {line}: {row[at_id]}, {name} appears twice; keep one row"
+            )
+        masks[row[at_id]][name] = "" if text.strip().lower() == "nan" else text
+
+
+def natural_order(name: str) -> list[int]:
+    """Return the numbers in a name, so that case10 sorts after case2."""
+    return [int(number) for number in re.findall(r"\d+", name)]
+
+
+def parse_name(path: Path) -> tuple[int, int, int, float, float]:
+    """Return slice number, width and height (pixels), spacing along both (mm) from a file name.
+
+    Raises:
+        DataError: the name is not one of the dataset's, or a spacing is zero.
+    """
+    match = FILE_NAME.fullmatch(path.name)
+    if match is None or float(match[4]) == 0 or float(match[5]) == 0:
+        raise DataError(
+            f"{path}: not named slice_<number>_<width>_<height>_<spacing>_<spacing>.png; "
+            "restore the name or remove the file"
+        )
+    return int(match[1]), int(match[2]), int(match[3]), float(match[4]), float(match[5])
+
+
+def slice_id(ref: CaseRef, path: Path) -> str:
+    """Return a slice's id in `train.csv`; the number keeps the digits of the file name."""
+    return f"{ref.case}_slice_{path.name.split('_')[1]}"
+
+
+def read_png(path: Path) -> NDArray[np.uint16]:
+    """Decode a 16-bit grey PNG to `[H, W]`.
+
+    Pillow, because it refuses truncated files, bad checksums and image bombs; OpenCV does not.
+
+    Raises:
+        DataError: the file is broken or of another kind.
+    """
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            if image.mode != "I;16":
+                raise DataError(
+                    f"{path}: pixels of type {image.mode}, not 16-bit grey (I;16); "
+                    "restore the downloaded file"
+                )
+            return np.array(image, np.uint16)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        reason = "not a PNG image" if isinstance(error, UnidentifiedImageError) else error
+        raise DataError(f"{path}: {reason}; restore the file or exclude the scan") from error

@@ -1,0 +1,219 @@
+"""The configuration as types: what every key may hold, checked before anything else happens.
+
+Nothing here imports torch, so that a mistyped command is answered at once. The options of a
+component (a node with `_target_`) are checked against its constructor when it is built.
+"""
+
+import difflib
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+)
+
+from attnseg.errors import ConfigError
+
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+
+
+class Node(BaseModel):
+    """A part of the configuration with fixed keys."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Component(BaseModel):
+    """A part of the configuration that names a class and holds the options it is built with."""
+
+    model_config = ConfigDict(extra="allow", strict=True, frozen=True, populate_by_name=True)
+
+    target: str = Field(alias="_target_")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What is passed to the class by name."""
+        return dict(self.model_extra or {})
+
+
+class Split(Node):
+    """How patients are divided."""
+
+    val: Fraction
+    test: Fraction
+    seed: NonNegativeInt
+
+
+class Dataset(Component):
+    """A dataset: the reader's own options, and what holds for any dataset."""
+
+    root: str | None
+    exclude: list[str]
+    limit_cases: Annotated[int, Field(ge=3)] | None
+    split: Split
+    phantom: Component | None
+    image_size: tuple[PositiveInt, PositiveInt]
+    batch_size: PositiveInt
+    max_epochs: NonNegativeInt
+
+    @field_validator("image_size", mode="before")
+    @classmethod
+    def _square(cls, value: object) -> object:
+        if isinstance(value, int):
+            return (value, value)
+        return tuple(value) if isinstance(value, list) else value
+
+
+class Optimizer(Component):
+    """An optimizer of PyTorch."""
+
+    lr: PositiveFloat
+    weight_decay: Annotated[float, Field(ge=0)]
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What is passed to the class by name."""
+        return {"lr": self.lr, "weight_decay": self.weight_decay, **(self.model_extra or {})}
+
+
+class Trainer(Node):
+    """How to train, and on what."""
+
+    max_epochs: NonNegativeInt
+    accelerator: Literal["cpu", "gpu"]
+    devices: PositiveInt
+    strategy: Literal["auto", "ddp"]
+    precision: Literal[32, "bf16-mixed", "16-mixed"]
+    accumulate: PositiveInt
+    gradient_clip: PositiveFloat | None
+    ema_decay: Fraction | None
+    monitor: Literal["val/dice", "val/loss"]
+    early_stopping: PositiveInt | None
+    limit_batches: PositiveInt | None
+    num_workers: NonNegativeInt
+    deterministic: bool
+    auxiliary_weight: Annotated[float, Field(ge=0)]
+
+
+class Paths(Node):
+    """Where things are kept."""
+
+    data: str
+    outputs: str
+
+
+class Config(Node):
+    """The whole configuration of a training run.
+
+    Attributes:
+        choices: the name chosen in each group.
+    """
+
+    seed: NonNegativeInt
+    paths: Paths
+    choices: dict[str, str]
+    dataset: Dataset
+    attn: Component
+    model: Component
+    loss: Component
+    augment: Component
+    optimizer: Optimizer
+    scheduler: Component
+    trainer: Trainer
+
+
+def check(raw: Mapping[str, Any]) -> Config:
+    """Turn a plain configuration into a typed one.
+
+    Raises:
+        ConfigError: names the first key that is wrong, what is wrong and what it may be.
+    """
+    for key, value in _leaves(raw):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{key}: {value} is not a finite number; give one")
+    try:
+        config = Config.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError(explain(error, raw)) from error
+    trainer = config.trainer
+    if trainer.precision == "16-mixed" and trainer.accelerator == "cpu":
+        raise ConfigError("trainer.precision: 16-mixed needs a GPU; use bf16-mixed or 32")
+    if trainer.devices > 1 and trainer.strategy == "auto":
+        raise ConfigError(f"trainer.devices: {trainer.devices} devices need trainer=ddp")
+    if config.dataset.root is None and config.dataset.phantom is None:
+        raise ConfigError("dataset.root: not set; give the folder of the download")
+    return config
+
+
+def explain(error: ValidationError, raw: Mapping[str, Any], prefix: str = "") -> str:
+    """Return one line for the first problem pydantic found.
+
+    Args:
+        error: what pydantic raised.
+        raw: the mapping that was checked.
+        prefix: key that `raw` itself has in the whole configuration.
+    """
+    # An unknown key explains a missing one better than the other way round.
+    first = min(error.errors(), key=lambda item: item["type"] != "extra_forbidden")
+    place = [str(part) for part in first["loc"] if not _is_branch(part, first["loc"], raw)]
+    key = ".".join([*([prefix] if prefix else []), *place])
+    if first["type"] == "extra_forbidden":
+        siblings = _siblings(error, first["loc"])
+        return f"{key}: no such option; {nearest(place[-1], siblings)}"
+    if first["type"] == "missing":
+        return f"{key}: missing; choose or set it"
+    message = first["msg"]
+    got = first["input"]
+    return f"{key}: {got!r} is not allowed; {message[0].lower()}{message[1:]}"
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return advice for a name that is not among `known`."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, 1)
+    advice = f"did you mean {close[0]}? " if close else ""
+    return f"{advice}choose one of {', '.join(known)}" if known else "remove it"
+
+
+def _leaves(node: object, key: str = "") -> Iterator[tuple[str, object]]:
+    if isinstance(node, Mapping):
+        for name, value in node.items():
+            yield from _leaves(value, f"{key}.{name}" if key else str(name))
+    elif isinstance(node, list):
+        for i, value in enumerate(node):
+            yield from _leaves(value, f"{key}[{i}]")
+    else:
+        yield key, node
+
+
+def _is_branch(part: object, loc: tuple[Any, ...], raw: Mapping[str, Any]) -> bool:
+    """Whether a part of pydantic's location names a branch of a union, not a key."""
+    node: Any = raw
+    for name in loc:
+        if isinstance(node, Mapping) and name in node:
+            node = node[name]
+        elif name is part:
+            return not isinstance(node, Mapping) and not isinstance(part, int)
+    return False
+
+
+def _siblings(error: ValidationError, loc: tuple[Any, ...]) -> list[str]:
+    """Return the names that are allowed where an unknown one was found."""
+    node: Any = SCHEMAS.get(error.title)
+    for part in loc[:-1]:
+        field = node.model_fields.get(part) if node else None
+        node = getattr(field, "annotation", None)
+        if not (isinstance(node, type) and issubclass(node, BaseModel)):
+            return []
+    return [field.alias or name for name, field in node.model_fields.items()] if node else []
+
+
+SCHEMAS: dict[str, type[BaseModel]] = {"Config": Config}

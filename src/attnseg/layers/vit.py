@@ -1,0 +1,123 @@
+"""The Vision Transformer's parts that know nothing of attention inside.
+
+Dosovitskiy et al., 2021, arXiv 2010.11929.
+"""
+
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class AttentionFactory(Protocol):
+    """Builds the attention a model is given: the model says what is its own, the factory the rest.
+
+    What it returns is called as `attention(x[B, N, C], grid)` and returns `[B, N, C]`.
+    """
+
+    def __call__(
+        self, dim: int, num_heads: int, bias: bool = True, scale: float | None = None
+    ) -> nn.Module:
+        """Return an attention of width `dim`; arguments as in `attnseg.attention.Attention`."""
+        ...
+
+
+class Mlp(nn.Module):
+    """Two linear layers with a GELU between, applied to each token alone."""
+
+    def __init__(self, dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.fc2 = nn.Linear(hidden_dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map tokens `[B, N, C]` to tokens of the same shape."""
+        out: Tensor = self.fc2(F.gelu(self.fc1(x)))
+        return out
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block: `x + attention(norm x)`, then `x + mlp(norm x)`."""
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        attn: AttentionFactory,
+        mlp_ratio: float = 4.0,
+        norm_eps: float = 1e-6,
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
+        self.attn = attn(dim, num_heads)
+        self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+
+    def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Map tokens `[B, N, C]` on a grid of (height, width) tokens to the same shape."""
+        x = x + self.attn(self.norm1(x), grid)
+        x = x + self.mlp(self.norm2(x))
+        return x
+
+
+class PatchTokens(nn.Module):
+    """Image to tokens: a strided convolution, an optional class token, learned positions.
+
+    Args:
+        in_channels: channels of the image.
+        dim: width of the tokens.
+        patch_size: side of a patch, pixels.
+        grid: height and width of the grid that the positions are learned for; they are
+            interpolated bilinearly for images of another size.
+        class_token: whether a learned token goes before the grid's.
+    """
+
+    def __init__(
+        self, in_channels: int, dim: int, patch_size: int, grid: tuple[int, int], class_token: bool
+    ) -> None:
+        super().__init__()
+        self.grid = grid
+        self.proj = nn.Conv2d(in_channels, dim, patch_size, patch_size)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim)) if class_token else None
+        self.pos_embed = nn.Parameter(torch.zeros(1, int(class_token) + grid[0] * grid[1], dim))
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Cut an image into tokens.
+
+        Args:
+            image: `[B, C, H, W]`, height and width multiples of the patch size.
+
+        Returns:
+            Tokens `[B, prefix + h * w, dim]` and the grid (h, w).
+        """
+        patches: Tensor = self.proj(image)
+        grid = (patches.shape[2], patches.shape[3])
+        tokens = patches.flatten(2).transpose(1, 2)
+        if self.cls_token is not None:
+            tokens = torch.cat((self.cls_token.expand(len(image), -1, -1), tokens), 1)
+        return tokens + resize_positions(self.pos_embed, self.grid, grid), grid
+
+
+def resize_positions(pos_embed: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
+    """Interpolate learned positions `[1, prefix + h * w, C]` from an old to a new grid (h, w)."""
+    if old == new:
+        return pos_embed
+    prefix = pos_embed.shape[1] - old[0] * old[1]
+    grid = pos_embed[:, prefix:].transpose(1, 2).unflatten(2, old)
+    grid = F.interpolate(grid, size=new, mode="bilinear", align_corners=False)
+    return torch.cat((pos_embed[:, :prefix], grid.flatten(2).transpose(1, 2)), 1)
+
+
+def tokens_to_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Drop prefix tokens of `[B, prefix + h * w, C]` and lay the rest out as `[B, C, h, w]`."""
+    return tokens[:, -grid[0] * grid[1] :].transpose(1, 2).unflatten(2, grid)
+
+
+def init_weights(module: nn.Module) -> None:
+    """Initialise linear layers as ViT does: truncated normal of std 0.02, zero bias."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

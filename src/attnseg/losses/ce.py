@@ -1,0 +1,25 @@
+"""Cross-entropy, binary per channel where classes overlap."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from attnseg.losses.loss import CrossEntropyTerm, SegmentationLoss
+
+
+class CrossEntropy(SegmentationLoss):
+    """Mean cross-entropy over pixels.
+
+    Args:
+        multilabel: see `SegmentationLoss`.
+        class_weights: factor of each channel; `None` is 1 for all.
+    """
+
+    def __init__(self, multilabel: bool, class_weights: Sequence[float] | None = None) -> None:
+        super().__init__(multilabel)
+        self.ce = CrossEntropyTerm(multilabel, class_weights)
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Return the scalar loss; shapes as in `SegmentationLoss`."""
+        loss: Tensor = self.ce(logits.float(), target)
+        return loss

@@ -1,0 +1,50 @@
+"""Weighted sum of soft Dice and cross-entropy: 0.6 and 0.4 in DAE-Former (arXiv 2212.13504)."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from attnseg.losses.dice import Dice
+from attnseg.losses.loss import CrossEntropyTerm, SegmentationLoss
+
+
+class DiceCE(SegmentationLoss):
+    """`dice_weight * Dice + ce_weight * cross-entropy`, binary per channel if classes overlap.
+
+    Args:
+        multilabel: see `SegmentationLoss`.
+        dice_weight: factor of the Dice loss.
+        ce_weight: factor of the cross-entropy.
+        squared: as in `Dice`.
+        batch: as in `Dice`.
+        smooth: as in `Dice`.
+        include_background: as in `Dice`.
+        class_weights: factor of each channel's cross-entropy; `None` is 1 for all.
+    """
+
+    def __init__(
+        self,
+        multilabel: bool,
+        dice_weight: float = 0.6,
+        ce_weight: float = 0.4,
+        squared: bool = True,
+        batch: bool = True,
+        smooth: float = 1e-5,
+        include_background: bool = True,
+        class_weights: Sequence[float] | None = None,
+    ) -> None:
+        super().__init__(multilabel)
+        if dice_weight < 0 or ce_weight < 0 or dice_weight + ce_weight == 0:
+            raise ValueError(
+                f"dice_weight {dice_weight} and ce_weight {ce_weight} must be at least 0, not both 0"
+            )
+        self.dice_weight = dice_weight
+        self.ce_weight = ce_weight
+        self.dice = Dice(multilabel, squared, batch, smooth, include_background)
+        self.ce = CrossEntropyTerm(multilabel, class_weights)
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Return the scalar loss; shapes as in `SegmentationLoss`."""
+        dice: Tensor = self.dice(logits, target)
+        ce: Tensor = self.ce(logits.float(), target)
+        return self.dice_weight * dice + self.ce_weight * ce

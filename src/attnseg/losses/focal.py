@@ -1,0 +1,29 @@
+"""Focal loss: cross-entropy that easy pixels weigh little in. Lin et al., 2017, arXiv 1708.02002."""
+
+from monai.losses.focal_loss import FocalLoss
+from torch import Tensor
+
+from attnseg.losses.loss import SegmentationLoss
+
+
+class Focal(SegmentationLoss):
+    """`(1 - p)^gamma` times cross-entropy, mean over pixels and classes.
+
+    Args:
+        multilabel: see `SegmentationLoss`.
+        gamma: how fast the weight of well-classified pixels falls; 0 is cross-entropy.
+        alpha: weight of the positive pixels, in [0, 1]; `None` weighs both the same.
+    """
+
+    def __init__(self, multilabel: bool, gamma: float = 2.0, alpha: float | None = None) -> None:
+        super().__init__(multilabel)
+        if gamma < 0:
+            raise ValueError(f"gamma {gamma} is negative; use 0 or more")
+        self.focal = FocalLoss(
+            to_onehot_y=not multilabel, gamma=gamma, alpha=alpha, use_softmax=not multilabel
+        )
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Return the scalar loss; shapes as in `SegmentationLoss`."""
+        loss: Tensor = self.focal(logits.float(), self.monai_target(target))
+        return loss

@@ -1,0 +1,48 @@
+"""What every loss is, and the Dice and cross-entropy terms they are made of."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class SegmentationLoss(nn.Module):
+    """Base of the losses.
+
+    Args:
+        multilabel: classes may overlap: a sigmoid per channel and target `[B, K, H, W]` of 0 and 1;
+            otherwise a softmax over channels, channel 0 the background, and target `[B, H, W]` of
+            class indices.
+    """
+
+    def __init__(self, multilabel: bool) -> None:
+        super().__init__()
+        self.multilabel = multilabel
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Return the scalar loss of logits `[B, K, H, W]` against a target as described above."""
+        raise NotImplementedError
+
+    def monai_target(self, target: Tensor) -> Tensor:
+        """Return the target as MONAI's losses take it: float channels, or one channel of indices."""
+        return target.float() if self.multilabel else target[:, None].long()
+
+
+class CrossEntropyTerm(nn.Module):
+    """Cross-entropy, binary per channel if classes overlap; optional weight per channel."""
+
+    weight: Tensor | None
+
+    def __init__(self, multilabel: bool, class_weights: Sequence[float] | None) -> None:
+        super().__init__()
+        self.multilabel = multilabel
+        weight = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
+        self.register_buffer("weight", weight, persistent=False)
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Return the mean cross-entropy; shapes as in `SegmentationLoss`."""
+        if not self.multilabel:
+            return F.cross_entropy(logits, target.long(), self.weight)
+        weight = None if self.weight is None else self.weight[:, None, None]
+        return F.binary_cross_entropy_with_logits(logits, target.to(logits.dtype), weight)

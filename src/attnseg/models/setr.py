@@ -1,0 +1,278 @@
+"""SETR: a plain Vision Transformer with a naive, PUP or MLA head.
+
+Zheng et al., 2021, arXiv 2012.15840. Details the paper leaves open follow the published code:
+the class token stays in the sequence (naive, PUP), there is no norm after the encoder but one in
+each head, and MLA's streams are upsampled with aligned corners.
+"""
+
+import re
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from attnseg.layers.conv import conv_bn_relu, resize, upsample
+from attnseg.layers.vit import AttentionFactory, Block, PatchTokens, init_weights, tokens_to_map
+from attnseg.models.model import SegmentationModel, check_divisible
+
+NORM_EPS = 1e-6
+MLA_LEVELS = 4
+
+
+@dataclass(frozen=True)
+class Size:
+    """Dimensions of a named size: encoder width, depth and heads, patch, head channels."""
+
+    dim: int
+    depth: int
+    num_heads: int
+    patch_size: int
+    head_channels: int
+    auxiliary: tuple[int, ...]  # blocks (from 0) that auxiliary heads read
+
+
+SIZES = {
+    "tiny": Size(192, 4, 3, 8, 64, (1,)),  # ours, for tests and laptops
+    "base": Size(768, 12, 12, 16, 256, (2, 5, 8)),  # T-Base
+    "large": Size(1024, 24, 16, 16, 256, (9, 14, 19)),  # T-Large
+}
+
+
+class NaiveHead(nn.Module):
+    """Norm, 1x1 convolution, 1x1 classifier, one bilinear resize."""
+
+    def __init__(self, dim: int, channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.conv = conv_bn_relu(dim, channels, 1, bias=True)
+        self.classify = nn.Conv2d(channels, num_classes, 1)
+
+    def forward(self, tokens: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
+        """Map tokens `[B, N, C]` to logits `[B, K, *size]`."""
+        logits: Tensor = self.classify(self.conv(tokens_to_map(self.norm(tokens), grid)))
+        return resize(logits, size)
+
+
+class PUPHead(nn.Module):
+    """Progressive upsampling: convolutions with a doubling after each, until the image's size."""
+
+    def __init__(self, dim: int, channels: int, num_classes: int, patch_size: int) -> None:
+        super().__init__()
+        doublings = patch_size.bit_length() - 1
+        if patch_size != 2**doublings or doublings < 1:
+            raise ValueError(
+                f"patch_size {patch_size} is not a power of two, which the PUP head's doublings "
+                "need; use head=naive"
+            )
+        self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
+        widths = [dim] + [channels] * doublings
+        self.convs = nn.ModuleList(conv_bn_relu(a, b, 3, bias=True) for a, b in pairwise(widths))
+        self.classify = nn.Conv2d(channels, num_classes, 1)
+
+    def forward(self, tokens: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
+        """Map tokens `[B, N, C]` to logits `[B, K, *size]`."""
+        x = tokens_to_map(self.norm(tokens), grid)
+        for i, conv in enumerate(self.convs):
+            x = conv(x if i == 0 else upsample(x, 2))
+        return upsample(self.classify(x), 2)
+
+
+class MLAHead(nn.Module):
+    """Multi-level aggregation: four depths of the encoder, summed top-down, then concatenated."""
+
+    def __init__(self, dim: int, channels: int, num_classes: int) -> None:
+        super().__init__()
+        levels = range(MLA_LEVELS)
+        stream = channels // 2
+        self.norms = nn.ModuleList(nn.LayerNorm(dim, eps=NORM_EPS) for _ in levels)
+        self.reduce = nn.ModuleList(conv_bn_relu(dim, channels, 1, bias=False) for _ in levels)
+        self.fuse = nn.ModuleList(conv_bn_relu(channels, channels, 3, bias=False) for _ in levels)
+        self.streams = nn.ModuleList(
+            nn.Sequential(
+                conv_bn_relu(channels, stream, 3, bias=False),
+                conv_bn_relu(stream, stream, 3, bias=False),
+            )
+            for _ in levels
+        )
+        self.classify = nn.Conv2d(MLA_LEVELS * stream, num_classes, 3, padding=1)
+
+    def forward(
+        self, levels: list[Tensor], grid: tuple[int, int], size: tuple[int, int]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Aggregate four encoder depths.
+
+        Args:
+            levels: tokens `[B, N, C]`, shallow to deep.
+            grid: height and width of the token grid.
+            size: height and width of the image.
+
+        Returns:
+            Logits `[B, K, *size]`, and the fused map `[B, channels, *grid]` of each level.
+        """
+        maps = [
+            reduce(tokens_to_map(norm(tokens), grid))
+            for norm, reduce, tokens in zip(self.norms, self.reduce, levels, strict=True)
+        ]
+        for i in reversed(range(MLA_LEVELS - 1)):
+            maps[i] = maps[i] + maps[i + 1]
+        fused = [fuse(x) for fuse, x in zip(self.fuse, maps, strict=True)]
+        streams = [
+            upsample(stream(x), 4, align_corners=True)
+            for stream, x in zip(self.streams, fused, strict=True)
+        ]
+        return resize(self.classify(torch.cat(streams, 1)), size), fused
+
+
+class SETR(SegmentationModel):
+    """SETR with a chosen head and attention.
+
+    Args:
+        in_channels: channels of the image.
+        num_classes: K, channels of the logits.
+        image_size: height and width that the positions are learned for.
+        attn: builds the attention of every block.
+        size: `tiny`, `base` or `large`; the arguments below override its numbers.
+        head: `naive`, `pup` or `mla`.
+        auxiliary: whether further heads read the middle of the encoder while training.
+        dim: width of the tokens.
+        depth: number of blocks.
+        num_heads: attention heads.
+        patch_size: side of a patch, pixels.
+        head_channels: channels of the head's convolutions.
+
+    Raises:
+        ValueError: an unknown size or head, or numbers that do not fit each other.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        num_classes: int,
+        image_size: tuple[int, int],
+        attn: AttentionFactory,
+        size: str = "base",
+        head: str = "pup",
+        auxiliary: bool = True,
+        dim: int | None = None,
+        depth: int | None = None,
+        num_heads: int | None = None,
+        patch_size: int | None = None,
+        head_channels: int | None = None,
+    ) -> None:
+        super().__init__()
+        if size not in SIZES:
+            raise ValueError(f"unknown size {size!r}; choose one of {', '.join(SIZES)}")
+        if head not in ("naive", "pup", "mla"):
+            raise ValueError(f"unknown head {head!r}; choose one of naive, pup, mla")
+        preset = SIZES[size]
+        dim = dim or preset.dim
+        depth = depth or preset.depth
+        channels = head_channels or preset.head_channels
+        self.patch_size = patch_size or preset.patch_size
+        check_divisible("image_size", image_size, self.patch_size)
+        if head == "mla" and (depth < MLA_LEVELS or channels % 2):
+            raise ValueError(
+                f"head=mla needs a depth of at least {MLA_LEVELS} and an even number of "
+                f"head_channels, got {depth} and {channels}"
+            )
+        grid = (image_size[0] // self.patch_size, image_size[1] // self.patch_size)
+        self.embed = PatchTokens(in_channels, dim, self.patch_size, grid, head != "mla")
+        self.encoder = nn.ModuleList(
+            Block(dim, num_heads or preset.num_heads, attn, norm_eps=NORM_EPS) for _ in range(depth)
+        )
+        self.encoder.apply(init_weights)
+        self.mla_levels = [depth * (i + 1) // MLA_LEVELS - 1 for i in range(MLA_LEVELS)]
+        self.auxiliary_levels: list[int] = []
+        self.head: NaiveHead | PUPHead | MLAHead
+        self.auxiliary_heads = nn.ModuleList()
+        if head == "mla":
+            self.head = MLAHead(dim, channels, num_classes)
+            if auxiliary:
+                self.auxiliary_heads.extend(
+                    nn.Conv2d(channels, num_classes, 1) for _ in range(MLA_LEVELS)
+                )
+        else:
+            if head == "pup":
+                self.head = PUPHead(dim, channels, num_classes, self.patch_size)
+            else:
+                self.head = NaiveHead(dim, channels, num_classes)
+            if auxiliary:
+                self.auxiliary_levels = [i for i in preset.auxiliary if i < depth - 1]
+                self.auxiliary_heads.extend(
+                    NaiveHead(dim, channels, num_classes) for _ in self.auxiliary_levels
+                )
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Segment images `[B, C, H, W]`; see `SegmentationModel.forward`."""
+        return self._outputs(image, auxiliary=False)[0]
+
+    def training_outputs(self, image: Tensor) -> list[Tensor]:
+        """Return the head's logits and those of the auxiliary heads."""
+        return self._outputs(image, auxiliary=True)
+
+    def _outputs(self, image: Tensor, auxiliary: bool) -> list[Tensor]:
+        size = (image.shape[2], image.shape[3])
+        check_divisible("image", size, self.patch_size)
+        tokens, grid = self.embed(image)
+        levels = []
+        for block in self.encoder:
+            tokens = block(tokens, grid)
+            levels.append(tokens)
+        if isinstance(self.head, MLAHead):
+            logits, fused = self.head([levels[i] for i in self.mla_levels], grid, size)
+            if not auxiliary:
+                return [logits]
+            pairs = zip(self.auxiliary_heads, fused, strict=False)
+            return [logits, *(resize(classify(x), size) for classify, x in pairs)]
+        outputs = [self.head(tokens, grid, size)]
+        if auxiliary:
+            read = [levels[i] for i in self.auxiliary_levels]
+            for auxiliary_head, x in zip(self.auxiliary_heads, read, strict=True):
+                outputs.append(auxiliary_head(x, grid, size))
+        return outputs
+
+    def official_split(self, name: str, value: Tensor) -> dict[str, Tensor]:
+        """Split the joint `qkv` projection; MLA adds, then drops, the class token's position."""
+        if name == "backbone.pos_embed" and isinstance(self.head, MLAHead):
+            return {name: value[:, 1:]}
+        if ".attn.qkv." not in name:
+            return {name: value}
+        return {
+            name.replace(".qkv.", f".{role}."): part
+            for role, part in zip("qkv", value.chunk(3), strict=True)
+        }
+
+    def official_name(self, name: str) -> str | None:
+        """Translate a name of the published checkpoints (`backbone.`, `decode_head.`)."""
+        if match := re.fullmatch(r"decode_head\.(conv|syncbn_fc)_(\d)\.(.+)", name):
+            kind, index, rest = match.groups()
+            if isinstance(self.head, PUPHead) and int(index) < len(self.head.convs):
+                return f"head.convs.{index}.{int(kind != 'conv')}.{rest}"
+            return f"head.conv.{int(kind != 'conv')}.{rest}" if index == "0" else f"head.classify.{rest}"
+        for pattern, ours in OFFICIAL_NAMES:
+            if match := re.fullmatch(pattern, name):
+                groups = match.groups()
+                # MLA's streams are numbered 2 to 5, ours from 0.
+                level = str(int(groups[0]) - 2) if "{level}" in ours else ""
+                return ours.format(*groups, level=level)
+        return None
+
+
+# Published name -> ours. `conv_seg` is made by the base class there and never used.
+OFFICIAL_NAMES = (
+    (r"backbone\.(cls_token|pos_embed)", "embed.{0}"),
+    (r"backbone\.patch_embed\.(proj\..+)", "embed.{0}"),
+    (r"backbone\.blocks\.(\d+)\.attn\.([qkv])\.(.+)", "encoder.{0}.attn.project.{1}.{2}"),
+    (r"backbone\.blocks\.(\d+)\.attn\.proj\.(.+)", "encoder.{0}.attn.out.{1}"),
+    (r"backbone\.blocks\.(\d+)\.((?:norm|mlp).+)", "encoder.{0}.{1}"),
+    (r"decode_head\.norm\.(.+)", "head.norm.{0}"),
+    (r"backbone\.norm_(\d)\.(.+)", "head.norms.{0}.{1}"),
+    (r"backbone\.mla\.mla_p(\d)_1x1\.(.+)", "head.reduce.{level}.{1}"),
+    (r"backbone\.mla\.mla_p(\d)\.(.+)", "head.fuse.{level}.{1}"),
+    (r"decode_head\.mlahead\.head(\d)\.([01])\.(.+)", "head.streams.{level}.0.{1}.{2}"),
+    (r"decode_head\.mlahead\.head(\d)\.3\.(.+)", "head.streams.{level}.1.0.{1}"),
+    (r"decode_head\.mlahead\.head(\d)\.4\.(.+)", "head.streams.{level}.1.1.{1}"),
+    (r"decode_head\.cls\.(.+)", "head.classify.{0}"),
+)

@@ -1,0 +1,79 @@
+"""Progress on the terminal: a bar with time left, or a few plain lines when piped to a file."""
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import Self, TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+T = TypeVar("T")
+LINES = 4  # plain lines per bar
+
+
+class Bar:
+    """One bar of `total` steps, with a note at its end.
+
+    On a terminal it is drawn in place and vanishes when done. Elsewhere it prints a line at each
+    quarter, with the time left.
+
+    Args:
+        label: what is going on.
+        total: number of steps.
+        unit: what a step is, plural.
+    """
+
+    def __init__(self, label: str, total: int, unit: str) -> None:
+        self.label, self.total, self.unit = label, total, unit
+        self.done = 0
+        self.started = time.monotonic()
+        self.drawn: Progress | None = None
+        # sys.stdout is looked up now: a test or a launcher may have replaced it.
+        console = Console(file=sys.stdout)
+        if console.is_terminal:
+            self.drawn = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=30),
+                MofNCompleteColumn(),
+                TextColumn(unit),
+                TimeRemainingColumn(compact=True),
+                TextColumn("{task.fields[note]}"),
+                console=console,
+                transient=True,
+            )
+            self.task = self.drawn.add_task(label, total=total, note="")
+
+    def __enter__(self) -> Self:
+        if self.drawn:
+            self.drawn.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        if self.drawn:
+            self.drawn.stop()
+
+    def advance(self, note: str = "") -> None:
+        """Count one step and show `note`, a loss say."""
+        self.done += 1
+        if self.drawn:
+            self.drawn.update(self.task, completed=self.done, note=note)
+            return
+        passed = self.done * LINES // self.total
+        if passed > (self.done - 1) * LINES // self.total:
+            elapsed = time.monotonic() - self.started
+            left = elapsed / self.done * (self.total - self.done)
+            parts = [f"{self.label}: {self.done}/{self.total} {self.unit}", note]
+            parts.append(f"{left:.0f} s left" if self.done < self.total else f"{elapsed:.1f} s")
+            print(", ".join(part for part in parts if part), flush=True)
+
+
+def track(items: Sequence[T], label: str, unit: str) -> Iterator[T]:
+    """Yield `items`, showing a `Bar`."""
+    with Bar(label, len(items), unit) as bar:
+        for item in items:
+            yield item
+            bar.advance()
