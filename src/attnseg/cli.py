@@ -93,7 +93,7 @@ def to_plain(composed: DictConfig) -> dict[str, Any]:
     except OmegaConfBaseException as error:
         raise ConfigError(f"{error.full_key}: {first_line(error)}; correct the value") from error
     choices = HydraConfig.get().runtime.choices
-    plain["choices"] = {k: v for k, v in choices.items() if (GROUPS / k).is_dir() and v is not None}
+    plain["choices"] = {k: v for k, v in sorted(choices.items()) if v and "/" not in k}
     return dict(plain)
 
 

@@ -229,9 +229,10 @@ def fit(config: Config, run: Run, data: Data, model: SegmentationModel) -> None:
             filename="best",
             monitor=options.monitor,
             mode=mode,
-            save_last=True,
             enable_version_counter=False,
         ),
+        # Not `save_last`, which only follows the best.
+        ModelCheckpoint(checkpoints, filename="last", enable_version_counter=False),
     ]
     if options.early_stopping:
         callbacks.append(EarlyStopping(options.monitor, patience=options.early_stopping, mode=mode))
