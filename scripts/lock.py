@@ -1,4 +1,4 @@
-"""Write requirements/cuda.lock and requirements/cpu.lock from pyproject.toml, every file pinned by hash.
+"""Write requirements/cuda.lock and cpu.lock from pyproject.toml, every file pinned by hash.
 
 Both locks hold the same versions. The CPU lock leaves out CUDA's companion packages (gigabytes) and
 lists only builds of PyTorch without CUDA: on Linux, the one that the configured index offers.

@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,15 +15,20 @@ from typing import Any, NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from attnseg.engine import schema
-from attnseg.errors import AttnsegError, ConfigError
+from attnseg.errors import AttnsegError, ConfigError, ResourceError
 
 CONFIGS = "pkg://attnseg.configs"
 GROUPS = Path(__file__).parent / "configs"
+FLAGS = (
+    "--help", "--hydra-help", "--version", "--cfg", "--resolve", "--package", "--run", "--multirun",
+    "--shell-completion", "--config-path", "--config-name", "--config-dir", "--info",
+)  # fmt: skip
 log = logging.getLogger("attnseg")
 
 
@@ -37,7 +43,7 @@ def main() -> NoReturn:
         print("\nattnseg COMMAND --help lists every choice.")
         sys.exit(0)
     if name not in commands:
-        end(ConfigError(f"{name}: no such command; {schema.nearest(name, commands)}"))
+        sys.exit(report(ConfigError(f"{name}: no such command; {schema.nearest(name, commands)}")))
     del sys.argv[1]
     commands[name]()
 
@@ -57,26 +63,43 @@ def run(config_name: str, job: Callable[[schema.Config, str], None]) -> NoReturn
     """Compose the configuration from `sys.argv`, run `job` for it (each one with -m), and exit."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions through: we report them ourselves
     send_log_to_terminal()
-    failed: list[int] = []
+    codes: list[int] = []
 
     def task(composed: DictConfig) -> None:
+        # One job's fault leaves the others of a multirun alone.
         try:
+            hydra_config = HydraConfig.get()
+            if hydra_config.mode == RunMode.MULTIRUN:
+                log.info("== Job %s: %s", hydra_config.job.num, hydra_config.job.override_dirname)
             plain = to_plain(composed)
             job(schema.check(plain), OmegaConf.to_yaml(composed, resolve=True))
+            codes.append(0)
         except Exception as error:
-            if HydraConfig.get().mode is None or HydraConfig.get().mode.name == "RUN":
-                raise
-            # One job's fault leaves the others of a multirun alone.
-            failed.append(report(error))
+            codes.append(report(error))
 
     try:
+        check_flags(sys.argv[1:])
         hydra.main(version_base="1.3", config_path=CONFIGS, config_name=config_name)(task)()
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
-        end(error)
-    sys.exit(failed[0] if failed else 0)
+        codes.append(report(compose_error(error)))
+    if len(codes) > 1:
+        log.info("%d of %d jobs done", codes.count(0), len(codes))
+    sys.exit(max(codes, default=0))
+
+
+def check_flags(arguments: Sequence[str]) -> None:
+    """Refuse flags that Hydra does not know, in one line.
+
+    Raises:
+        ConfigError: names the flag and the nearest known one.
+    """
+    for argument in arguments:
+        flag = argument.split("=")[0]
+        if flag.startswith("--") and flag not in FLAGS:
+            raise ConfigError(f"{flag}: no such flag; {schema.nearest(flag, FLAGS)}")
 
 
 def to_plain(composed: DictConfig) -> dict[str, Any]:
@@ -115,62 +138,74 @@ class TerminalHandler(logging.Handler):
         print(prefix + record.getMessage(), flush=True)
 
 
-def end(error: Exception) -> NoReturn:
-    """Report an error and exit with its code."""
-    sys.exit(report(error))
-
-
 def report(error: Exception) -> int:
-    """Print one line for an error, keep the traceback in a file, and return the exit code."""
+    """Print one line for an error, keep a bug's traceback in a file, and return the exit code."""
     known = translate(error)
     if known is not None:
+        log.debug("Failed", exc_info=error)
         print(f"error: {known}", file=sys.stderr, flush=True)
         return known.exit_code
-    trace = Path("attnseg-error.log")
-    trace.write_text("".join(traceback.format_exception(error)))
+    handle, trace = tempfile.mkstemp(prefix="attnseg-error-", suffix=".log")
+    with os.fdopen(handle, "w") as file:
+        file.write("".join(traceback.format_exception(error)))
     print(
         f"error: {type(error).__name__}: {first_line(error)}; this is a bug of ours, please report "
-        f"it with {trace.resolve()}",
+        f"it with {trace}",
         file=sys.stderr,
         flush=True,
     )
     return 1
 
 
-def translate(error: BaseException) -> AttnsegError | None:
+def translate(error: Exception) -> AttnsegError | None:
     """Return what an exception means to the person at the terminal; `None` for a bug of ours."""
     if isinstance(error, AttnsegError):
         return error
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
-        group, _, name = error.missing_cfg_file.rpartition("/")
-        return ConfigError(f"{group}: no {name!r}; {schema.nearest(name, error.options or [])}")
-    if isinstance(error, HydraException | OmegaConfBaseException):
-        return ConfigError(explain_override(error))
+    if isinstance(error, OSError) and error.errno and error.strerror:
+        what = error.filename or "disk"
+        return ResourceError(f"{what}: {error.strerror}; check the path, permissions and space")
     return None
 
 
-def explain_override(error: Exception) -> str:
-    """Return one line for what Hydra says of the command line or of a configuration file."""
-    text = str(error)
+def compose_error(error: Exception) -> Exception:
+    """Turn what Hydra says of the command line or of a configuration file into one line."""
+    text = " ".join(str(error).split())
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, name = error.missing_cfg_file.rpartition("/")
+        return ConfigError(f"{group}: no {name!r}; {schema.nearest(name, error.options or [])}")
+    if isinstance(error, OverrideParseException):
+        return ConfigError(
+            f"{error.override}: not KEY=VALUE; quote values with spaces, commas or brackets"
+        )
     if match := re.search(r"Could not override '([^'@]+)", text):
         key = match[1]
         parent, _, name = key.rpartition(".")
-        return f"{key}: no such key; {schema.nearest(name, known_names(parent))}"
-    if match := re.search(r"Key '([^']+)' is not in struct\s+full_key: (\S+)", text):
-        parent, _, name = match[2].rpartition(".")
-        return f"{match[2]}: no such key; {schema.nearest(name, known_names(parent))}"
-    if match := re.search(r"Error parsing override '(.*?)'", text):
-        return f"{match[1]}: not KEY=VALUE; quote values with spaces, commas or braces"
-    return f"configuration: {' '.join(text.split())[:300]}; see --help"
+        return ConfigError(f"{key}: no such key; {schema.nearest(name, known_names(parent))}")
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        return ConfigError(f"configuration: {text[:300]}; see --help")
+    if isinstance(error, ValueError) and "group override" in text:
+        # A group set to null or to a number.
+        wrong = [a for a in sys.argv[1:] if re.fullmatch(r"\w*=(null|[\d.]*)", a)]
+        group = wrong[0].partition("=")[0] if wrong else "configuration"
+        return ConfigError(f"{' '.join(wrong)}: not a choice; {choices_of(group)}")
+    return error
+
+
+def choices_of(group: str) -> str:
+    """Return advice that lists the names of a group."""
+    names = sorted(path.stem for path in (GROUPS / group).glob("*.yaml"))
+    return f"choose one of {', '.join(names)}" if group and names else "see --help"
 
 
 def known_names(parent: str) -> Sequence[str]:
-    """Return the keys under `parent` in the default configuration; the top level's groups, too."""
+    """Return the keys under `parent` in the default configuration; at the top, the groups too."""
     with hydra.initialize_config_module("attnseg.configs", version_base="1.3"):
-        node = OmegaConf.select(hydra.compose("train"), parent) if parent else hydra.compose("train")
-    groups = [path.name for path in GROUPS.iterdir() if path.is_dir() and path.name[0] != "_"]
+        node: Any = hydra.compose("train")
+    if parent:
+        node = OmegaConf.select(node, parent)
     names = [str(key) for key in node] if OmegaConf.is_dict(node) else []
-    return names if parent else sorted({*names, *groups} - {"hydra"})
+    groups = [path.name for path in GROUPS.iterdir() if any(path.glob("*.yaml"))]
+    return names if parent else sorted({*names, *groups})
 
 
 def first_line(error: BaseException) -> str:

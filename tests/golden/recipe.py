@@ -18,7 +18,9 @@ class Golden:
 
     def __init__(self, name: str) -> None:
         self.stored = np.load(FOLDER / f"{name}.npz")
-        sums = zip(self.stored["names"], self.stored["shapes"], self.stored["weight_sums"], strict=True)
+        sums = zip(
+            self.stored["names"], self.stored["shapes"], self.stored["weight_sums"], strict=True
+        )
         self.weights = {}
         for key, shape, total in sums:
             value = fill(str(key), tuple(int(side) for side in str(shape).split(",")))

@@ -9,7 +9,14 @@ from attnseg.models.setr import SETR
 from tests.golden.recipe import Golden
 
 TOLERANCE = 1e-5
-SMALL = {"size": "tiny", "dim": 96, "depth": 4, "num_heads": 4, "patch_size": 16, "head_channels": 256}
+SMALL = {
+    "size": "tiny",
+    "dim": 96,
+    "depth": 4,
+    "num_heads": 4,
+    "patch_size": 16,
+    "head_channels": 256,
+}
 
 
 def largest_difference(head: str, small: bool) -> float:

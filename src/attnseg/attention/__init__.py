@@ -1,0 +1,1 @@
+"""What is projected, and how scores mix values: pure torch, one idea per file."""

@@ -10,8 +10,8 @@ Notation: B batch, N query tokens, M key tokens, C width, h heads, d = C / h hea
 """
 
 import importlib
+import inspect
 import pkgutil
-from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -70,9 +70,26 @@ def mixing_class(name: str) -> type[Mixing]:
     known.remove("attention")
     if name not in known:
         raise ValueError(f"unknown mixing {name!r}; choose one of {', '.join(known)}")
-    found = getattr(importlib.import_module(f"attnseg.attention.{name}"), class_name)
-    assert issubclass(found, Mixing)
+    found: type[Mixing] = getattr(importlib.import_module(f"attnseg.attention.{name}"), class_name)
     return found
+
+
+def make_mixing(
+    name: str, head_dim: int, num_heads: int, scale: float, options: dict[str, Any]
+) -> Mixing:
+    """Build the mixing called `name`; other arguments as in `Mixing` and `Attention`.
+
+    Raises:
+        ValueError: no such mixing, or an option it does not take.
+    """
+    found = mixing_class(name)
+    known = list(inspect.signature(found).parameters)[3:]
+    for option in options:
+        if option not in known:
+            raise ValueError(
+                f"mixing {name} has no option {option!r}; it takes {', '.join(known) or 'none'}"
+            )
+    return found(head_dim, num_heads, scale, **options)
 
 
 class Attention(nn.Module):
@@ -117,8 +134,9 @@ class Attention(nn.Module):
         self.project = nn.ModuleDict(
             {name: nn.Linear(dim, dim, bias) for name in dict.fromkeys(self.reads.values())}
         )
-        mix = partial(mixing_class(mixing), head_dim, num_heads, scale or head_dim**-0.5)
-        self.mix = mix(**(mixing_options or {}))
+        self.mix = make_mixing(
+            mixing, head_dim, num_heads, scale or head_dim**-0.5, mixing_options or {}
+        )
         self.out = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, grid: tuple[int, int], context: Tensor | None = None) -> Tensor:
@@ -142,4 +160,5 @@ class Attention(nn.Module):
 
     def _heads(self, role: str, tokens: Tensor) -> Tensor:
         projected: Tensor = self.project[self.reads[role]](tokens)
-        return projected.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        heads: Tensor = projected.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        return heads

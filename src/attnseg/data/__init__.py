@@ -1,0 +1,1 @@
+"""Datasets: readers, prepared cases, splits, augmentation, loaders, phantoms."""

@@ -7,8 +7,8 @@ import os
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # at import it would ask the network for its version
 
-import albumentations as A  # noqa: E402
-import cv2  # noqa: E402
+import albumentations as A
+import cv2
 
 Transforms = list[A.BasicTransform]
 
@@ -25,7 +25,7 @@ def light(
     brightness: float = 0.15,
     contrast: float = 0.2,
 ) -> Transforms:
-    """Small shifts, turns and zooms, and another brightness and contrast. No flips: organs have a side.
+    """Small shifts, turns and zooms, another brightness and contrast; no flips: organs have a side.
 
     Args:
         shift: largest shift, share of the image.

@@ -11,6 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -99,7 +100,7 @@ def _write(root: Path, spec: PhantomSpec) -> None:
     days = [(p, d) for p in range(spec.patients) for d in range(1 + p % spec.max_days)]
     for patient, day in track(days, "Making the phantom", "scans"):
         width, height, spacing = spec.frames[patient % len(spec.frames)]
-        # Odd numbers with a gap, as in the download, where day and case numbers are not consecutive.
+        # Numbers with gaps, as in the download.
         scan = f"case{2 * patient + 1}_day{5 * day}"
         folder = root / "train" / scan.split("_")[0] / scan / "scans"
         folder.mkdir(parents=True)
@@ -213,17 +214,19 @@ class Body:
 
     def _ellipsoid(self, centre: Point, radii: Point) -> Field:
         x, y, z = (
-            (axis - c) / r for axis, c, r in zip((self.x, self.y, self.z), centre, radii, strict=True)
+            (axis - c) / r
+            for axis, c, r in zip((self.x, self.y, self.z), centre, radii, strict=True)
         )
         squared = x[None, None, :] ** 2 + y[None, :, None] ** 2 + z[:, None, None] ** 2
-        return (np.sqrt(squared) - 1) * min(radii)
+        distance: Field = (np.sqrt(squared) - 1) * min(radii)
+        return distance
 
     def _tube(self, points: list[Point], radii: Iterable[float]) -> Field:
         """Distance to capsules along a line of points, evaluated near them only."""
         field = np.full(self.shape, np.inf)
         margin = 8.0  # mm around a capsule in which its distance is needed for soft edges
         ends = list(zip(np.array(points), radii, strict=True))
-        for (a, radius_a), (b, radius_b) in zip(ends, ends[1:], strict=False):
+        for (a, radius_a), (b, radius_b) in pairwise(ends):
             reach = max(radius_a, radius_b) + margin
             low, high = np.minimum(a, b) - reach, np.maximum(a, b) + reach
             sx, sy, sz = (
@@ -259,17 +262,23 @@ class Body:
             grain = ndimage.gaussian_filter(rng.standard_normal(self.shape), (0.6, 1.2, 1.2))
             inside = np.clip(0.5 - field / self.spacing, 0, 1)  # partial volume at the edge
             image += inside * (value + 2.0 * texture * grain - image)
-        for field, wall in ((self.stomach, 0.30), (self.large_bowel, 0.55), (self.small_bowel, 0.45)):
+        for field, wall in (
+            (self.stomach, 0.30),
+            (self.large_bowel, 0.55),
+            (self.small_bowel, 0.45),
+        ):
             image += np.clip(1 - np.abs(field + 2) / 2.5, 0, 1) * 0.7 * (wall - image)
         image = ndimage.gaussian_filter(image, (0, 0.5, 0.5)) * self._bias()
         noise = rng.normal(0, 0.03, (2, *self.shape))
         magnitude = np.sqrt((image + noise[0]) ** 2 + noise[1] ** 2)  # Rician
-        return np.clip(magnitude * rng.uniform(900, 2400), 0, 65535).astype(np.uint16)
+        brightness = rng.uniform(900, 2400)
+        return np.asarray(np.clip(magnitude * brightness, 0, 65535), np.uint16)
 
     def _bias(self) -> Field:
         x, y = self.x[None, None, :] / 150, self.y[None, :, None] / 110
         a, b, c, d = self.today.uniform(-0.16, 0.16, 4)
-        return np.exp(a * x + b * y + c * x * y + d * (x * x + y * y - 0.5)) * np.ones(self.shape)
+        log: Field = a * x + b * y + c * x * y + d * (x * x + y * y - 0.5)
+        return np.broadcast_to(np.exp(log), self.shape)
 
 
 def _resample(points: list[Point], count: int) -> list[Point]:
@@ -277,5 +286,3 @@ def _resample(points: list[Point], count: int) -> list[Point]:
     steps = np.linspace(0, len(points) - 1, count)
     columns = [np.interp(steps, np.arange(len(points)), array[:, i]) for i in range(3)]
     return list(zip(*columns, strict=True))
-
-

@@ -37,7 +37,9 @@ def decode(text: str, shape: tuple[int, int]) -> NDArray[np.bool_]:
             raise ValueError(f"run {start} {length} is empty, overlaps or is out of order")
         end = start + length - 1
         if end > mask.size:
-            raise ValueError(f"run {start} {length} ends beyond the {mask.size} pixels of the image")
+            raise ValueError(
+                f"run {start} {length} ends beyond the {mask.size} pixels of the image"
+            )
         mask[start - 1 : end] = True
     return mask.reshape(shape)
 

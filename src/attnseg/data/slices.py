@@ -1,5 +1,6 @@
-"""Slices as the network takes them: one place resizes and scales, for training and prediction alike."""
+"""Slices as the network takes them: one place scales and resizes, for training and prediction."""
 
+import random
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -34,7 +35,7 @@ def network_image(
     """
     scaled = np.clip((image.astype(np.float32) - low) / (high - low), 0, 1).astype(np.float32)
     resized = cv2.resize(scaled, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
-    return resized.reshape(*size, image.shape[2]).astype(np.float32, copy=False)
+    return np.asarray(resized, np.float32).reshape(*size, image.shape[2])
 
 
 def network_tensor(image: NDArray[np.float32]) -> Tensor:
@@ -93,8 +94,10 @@ class SliceDataset(Dataset[Sample]):
             case.mask[at_slice], (self.size[1], self.size[0]), interpolation=cv2.INTER_NEAREST
         )
         if self.augment:
-            seed = np.random.SeedSequence((self.seed, epoch, index)).generate_state(1)[0]
-            self.augment.set_random_seed(int(seed))
+            # Not `set_random_seed`: it starts every transform at the same draws, which ties the
+            # turn of an image to its brightness.
+            rng = np.random.default_rng((self.seed, epoch, index))
+            self.augment.set_random_state(rng, random.Random(int(rng.integers(2**63))))
             changed = self.augment(image=image, mask=mask)
             image, mask = np.clip(changed["image"], 0, 1), changed["mask"]
         target = mask if self.bits is None else (mask[None] >> self.bits) & 1

@@ -14,6 +14,7 @@ import csv
 import logging
 import re
 from collections import defaultdict
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -92,7 +93,7 @@ class UWMadison(Reader):
     def read(self, ref: CaseRef) -> Case:
         """Decode one scan; see `Reader.read`."""
         numbers = [parse_name(path)[0] for path in ref.files]
-        for number, following in zip(numbers, numbers[1:], strict=False):
+        for number, following in pairwise(numbers):
             if number == following:
                 raise DataError(f"{ref.files[0].parent}: slice {number} twice; keep one file")
             if number + 1 < following:

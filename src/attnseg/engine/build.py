@@ -72,7 +72,8 @@ def factory(key: str, node: Component, given: tuple[str, ...] = ()) -> Callable[
     try:
         schema.model_validate(options)
     except ValidationError as error:
-        raise ConfigError(explain(error, options, key)) from error
+        also = type(node).model_fields.keys() - {"target"}
+        raise ConfigError(explain(error, options, key, also)) from error
     return partial(found, **options)
 
 

@@ -11,7 +11,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 def parameters(model: nn.Module) -> dict[str, int]:
     """Return the number of parameters of each part of a model, and `total`."""
-    parts = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
+    parts = {
+        name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()
+    }
     return {**parts, "total": sum(p.numel() for p in model.parameters())}
 
 

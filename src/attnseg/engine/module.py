@@ -109,12 +109,16 @@ class SegmentationModule(pl.LightningModule):
             return self.schedule(step, steps)
 
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
 
 
 def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
     """Return two groups: matrices and kernels, and all else, which weight decay would only harm."""
-    decayed, rest = [], []
+    decayed: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         free = parameter.ndim < 2 or name.endswith(("pos_embed", "cls_token", "temperature"))
         (rest if free else decayed).append(parameter)

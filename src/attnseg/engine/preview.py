@@ -1,6 +1,7 @@
 """Pictures of predictions: image, truth and prediction side by side."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -15,7 +16,7 @@ SLICES = 3
 def draw(
     path: Path,
     title: str,
-    image: NDArray[np.generic],
+    image: NDArray[Any],
     truth: NDArray[np.bool_],
     prediction: NDArray[np.bool_],
     classes: tuple[str, ...],
@@ -59,7 +60,7 @@ def draw(
 
 
 def _slices_to_show(truth: NDArray[np.bool_]) -> list[int]:
-    """Return up to `SLICES` slices, in order: those that show most of each third of what is there."""
+    """Return up to `SLICES` slices in order: what shows most in each third of the organs."""
     area = truth.sum((2, 3)).astype(float)
     # Each class counts the same, however large it is.
     seen = (area / np.maximum(area.max(1, keepdims=True), 1)).sum(0)

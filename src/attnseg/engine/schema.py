@@ -153,20 +153,23 @@ def check(raw: Mapping[str, Any]) -> Config:
     return config
 
 
-def explain(error: ValidationError, raw: Mapping[str, Any], prefix: str = "") -> str:
+def explain(
+    error: ValidationError, raw: Mapping[str, Any], prefix: str = "", also: Iterable[str] = ()
+) -> str:
     """Return one line for the first problem pydantic found.
 
     Args:
         error: what pydantic raised.
         raw: the mapping that was checked.
         prefix: key that `raw` itself has in the whole configuration.
+        also: names that are allowed beside those of the schema.
     """
     # An unknown key explains a missing one better than the other way round.
     first = min(error.errors(), key=lambda item: item["type"] != "extra_forbidden")
     place = [str(part) for part in first["loc"] if not _is_branch(part, first["loc"], raw)]
     key = ".".join([*([prefix] if prefix else []), *place])
     if first["type"] == "extra_forbidden":
-        siblings = _siblings(error, first["loc"])
+        siblings = {*_siblings(error, first["loc"]), *also}
         return f"{key}: no such option; {nearest(place[-1], siblings)}"
     if first["type"] == "missing":
         return f"{key}: missing; choose or set it"

@@ -7,7 +7,7 @@ import logging
 import math
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from attnseg.data import splits
+from attnseg.data.augment import Transforms
 from attnseg.data.datamodule import SliceDataModule
 from attnseg.data.reader import Reader
 from attnseg.data.store import VERSION, StoredCase, prepare
@@ -30,8 +31,10 @@ from attnseg.engine.evaluate import predict, score_cases, true_masks
 from attnseg.engine.files import AtomicCheckpointIO, file_digest, write_text
 from attnseg.engine.module import SegmentationModule
 from attnseg.engine.run import Run, run_id
+from attnseg.engine.schedules import Schedule
 from attnseg.engine.schema import Config
 from attnseg.errors import ConfigError, DataError
+from attnseg.losses.loss import SegmentationLoss
 from attnseg.metrics.strict import Strict
 from attnseg.models.model import SegmentationModel
 
@@ -39,10 +42,20 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
+class Parts:
+    """What a configuration builds, all of it before any data is read."""
+
+    model: SegmentationModel
+    loss: SegmentationLoss
+    optimizer: Callable[..., torch.optim.Optimizer]
+    schedule: Schedule
+    transforms: Transforms
+
+
+@dataclass(frozen=True)
 class Data:
     """A dataset ready to train on."""
 
-    reader: Reader
     cases: dict[str, list[StoredCase]]  # by role
     split: str  # the split file's text
     digest: str  # of all cases
@@ -62,10 +75,10 @@ def train(config: Config, text: str) -> Path:
         AttnsegError: what the person at the terminal can mend.
     """
     check_device(config)
-    # A trial build refuses impossible numbers before any data is read.
     reader = open_reader(config)
     pl.seed_everything(config.seed, workers=True, verbose=False)
-    model = build_model(config, reader)
+    parts = build_parts(config, reader)
+    model = parts.model
     data = load_data(config, reader)
     split_digest = hashlib.sha256(data.split.encode()).hexdigest()
     run = Run(config, text, run_id(config, data.digest, split_digest))
@@ -82,8 +95,8 @@ def train(config: Config, text: str) -> Path:
             macs=cost.macs(model, image),
         )
         announce(config, run, data)
-        fit(config, run, data, model)
-        finish(config, run, data, model, profile)
+        fit(config, run, reader, data, parts)
+        finish(config, run, reader, data, model, profile)
         run.save(status="done", peak_memory_bytes=cost.peak_memory())
     except BaseException as error:
         run.save(status="failed", reason=f"{type(error).__name__}: {error}")
@@ -123,18 +136,32 @@ def open_reader(config: Config) -> Reader:
     return reader
 
 
-def build_model(config: Config, reader: Reader) -> SegmentationModel:
-    """Return the model for a reader's images, with the chosen attention."""
-    attn = factory("attn", config.attn, given=("dim", "num_heads", "bias", "scale"))
-    model: SegmentationModel = build(
+def build_parts(config: Config, reader: Reader) -> Parts:
+    """Build everything for a reader's images; each part is tried, so that none fails later.
+
+    Raises:
+        ConfigError: an option is unknown, of another type, out of range, or fits no other.
+    """
+    channels = len(reader.classes) + (0 if reader.multilabel else 1)
+    build("attn", config.attn, dim=8, num_heads=1)
+    model = build(
         "model",
         config.model,
         in_channels=reader.channels,
-        num_classes=len(reader.classes) + (0 if reader.multilabel else 1),
+        num_classes=channels,
         image_size=config.dataset.image_size,
-        attn=attn,
+        attn=factory("attn", config.attn, given=("dim", "num_heads", "bias", "scale")),
     )
-    return model
+    loss = build("loss", config.loss, multilabel=reader.multilabel)
+    logits = torch.zeros(1, channels, 2, 2)
+    try:
+        loss(logits, logits if reader.multilabel else logits[:, 0])
+    except ValueError as error:
+        raise ConfigError(f"loss: {error}") from error
+    build("optimizer", config.optimizer, params=[torch.nn.Parameter(torch.zeros(1))])
+    optimizer = factory("optimizer", config.optimizer, given=("params",))
+    schedule = build("scheduler", config.scheduler)
+    return Parts(model, loss, optimizer, schedule, build("augment", config.augment))
 
 
 def load_data(config: Config, reader: Reader) -> Data:
@@ -158,7 +185,7 @@ def load_data(config: Config, reader: Reader) -> Data:
         raise DataError("dataset: no class at all in the val split; use another dataset.split.seed")
     by_role = {r: [c for c in cases if roles[c.patient] == r] for r in splits.ROLES}
     digest = hashlib.sha256("".join(case.digest for case in cases).encode()).hexdigest()
-    return Data(reader, by_role, splits.table(cases, roles), digest)
+    return Data(by_role, splits.table(cases, roles), digest)
 
 
 def store_folder(config: Config, reader: Reader) -> Path:
@@ -189,22 +216,21 @@ def announce(config: Config, run: Run, data: Data) -> None:
     log.info("Run folder: %s", run.folder)
 
 
-def fit(config: Config, run: Run, data: Data, model: SegmentationModel) -> None:
-    """Train; leave the best epoch's weights (by `trainer.monitor`) in `model`."""
-    options, reader = config.trainer, data.reader
+def fit(config: Config, run: Run, reader: Reader, data: Data, parts: Parts) -> None:
+    """Train; leave the best epoch's weights (by `trainer.monitor`) in the model."""
+    options, model = config.trainer, parts.model
     if options.max_epochs == 0:
         log.info("No training (trainer.max_epochs=0): the initial weights are evaluated")
         return
-    loss = build("loss", config.loss, multilabel=reader.multilabel)
     module = SegmentationModule(
         model,
-        loss,
+        parts.loss,
         reader.classes,
         reader.multilabel,
         [case.case for case in data.cases["train"]],
         len(data.cases["val"]),
-        optimizer=factory("optimizer", config.optimizer, given=("params",)),
-        schedule=build("scheduler", config.scheduler),
+        optimizer=parts.optimizer,
+        schedule=parts.schedule,
         auxiliary_weight=options.auxiliary_weight,
         seed=config.seed,
     )
@@ -214,7 +240,7 @@ def fit(config: Config, run: Run, data: Data, model: SegmentationModel) -> None:
         config.dataset.image_size,
         len(reader.classes),
         reader.multilabel,
-        build("augment", config.augment),
+        parts.transforms,
         config.dataset.batch_size,
         options.num_workers,
         config.seed,
@@ -261,11 +287,20 @@ def fit(config: Config, run: Run, data: Data, model: SegmentationModel) -> None:
             num_sanity_val_steps=0,
             use_distributed_sampler=False,
         )
-        trainer.fit(module, datamodule)
+        try:
+            trainer.fit(module, datamodule)
+        except SystemExit as error:  # what Lightning makes of Ctrl-C
+            if isinstance(error.__context__, KeyboardInterrupt):
+                raise KeyboardInterrupt from error
+            raise
+        if trainer.received_sigterm:
+            raise SystemExit(143)
     run.facts["seconds"]["fit"] = round(time.monotonic() - started, 2)
     best = torch.load(checkpoints / "best.ckpt", map_location="cpu", weights_only=True)
     prefix = "model."
-    weights = {n.removeprefix(prefix): t for n, t in best["state_dict"].items() if n.startswith(prefix)}
+    weights = {
+        n.removeprefix(prefix): t for n, t in best["state_dict"].items() if n.startswith(prefix)
+    }
     model.load_state_dict(weights)
     run.save(
         best_epoch=best["epoch"] + 1,
@@ -274,10 +309,17 @@ def fit(config: Config, run: Run, data: Data, model: SegmentationModel) -> None:
     log.info("Best epoch by %s: %d", options.monitor, best["epoch"] + 1)
 
 
-def finish(config: Config, run: Run, data: Data, model: SegmentationModel, profile: Strict) -> None:
+def finish(
+    config: Config,
+    run: Run,
+    reader: Reader,
+    data: Data,
+    model: SegmentationModel,
+    profile: Strict,
+) -> None:
     """Score validation and test cases once, and write tables and pictures."""
     started = time.monotonic()
-    reader, dataset = data.reader, config.dataset
+    dataset = config.dataset
     device = torch.device("cuda" if config.trainer.accelerator == "gpu" else "cpu")
     model.to(device).eval()
     frames, metrics = [], {"profile": profile.describe()}
@@ -297,7 +339,7 @@ def finish(config: Config, run: Run, data: Data, model: SegmentationModel, profi
     cases = pd.concat(frames)
     write_text(run.folder / "cases.csv", cases.to_csv(index=False, lineterminator="\n"))
     write_text(run.folder / "metrics.json", json.dumps(metrics, indent=1, allow_nan=False) + "\n")
-    draw_previews(config, run, data, model, cases)
+    draw_previews(config, run, reader, data, model, cases)
     run.facts["seconds"]["evaluate"] = round(time.monotonic() - started, 2)
     for split, frame in zip(("val", "test"), frames, strict=True):
         show(profile, split, profile.summarise(frame), data.cases[split])
@@ -307,7 +349,8 @@ def summary(table: pd.DataFrame, cases: list[StoredCase]) -> dict[str, Any]:
     """Return a table of `Strict.summarise` as plain values; undefined numbers are null."""
     rows = {
         str(name): {
-            str(metric): None if math.isnan(value) else float(value) for metric, value in row.items()
+            str(metric): None if math.isnan(value) else float(value)
+            for metric, value in row.items()
         }
         for name, row in table.iterrows()
     }
@@ -330,7 +373,13 @@ def show(profile: Strict, split: str, table: pd.DataFrame, cases: list[StoredCas
         f"({profile.digest})",
         title_justify="left",
     )
-    for column in ("class", "Dice", "Jaccard", "HD95 (mm)", f"NSD ({profile.nsd_tolerance_mm:g} mm)"):
+    for column in (
+        "class",
+        "Dice",
+        "Jaccard",
+        "HD95 (mm)",
+        f"NSD ({profile.nsd_tolerance_mm:g} mm)",
+    ):
         printed.add_column(column, justify="left" if column == "class" else "right")
     printed.add_column("undefined", justify="right")
     for name, row in table.iterrows():
@@ -343,12 +392,18 @@ def show(profile: Strict, split: str, table: pd.DataFrame, cases: list[StoredCas
 
 
 def draw_previews(
-    config: Config, run: Run, data: Data, model: SegmentationModel, cases: pd.DataFrame
+    config: Config,
+    run: Run,
+    reader: Reader,
+    data: Data,
+    model: SegmentationModel,
+    cases: pd.DataFrame,
 ) -> None:
     """Draw the best, the median and the worst test case by mean Dice."""
-    reader = data.reader
     dice = cases[(cases["split"] == "test") & (cases["metric"] == "dice")]
-    ranked = dice.groupby("case")["value"].mean().dropna().sort_values(ascending=False, kind="stable")
+    ranked = (
+        dice.groupby("case")["value"].mean().dropna().sort_values(ascending=False, kind="stable")
+    )
     if ranked.empty:
         return
     by_name = {case.case: case for case in data.cases["test"]}

@@ -112,7 +112,8 @@ def resize_positions(pos_embed: Tensor, old: tuple[int, int], new: tuple[int, in
 
 def tokens_to_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
     """Drop prefix tokens of `[B, prefix + h * w, C]` and lay the rest out as `[B, C, h, w]`."""
-    return tokens[:, -grid[0] * grid[1] :].transpose(1, 2).unflatten(2, grid)
+    patches: Tensor = tokens[:, -grid[0] * grid[1] :].transpose(1, 2).unflatten(2, grid)
+    return patches
 
 
 def init_weights(module: nn.Module) -> None:

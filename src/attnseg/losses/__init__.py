@@ -1,0 +1,1 @@
+"""Losses: modules on logits and target."""

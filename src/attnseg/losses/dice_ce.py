@@ -36,7 +36,7 @@ class DiceCE(SegmentationLoss):
         super().__init__(multilabel)
         if dice_weight < 0 or ce_weight < 0 or dice_weight + ce_weight == 0:
             raise ValueError(
-                f"dice_weight {dice_weight} and ce_weight {ce_weight} must be at least 0, not both 0"
+                f"dice_weight {dice_weight} and ce_weight {ce_weight} must be 0 or more, not both 0"
             )
         self.dice_weight = dice_weight
         self.ce_weight = ce_weight

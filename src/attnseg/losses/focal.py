@@ -1,4 +1,7 @@
-"""Focal loss: cross-entropy that easy pixels weigh little in. Lin et al., 2017, arXiv 1708.02002."""
+"""Focal loss: cross-entropy that easy pixels weigh little in.
+
+Lin et al., 2017, arXiv 1708.02002.
+"""
 
 from monai.losses.focal_loss import FocalLoss
 from torch import Tensor

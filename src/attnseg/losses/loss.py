@@ -25,7 +25,7 @@ class SegmentationLoss(nn.Module):
         raise NotImplementedError
 
     def monai_target(self, target: Tensor) -> Tensor:
-        """Return the target as MONAI's losses take it: float channels, or one channel of indices."""
+        """Return the target as MONAI takes it: float channels, or one channel of indices."""
         return target.float() if self.multilabel else target[:, None].long()
 
 
@@ -41,7 +41,16 @@ class CrossEntropyTerm(nn.Module):
         self.register_buffer("weight", weight, persistent=False)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Return the mean cross-entropy; shapes as in `SegmentationLoss`."""
+        """Return the mean cross-entropy; shapes as in `SegmentationLoss`.
+
+        Raises:
+            ValueError: there are not as many weights as channels.
+        """
+        if self.weight is not None and len(self.weight) != logits.shape[1]:
+            raise ValueError(
+                f"class_weights has {len(self.weight)} values; give one for each of the "
+                f"{logits.shape[1]} channels"
+            )
         if not self.multilabel:
             return F.cross_entropy(logits, target.long(), self.weight)
         weight = None if self.weight is None else self.weight[:, None, None]

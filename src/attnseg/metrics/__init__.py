@@ -1,0 +1,1 @@
+"""Metrics: pure functions, and profiles that say which convention a number follows."""

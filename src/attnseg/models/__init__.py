@@ -1,0 +1,1 @@
+"""Segmentation models: one self-contained file per paper."""

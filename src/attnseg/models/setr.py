@@ -250,7 +250,11 @@ class SETR(SegmentationModel):
             kind, index, rest = match.groups()
             if isinstance(self.head, PUPHead) and int(index) < len(self.head.convs):
                 return f"head.convs.{index}.{int(kind != 'conv')}.{rest}"
-            return f"head.conv.{int(kind != 'conv')}.{rest}" if index == "0" else f"head.classify.{rest}"
+            return (
+                f"head.conv.{int(kind != 'conv')}.{rest}"
+                if index == "0"
+                else f"head.classify.{rest}"
+            )
         for pattern, ours in OFFICIAL_NAMES:
             if match := re.fullmatch(pattern, name):
                 groups = match.groups()

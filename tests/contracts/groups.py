@@ -1,0 +1,25 @@
+"""The names in each configuration group, found as Hydra finds them."""
+
+from pathlib import Path
+from typing import Any
+
+import hydra
+from omegaconf import OmegaConf
+
+import attnseg.configs
+
+FOLDER = Path(attnseg.configs.__file__).parent
+
+
+def names(group: str) -> list[str]:
+    return sorted(path.stem for path in (FOLDER / group).glob("*.yaml"))
+
+
+def compose(*overrides: str) -> dict[str, Any]:
+    """The plain configuration for a command line, with placeholder for what is mandatory."""
+    with hydra.initialize_config_module("attnseg.configs", version_base="1.3"):
+        composed = hydra.compose("train", list(overrides))
+    if OmegaConf.is_missing(composed.dataset, "root"):
+        composed.dataset.root = "somewhere"
+    plain: Any = OmegaConf.to_container(composed, resolve=True)
+    return {**plain, "choices": {"dataset": "-", "model": "-", "attn": "-"}}

@@ -1,0 +1,80 @@
+"""Who may import whom."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import attnseg
+
+ROOT = Path(attnseg.__file__).parent
+ALLOWED = {
+    "attention": {"attention"},
+    "layers": {"layers"},
+    "models": {"models", "layers"},
+    "losses": {"losses"},
+    "metrics": {"metrics"},
+    "data": {"data", "errors", "progress"},
+    "engine": {"engine", "data", "models", "losses", "metrics", "layers", "errors", "progress"},
+    "cli": {"engine", "errors"},
+    "errors": set(),
+    "progress": set(),
+    "configs": set(),
+}
+FILES = sorted(ROOT.rglob("*.py"))
+OUTSIDE = {
+    "hydra": {"cli.py"},
+    "omegaconf": {"cli.py"},
+    "pytorch_lightning": {"engine", "datamodule.py"},
+    "pydantic": {"schema.py", "build.py"},
+}
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: import by full name"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def test_enough_files_were_found():
+    assert len(FILES) > 40
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_follow_the_layers(path):
+    package = path.relative_to(ROOT).parts[0].removesuffix(".py")
+    if package == "__init__":
+        return
+    for name in imports(path):
+        top, *rest = name.split(".")
+        if top == "attnseg" and rest:
+            assert rest[0] in ALLOWED[package], f"{package} must not import {name}"
+        if top in OUTSIDE:
+            here = {path.name, package}
+            assert here & OUTSIDE[top], f"{path.name} must not import {top}"
+
+
+@pytest.mark.parametrize("package", ["attention", "layers"])
+def test_the_bottom_needs_torch_only(package):
+    standard = {"collections", "importlib", "inspect", "math", "pkgutil", "typing"}
+    for path in (ROOT / package).glob("*.py"):
+        tops = {name.split(".")[0] for name in imports(path)}
+        assert tops <= standard | {"attnseg", "torch", "numpy"}, path
+
+
+def test_models_name_no_attention_and_the_engine_no_model():
+    for path in (ROOT / "models").glob("*.py"):
+        assert "attnseg.attention" not in path.read_text(), path
+    choices = [
+        p.stem for g in ("attn", "dataset", "model") for p in (ROOT / "configs" / g).glob("*")
+    ]
+    for path in (ROOT / "engine").glob("*.py"):
+        words = {
+            n.value for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Constant)
+        }
+        assert not words & set(choices), path

@@ -1,0 +1,49 @@
+"""Every file of every group composes, passes the schema and names something that can be built."""
+
+import pytest
+from omegaconf import OmegaConf
+
+from attnseg.engine import schema
+from attnseg.engine.build import locate
+from tests.contracts.groups import FOLDER, compose, names
+
+GROUPS = {
+    "dataset": 2,
+    "attn": 5,
+    "model": 1,
+    "loss": 5,
+    "augment": 2,
+    "optimizer": 2,
+    "scheduler": 3,
+    "trainer": 4,
+    "experiment": 2,
+}
+CHOICES = [(group, name) for group in GROUPS for name in names(group)]
+
+
+def test_no_file_is_overlooked():
+    found = {group: len(names(group)) for group in GROUPS}
+    assert all(found[group] >= least for group, least in GROUPS.items()), found
+    on_disk = {path.relative_to(FOLDER).parts[0] for path in FOLDER.glob("*/*.yaml")}
+    assert on_disk == set(GROUPS)
+
+
+@pytest.mark.parametrize(("group", "name"), CHOICES, ids=["=".join(choice) for choice in CHOICES])
+def test_choice_is_valid(group, name):
+    config = schema.check(compose(f"{group}={name}"))
+    part = getattr(config, group, None)
+    if isinstance(part, schema.Component):
+        assert callable(locate(group, part.target))
+
+
+def test_model_brings_its_attention_and_the_command_line_wins():
+    assert compose("model=setr")["attn"]["sharing"] == "none"
+    assert compose("model=setr", "attn=kv")["attn"]["sharing"] == "qk"
+    assert compose("attn=kv", "model=setr")["attn"]["sharing"] == "qk"
+    assert compose("experiment=demo")["attn"]["sharing"] == "qk"
+    assert compose("experiment=demo", "attn=efficient")["attn"]["mixing"] == "efficient"
+
+
+def test_known_bad_scans_are_excluded_by_default():
+    config = OmegaConf.load(FOLDER / "dataset" / "uw_madison.yaml")
+    assert set(config.exclude) == {"case7_day0", "case81_day30"}

@@ -1,0 +1,52 @@
+"""What every loss promises: all found by glob."""
+
+import pytest
+import torch
+
+from attnseg.engine import schema
+from attnseg.engine.build import build
+from tests.contracts.groups import compose, names
+
+LOSSES = names("loss")
+
+
+def make(name: str, multilabel: bool):
+    config = schema.check(compose(f"loss={name}"))
+    return build("loss", config.loss, multilabel=multilabel)
+
+
+def example(multilabel: bool):
+    """A target and logits that are sure of it."""
+    torch.manual_seed(0)
+    if multilabel:
+        target = torch.randint(0, 2, (2, 3, 8, 8), dtype=torch.uint8)
+        return target, 20 * (target.float() * 2 - 1)
+    target = torch.randint(0, 3, (2, 8, 8), dtype=torch.uint8)
+    one_hot = torch.nn.functional.one_hot(target.long(), 3).permute(0, 3, 1, 2)
+    return target, 40 * one_hot.float()
+
+
+def test_every_loss_is_here():
+    assert len(LOSSES) >= 5
+
+
+@pytest.mark.parametrize("multilabel", [True, False], ids=["overlapping", "exclusive"])
+@pytest.mark.parametrize("name", LOSSES)
+def test_right_is_zero_and_wrong_is_not(name, multilabel):
+    loss = make(name, multilabel)
+    target, sure = example(multilabel)
+    right, unsure, wrong = loss(sure, target), loss(0 * sure, target), loss(-sure, target)
+    assert right.shape == ()
+    assert right.item() == pytest.approx(0, abs=1e-3)
+    assert right < unsure < wrong
+
+
+@pytest.mark.parametrize("multilabel", [True, False], ids=["overlapping", "exclusive"])
+@pytest.mark.parametrize("name", LOSSES)
+def test_gradients_are_finite_even_without_foreground(name, multilabel):
+    loss = make(name, multilabel)
+    target, sure = example(multilabel)
+    for logits in (sure, -sure, torch.randn_like(sure)):
+        logits = logits.clone().requires_grad_()
+        loss(logits, torch.zeros_like(target)).backward()
+        assert logits.grad.isfinite().all()

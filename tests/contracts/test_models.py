@@ -1,0 +1,96 @@
+"""What every model promises, with every attention: all found by glob."""
+
+import pytest
+import torch
+
+from attnseg.engine import schema
+from attnseg.engine.build import build, factory
+from tests.contracts.groups import compose, names
+
+PAIRS = [(model, attn) for model in names("model") for attn in names("attn")]
+IDS = ["-".join(pair) for pair in PAIRS]
+SIZE = (32, 48)
+
+
+def make(model: str, attn: str, channels: int = 1, classes: int = 3, options: tuple[str, ...] = ()):
+    config = schema.check(compose(f"model={model}", f"attn={attn}", "model.size=tiny", *options))
+    torch.manual_seed(0)
+    return build(
+        "model",
+        config.model,
+        in_channels=channels,
+        num_classes=classes,
+        image_size=SIZE,
+        attn=factory("attn", config.attn, given=("dim", "num_heads", "bias", "scale")),
+    )
+
+
+def test_every_pair_is_here():
+    assert len(PAIRS) >= 5
+
+
+@pytest.mark.parametrize(("model", "attn"), PAIRS, ids=IDS)
+def test_every_parameter_has_a_finite_gradient(model, attn):
+    net = make(model, attn).train()
+    outputs = net.training_outputs(torch.randn(2, 1, *SIZE))
+    # Squares: a sum would not see what a softmax or a norm after it cancels.
+    sum(output.square().mean() for output in outputs).backward()
+    for name, parameter in net.named_parameters():
+        assert parameter.grad is not None, f"{name} is dead"
+        assert parameter.grad.isfinite().all(), name
+        # A bias before batch normalisation has a gradient of rounding errors only.
+        assert parameter.grad.abs().max() > 0, f"{name} never moves"
+
+
+@pytest.mark.parametrize(("model", "attn"), PAIRS, ids=IDS)
+def test_items_are_independent_and_answers_repeat(model, attn):
+    net = make(model, attn).eval()
+    images = torch.randn(3, 1, *SIZE)
+    with torch.inference_mode():
+        together = net(images)
+        assert together.shape == (3, 3, *SIZE)
+        assert torch.equal(together, net(images))
+        alone = torch.cat([net(image[None]) for image in images])
+    assert (together - alone).abs().max() < 1e-5
+    assert (together[0] - together[1]).abs().max() > 1e-3  # and they do see their image
+
+
+@pytest.mark.parametrize(("model", "attn"), PAIRS, ids=IDS)
+def test_other_sizes_channels_and_classes(model, attn):
+    for channels, classes in ((3, 1), (5, 9)):
+        net = make(model, attn, channels, classes).eval()
+        for height, width in ((32, 48), (64, 32), (40, 72)):
+            with torch.inference_mode():
+                logits = net(torch.randn(1, channels, height, width))
+            assert logits.shape == (1, classes, height, width)
+            assert logits.isfinite().all()
+
+
+@pytest.mark.parametrize(("model", "attn"), PAIRS, ids=IDS)
+def test_bfloat16_autocast_stays_close(model, attn):
+    net = make(model, attn).eval()
+    image = torch.randn(1, 1, *SIZE)
+    with torch.inference_mode():
+        exact = net(image)
+        with torch.autocast("cpu", torch.bfloat16):
+            rough = net(image).float()
+    assert (rough - exact).abs().max() < 0.1 * exact.abs().max() + 0.02
+
+
+@pytest.mark.parametrize("model", names("model"))
+def test_a_size_that_does_not_fit_is_answered_with_the_nearest(model):
+    net = make(model, "qkv")
+    with pytest.raises(ValueError, match=r"image 33x48 .*nearest: 32x48"):
+        net(torch.randn(1, 1, 33, 48))
+
+
+@pytest.mark.parametrize("model", names("model"))
+def test_state_survives_saving(model, tmp_path):
+    net, other = make(model, "kv_pos").eval(), make(model, "kv_pos").eval()
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter += 0.01 * torch.randn_like(parameter)
+    torch.save(net.state_dict(), tmp_path / "net.pt")
+    other.load_state_dict(torch.load(tmp_path / "net.pt", weights_only=True))
+    image = torch.randn(1, 1, *SIZE)
+    assert torch.equal(net(image), other(image))
