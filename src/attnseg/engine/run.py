@@ -8,6 +8,8 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -20,8 +22,12 @@ from attnseg.engine.schema import Config
 from attnseg.errors import ResourceError
 
 PACKAGES = ("attnseg", "torch", "pytorch-lightning", "monai", "albumentations", "numpy", "scipy")
-# Where and on what a run happens does not make it another run.
-PLACES = {"paths": None, "trainer": ("accelerator", "devices", "strategy", "num_workers")}
+# Where and on what a run happens does not make it another run; the phantom is in the data digest.
+PLACES = {
+    "paths": None,
+    "phantom": None,
+    "trainer": ("accelerator", "devices", "strategy", "num_workers"),
+}
 
 
 def run_id(config: Config, data_digest: str, split_digest: str) -> str:
@@ -29,7 +35,9 @@ def run_id(config: Config, data_digest: str, split_digest: str) -> str:
     described = config.model_dump(by_alias=True)
     described["dataset"].pop("root")
     for part, keys in PLACES.items():
-        for key in keys or list(described[part]):
+        if keys is None:
+            described.pop(part)
+        for key in keys or ():
             described[part].pop(key)
     text = json.dumps([described, data_digest, split_digest], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:10]
@@ -87,6 +95,13 @@ class Run:
         self.facts.update(facts)
         self.facts["seconds"]["total"] = round(time.monotonic() - self.started, 2)
         write_text(self.folder / "run.json", json.dumps(self.facts, indent=1) + "\n")
+
+    @contextmanager
+    def timing(self, what: str) -> Iterator[None]:
+        """Note in `run.json` how many seconds the block took."""
+        started = time.monotonic()
+        yield
+        self.facts["seconds"][what] = round(time.monotonic() - started, 2)
 
     def log_to_file(self) -> logging.Handler:
         """Send all messages of the package to `run.log`, too; return the handler to remove."""

@@ -118,6 +118,7 @@ class Config(Node):
     """
 
     seed: NonNegativeInt
+    phantom_size: str
     paths: Paths
     choices: dict[str, str]
     dataset: Dataset

@@ -5,7 +5,8 @@ import hashlib
 import json
 import logging
 import math
-import time
+import os
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from attnseg.data.augment import Transforms
 from attnseg.data.datamodule import SliceDataModule
 from attnseg.data.reader import Reader
 from attnseg.data.store import VERSION, StoredCase, prepare
-from attnseg.engine import cost, preview
+from attnseg.engine import cost, preview, worker
 from attnseg.engine.build import build, factory
 from attnseg.engine.callbacks import History, Progress
 from attnseg.engine.evaluate import predict, score_cases, true_masks
@@ -95,8 +96,14 @@ def train(config: Config, text: str) -> Path:
             macs=cost.macs(model, image),
         )
         announce(config, run, data)
-        fit(config, run, reader, data, parts)
-        finish(config, run, reader, data, model, profile)
+        if config.trainer.max_epochs == 0:
+            log.info("No training (trainer.max_epochs=0): the initial weights are evaluated")
+        else:
+            with run.timing("fit"):
+                fit(config, run.folder, reader, data, parts)
+            load_best(config, run, model)
+        with run.timing("evaluate"):
+            finish(config, run, reader, data, model, profile)
         run.save(status="done", peak_memory_bytes=cost.peak_memory())
     except BaseException as error:
         run.save(status="failed", reason=f"{type(error).__name__}: {error}")
@@ -216,12 +223,21 @@ def announce(config: Config, run: Run, data: Data) -> None:
     log.info("Run folder: %s", run.folder)
 
 
-def fit(config: Config, run: Run, reader: Reader, data: Data, parts: Parts) -> None:
-    """Train; leave the best epoch's weights (by `trainer.monitor`) in the model."""
+def follow(config: Config, folder: Path) -> None:
+    """Be one of the other processes of a distributed run: train, and leave no trace.
+
+    Args:
+        config: of the run.
+        folder: the run folder that the first process made.
+    """
+    reader = open_reader(config)
+    pl.seed_everything(config.seed, workers=True, verbose=False)
+    fit(config, folder, reader, load_data(config, reader), build_parts(config, reader))
+
+
+def fit(config: Config, folder: Path, reader: Reader, data: Data, parts: Parts) -> None:
+    """Train, and leave checkpoints and history in the run folder."""
     options, model = config.trainer, parts.model
-    if options.max_epochs == 0:
-        log.info("No training (trainer.max_epochs=0): the initial weights are evaluated")
-        return
     module = SegmentationModule(
         model,
         parts.loss,
@@ -245,11 +261,11 @@ def fit(config: Config, run: Run, reader: Reader, data: Data, parts: Parts) -> N
         options.num_workers,
         config.seed,
     )
-    checkpoints = run.folder / "checkpoints"
+    checkpoints = folder / "checkpoints"
     mode = "max" if options.monitor == "val/dice" else "min"
     callbacks: list[pl.Callback] = [
         Progress(reader.classes),
-        History(run.folder / "history.csv"),
+        History(folder / "history.csv"),
         ModelCheckpoint(
             checkpoints,
             filename="best",
@@ -264,8 +280,7 @@ def fit(config: Config, run: Run, reader: Reader, data: Data, parts: Parts) -> N
         callbacks.append(EarlyStopping(options.monitor, patience=options.early_stopping, mode=mode))
     if options.ema_decay:
         callbacks.append(EMAWeightAveraging(decay=options.ema_decay))
-    started = time.monotonic()
-    with quiet():
+    with quiet(), followers(folder):
         trainer = pl.Trainer(
             max_epochs=options.max_epochs,
             accelerator=options.accelerator,
@@ -280,7 +295,7 @@ def fit(config: Config, run: Run, reader: Reader, data: Data, parts: Parts) -> N
             sync_batchnorm=options.accelerator == "gpu" and options.devices > 1,
             plugins=[AtomicCheckpointIO()],
             callbacks=callbacks,
-            default_root_dir=run.folder,
+            default_root_dir=folder,
             logger=False,
             enable_progress_bar=False,
             enable_model_summary=False,
@@ -295,18 +310,20 @@ def fit(config: Config, run: Run, reader: Reader, data: Data, parts: Parts) -> N
             raise
         if trainer.received_sigterm:
             raise SystemExit(143)
-    run.facts["seconds"]["fit"] = round(time.monotonic() - started, 2)
+
+
+def load_best(config: Config, run: Run, model: SegmentationModel) -> None:
+    """Load the weights of the best epoch by `trainer.monitor`."""
+    checkpoints = run.folder / "checkpoints"
     best = torch.load(checkpoints / "best.ckpt", map_location="cpu", weights_only=True)
     prefix = "model."
-    weights = {
-        n.removeprefix(prefix): t for n, t in best["state_dict"].items() if n.startswith(prefix)
-    }
-    model.load_state_dict(weights)
+    found = best["state_dict"].items()
+    model.load_state_dict({n.removeprefix(prefix): t for n, t in found if n.startswith(prefix)})
     run.save(
         best_epoch=best["epoch"] + 1,
         checkpoints={p.name: file_digest(p) for p in sorted(checkpoints.glob("*.ckpt"))},
     )
-    log.info("Best epoch by %s: %d", options.monitor, best["epoch"] + 1)
+    log.info("Best epoch by %s: %d", config.trainer.monitor, best["epoch"] + 1)
 
 
 def finish(
@@ -318,7 +335,6 @@ def finish(
     profile: Strict,
 ) -> None:
     """Score validation and test cases once, and write tables and pictures."""
-    started = time.monotonic()
     dataset = config.dataset
     device = torch.device("cuda" if config.trainer.accelerator == "gpu" else "cpu")
     model.to(device).eval()
@@ -340,7 +356,6 @@ def finish(
     write_text(run.folder / "cases.csv", cases.to_csv(index=False, lineterminator="\n"))
     write_text(run.folder / "metrics.json", json.dumps(metrics, indent=1, allow_nan=False) + "\n")
     draw_previews(config, run, reader, data, model, cases)
-    run.facts["seconds"]["evaluate"] = round(time.monotonic() - started, 2)
     for split, frame in zip(("val", "test"), frames, strict=True):
         show(profile, split, profile.summarise(frame), data.cases[split])
 
@@ -419,6 +434,23 @@ def draw_previews(
             reader.classes,
             case.spacing,
         )
+
+
+@contextlib.contextmanager
+def followers(folder: Path) -> Iterator[None]:
+    """Have Lightning start the other processes of a distributed run on `worker.py`.
+
+    It repeats the command line for them, which would repeat a whole multirun.
+    """
+    argv, safe = sys.argv, os.environ.get("PYTHONSAFEPATH")
+    sys.argv = [worker.__file__, str(folder.resolve())]
+    os.environ["PYTHONSAFEPATH"] = "1"  # worker.py's neighbours must not shadow other packages
+    try:
+        yield
+    finally:
+        sys.argv = argv
+        if safe is None:
+            del os.environ["PYTHONSAFEPATH"]
 
 
 @contextlib.contextmanager
