@@ -33,7 +33,7 @@ CONFIG_FAULTS = [
     (["dataset.image_size=[100,128]"], "image_size 100x128 is not divisible by the patch size 16"),
     (["dataset.split.val=1"], "dataset.split.val: 1 is not allowed; input should be less than 1"),
     (["dataset.limit_cases=2"], "dataset.limit_cases: 2 is not allowed"),
-    (["phantom=huge"], "no preset 'huge'; choose one of tiny, demo"),
+    (["phantom_size=huge"], "no preset 'huge'; choose one of tiny, demo"),
     (["trainer.precision=fp16"], "trainer.precision: 'fp16' is not allowed"),
     (["trainer.precision=16-mixed"], "trainer.precision: 16-mixed needs a GPU"),
     (["trainer.devices=99"], "trainer.devices: 99 devices need trainer=ddp"),

@@ -207,10 +207,8 @@ def test_averaged_weights_are_the_ones_evaluated(call, tmp_path):
     """With a decay of nearly 1 the average stays near the start, so the scores do, too."""
     assert call("experiment=smoke", "trainer.ema_decay=0.999999", "seed=3").code == 0
     assert call("experiment=smoke", "trainer.max_epochs=0", "seed=3").code == 0
-    paths = sorted(
-        tmp_path.glob("outputs/*/*/*/*/cases.csv"), key=lambda path: path.stat().st_mtime
-    )
-    averaged, initial = (pd.read_csv(path) for path in paths)
+    paths = list(tmp_path.glob("outputs/*/*/*/*/cases.csv"))
+    averaged, initial = map(pd.read_csv, sorted(paths, key=lambda path: path.stat().st_mtime))
     dice = [
         t[(t["metric"] == "dice") & (t["split"] == "test")]["value"] for t in (averaged, initial)
     ]

@@ -25,7 +25,7 @@ PACKAGES = ("attnseg", "torch", "pytorch-lightning", "monai", "albumentations", 
 # Where and on what a run happens does not make it another run; the phantom is in the data digest.
 PLACES = {
     "paths": None,
-    "phantom": None,
+    "phantom_size": None,
     "trainer": ("accelerator", "devices", "strategy", "num_workers"),
 }
 
