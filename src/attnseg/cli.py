@@ -34,7 +34,7 @@ log = logging.getLogger("attnseg")
 
 def main() -> NoReturn:
     """Run `attnseg COMMAND ...`."""
-    commands = {"train": train}
+    commands = {"train": train, "phantom": phantom}
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in ("-h", "--help"):
         print("attnseg COMMAND KEY=VALUE ...\n")
@@ -55,6 +55,17 @@ def train() -> NoReturn:
         from attnseg.engine.train import train  # imports torch
 
         train(config, text)
+
+    run("train", job)
+
+
+def phantom() -> NoReturn:
+    """Make a dataset's phantom, at dataset.root if that is given."""
+
+    def job(config: schema.Config, text: str) -> None:
+        from attnseg.engine.data import make_phantom
+
+        print(make_phantom(config))
 
     run("train", job)
 

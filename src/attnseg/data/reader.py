@@ -42,7 +42,7 @@ class Reader:
     """Base of the readers: the only code that knows a dataset's layout on disk.
 
     A subclass takes `root`, then options of its own; every option is part of the identity of what
-    is prepared from it.
+    is prepared from it. Its constructor reads nothing: the root may not be there yet.
 
     Attributes:
         classes: foreground classes, in the order of the mask's bits or indices.

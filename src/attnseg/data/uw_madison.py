@@ -38,9 +38,6 @@ class UWMadison(Reader):
 
     Args:
         root: folder that holds `train.csv` and `train/`.
-
-    Raises:
-        DataError: the folder or one of the two is missing.
     """
 
     classes = ("large_bowel", "small_bowel", "stomach")
@@ -51,6 +48,10 @@ class UWMadison(Reader):
         self.root = Path(root)
         self.table = self.root / "train.csv"
         self.scans = self.root / "train"
+        self._masks: dict[str, dict[str, str]] | None = None
+
+    def cases(self) -> list[CaseRef]:
+        """List the scans by case and day number; see `Reader.cases`."""
         if not self.root.is_dir():
             raise DataError(
                 f"{self.root}: no such folder; set dataset.root to the folder that holds train.csv"
@@ -61,10 +62,6 @@ class UWMadison(Reader):
                     f"{part}: not found; unpack the UW-Madison download so that train.csv and "
                     f"train/ lie in {self.root}"
                 )
-        self._masks: dict[str, dict[str, str]] | None = None
-
-    def cases(self) -> list[CaseRef]:
-        """List the scans by case and day number; see `Reader.cases`."""
         found: dict[str, list[Path]] = defaultdict(list)
         for path in sorted(self.scans.glob("case*/case*_day*/scans/*.png")):
             found[path.parts[-3]].append(path)

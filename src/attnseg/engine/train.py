@@ -2,39 +2,31 @@
 
 import contextlib
 import hashlib
-import json
 import logging
-import math
 import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import pandas as pd
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import EarlyStopping, EMAWeightAveraging, ModelCheckpoint
-from rich.console import Console
-from rich.table import Table
 
-from attnseg.data import splits
 from attnseg.data.augment import Transforms
 from attnseg.data.datamodule import SliceDataModule
 from attnseg.data.reader import Reader
-from attnseg.data.store import VERSION, StoredCase, prepare
-from attnseg.engine import cost, preview, worker
+from attnseg.engine import cost, results, worker
 from attnseg.engine.build import build, factory
 from attnseg.engine.callbacks import History, Progress
-from attnseg.engine.evaluate import predict, score_cases, true_masks
+from attnseg.engine.data import Data, load, open_reader
 from attnseg.engine.files import AtomicCheckpointIO, file_digest, write_text
 from attnseg.engine.module import SegmentationModule
 from attnseg.engine.run import Run, run_id
 from attnseg.engine.schedules import Schedule
 from attnseg.engine.schema import Config
-from attnseg.errors import ConfigError, DataError
+from attnseg.errors import ConfigError
 from attnseg.losses.loss import SegmentationLoss
 from attnseg.metrics.strict import Strict
 from attnseg.models.model import SegmentationModel
@@ -51,15 +43,6 @@ class Parts:
     optimizer: Callable[..., torch.optim.Optimizer]
     schedule: Schedule
     transforms: Transforms
-
-
-@dataclass(frozen=True)
-class Data:
-    """A dataset ready to train on."""
-
-    cases: dict[str, list[StoredCase]]  # by role
-    split: str  # the split file's text
-    digest: str  # of all cases
 
 
 def train(config: Config, text: str) -> Path:
@@ -80,7 +63,7 @@ def train(config: Config, text: str) -> Path:
     pl.seed_everything(config.seed, workers=True, verbose=False)
     parts = build_parts(config, reader)
     model = parts.model
-    data = load_data(config, reader)
+    data = load(config, reader)
     split_digest = hashlib.sha256(data.split.encode()).hexdigest()
     run = Run(config, text, run_id(config, data.digest, split_digest))
     handler = run.log_to_file()
@@ -100,11 +83,12 @@ def train(config: Config, text: str) -> Path:
             log.info("No training (trainer.max_epochs=0): the initial weights are evaluated")
         else:
             with run.timing("fit"):
-                fit(config, run.folder, reader, data, parts)
+                fit(config, run.folder, data, parts)
             load_best(config, run, model)
         with run.timing("evaluate"):
-            finish(config, run, reader, data, model, profile)
+            results.report(config, run, data, model, profile)
         run.save(status="done", peak_memory_bytes=cost.peak_memory())
+        log.info("Done in %.0f s: %s", run.facts["seconds"]["total"], run.folder)
     except BaseException as error:
         run.save(status="failed", reason=f"{type(error).__name__}: {error}")
         log.debug("The run failed", exc_info=True)
@@ -127,20 +111,6 @@ def check_device(config: Config) -> None:
             raise ConfigError("trainer.accelerator: no GPU found on this machine; use trainer=cpu")
         if config.trainer.devices > found:
             raise ConfigError(f"trainer.devices: {config.trainer.devices} asked for, {found} found")
-
-
-def open_reader(config: Config) -> Reader:
-    """Return the dataset's reader; its phantom is made if no root is given."""
-    dataset = config.dataset
-    root = dataset.root
-    if root is None:
-        assert dataset.phantom is not None
-        options = dataset.phantom.options
-        name = "-".join([config.choices["dataset"], *(str(value) for value in options.values())])
-        root = str(Path(config.paths.data, "phantoms", name))
-        build("dataset.phantom", dataset.phantom, root=Path(root))
-    reader: Reader = build("dataset", dataset, root=root)
-    return reader
 
 
 def build_parts(config: Config, reader: Reader) -> Parts:
@@ -171,39 +141,6 @@ def build_parts(config: Config, reader: Reader) -> Parts:
     return Parts(model, loss, optimizer, schedule, build("augment", config.augment))
 
 
-def load_data(config: Config, reader: Reader) -> Data:
-    """Prepare what is not prepared yet, and split by patient."""
-    dataset = config.dataset
-    refs = reader.cases()
-    excluded = sorted({ref.case for ref in refs} & set(dataset.exclude))
-    if excluded:
-        log.info("Excluded, as listed in dataset.exclude: %s", ", ".join(excluded))
-    refs = [ref for ref in refs if ref.case not in excluded]
-    refs = splits.limit(refs, dataset.limit_cases, dataset.split.seed)
-    roles = splits.draw(
-        [ref.patient for ref in refs], dataset.split.val, dataset.split.test, dataset.split.seed
-    )
-    cases = prepare(reader, refs, store_folder(config, reader))
-    for at, name in enumerate(reader.classes):
-        for role in splits.ROLES:
-            if not any(case.voxels[at] for case in cases if roles[case.patient] == role):
-                log.warning("No %s in the %s split: its metrics are undefined", name, role)
-    if not any(sum(case.voxels) for case in cases if roles[case.patient] == "val"):
-        raise DataError("dataset: no class at all in the val split; use another dataset.split.seed")
-    by_role = {r: [c for c in cases if roles[c.patient] == r] for r in splits.ROLES}
-    digest = hashlib.sha256("".join(case.digest for case in cases).encode()).hexdigest()
-    return Data(by_role, splits.table(cases, roles), digest)
-
-
-def store_folder(config: Config, reader: Reader) -> Path:
-    """Return where a reader's prepared cases are: another root or option, another folder."""
-    dataset = config.dataset
-    root = Path(getattr(reader, "root", dataset.root or ".")).resolve()
-    text = json.dumps([VERSION, dataset.target, str(root), dataset.options], sort_keys=True)
-    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-    return Path(config.paths.data, "prepared", f"{config.choices['dataset']}-{digest}")
-
-
 def announce(config: Config, run: Run, data: Data) -> None:
     """Say what is about to be trained on what."""
     choices, facts = config.choices, run.facts
@@ -232,12 +169,13 @@ def follow(config: Config, folder: Path) -> None:
     """
     reader = open_reader(config)
     pl.seed_everything(config.seed, workers=True, verbose=False)
-    fit(config, folder, reader, load_data(config, reader), build_parts(config, reader))
+    parts = build_parts(config, reader)
+    fit(config, folder, load(config, reader), parts)
 
 
-def fit(config: Config, folder: Path, reader: Reader, data: Data, parts: Parts) -> None:
+def fit(config: Config, folder: Path, data: Data, parts: Parts) -> None:
     """Train, and leave checkpoints and history in the run folder."""
-    options, model = config.trainer, parts.model
+    options, model, reader = config.trainer, parts.model, data.reader
     module = SegmentationModule(
         model,
         parts.loss,
@@ -324,116 +262,6 @@ def load_best(config: Config, run: Run, model: SegmentationModel) -> None:
         checkpoints={p.name: file_digest(p) for p in sorted(checkpoints.glob("*.ckpt"))},
     )
     log.info("Best epoch by %s: %d", config.trainer.monitor, best["epoch"] + 1)
-
-
-def finish(
-    config: Config,
-    run: Run,
-    reader: Reader,
-    data: Data,
-    model: SegmentationModel,
-    profile: Strict,
-) -> None:
-    """Score validation and test cases once, and write tables and pictures."""
-    dataset = config.dataset
-    device = torch.device("cuda" if config.trainer.accelerator == "gpu" else "cpu")
-    model.to(device).eval()
-    frames, metrics = [], {"profile": profile.describe()}
-    for split in ("val", "test"):
-        frame = score_cases(
-            model,
-            data.cases[split],
-            dataset.image_size,
-            reader.classes,
-            reader.multilabel,
-            dataset.batch_size,
-            profile,
-            split,
-        )
-        frames.append(frame)
-        metrics[split] = summary(profile.summarise(frame), data.cases[split])
-    cases = pd.concat(frames)
-    write_text(run.folder / "cases.csv", cases.to_csv(index=False, lineterminator="\n"))
-    write_text(run.folder / "metrics.json", json.dumps(metrics, indent=1, allow_nan=False) + "\n")
-    draw_previews(config, run, reader, data, model, cases)
-    for split, frame in zip(("val", "test"), frames, strict=True):
-        show(profile, split, profile.summarise(frame), data.cases[split])
-
-
-def summary(table: pd.DataFrame, cases: list[StoredCase]) -> dict[str, Any]:
-    """Return a table of `Strict.summarise` as plain values; undefined numbers are null."""
-    rows = {
-        str(name): {
-            str(metric): None if math.isnan(value) else float(value)
-            for metric, value in row.items()
-        }
-        for name, row in table.iterrows()
-    }
-    for row in rows.values():
-        row["undefined"] = int(row["undefined"] or 0)
-    mean = rows.pop("mean")
-    return {
-        "patients": len({case.patient for case in cases}),
-        "cases": len(cases),
-        "mean": mean,
-        "classes": rows,
-    }
-
-
-def show(profile: Strict, split: str, table: pd.DataFrame, cases: list[StoredCase]) -> None:
-    """Print a table of `Strict.summarise`."""
-    patients = len({case.patient for case in cases})
-    printed = Table(
-        title=f"{split}: {len(cases)} cases of {patients} patients, profile {profile.name} "
-        f"({profile.digest})",
-        title_justify="left",
-    )
-    for column in (
-        "class",
-        "Dice",
-        "Jaccard",
-        "HD95 (mm)",
-        f"NSD ({profile.nsd_tolerance_mm:g} mm)",
-    ):
-        printed.add_column(column, justify="left" if column == "class" else "right")
-    printed.add_column("undefined", justify="right")
-    for name, row in table.iterrows():
-        numbers = [f"{row['dice']:.4f}", f"{row['jaccard']:.4f}"]
-        numbers += [f"{row['hd95_mm']:.2f}", f"{row['nsd']:.4f}", f"{row['undefined']:.0f}"]
-        if name == "mean":
-            printed.add_section()
-        printed.add_row(str(name), *numbers)
-    Console().print(printed)
-
-
-def draw_previews(
-    config: Config,
-    run: Run,
-    reader: Reader,
-    data: Data,
-    model: SegmentationModel,
-    cases: pd.DataFrame,
-) -> None:
-    """Draw the best, the median and the worst test case by mean Dice."""
-    dice = cases[(cases["split"] == "test") & (cases["metric"] == "dice")]
-    ranked = (
-        dice.groupby("case")["value"].mean().dropna().sort_values(ascending=False, kind="stable")
-    )
-    if ranked.empty:
-        return
-    by_name = {case.case: case for case in data.cases["test"]}
-    for label, at in (("best", 0), ("median", len(ranked) // 2), ("worst", len(ranked) - 1)):
-        case = by_name[str(ranked.index[at])]
-        size, batch = config.dataset.image_size, config.dataset.batch_size
-        preview.draw(
-            run.folder / "previews" / f"{label}.png",
-            f"{label} test case {case.case}: mean Dice {ranked.iloc[at]:.3f} (strict)",
-            case.image,
-            true_masks(case, len(reader.classes), reader.multilabel),
-            predict(model, case, size, reader.multilabel, batch),
-            reader.classes,
-            case.spacing,
-        )
 
 
 @contextlib.contextmanager

@@ -1,0 +1,6 @@
+"""Make a phantom: `python scripts/make_phantom.py phantom_size=tiny dataset.root=DIR`."""
+
+from attnseg.cli import phantom
+
+if __name__ == "__main__":
+    phantom()
