@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -79,6 +80,17 @@ def test_run_json_says_what_ran_and_what_it_cost(smoke):
     assert {"torch", "monai", "attnseg"} <= set(facts["versions"])
     for name, digest in facts["checkpoints"].items():
         assert file_digest(run / "checkpoints" / name) == digest
+
+
+def test_last_checkpoint_is_of_the_last_epoch_and_best_of_the_best(smoke):
+    run = only_run(smoke[0] / "outputs")
+    epochs = {
+        name: torch.load(run / f"checkpoints/{name}.ckpt", weights_only=True)["epoch"] + 1
+        for name in ("last", "best")
+    }
+    history = pd.read_csv(run / "history.csv").set_index("epoch")
+    assert epochs == {"last": 2, "best": history["val/dice"].idxmax()}
+    assert json.loads((run / "run.json").read_text())["best_epoch"] == epochs["best"]
 
 
 def test_metrics_are_the_means_of_the_cases(smoke):
@@ -234,6 +246,25 @@ def test_two_processes_train_together(tmp_path):
     assert json.loads((run / "run.json").read_text())["status"] == "done"
     assert len(pd.read_csv(run / "history.csv")) == 2
     assert done.stdout.count("profile strict") == 2
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_signals_end_a_run_with_their_code(tmp_path, name, code):
+    command = [sys.executable, ROOT / "train.py", "experiment=smoke", "trainer.max_epochs=1000"]
+    with subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        for line in process.stdout:
+            if line.startswith("Epoch 2/"):
+                process.send_signal(getattr(signal, name))
+                break
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == code, err
+    assert err.count("\n") <= 1
+    assert "Traceback" not in err
+    run = only_run(tmp_path / "outputs")
+    assert json.loads((run / "run.json").read_text())["status"] == "failed"
+    assert torch.load(run / "checkpoints/last.ckpt", weights_only=True)["epoch"] >= 0
 
 
 def test_help_lists_every_choice(call):

@@ -130,18 +130,15 @@ def _device(config: Config) -> str:
 
 
 def git_state() -> dict[str, str | bool] | None:
-    """Return commit and whether the tree differs from it; `None` outside a clone of the code."""
-    git = ["git", "-C", str(Path(__file__).parent)]
+    """Return commit and whether the tree differs from it; `None` if the code is not in a clone."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
     try:
-        commit = subprocess.run(
-            [*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True
-        ).stdout.strip()
-        changes = subprocess.run(
-            [*git, "status", "--porcelain", "--untracked-files=no"],
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
+        git("ls-files", "--error-unmatch", Path(__file__).name)  # else it is somebody else's clone
+        changes = git("status", "--porcelain", "--untracked-files=no")
+        return {"commit": git("rev-parse", "HEAD"), "modified": bool(changes)}
     except (OSError, subprocess.CalledProcessError):
         return None
-    return {"commit": commit, "modified": bool(changes.strip())}

@@ -64,6 +64,7 @@ def train(config: Config, text: str) -> Path:
     parts = build_parts(config, reader)
     model = parts.model
     data = load(config, reader)
+    datamodule = make_datamodule(config, data, parts)
     split_digest = hashlib.sha256(data.split.encode()).hexdigest()
     run = Run(config, text, run_id(config, data.digest, split_digest))
     handler = run.log_to_file()
@@ -83,7 +84,7 @@ def train(config: Config, text: str) -> Path:
             log.info("No training (trainer.max_epochs=0): the initial weights are evaluated")
         else:
             with run.timing("fit"):
-                fit(config, run.folder, data, parts)
+                fit(config, run.folder, data, parts, datamodule)
             load_best(config, run, model)
         with run.timing("evaluate"):
             results.report(config, run, data, model, profile)
@@ -170,14 +171,32 @@ def follow(config: Config, folder: Path) -> None:
     reader = open_reader(config)
     pl.seed_everything(config.seed, workers=True, verbose=False)
     parts = build_parts(config, reader)
-    fit(config, folder, load(config, reader), parts)
+    data = load(config, reader)
+    fit(config, folder, data, parts, make_datamodule(config, data, parts))
 
 
-def fit(config: Config, folder: Path, data: Data, parts: Parts) -> None:
+def make_datamodule(config: Config, data: Data, parts: Parts) -> SliceDataModule:
+    """Return the loaders for training and validation."""
+    return SliceDataModule(
+        data.cases["train"],
+        data.cases["val"],
+        config.dataset.image_size,
+        len(data.reader.classes),
+        data.reader.multilabel,
+        parts.transforms,
+        config.dataset.batch_size,
+        config.trainer.num_workers,
+        config.seed,
+    )
+
+
+def fit(
+    config: Config, folder: Path, data: Data, parts: Parts, datamodule: SliceDataModule
+) -> None:
     """Train, and leave checkpoints and history in the run folder."""
-    options, model, reader = config.trainer, parts.model, data.reader
+    options, reader = config.trainer, data.reader
     module = SegmentationModule(
-        model,
+        parts.model,
         parts.loss,
         reader.classes,
         reader.multilabel,
@@ -187,17 +206,6 @@ def fit(config: Config, folder: Path, data: Data, parts: Parts) -> None:
         schedule=parts.schedule,
         auxiliary_weight=options.auxiliary_weight,
         seed=config.seed,
-    )
-    datamodule = SliceDataModule(
-        data.cases["train"],
-        data.cases["val"],
-        config.dataset.image_size,
-        len(reader.classes),
-        reader.multilabel,
-        parts.transforms,
-        config.dataset.batch_size,
-        options.num_workers,
-        config.seed,
     )
     checkpoints = folder / "checkpoints"
     mode = "max" if options.monitor == "val/dice" else "min"
@@ -242,12 +250,10 @@ def fit(config: Config, folder: Path, data: Data, parts: Parts) -> None:
         )
         try:
             trainer.fit(module, datamodule)
-        except SystemExit as error:  # what Lightning makes of Ctrl-C
+        except SystemExit as error:  # what Lightning makes of Ctrl-C and of SIGTERM
             if isinstance(error.__context__, KeyboardInterrupt):
                 raise KeyboardInterrupt from error
-            raise
-        if trainer.received_sigterm:
-            raise SystemExit(143)
+            raise SystemExit(143 if trainer.received_sigterm else error.code) from error
 
 
 def load_best(config: Config, run: Run, model: SegmentationModel) -> None:
