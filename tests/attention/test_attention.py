@@ -39,7 +39,7 @@ def test_equals_the_definition_head_by_head(sharing, mixing, cross):
     context = torch.randn(1, M, C, dtype=torch.double) if cross else None
     memory = context if cross else x
     q, k, v = (
-        attention.project[SHARINGS[sharing][role]](source)[0]
+        attention.project[SHARINGS[sharing][role]].linear(source)[0]
         for role, source in (("q", x), ("k", memory), ("v", memory))
     )
     heads = [

@@ -54,7 +54,7 @@ def test_attention_of_many_tokens_agrees_in_float32():
     attention = Attention(64, 4, sharing="qk", mixing="positional_softmax")
     x = torch.randn(1, 49, 64)
     mix = attention.mix
-    k, v = attention._heads("k", x), attention._heads("v", x)
+    k, v = (attention._heads(role, x, (7, 7), False) for role in "kv")
     theirs = published(k, k, v, mix.weight, 0.0, 0.25).transpose(1, 2).flatten(2)
     assert (attention(x, (7, 7)) - attention.out(theirs)).abs().max() < 1e-5
 

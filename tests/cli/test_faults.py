@@ -30,7 +30,7 @@ CONFIG_FAULTS = [
     (["dataset=uw_madison"], "dataset.root: not set; give it as dataset.root=VALUE"),
     (["dataset=synapses"], "dataset: no 'synapses'; choose one of"),
     (["dataset.batch_size=0"], "dataset.batch_size: 0 is not allowed"),
-    (["dataset.image_size=[100,128]"], "image_size 100x128 is not divisible by the patch size 16"),
+    (["dataset.image_size=[100,128]"], "image_size 100x128 is not divisible by 16"),
     (["dataset.split.val=1"], "dataset.split.val: 1 is not allowed; input should be less than 1"),
     (["dataset.limit_cases=2"], "dataset.limit_cases: 2 is not allowed"),
     (["phantom_size=huge"], "no preset 'huge'; choose one of tiny, demo"),

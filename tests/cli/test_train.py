@@ -191,6 +191,7 @@ def test_excluded_scans_are_named(call, tmp_path):
         "dataset=uw_madison",
         f"dataset.root={tree.write()}",
         "trainer.max_epochs=0",
+        "dataset.batch_size=2",
     )
     assert answer.code == 0, answer.err
     assert "Excluded, as listed in dataset.exclude: case7_day0" in answer.out
@@ -252,7 +253,13 @@ def test_two_processes_train_together(tmp_path):
 def test_signals_end_a_run_with_their_code(tmp_path, name, code):
     command = [sys.executable, ROOT / "train.py", "experiment=smoke", "trainer.max_epochs=1000"]
     with subprocess.Popen(
-        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell's background jobs ignore Ctrl-C, and their children inherit it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         for line in process.stdout:
             if line.startswith("Epoch 2/"):

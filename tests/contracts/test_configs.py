@@ -10,7 +10,7 @@ from tests.contracts.groups import FOLDER, compose, names
 GROUPS = {
     "dataset": 2,
     "attn": 5,
-    "model": 1,
+    "model": 4,
     "loss": 5,
     "augment": 2,
     "optimizer": 2,

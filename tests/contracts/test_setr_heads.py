@@ -28,7 +28,7 @@ def test_auxiliary_outputs_only_while_training():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("model.patch_size=5",), "not divisible by the patch size 5"),
+        (("model.patch_size=5",), "not divisible by 5"),
         (("model.head=mla", "model.depth=3"), "depth of at least 4"),
         (("model.head=up",), "naive, pup, mla"),
     ],

@@ -3,7 +3,7 @@
 import torch
 
 from attnseg.engine import cost, schema
-from attnseg.engine.build import build, factory
+from attnseg.engine.build import ATTENTION, build, factory
 from tests.contracts.groups import compose, names
 
 GRID = 14  # 224 / 16
@@ -20,7 +20,7 @@ def measure(attn: str) -> tuple[dict[str, int], int]:
             in_channels=1,
             num_classes=3,
             image_size=(224, 224),
-            attn=factory("attn", config.attn, given=("dim", "num_heads", "bias", "scale")),
+            attn=factory("attn", config.attn, ATTENTION),
         )
     return cost.parameters(model), cost.macs(model, (1, 224, 224))
 

@@ -24,9 +24,8 @@ class Golden:
         self.weights = {}
         for key, shape, total in sums:
             value = fill(str(key), tuple(int(side) for side in str(shape).split(",")))
-            assert value.sum(dtype=np.float64) == total or np.isclose(
-                value.sum(dtype=np.float64), total, rtol=0, atol=1e-9
-            )
+            # Sums of millions of values depend a little on the order of summation.
+            assert np.isclose(value.sum(dtype=np.float64), total, rtol=0, atol=1e-7), key
             self.weights[str(key)] = torch.from_numpy(value)
         rng = np.random.Generator(np.random.PCG64(int(self.stored["input_seed"])))
         image = rng.standard_normal(self.stored["input_shape"]).astype(np.float32)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from attnseg.attention.attention import Attention
-from attnseg.models.model import load_official
+from attnseg.models.pretrained import load_official
 from attnseg.models.setr import SETR
 from tests.golden.recipe import Golden
 

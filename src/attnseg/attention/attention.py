@@ -12,6 +12,7 @@ Notation: B batch, N query tokens, M key tokens, C width, h heads, d = C / h hea
 import importlib
 import inspect
 import pkgutil
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
@@ -37,7 +38,12 @@ class Mixing(nn.Module):
         head_dim: d, the width of one head.
         num_heads: h.
         scale: factor of the scores, for those mixings that have scores to scale.
+
+    Attributes:
+        equal_tokens: whether there must be as many query as key tokens.
     """
+
+    equal_tokens = False
 
     def __init__(self, head_dim: int, num_heads: int, scale: float) -> None:
         super().__init__()
@@ -92,14 +98,41 @@ def make_mixing(
     return found(head_dim, num_heads, scale, **options)
 
 
+class LinearProjection(nn.Module):
+    """Projects each token by itself.
+
+    A projection of another kind has the same `forward`, and a `stride` above 1 if it can return
+    fewer tokens.
+
+    Args:
+        dim: C, width of the tokens in and out.
+        bias: whether it has one.
+    """
+
+    stride = 1
+
+    def __init__(self, dim: int, bias: bool) -> None:
+        super().__init__()
+        self.linear = nn.Linear(dim, dim, bias)
+
+    def forward(self, tokens: Tensor, grid: tuple[int, int], strided: bool) -> Tensor:
+        """Project tokens `[B, N, C]` on a grid (h, w), fewer of them if `strided`."""
+        projected: Tensor = self.linear(tokens)
+        return projected
+
+
 class Attention(nn.Module):
     """Multi-head self- or cross-attention with a chosen sharing and mixing.
+
+    Queries keep every token; keys and values are as many as the kind of projection makes them. A
+    projection that queries share with keys is applied to both sides, each in its own stride.
 
     Args:
         dim: C, the width of the tokens.
         num_heads: h; must divide `dim`.
         bias: whether the query, key and value projections have a bias.
         scale: factor of the scores; `None` is `d ** -0.5`.
+        projection: makes a projection from `dim` and `bias`; `None` is `LinearProjection`.
         sharing: one of `SHARINGS`.
         mixing: name of a `Mixing`.
         mixing_options: what the mixing's constructor takes beside head width, heads and scale.
@@ -114,6 +147,7 @@ class Attention(nn.Module):
         num_heads: int,
         bias: bool = True,
         scale: float | None = None,
+        projection: Callable[[int, bool], nn.Module] | None = None,
         sharing: str = "none",
         mixing: str = "softmax",
         mixing_options: dict[str, Any] | None = None,
@@ -131,8 +165,9 @@ class Attention(nn.Module):
         self.num_heads = num_heads
         head_dim = dim // num_heads
         self.reads = SHARINGS[sharing]
+        make = projection or LinearProjection
         self.project = nn.ModuleDict(
-            {name: nn.Linear(dim, dim, bias) for name in dict.fromkeys(self.reads.values())}
+            {name: make(dim, bias) for name in dict.fromkeys(self.reads.values())}
         )
         self.mix = make_mixing(
             mixing, head_dim, num_heads, scale or head_dim**-0.5, mixing_options or {}
@@ -151,14 +186,21 @@ class Attention(nn.Module):
             Attended tokens `[B, N, C]`.
         """
         memory = x if context is None else context
-        q = self._heads("q", x)
-        k = q if self.reads["k"] == self.reads["q"] and memory is x else self._heads("k", memory)
-        v = k if self.reads["v"] == self.reads["k"] else self._heads("v", memory)
+        strided = not self.mix.equal_tokens
+        q = self._heads("q", x, grid, False)
+        k, v = q, q
+        if self.reads["k"] != self.reads["q"] or memory is not x or self._is_strided(strided):
+            k = v = self._heads("k", memory, grid, strided)
+        if self.reads["v"] != self.reads["k"]:
+            v = self._heads("v", memory, grid, strided)
         mixed: Tensor = self.mix(q, k, v)
         out: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
         return out
 
-    def _heads(self, role: str, tokens: Tensor) -> Tensor:
-        projected: Tensor = self.project[self.reads[role]](tokens)
+    def _is_strided(self, strided: bool) -> bool:
+        return strided and getattr(self.project[self.reads["k"]], "stride", 1) != 1
+
+    def _heads(self, role: str, tokens: Tensor, grid: tuple[int, int], strided: bool) -> Tensor:
+        projected: Tensor = self.project[self.reads[role]](tokens, grid, strided)
         heads: Tensor = projected.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
         return heads

@@ -14,6 +14,8 @@ from attnseg.attention.attention import Mixing
 class Transpose(Mixing):
     """Every channel of a head takes a convex combination of that head's channels."""
 
+    equal_tokens = True
+
     def __init__(self, head_dim: int, num_heads: int, scale: float) -> None:
         super().__init__(head_dim, num_heads, scale)
         self.temperature = nn.Parameter(torch.ones(num_heads, 1, 1))

@@ -19,6 +19,7 @@ from attnseg.errors import ConfigError
 
 OWN = re.compile(r"attnseg\.(attention|data|losses|models|engine\.schedules)(\.\w+)+")
 OTHERS = frozenset({"torch.optim.AdamW", "torch.optim.SGD"})
+ATTENTION = ("dim", "num_heads", "bias", "scale", "projection")  # what a model passes
 
 
 def locate(key: str, target: str) -> Callable[..., Any]:
@@ -68,7 +69,10 @@ def factory(key: str, node: Component, given: tuple[str, ...] = ()) -> Callable[
     rules["protected_namespaces"] = ()
     schema = create_model(title, __config__=rules, **fields)
     SCHEMAS[title] = schema
-    options = {name: _tuples(value, hints.get(name)) for name, value in node.options.items()}
+    options = {
+        name: _option(f"{key}.{name}", value, hints.get(name))
+        for name, value in node.options.items()
+    }
     try:
         schema.model_validate(options)
     except ValidationError as error:
@@ -94,6 +98,14 @@ def build(key: str, node: Component, **context: object) -> Any:  # noqa: ANN401
         raise ConfigError(f"{key}: {error}") from error
 
 
-def _tuples(value: object, hint: object) -> object:
-    """YAML has no tuples; give a list to whoever asks for one, or for a sequence, as a tuple."""
+def _option(key: str, value: object, hint: object) -> object:
+    """Return an option as its class takes it.
+
+    A component within a component is an attention, which its model builds itself: it becomes a
+    factory. YAML has no tuples: a list becomes one, unless a list is asked for.
+    """
+    if isinstance(value, dict) and "_target_" in value:
+        component = Component.model_validate(value)
+        build(key, component, dim=8, num_heads=1)
+        return factory(key, component, ATTENTION)
     return tuple(value) if isinstance(value, list) and "list" not in str(hint) else value

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from attnseg.engine.files import write_text
+from attnseg.engine.files import file_digest, write_text
 from attnseg.engine.schema import Config
 from attnseg.errors import ResourceError
 
@@ -34,6 +34,8 @@ def run_id(config: Config, data_digest: str, split_digest: str) -> str:
     """Return ten hexadecimal digits of configuration (less places and devices), data and split."""
     described = config.model_dump(by_alias=True)
     described["dataset"].pop("root")
+    if weights := described["model"]["pretrained"]:
+        described["model"]["pretrained"] = file_digest(Path(weights))
     for part, keys in PLACES.items():
         if keys is None:
             described.pop(part)

@@ -72,6 +72,12 @@ class Dataset(Component):
         return tuple(value) if isinstance(value, list) else value
 
 
+class Model(Component):
+    """A model: its own options, and a file of published weights to start from."""
+
+    pretrained: str | None
+
+
 class Optimizer(Component):
     """An optimizer of PyTorch."""
 
@@ -123,7 +129,7 @@ class Config(Node):
     choices: dict[str, str]
     dataset: Dataset
     attn: Component
-    model: Component
+    model: Model
     loss: Component
     augment: Component
     optimizer: Optimizer

@@ -18,7 +18,7 @@ from attnseg.data.augment import Transforms
 from attnseg.data.datamodule import SliceDataModule
 from attnseg.data.reader import Reader
 from attnseg.engine import cost, results, worker
-from attnseg.engine.build import build, factory
+from attnseg.engine.build import ATTENTION, build, factory
 from attnseg.engine.callbacks import History, Progress
 from attnseg.engine.data import Data, load, open_reader
 from attnseg.engine.files import AtomicCheckpointIO, file_digest, write_text
@@ -30,6 +30,7 @@ from attnseg.errors import ConfigError
 from attnseg.losses.loss import SegmentationLoss
 from attnseg.metrics.strict import Strict
 from attnseg.models.model import SegmentationModel
+from attnseg.models.pretrained import load_file_into
 
 log = logging.getLogger(__name__)
 
@@ -128,8 +129,11 @@ def build_parts(config: Config, reader: Reader) -> Parts:
         in_channels=reader.channels,
         num_classes=channels,
         image_size=config.dataset.image_size,
-        attn=factory("attn", config.attn, given=("dim", "num_heads", "bias", "scale")),
+        attn=factory("attn", config.attn, ATTENTION),
     )
+    if config.model.pretrained is not None:
+        loaded = load_file_into(model, config.model.pretrained)
+        log.info("%s: %s", config.model.pretrained, loaded)
     loss = build("loss", config.loss, multilabel=reader.multilabel)
     logits = torch.zeros(1, channels, 2, 2)
     try:

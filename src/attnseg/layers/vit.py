@@ -3,13 +3,15 @@
 Dosovitskiy et al., 2021, arXiv 2010.11929.
 """
 
-from typing import Protocol
+from collections.abc import Callable
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+@runtime_checkable
 class AttentionFactory(Protocol):
     """Builds the attention a model is given: the model says what is its own, the factory the rest.
 
@@ -17,47 +19,90 @@ class AttentionFactory(Protocol):
     """
 
     def __call__(
-        self, dim: int, num_heads: int, bias: bool = True, scale: float | None = None
+        self,
+        dim: int,
+        num_heads: int,
+        bias: bool = True,
+        scale: float | None = None,
+        projection: Callable[[int, bool], nn.Module] | None = None,
     ) -> nn.Module:
         """Return an attention of width `dim`; arguments as in `attnseg.attention.Attention`."""
         ...
 
 
-class Mlp(nn.Module):
-    """Two linear layers with a GELU between, applied to each token alone."""
+class QuickGELU(nn.Module):
+    """GELU by a sigmoid: `x sigmoid(1.702 x)`."""
 
-    def __init__(self, dim: int, hidden_dim: int) -> None:
+    def forward(self, x: Tensor) -> Tensor:
+        """Map any shape to the same."""
+        return x * torch.sigmoid(1.702 * x)
+
+
+class Mlp(nn.Module):
+    """Two linear layers with an activation between, applied to each token alone."""
+
+    def __init__(
+        self, dim: int, hidden_dim: int, dropout: float = 0.0, act: type[nn.Module] = nn.GELU
+    ) -> None:
         super().__init__()
         self.fc1 = nn.Linear(dim, hidden_dim)
+        self.act = act()
         self.fc2 = nn.Linear(hidden_dim, dim)
+        self.drop = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map tokens `[B, N, C]` to tokens of the same shape."""
-        out: Tensor = self.fc2(F.gelu(self.fc1(x)))
+        out: Tensor = self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
         return out
 
 
+class DropPath(nn.Module):
+    """Stochastic depth: while training, drops a sample's whole branch. arXiv 1603.09382."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `[B, ...]` to the same, some samples zero and the others scaled up."""
+        if not self.training or self.rate == 0:
+            return x
+        kept = torch.rand(len(x), *[1] * (x.ndim - 1), device=x.device) >= self.rate
+        return x * kept / (1 - self.rate)
+
+
 class Block(nn.Module):
-    """Pre-norm transformer block: `x + attention(norm x)`, then `x + mlp(norm x)`."""
+    """Pre-norm transformer block: `x + attention(norm x)`, then `x + mlp(norm x)`.
+
+    Args:
+        dim: width of the tokens.
+        attn: the attention of the block.
+        norm_eps: epsilon of both norms.
+        dropout: of the MLP.
+        drop_path: rate at which a branch is dropped while training.
+        act: activation of the MLP, whose hidden width is four times `dim`.
+    """
 
     def __init__(
         self,
         dim: int,
-        num_heads: int,
-        attn: AttentionFactory,
-        mlp_ratio: float = 4.0,
-        norm_eps: float = 1e-6,
+        attn: nn.Module,
+        norm_eps: float,
+        dropout: float = 0.0,
+        drop_path: float = 0.0,
+        act: type[nn.Module] = nn.GELU,
     ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
-        self.attn = attn(dim, num_heads)
+        self.attn = attn
         self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.mlp = Mlp(dim, 4 * dim, dropout, act)
+        self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         """Map tokens `[B, N, C]` on a grid of (height, width) tokens to the same shape."""
-        x = x + self.attn(self.norm1(x), grid)
-        x = x + self.mlp(self.norm2(x))
+        x = x + self.drop_path(self.attn(self.norm1(x), grid))
+        x = x + self.drop_path(self.mlp(self.norm2(x)))
         return x
 
 

@@ -180,7 +180,7 @@ class SETR(SegmentationModel):
         grid = (image_size[0] // self.patch_size, image_size[1] // self.patch_size)
         self.embed = PatchTokens(in_channels, dim, self.patch_size, grid, head != "mla")
         self.encoder = nn.ModuleList(
-            Block(dim, num_heads or preset.num_heads, attn, norm_eps=NORM_EPS) for _ in range(depth)
+            Block(dim, attn(dim, num_heads or preset.num_heads), NORM_EPS) for _ in range(depth)
         )
         self.encoder.apply(init_weights)
         self.mla_levels = [depth * (i + 1) // MLA_LEVELS - 1 for i in range(MLA_LEVELS)]
@@ -234,15 +234,17 @@ class SETR(SegmentationModel):
         return outputs
 
     def official_split(self, name: str, value: Tensor) -> dict[str, Tensor]:
-        """Split the joint `qkv` projection; MLA adds, then drops, the class token's position."""
-        if name == "backbone.pos_embed" and isinstance(self.head, MLAHead):
-            return {name: value[:, 1:]}
+        """Split the joint `qkv` projection of a block."""
         if ".attn.qkv." not in name:
             return {name: value}
         return {
             name.replace(".qkv.", f".{role}."): part
             for role, part in zip("qkv", value.chunk(3), strict=True)
         }
+
+    def position_grids(self) -> dict[str, tuple[int, int]]:
+        """Return the grid of the learned positions."""
+        return {"embed.pos_embed": self.embed.grid}
 
     def official_name(self, name: str) -> str | None:
         """Translate a name of the published checkpoints (`backbone.`, `decode_head.`)."""
@@ -264,11 +266,23 @@ class SETR(SegmentationModel):
         return None
 
 
+LAYER = r"transformer\.encoder\.layer\.(\d+)\."
 # Published name -> ours. `conv_seg` is made by the base class there and never used.
 OFFICIAL_NAMES = (
+    # An ImageNet ViT, by the names that `attnseg.models.pretrained` gives to Flax files.
+    (r"transformer\.cls_token", "embed.cls_token"),
+    (r"transformer\.embeddings\.position_embeddings", "embed.pos_embed"),
+    (r"transformer\.embeddings\.patch_embeddings\.(.+)", "embed.proj.{0}"),
+    (LAYER + r"attn\.(q)uery\.(.+)", "encoder.{0}.attn.project.{1}.linear.{2}"),
+    (LAYER + r"attn\.(k)ey\.(.+)", "encoder.{0}.attn.project.{1}.linear.{2}"),
+    (LAYER + r"attn\.(v)alue\.(.+)", "encoder.{0}.attn.project.{1}.linear.{2}"),
+    (LAYER + r"attn\.out\.(.+)", "encoder.{0}.attn.out.{1}"),
+    (LAYER + r"attention_norm\.(.+)", "encoder.{0}.norm1.{1}"),
+    (LAYER + r"ffn_norm\.(.+)", "encoder.{0}.norm2.{1}"),
+    (LAYER + r"ffn\.(.+)", "encoder.{0}.mlp.{1}"),
     (r"backbone\.(cls_token|pos_embed)", "embed.{0}"),
     (r"backbone\.patch_embed\.(proj\..+)", "embed.{0}"),
-    (r"backbone\.blocks\.(\d+)\.attn\.([qkv])\.(.+)", "encoder.{0}.attn.project.{1}.{2}"),
+    (r"backbone\.blocks\.(\d+)\.attn\.([qkv])\.(.+)", "encoder.{0}.attn.project.{1}.linear.{2}"),
     (r"backbone\.blocks\.(\d+)\.attn\.proj\.(.+)", "encoder.{0}.attn.out.{1}"),
     (r"backbone\.blocks\.(\d+)\.((?:norm|mlp).+)", "encoder.{0}.{1}"),
     (r"decode_head\.norm\.(.+)", "head.norm.{0}"),

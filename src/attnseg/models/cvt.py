@@ -1,0 +1,296 @@
+"""CvT: a pyramid of convolutional tokens with convolutional projections, as segmentation encoder.
+
+Wu et al., 2021, arXiv 2103.15808. Details the paper leaves open follow the published code. There is
+no published decoder for segmentation: those here are taken from the literature on other encoders,
+and the choice is ours. The raw stage maps are normalised first, which CvT itself never does.
+"""
+
+import re
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from attnseg.layers.conv import conv_bn_relu, resize
+from attnseg.layers.vit import AttentionFactory, Block, QuickGELU, init_weights, tokens_to_map
+from attnseg.models.model import PublishedModule, SegmentationModel
+
+NORM_EPS = 1e-5
+KERNELS, STRIDES, PADDINGS = (7, 3, 3), (4, 2, 2), (2, 1, 1)  # of the three token embeddings
+SMALLEST = 16  # pixels; less leaves no token in the last stage
+
+
+@dataclass(frozen=True)
+class Size:
+    """Dimensions of a named size, per stage."""
+
+    dims: tuple[int, int, int]
+    num_heads: tuple[int, int, int]
+    depths: tuple[int, int, int]
+    drop_path: float  # of the last stage's last block
+
+
+SIZES = {
+    "tiny": Size((32, 64, 96), (1, 2, 3), (1, 1, 2), 0.0),  # ours, for tests and laptops
+    "cvt-13": Size((64, 192, 384), (1, 3, 6), (1, 2, 10), 0.1),
+    "cvt-21": Size((64, 192, 384), (1, 3, 6), (1, 4, 16), 0.1),
+}
+
+
+class ConvProjection(nn.Module):
+    """Depthwise 3x3 convolution on the grid, batch normalisation, then a linear projection.
+
+    Prefix tokens, which have no place on the grid, skip the convolution.
+
+    Args:
+        dim: C, width of the tokens in and out.
+        bias: whether the linear projection has one.
+        stride: of the convolution where fewer tokens are asked for.
+    """
+
+    def __init__(self, dim: int, bias: bool, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.conv = nn.Conv2d(dim, dim, 3, padding=1, groups=dim, bias=False)
+        self.norm = nn.BatchNorm2d(dim)
+        self.linear = nn.Linear(dim, dim, bias)
+
+    def forward(self, tokens: Tensor, grid: tuple[int, int], strided: bool) -> Tensor:
+        """Project tokens `[B, N, C]` on a grid (h, w), fewer of them if `strided`."""
+        prefix = tokens[:, : -grid[0] * grid[1]]
+        stride = self.stride if strided else 1
+        grid_map = tokens_to_map(tokens, grid)
+        mixed = F.conv2d(grid_map, self.conv.weight, None, stride, 1, 1, self.conv.groups)
+        mixed = self.norm(mixed).flatten(2).transpose(1, 2)
+        projected: Tensor = self.linear(torch.cat((prefix, mixed), 1))
+        return projected
+
+
+class Stage(nn.Module):
+    """Convolutional token embedding, then blocks; the last stage prepends a class token."""
+
+    def __init__(
+        self, index: int, in_channels: int, size: Size, attn: AttentionFactory, stride_kv: int
+    ) -> None:
+        super().__init__()
+        dim, depth = size.dims[index], size.depths[index]
+        last = index == 2
+        self.proj = nn.Conv2d(in_channels, dim, KERNELS[index], STRIDES[index], PADDINGS[index])
+        self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim)) if last else None
+        rates = [size.drop_path * i / max(depth - 1, 1) if last else 0.0 for i in range(depth)]
+        projection = partial(ConvProjection, stride=stride_kv)
+        # As published: the scale is of the full width, not of a head's.
+        self.blocks = nn.ModuleList(
+            Block(
+                dim,
+                attn(dim, size.num_heads[index], scale=dim**-0.5, projection=projection),
+                NORM_EPS,
+                drop_path=rate,
+                act=QuickGELU,
+            )
+            for rate in rates
+        )
+        self.apply(init_weights)
+        if self.cls_token is not None:
+            nn.init.trunc_normal_(self.cls_token, std=0.02)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the stage's map `[B, dim, h, w]` and its prefix tokens `[B, 0 or 1, dim]`."""
+        x = self.proj(x)
+        grid = (x.shape[2], x.shape[3])
+        tokens = self.norm(x.flatten(2).transpose(1, 2))
+        if self.cls_token is not None:
+            tokens = torch.cat((self.cls_token.expand(len(x), -1, -1), tokens), 1)
+        for block in self.blocks:
+            tokens = block(tokens, grid)
+        return tokens_to_map(tokens, grid), tokens[:, : -grid[0] * grid[1]]
+
+
+class Encoder(nn.Module):
+    """The three stages, at about 1/4, 1/8 and 1/16 of the image's size."""
+
+    def __init__(
+        self, in_channels: int, size: str, attn: AttentionFactory, stride_kv: int = 2
+    ) -> None:
+        super().__init__()
+        if size not in SIZES:
+            raise ValueError(f"unknown size {size!r}; choose one of {', '.join(SIZES)}")
+        self.dims = SIZES[size].dims
+        inputs = (in_channels, *self.dims[:2])
+        self.stages = nn.ModuleList(
+            Stage(i, inputs[i], SIZES[size], attn, stride_kv) for i in range(3)
+        )
+
+    def forward(self, image: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Return the stage maps `[B, dim, h, w]`, un-normalised, and the class token `[B, 1, C]`.
+
+        Raises:
+            ValueError: the image is smaller than 16 pixels.
+        """
+        if min(image.shape[2:]) < SMALLEST:
+            raise ValueError(
+                f"image {image.shape[2]}x{image.shape[3]} is smaller than {SMALLEST} pixels; "
+                f"nearest: {max(SMALLEST, image.shape[2])}x{max(SMALLEST, image.shape[3])}"
+            )
+        maps, x = [], image
+        for stage in self.stages:
+            x, prefix = stage(x)
+            maps.append(x)
+        return maps, prefix
+
+
+class MapNorm(nn.Module):
+    """Layer normalisation over the channels of a map."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise `[B, C, h, w]`."""
+        normed: Tensor = self.norm(x.permute(0, 2, 3, 1))
+        return normed.permute(0, 3, 1, 2)
+
+
+class MLPDecoder(nn.Module):
+    """All-MLP decoder of SegFormer: every stage to one width, to the first's size, concatenated.
+
+    Xie et al., 2021, arXiv 2105.15203.
+    """
+
+    def __init__(self, dims: tuple[int, ...], channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.unify = nn.ModuleList(
+            nn.Sequential(MapNorm(dim), nn.Conv2d(dim, channels, 1)) for dim in dims
+        )
+        self.fuse = conv_bn_relu(len(dims) * channels, channels, 1, bias=False)
+        self.classify = nn.Conv2d(channels, num_classes, 1)
+
+    def forward(self, maps: list[Tensor]) -> Tensor:
+        """Map stage maps to logits `[B, K, h, w]` at the first one's size."""
+        size = (maps[0].shape[2], maps[0].shape[3])
+        unified = [resize(unify(x), size) for unify, x in zip(self.unify, maps, strict=True)]
+        logits: Tensor = self.classify(self.fuse(torch.cat(unified, 1)))
+        return logits
+
+
+class FPNDecoder(nn.Module):
+    """Semantic branch of Panoptic FPN: summed top-down, convolved, summed at the first's size.
+
+    Kirillov et al., 2019, arXiv 1901.02446.
+    """
+
+    def __init__(self, dims: tuple[int, ...], channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.unify = nn.ModuleList(
+            nn.Sequential(MapNorm(dim), nn.Conv2d(dim, channels, 1)) for dim in dims
+        )
+        self.smooth = nn.ModuleList(conv_bn_relu(channels, channels, 3, bias=False) for _ in dims)
+        self.classify = nn.Conv2d(channels, num_classes, 1)
+
+    def forward(self, maps: list[Tensor]) -> Tensor:
+        """Map stage maps to logits `[B, K, h, w]` at the first one's size."""
+        levels = [unify(x) for unify, x in zip(self.unify, maps, strict=True)]
+        for i in reversed(range(len(levels) - 1)):
+            size = (levels[i].shape[2], levels[i].shape[3])
+            levels[i] = levels[i] + resize(levels[i + 1], size)
+        size = (levels[0].shape[2], levels[0].shape[3])
+        smoothed = [resize(smooth(x), size) for smooth, x in zip(self.smooth, levels, strict=True)]
+        logits: Tensor = self.classify(torch.stack(smoothed).sum(0))
+        return logits
+
+
+DECODERS = {"mlp": MLPDecoder, "fpn": FPNDecoder}
+
+
+class CvT(SegmentationModel):
+    """CvT as encoder, with a chosen decoder and attention; images of any size from 16 pixels.
+
+    Args:
+        in_channels: channels of the image.
+        num_classes: K, channels of the logits.
+        image_size: taken by every model; CvT has no positions, so it has no use for it.
+        attn: builds the attention of every block.
+        size: `tiny`, `cvt-13` or `cvt-21`.
+        decoder: `mlp` or `fpn`.
+        decoder_channels: width of the decoder.
+        stride_kv: stride of the key and value projections.
+
+    Raises:
+        ValueError: an unknown size or decoder.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        num_classes: int,
+        image_size: tuple[int, int],
+        attn: AttentionFactory,
+        size: str = "cvt-13",
+        decoder: str = "mlp",
+        decoder_channels: int = 256,
+        stride_kv: int = 2,
+    ) -> None:
+        super().__init__()
+        if decoder not in DECODERS:
+            raise ValueError(f"unknown decoder {decoder!r}; choose one of {', '.join(DECODERS)}")
+        if stride_kv < 1:
+            raise ValueError(f"stride_kv {stride_kv} must be 1 or more")
+        self.encoder = Encoder(in_channels, size, attn, stride_kv)
+        self.decoder = DECODERS[decoder](self.encoder.dims, decoder_channels, num_classes)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Segment images `[B, C, H, W]`; see `SegmentationModel.forward`."""
+        maps, _ = self.encoder(image)
+        return resize(self.decoder(maps), (image.shape[2], image.shape[3]))
+
+    def official_name(self, name: str) -> str | None:
+        """Translate a name of the published classifier; its own norm and head have no use here."""
+        return encoder_name(name)
+
+
+class CvTClassifier(PublishedModule):
+    """The published image classifier: the encoder, a norm and a linear layer on the class token."""
+
+    def __init__(
+        self, in_channels: int, num_classes: int, attn: AttentionFactory, size: str = "cvt-13"
+    ) -> None:
+        super().__init__()
+        self.encoder = Encoder(in_channels, size, attn)
+        self.norm = nn.LayerNorm(self.encoder.dims[-1], eps=NORM_EPS)
+        self.head = nn.Linear(self.encoder.dims[-1], num_classes)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Classify images `[B, C, H, W]`: logits `[B, K]`."""
+        _, cls_token = self.encoder(image)
+        logits: Tensor = self.head(self.norm(cls_token[:, 0]))
+        return logits
+
+    def official_name(self, name: str) -> str | None:
+        """Translate a name of the published classifier."""
+        return name if re.fullmatch(r"(norm|head)\..+", name) else encoder_name(name)
+
+
+def encoder_name(name: str) -> str | None:
+    """Translate a published name of the encoder's; `None` if it is none."""
+    for pattern, ours in OFFICIAL_NAMES:
+        if match := re.fullmatch(pattern, name):
+            return ours.format(*match.groups())
+    return None
+
+
+BLOCK = r"stage(\d)\.blocks\.(\d+)\."
+OURS = "encoder.stages.{0}.blocks.{1}."
+OFFICIAL_NAMES = (
+    (r"stage(\d)\.patch_embed\.(.+)", "encoder.stages.{0}.{1}"),
+    (r"stage(\d)\.(cls_token)", "encoder.stages.{0}.{1}"),
+    (BLOCK + r"attn\.conv_proj_([qkv])\.conv\.(.+)", OURS + "attn.project.{2}.conv.{3}"),
+    (BLOCK + r"attn\.conv_proj_([qkv])\.bn\.(.+)", OURS + "attn.project.{2}.norm.{3}"),
+    (BLOCK + r"attn\.proj_([qkv])\.(.+)", OURS + "attn.project.{2}.linear.{3}"),
+    (BLOCK + r"attn\.proj\.(.+)", OURS + "attn.out.{2}"),
+    (BLOCK + r"((?:norm|mlp).+)", OURS + "{2}"),
+)

@@ -1,0 +1,320 @@
+"""DAE-Former: a U-shaped transformer whose blocks attend twice, over space and over channels.
+
+Azad et al., 2023, arXiv 2212.13504. Details the paper leaves open follow the published code. What
+no output of the published code depends on is left out: 18,382,864 of its 48,073,065 parameters, and
+the second evaluation of each `fc1`.
+"""
+
+import re
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from attnseg.layers.vit import AttentionFactory, tokens_to_map
+from attnseg.models.model import SegmentationModel, check_divisible
+
+NORM_EPS = 1e-5
+STRIDE = 16  # pixels per token of the last stage
+CHANNEL_HEADS = 8
+FUSIONS = ("sequential", "additive", "concatenation")
+Grid = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Size:
+    """Dimensions of a named size: width of each stage, blocks per stage."""
+
+    dims: tuple[int, int, int]
+    depth: int
+
+
+SIZES = {
+    "tiny": Size((32, 64, 96), 1),  # ours, for tests and laptops
+    "base": Size((128, 320, 512), 2),
+}
+
+
+def layer_norm(dim: int) -> nn.LayerNorm:
+    """Layer normalisation over the last axis."""
+    return nn.LayerNorm(dim, eps=NORM_EPS)
+
+
+class MixFFN(nn.Module):
+    """`fc2(GELU(norm(h + dwconv h)))` with `h = fc1 x` and a depthwise 3x3 convolution."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.dwconv = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
+        self.norm = layer_norm(hidden)
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor, grid: Grid) -> Tensor:
+        """Map tokens `[B, N, C]` on a grid (h, w) to the same shape."""
+        hidden = self.fc1(x)
+        local = self.dwconv(tokens_to_map(hidden, grid)).flatten(2).transpose(1, 2)
+        out: Tensor = self.fc2(F.gelu(self.norm(local + hidden)))
+        return out
+
+
+class DualBlock(nn.Module):
+    """Attention over space and over channels, each followed by its feed-forward network.
+
+    Args:
+        dim: width of the tokens.
+        attn: builds the spatial attention (one head, as published).
+        channel_attn: builds the channel attention (eight heads, no bias).
+        fusion: `sequential`, the published block: space, then channels. `additive`: both on the
+            block's input, their changes summed. `concatenation`: both on the input, their changes
+            concatenated and projected. The paper's ablation has variants of these names; how they
+            are wired there is not published, so the last two are ours.
+    """
+
+    def __init__(
+        self, dim: int, attn: AttentionFactory, channel_attn: AttentionFactory, fusion: str
+    ) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = layer_norm(dim), layer_norm(dim)
+        self.norm3, self.norm4 = layer_norm(dim), layer_norm(dim)
+        self.attn = attn(dim, 1)
+        self.mlp1 = MixFFN(dim, 4 * dim)
+        self.channel_attn = channel_attn(dim, CHANNEL_HEADS, bias=False)
+        self.mlp2 = MixFFN(dim, 4 * dim)
+        self.fusion = fusion
+        self.join = nn.Linear(2 * dim, dim) if fusion == "concatenation" else None
+
+    def forward(self, x: Tensor, grid: Grid) -> Tensor:
+        """Map tokens `[B, N, C]` on a grid (h, w) to the same shape."""
+        if self.fusion == "sequential":
+            return self._channels(self._space(x, grid), grid)
+        space, channels = self._space(x, grid) - x, self._channels(x, grid) - x
+        if self.join is None:
+            return x + space + channels
+        joined: Tensor = self.join(torch.cat((space, channels), 2))
+        return x + joined
+
+    def _space(self, x: Tensor, grid: Grid) -> Tensor:
+        x = x + self.attn(self.norm1(x), grid)
+        out: Tensor = x + self.mlp1(self.norm2(x), grid)
+        return out
+
+    def _channels(self, x: Tensor, grid: Grid) -> Tensor:
+        x = x + self.channel_attn(self.norm3(x), grid)
+        out: Tensor = x + self.mlp2(self.norm4(x), grid)
+        return out
+
+
+class SkipCrossAttention(nn.Module):
+    """Skip connection by efficient attention without projections.
+
+    Keys and queries are the encoder's skip, values the decoder's feature. This is what the
+    published code computes; the paper's text says it the other way round.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.norm1 = layer_norm(dim)
+        self.out = nn.Linear(dim, 2 * dim)
+        self.out_norm = layer_norm(2 * dim)
+        self.norm2 = layer_norm(2 * dim)
+        self.mlp = MixFFN(2 * dim, 4 * dim)
+
+    def forward(self, x: Tensor, skip: Tensor, grid: Grid) -> Tensor:
+        """Join the decoder's `[B, N, C]` and the skip `[B, N, C]` to `[B, N, 2 C]`."""
+        values, asked = self.norm1(x), self.norm1(skip)
+        context = asked.softmax(1).transpose(1, 2) @ values
+        attended = self.out_norm(self.out(asked.softmax(2) @ context))
+        joined = torch.cat((x, skip), 2) + attended
+        out: Tensor = joined + self.mlp(self.norm2(joined), grid)
+        return out
+
+
+class EncoderStage(nn.Module):
+    """Overlapping patches to tokens, dual blocks, a norm at both ends."""
+
+    def __init__(
+        self, in_channels: int, dim: int, kernel: int, stride: int, blocks: list[DualBlock]
+    ) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(in_channels, dim, kernel, stride, kernel // 2)
+        self.proj_norm = layer_norm(dim)
+        self.blocks = nn.ModuleList(blocks)
+        self.norm = layer_norm(dim)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Grid]:
+        """Map `[B, C, H, W]` to tokens `[B, h * w, dim]` on the grid (h, w)."""
+        x = self.proj(x)
+        grid = (x.shape[2], x.shape[3])
+        tokens = self.proj_norm(x.flatten(2).transpose(1, 2))
+        for block in self.blocks:
+            tokens = block(tokens, grid)
+        return self.norm(tokens), grid
+
+
+class PatchExpand(nn.Module):
+    """Each token to `factor` x `factor` tokens, normalised."""
+
+    def __init__(self, dim: int, out_dim: int, factor: int) -> None:
+        super().__init__()
+        self.factor = factor
+        self.expand = nn.Linear(dim, factor * factor * out_dim, bias=False)
+        self.norm = layer_norm(out_dim)
+
+    def forward(self, x: Tensor, grid: Grid) -> Tensor:
+        """Map tokens `[B, h * w, C]` to `[B, h * w * factor^2, out_dim]`."""
+        f = self.factor
+        x = self.expand(x).unflatten(2, (f, f, -1)).unflatten(1, grid)  # B h w p1 p2 c
+        out: Tensor = self.norm(x.permute(0, 1, 3, 2, 4, 5).flatten(3, 4).flatten(1, 3))
+        return out
+
+
+class DecoderStage(nn.Module):
+    """Joins the skip, two dual blocks, expands."""
+
+    def __init__(
+        self,
+        in_dim: int,
+        dim: int,
+        blocks: tuple[DualBlock, DualBlock],
+        expand: PatchExpand,
+    ) -> None:
+        super().__init__()
+        self.align = nn.Linear(in_dim, dim)
+        self.cross = SkipCrossAttention(dim)
+        self.reduce = nn.Linear(2 * dim, dim)
+        self.blocks = nn.ModuleList(blocks)
+        self.expand = expand
+
+    def forward(self, x: Tensor, skip: Tensor, grid: Grid) -> Tensor:
+        """Map the decoder's tokens and the skip on one grid to tokens on a finer one."""
+        x = self.reduce(self.cross(self.align(x), skip, grid))
+        for block in self.blocks:
+            x = block(x, grid)
+        out: Tensor = self.expand(x, grid)
+        return out
+
+
+class DAEFormer(SegmentationModel):
+    """DAE-Former with a chosen spatial and channel attention; images in multiples of 16 pixels.
+
+    Args:
+        in_channels: channels of the image.
+        num_classes: K, channels of the logits.
+        image_size: taken by every model; checked, but no parameter depends on it.
+        attn: builds the spatial attention of every block; published: efficient.
+        channel_attn: builds the channel attention; published: transpose.
+        size: `tiny` or `base`.
+        fusion: how a block's two attentions meet, see `DualBlock`.
+
+    Raises:
+        ValueError: an unknown size or fusion, or an image size that does not fit.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        num_classes: int,
+        image_size: tuple[int, int],
+        attn: AttentionFactory,
+        channel_attn: AttentionFactory,
+        size: str = "base",
+        fusion: str = "sequential",
+    ) -> None:
+        super().__init__()
+        if size not in SIZES:
+            raise ValueError(f"unknown size {size!r}; choose one of {', '.join(SIZES)}")
+        if fusion not in FUSIONS:
+            raise ValueError(f"unknown fusion {fusion!r}; choose one of {', '.join(FUSIONS)}")
+        check_divisible("image_size", image_size, STRIDE)
+        dims, depth = SIZES[size].dims, SIZES[size].depth
+
+        def block(dim: int) -> DualBlock:
+            return DualBlock(dim, attn, channel_attn, fusion)
+
+        inputs = (in_channels, *dims[:2])
+        windows = ((7, 4), (3, 2), (3, 2))  # kernel and stride
+        self.stages = nn.ModuleList(
+            EncoderStage(inputs[i], dim, *windows[i], [block(dim) for _ in range(depth)])
+            for i, dim in enumerate(dims)
+        )
+        low, mid, high = dims
+        self.expand = PatchExpand(high, high // 2, 2)
+        self.decoder = nn.ModuleList(
+            [
+                DecoderStage(
+                    high // 2, mid, (block(mid), block(mid)), PatchExpand(mid, mid // 2, 2)
+                ),
+                DecoderStage(mid // 2, low, (block(low), block(low)), PatchExpand(low, low, 4)),
+            ]
+        )
+        self.classify = nn.Conv2d(low, num_classes, 1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Segment images `[B, C, H, W]`; see `SegmentationModel.forward`."""
+        size = (image.shape[2], image.shape[3])
+        check_divisible("image", size, STRIDE)
+        x, skips = image, []
+        for stage in self.stages:
+            skips.append(stage(x))
+            x = tokens_to_map(*skips[-1])
+        x = self.expand(*skips.pop())
+        for stage in self.decoder:
+            x = stage(x, *skips.pop())
+        logits: Tensor = self.classify(tokens_to_map(x, size))
+        return logits
+
+    def official_split(self, name: str, value: Tensor) -> dict[str, Tensor]:
+        """Split the channel attention's projection; 1x1 convolutions are linear layers here."""
+        if name.endswith("channel_attn.qkv.weight"):
+            parts = zip("qkv", value.chunk(3), strict=True)
+            return {name.replace("qkv", role): part for role, part in parts}
+        if re.search(r"attn\.(keys|queries|values|reprojection)\.weight$", name):
+            return {name: value.flatten(1)}
+        return {name: value}
+
+    def official_name(self, name: str) -> str | None:
+        """Translate a name of the published code's state dict."""
+        for pattern, ours in OFFICIAL_NAMES:
+            if match := re.fullmatch(pattern, name):
+                outer, rest = match.groups()
+                # Stages count from 1 there; decoder_1 runs before decoder_0.
+                known = {"encoder": int(outer[0]) - 1, "decoder": 1 - int(outer[0])}
+                inner = known["decoder"] if ours.startswith("decoder") else known["encoder"]
+                for old, new in OFFICIAL_PARTS:
+                    rest = re.sub(old, new, rest)
+                return ours.format(inner, rest)
+        return None
+
+
+OFFICIAL_NAMES = (
+    (r"backbone\.patch_embed(\d)\.proj\.(.+)", "stages.{0}.proj.{1}"),
+    (r"backbone\.patch_embed(\d)\.norm\.(.+)", "stages.{0}.proj_norm.{1}"),
+    (r"backbone\.norm(\d)\.(.+)", "stages.{0}.norm.{1}"),
+    (r"backbone\.block(\d)\.(.+)", "stages.{0}.blocks.{1}"),
+    (r"decoder_(2)\.layer_up\.(.+)", "expand.{1}"),
+    (r"decoder_(0)\.last_layer\.(.+)", "classify.{1}"),
+    (r"decoder_([01])\.(.+)", "decoder.{0}.{1}"),
+)
+# Names within a block or decoder stage; norm2 and norm3 of a feed-forward network have no function.
+OFFICIAL_PARTS = (
+    (r"(?<!channel_)attn\.queries\.", "attn.project.q.linear."),
+    (r"(?<!channel_)attn\.keys\.", "attn.project.k.linear."),
+    (r"(?<!channel_)attn\.values\.", "attn.project.v.linear."),
+    (r"channel_attn\.([qkv])\.", r"channel_attn.project.\1.linear."),
+    (r"channel_attn\.temperature", "channel_attn.mix.temperature"),
+    (r"channel_attn\.proj\.", "channel_attn.out."),
+    (r"cross_attn\.attn\.reprojection\.", "cross.out."),
+    (r"cross_attn\.attn\.norm\.", "cross.out_norm."),
+    (r"cross_attn\.", "cross."),
+    (r"attn\.reprojection\.", "attn.out."),
+    (r"dwconv\.dwconv\.", "dwconv."),
+    (r"(mlp\d?)\.norm1\.", r"\1.norm."),
+    (r"x1_linear\.", "align."),
+    (r"concat_linear\.", "reduce."),
+    (r"layer_up\.", "expand."),
+    (r"layer_former_1\.", "blocks.0."),
+    (r"layer_former_2\.", "blocks.1."),
+)

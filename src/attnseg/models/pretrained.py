@@ -1,0 +1,256 @@
+"""Published weights: read without running anything, renamed, resized, and accounted for.
+
+Files: `.npz` of the Flax ViT and R50+ViT models, `.pth`, `.pt`, `.pkl`, `.bin` and `.ckpt` state
+dicts (read with `weights_only`, never otherwise), and `.safetensors`.
+"""
+
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+from torch import Tensor
+
+from attnseg.errors import CheckpointError
+from attnseg.layers.vit import resize_positions
+from attnseg.models.model import PublishedModule
+
+PREFIXES = ("module.", "_orig_mod.")  # left by data parallelism and by torch.compile
+WRAPPERS = ("state_dict", "model", "model_state_dict")
+
+
+@dataclass
+class LoadReport:
+    """What became of every tensor when published weights were loaded.
+
+    Attributes:
+        loaded: our names that were filled.
+        resized: our names that were filled after a change of size, and how.
+        dropped: published names that found no place, and why.
+        fresh: our names that keep their initialisation.
+    """
+
+    loaded: list[str] = field(default_factory=list)
+    resized: dict[str, str] = field(default_factory=dict)
+    dropped: dict[str, str] = field(default_factory=dict)
+    fresh: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        """Return one line per kind, long lists cut."""
+        lines = [f"loaded {len(self.loaded)} tensors"]
+        lines += [f"resized {name}: {how}" for name, how in self.resized.items()]
+        reasons: dict[str, list[str]] = {}
+        for name, why in self.dropped.items():
+            reasons.setdefault(why, []).append(name)
+        lines += [f"dropped {_short(names)}: {why}" for why, names in reasons.items()]
+        lines += [f"left fresh {_short(self.fresh)}"] if self.fresh else []
+        return "\n".join(lines)
+
+
+def _short(names: list[str]) -> str:
+    shown = ", ".join(names[:3])
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
+
+
+def load_file_into(model: PublishedModule, path: str | Path) -> LoadReport:
+    """Load a file of published weights into `model`.
+
+    Raises:
+        CheckpointError: the file is missing, broken, of a kind that is not read, or of another
+            network.
+    """
+    try:
+        return load_official(model, read(Path(path)))
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+
+
+def read(path: Path) -> dict[str, Tensor]:
+    """Read a file's tensors by their published names.
+
+    Raises:
+        CheckpointError: see `load_file_into`.
+    """
+    if "://" in str(path) or str(path).startswith(("http:/", "https:/")):
+        raise CheckpointError(f"{path}: not a local file; download it and give its path")
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file; give the path of the downloaded weights")
+    head = path.read_bytes()[:200] if path.stat().st_size < 1 << 20 else b""
+    if head.lstrip().lower().startswith((b"<!doctype", b"<html", b"version https://git-lfs")):
+        raise CheckpointError(
+            f"{path}: a web page or a pointer, not weights; download the file itself"
+        )
+    try:
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as arrays:
+                return from_flax({name: arrays[name] for name in arrays.files})
+        if path.suffix == ".safetensors":
+            return dict(load_file(path))
+        found: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path}: holds more than tensors, or is broken; not loaded, since it could run code"
+        ) from error
+    except (OSError, ValueError, EOFError, RuntimeError, KeyError, zipfile.BadZipFile) as error:
+        reason = (str(error).splitlines() or ["unreadable"])[0]
+        raise CheckpointError(f"{path}: broken ({reason[:100]}); download it again") from error
+    except Exception as error:
+        if type(error).__name__ != "SafetensorError":
+            raise
+        raise CheckpointError(f"{path}: broken ({error}); download it again") from error
+    for wrapper in WRAPPERS:
+        if isinstance(found, dict) and isinstance(found.get(wrapper), dict):
+            found = found[wrapper]
+    if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
+        raise CheckpointError(f"{path}: not a state dict of tensors; export one")
+    return {_bare(str(name)): value for name, value in found.items()}
+
+
+def _bare(name: str) -> str:
+    for prefix in PREFIXES:
+        name = name.removeprefix(prefix)
+    return name
+
+
+def load_official(
+    model: PublishedModule, state_dict: Mapping[str, Tensor | NDArray[Any]]
+) -> LoadReport:
+    """Copy a published implementation's weights into `model`.
+
+    Where the attention differs, what still applies is loaded: a projection that several roles share
+    takes the weights of the last of them (K of Q and K, V of K and V). Learned positions are
+    interpolated to the model's grid. The first convolution is summed for one channel, and repeated
+    and scaled for more. A classifier of another number of classes stays fresh.
+
+    Args:
+        model: receives the weights.
+        state_dict: tensors or arrays by the published names.
+
+    Returns:
+        What was loaded, resized, dropped and left fresh.
+
+    Raises:
+        ValueError: another tensor's shape does not fit, values are not finite, or nothing at all
+            fits.
+    """
+    report = LoadReport()
+    own = {n: t for n, t in model.state_dict().items() if not n.endswith("num_batches_tracked")}
+    # project.qk. is found under project.k., project.kv. under project.v.
+    found_as = {re.sub(r"\.project\.\w*(\w)\.", r".project.\1.", name): name for name in own}
+    grids = model.position_grids()
+    fitted: dict[str, Tensor] = {}
+    for published, value in state_dict.items():
+        if published.endswith("num_batches_tracked"):
+            continue
+        for name, part in model.official_split(published, torch.as_tensor(value)).items():
+            target = found_as.get(model.official_name(name) or "")
+            if target is None:
+                report.dropped[name] = "no counterpart in this model"
+                continue
+            wanted = tuple(own[target].shape)
+            if part.shape != wanted:
+                changed = _fit(target, part, wanted, grids.get(target))
+                if changed is None:
+                    report.dropped[name] = f"shape {tuple(part.shape)} instead of {wanted}"
+                    continue
+                report.resized[target] = f"{tuple(part.shape)} to {wanted}"
+                part = changed
+            if not part.isfinite().all():
+                raise ValueError(f"{name} has values that are not finite; take another file")
+            fitted[target] = part
+    if not fitted:
+        raise ValueError(f"no tensor of {type(model).__name__} in it; give weights of this model")
+    with torch.no_grad():
+        for target, part in fitted.items():
+            own[target].copy_(part)
+    report.loaded = list(fitted)
+    report.fresh = [name for name in own if name not in fitted]
+    return report
+
+
+def _fit(
+    target: str, value: Tensor, wanted: tuple[int, ...], grid: tuple[int, int] | None
+) -> Tensor | None:
+    """Return `value` in another shape; `None` for a classifier, which then stays fresh.
+
+    Raises:
+        ValueError: it cannot be made to fit.
+    """
+    if "classify" in target:
+        return None
+    if grid is not None and value.ndim == 3 and value.shape[2] == wanted[2]:
+        count, prefix = value.shape[1], wanted[1] - grid[0] * grid[1]
+        side = int(count**0.5)  # published grids are square, with or without a class token
+        if count - side * side in (0, 1):
+            tokens = value if count - side * side == prefix else value[:, count - side * side :]
+            if tokens.shape[1] - side * side == prefix:
+                return resize_positions(tokens, (side, side), grid)
+    if value.ndim == 4 and (value.shape[0], *value.shape[2:]) == (wanted[0], *wanted[2:]):
+        if wanted[1] == 1:
+            return value.sum(1, keepdim=True)
+        repeats = -(-wanted[1] // value.shape[1])
+        return value.repeat(1, repeats, 1, 1)[:, : wanted[1]] * value.shape[1] / wanted[1]
+    raise ValueError(
+        f"shape {tuple(value.shape)} does not fit {target} {wanted}; "
+        "give weights of this model and size"
+    )
+
+
+def from_flax(arrays: Mapping[str, NDArray[Any]]) -> dict[str, Tensor]:
+    """Rename and lay out the arrays of a Flax ViT or R50+ViT file as TransUNet's code does.
+
+    Kernels are height, width, in, out there; attention kernels have an axis for the heads.
+    """
+    out: dict[str, Tensor] = {}
+    for name, array in arrays.items():
+        value = torch.from_numpy(np.ascontiguousarray(array)).float()
+        for pattern, ours in FLAX_NAMES:
+            if match := re.fullmatch(pattern, name):
+                out[match.expand(ours)] = _layout(name, value)
+                break
+        else:
+            out[name] = value
+    return out
+
+
+def _layout(name: str, value: Tensor) -> Tensor:
+    if "MultiHeadDotProductAttention" in name:
+        if not name.endswith("kernel"):
+            return value.flatten()
+        return (value.flatten(0, 1) if "/out/" in name else value.flatten(1)).T.contiguous()
+    if name.endswith("kernel"):
+        return value.permute(3, 2, 0, 1).contiguous() if value.ndim == 4 else value.T.contiguous()
+    if re.search(r"(^|/)gn\w*/", name):
+        return value.flatten()
+    return value
+
+
+_LAYER, _LAYER_OURS = r"Transformer/encoderblock_(\d+)/", r"transformer.encoder.layer.\1."
+_UNIT, _BODY = r"block(\d)/unit(\d+)/", "transformer.embeddings.hybrid_model."
+# Modules with a weight (`kernel` or `scale`) and perhaps a bias.
+_FLAX_MODULES = (
+    (r"embedding", "transformer.embeddings.patch_embeddings"),
+    (_LAYER + r"MultiHeadDotProductAttention_1/(query|key|value|out)", _LAYER_OURS + r"attn.\2"),
+    (_LAYER + r"LayerNorm_0", _LAYER_OURS + "attention_norm"),
+    (_LAYER + r"LayerNorm_2", _LAYER_OURS + "ffn_norm"),
+    (_LAYER + r"MlpBlock_3/Dense_0", _LAYER_OURS + "ffn.fc1"),
+    (_LAYER + r"MlpBlock_3/Dense_1", _LAYER_OURS + "ffn.fc2"),
+    (r"Transformer/encoder_norm", "transformer.encoder.encoder_norm"),
+    (r"conv_root", _BODY + "root.conv"),
+    (r"gn_root", _BODY + "root.gn"),
+    (_UNIT + r"conv_proj", _BODY + r"body.block\1.unit\2.downsample"),
+    (_UNIT + r"(\w+)", _BODY + r"body.block\1.unit\2.\3"),
+)
+FLAX_NAMES = (
+    *((f"{module}/(?:kernel|scale)", f"{ours}.weight") for module, ours in _FLAX_MODULES),
+    *((f"{module}/bias", f"{ours}.bias") for module, ours in _FLAX_MODULES),
+    (r"cls", "transformer.cls_token"),
+    (r"Transformer/posembed_input/pos_embedding", "transformer.embeddings.position_embeddings"),
+)

@@ -1,0 +1,167 @@
+"""TransUNet: a Vision Transformer on ResNet features, decoded with U-Net's skip connections.
+
+Chen et al., 2021, arXiv 2102.04306. Details the paper leaves open follow the published code.
+"""
+
+import re
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from attnseg.layers.conv import conv_bn_relu, upsample
+from attnseg.layers.resnetv2 import ResNetV2
+from attnseg.layers.vit import AttentionFactory, Block, PatchTokens, init_weights, tokens_to_map
+from attnseg.models.model import SegmentationModel, check_divisible
+
+PATCH = 16  # pixels of the image per token, with and without the ResNet
+NORM_EPS = 1e-6
+
+
+@dataclass(frozen=True)
+class Size:
+    """Dimensions of a named size: transformer, ResNet and decoder."""
+
+    dim: int
+    depth: int
+    num_heads: int
+    resnet_width: int
+    resnet_units: tuple[int, int, int]
+    head_channels: int
+    decoder_channels: tuple[int, int, int, int]
+
+
+SIZES = {
+    "tiny": Size(192, 2, 3, 32, (1, 1, 1), 128, (64, 32, 16, 16)),  # ours, for tests and laptops
+    "base": Size(768, 12, 12, 64, (3, 4, 9), 512, (256, 128, 64, 16)),  # R50-ViT-B/16
+    "large": Size(1024, 24, 16, 64, (3, 4, 9), 512, (256, 128, 64, 16)),  # R50-ViT-L/16
+}
+
+
+class UpBlock(nn.Module):
+    """Doubles height and width (aligned corners), joins the skip, convolves twice."""
+
+    def __init__(self, in_channels: int, skip_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv1 = conv_bn_relu(in_channels + skip_channels, out_channels, 3, bias=False)
+        self.conv2 = conv_bn_relu(out_channels, out_channels, 3, bias=False)
+
+    def forward(self, x: Tensor, skip: Tensor | None) -> Tensor:
+        """Map `[B, C, H, W]` and a skip at twice the size to `[B, out_channels, 2 H, 2 W]`."""
+        x = upsample(x, 2, align_corners=True)
+        if skip is not None:
+            x = torch.cat((x, skip), 1)
+        out: Tensor = self.conv2(self.conv1(x))
+        return out
+
+
+class TransUNet(SegmentationModel):
+    """TransUNet with a chosen attention.
+
+    Args:
+        in_channels: channels of the image.
+        num_classes: K, channels of the logits.
+        image_size: height and width that the positions are learned for.
+        attn: builds the attention of every block.
+        size: `tiny`, `base` or `large`.
+        hybrid: whether tokens are made of ResNet features, not of pixels (ViT-B/16 of the paper).
+        n_skip: how many of the ResNet's features the decoder sees, deepest first; 0 to 3.
+        dropout: of tokens and MLPs while training.
+
+    Raises:
+        ValueError: an unknown size, or numbers that do not fit each other.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        num_classes: int,
+        image_size: tuple[int, int],
+        attn: AttentionFactory,
+        size: str = "base",
+        hybrid: bool = True,
+        n_skip: int = 3,
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        if size not in SIZES:
+            raise ValueError(f"unknown size {size!r}; choose one of {', '.join(SIZES)}")
+        if not 0 <= n_skip <= (3 if hybrid else 0):
+            reason = "0 to 3" if hybrid else "0, as there is no ResNet (hybrid=false)"
+            raise ValueError(f"n_skip {n_skip} must be {reason}")
+        check_divisible("image_size", image_size, PATCH)
+        preset = SIZES[size]
+        self.n_skip = n_skip
+        grid = (image_size[0] // PATCH, image_size[1] // PATCH)
+        width = preset.resnet_width
+        self.resnet = ResNetV2(in_channels, width, preset.resnet_units) if hybrid else None
+        channels, patch = (16 * width, 1) if hybrid else (in_channels, PATCH)
+        self.embed = PatchTokens(channels, preset.dim, patch, grid, class_token=False)
+        self.drop = nn.Dropout(dropout)
+        self.encoder = nn.ModuleList(
+            Block(preset.dim, attn(preset.dim, preset.num_heads), NORM_EPS, dropout)
+            for _ in range(preset.depth)
+        )
+        self.encoder.apply(init_weights)
+        self.norm = nn.LayerNorm(preset.dim, eps=NORM_EPS)
+        self.reduce = conv_bn_relu(preset.dim, preset.head_channels, 3, bias=False)
+        skips = [8 * width, 4 * width, width, 0]
+        widths = (preset.head_channels, *preset.decoder_channels)
+        self.decoder = nn.ModuleList(
+            UpBlock(widths[i], skips[i] if i < n_skip else 0, widths[i + 1]) for i in range(4)
+        )
+        self.classify = nn.Conv2d(widths[-1], num_classes, 3, padding=1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Segment images `[B, C, H, W]`; see `SegmentationModel.forward`."""
+        check_divisible("image", (image.shape[2], image.shape[3]), PATCH)
+        x, skips = self.resnet(image) if self.resnet else (image, [])
+        tokens, grid = self.embed(x)
+        tokens = self.drop(tokens)
+        for block in self.encoder:
+            tokens = block(tokens, grid)
+        x = self.reduce(tokens_to_map(self.norm(tokens), grid))
+        for i, block in enumerate(self.decoder):
+            x = block(x, skips[i] if i < self.n_skip else None)
+        logits: Tensor = self.classify(x)
+        return logits
+
+    def position_grids(self) -> dict[str, tuple[int, int]]:
+        """Return the grid of the learned positions."""
+        return {"embed.pos_embed": self.embed.grid}
+
+    def official_name(self, name: str) -> str | None:
+        """Translate a name of the published code's state dict."""
+        for pattern, ours in OFFICIAL_NAMES:
+            if match := re.fullmatch(pattern, name):
+                groups = match.groups()
+                if "{stage}" in ours:  # blocks and units count from 1 there
+                    stage, unit = int(groups[0]) - 1, int(groups[1]) - 1
+                    return ours.format(*groups, stage=stage, unit=unit)
+                return ours.format(*groups)
+        return None
+
+
+UNIT = r"transformer\.embeddings\.hybrid_model\.body\.block(\d)\.unit(\d)\."
+LAYER = r"transformer\.encoder\.layer\.(\d+)\."
+OFFICIAL_NAMES = (
+    (r"transformer\.embeddings\.position_embeddings", "embed.pos_embed"),
+    (r"transformer\.embeddings\.patch_embeddings\.(.+)", "embed.proj.{0}"),
+    (r"transformer\.embeddings\.hybrid_model\.root\.conv\.(.+)", "resnet.root.0.{0}"),
+    (r"transformer\.embeddings\.hybrid_model\.root\.gn\.(.+)", "resnet.root.1.{0}"),
+    (UNIT + r"downsample\.(.+)", "resnet.stages.{stage}.{unit}.shortcut.0.{2}"),
+    (UNIT + r"gn_proj\.(.+)", "resnet.stages.{stage}.{unit}.shortcut.1.{2}"),
+    (UNIT + r"(.+)", "resnet.stages.{stage}.{unit}.{2}"),
+    (LAYER + r"attn\.(q)uery\.(.+)", "encoder.{0}.attn.project.{1}.linear.{2}"),
+    (LAYER + r"attn\.(k)ey\.(.+)", "encoder.{0}.attn.project.{1}.linear.{2}"),
+    (LAYER + r"attn\.(v)alue\.(.+)", "encoder.{0}.attn.project.{1}.linear.{2}"),
+    (LAYER + r"attn\.out\.(.+)", "encoder.{0}.attn.out.{1}"),
+    (LAYER + r"attention_norm\.(.+)", "encoder.{0}.norm1.{1}"),
+    (LAYER + r"ffn_norm\.(.+)", "encoder.{0}.norm2.{1}"),
+    (LAYER + r"ffn\.(.+)", "encoder.{0}.mlp.{1}"),
+    (r"transformer\.encoder\.encoder_norm\.(.+)", "norm.{0}"),
+    (r"decoder\.conv_more\.(.+)", "reduce.{0}"),
+    (r"decoder\.blocks\.(.+)", "decoder.{0}"),
+    (r"segmentation_head\.0\.(.+)", "classify.{0}"),
+)

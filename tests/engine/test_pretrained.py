@@ -1,0 +1,264 @@
+"""Published files of every format, written here in those formats, find their place."""
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import attnseg
+from attnseg.errors import CheckpointError
+from attnseg.models.pretrained import load_file_into, load_official
+
+
+class Bomb:
+    def __reduce__(self):
+        return (print, ("a payload ran",))
+
+
+def flax_vit(dim=192, heads=3, depth=4, patch=8, grid=5, seed=0):
+    """A Flax ViT file for SETR's tiny size: kernels are in, out; attention has an axis of heads."""
+    rng = np.random.default_rng(seed)
+
+    def array(*shape):
+        return rng.standard_normal(shape).astype(np.float32)
+
+    d = dim // heads
+    file = {
+        "cls": array(1, 1, dim),
+        "embedding/kernel": array(patch, patch, 3, dim),
+        "embedding/bias": array(dim),
+        "Transformer/posembed_input/pos_embedding": array(1, 1 + grid * grid, dim),
+        "Transformer/encoder_norm/scale": array(dim),
+        "Transformer/encoder_norm/bias": array(dim),
+        "head/kernel": array(dim, 1000),
+        "head/bias": array(1000),
+    }
+    for i in range(depth):
+        block = f"Transformer/encoderblock_{i}"
+        for role in ("query", "key", "value"):
+            file[f"{block}/MultiHeadDotProductAttention_1/{role}/kernel"] = array(dim, heads, d)
+            file[f"{block}/MultiHeadDotProductAttention_1/{role}/bias"] = array(heads, d)
+        file[f"{block}/MultiHeadDotProductAttention_1/out/kernel"] = array(heads, d, dim)
+        file[f"{block}/MultiHeadDotProductAttention_1/out/bias"] = array(dim)
+        for norm in ("LayerNorm_0", "LayerNorm_2"):
+            file[f"{block}/{norm}/scale"], file[f"{block}/{norm}/bias"] = array(dim), array(dim)
+        for j, (a, b) in enumerate(((dim, 4 * dim), (4 * dim, dim))):
+            file[f"{block}/MlpBlock_3/Dense_{j}/kernel"] = array(a, b)
+            file[f"{block}/MlpBlock_3/Dense_{j}/bias"] = array(b)
+    return file
+
+
+def setr(attn="qkv", size=(40, 40), **options):
+    return attnseg.create_model("setr", attn, 3, 2, size, size="tiny", auxiliary=False, **options)
+
+
+def test_flax_vit_into_setr(tmp_path):
+    file = flax_vit()
+    np.savez(tmp_path / "vit.npz", **file)
+    model = setr()
+    report = load_file_into(model, tmp_path / "vit.npz")
+    assert report.resized == {}
+    assert all(name.startswith("head.") for name in report.fresh)
+    assert set(report.dropped) == {
+        "transformer.encoder.encoder_norm.weight", "transformer.encoder.encoder_norm.bias",
+        "head/kernel", "head/bias",
+    }  # fmt: skip
+    # A query of the loaded block, computed from the file as Flax lays it out.
+    x = np.random.default_rng(1).standard_normal(192).astype(np.float32)
+    attention = "Transformer/encoderblock_2/MultiHeadDotProductAttention_1"
+    wanted = np.einsum("c,chd->hd", x, file[f"{attention}/query/kernel"])
+    wanted += file[f"{attention}/query/bias"]
+    ours = model.encoder[2].attn.project["q"].linear(torch.from_numpy(x))
+    assert np.allclose(ours.detach(), wanted.ravel(), atol=1e-4)
+    mixed = np.einsum("hd,hdc->c", x.reshape(3, 64), file[f"{attention}/out/kernel"])
+    ours = model.encoder[2].attn.out(torch.from_numpy(x)) - model.encoder[2].attn.out.bias
+    assert np.allclose(ours.detach(), mixed, atol=1e-4)
+    patch = np.random.default_rng(2).standard_normal((8, 8, 3)).astype(np.float32)
+    wanted = np.einsum("hwi,hwio->o", patch, file["embedding/kernel"]) + file["embedding/bias"]
+    ours = model.embed.proj(torch.from_numpy(patch.transpose(2, 0, 1))[None])
+    assert np.allclose(ours.detach().ravel(), wanted, atol=1e-4)
+
+
+def test_positions_are_interpolated_and_grey_images_are_as_good_as_three_equal_channels(tmp_path):
+    np.savez(tmp_path / "vit.npz", **flax_vit())
+    model = attnseg.create_model("setr", "qkv", 1, 2, (48, 64), size="tiny", auxiliary=False)
+    report = load_file_into(model, tmp_path / "vit.npz")
+    assert set(report.resized) == {"embed.pos_embed", "embed.proj.weight"}
+    assert "resized embed.pos_embed: (1, 26, 192) to (1, 49, 192)" in str(report)
+    colour = setr()
+    load_file_into(colour, tmp_path / "vit.npz")
+    grey = torch.randn(1, 1, 40, 40)
+    assert torch.allclose(
+        model.embed.proj(grey), colour.embed.proj(grey.repeat(1, 3, 1, 1)), atol=1e-4
+    )
+
+
+def test_the_class_token_of_a_file_is_left_out_where_the_model_has_none(tmp_path):
+    file = flax_vit()
+    np.savez(tmp_path / "vit.npz", **file)
+    model = setr(head="mla")
+    report = load_file_into(model, tmp_path / "vit.npz")
+    wanted = file["Transformer/posembed_input/pos_embedding"][:, 1:]
+    assert np.array_equal(model.embed.pos_embed.detach(), wanted)
+    assert "transformer.cls_token" in report.dropped
+
+
+@pytest.mark.parametrize(
+    ("attn", "kept"), [("kv", {"qk": "key", "v": "value"}), ("kv_pos", {"qk": "key", "v": "value"})]
+)
+def test_what_still_applies_is_loaded_into_another_attention(tmp_path, attn, kept):
+    file = flax_vit()
+    np.savez(tmp_path / "vit.npz", **file)
+    model = setr(attn)
+    report = load_file_into(model, tmp_path / "vit.npz")
+    for ours, theirs in kept.items():
+        kernel = file[f"Transformer/encoderblock_0/MultiHeadDotProductAttention_1/{theirs}/kernel"]
+        weight = model.encoder[0].attn.project[ours].linear.weight.detach().numpy()
+        assert np.array_equal(weight, kernel.reshape(192, 192).T)
+    assert sum("attn.query" in name for name in report.dropped) == 8
+    fresh = [name for name in report.fresh if "encoder" in name]
+    assert fresh == ([f"encoder.{i}.attn.mix.weight" for i in range(4)] if attn == "kv_pos" else [])
+
+
+def test_flax_hybrid_into_transunet(tmp_path):
+    """Every array of an R50+ViT file has a place; written from our model, it comes back."""
+    source = attnseg.create_model(
+        "transunet", in_channels=3, num_classes=2, size="tiny", image_size=(32, 32)
+    )
+    state, file = source.state_dict(), {}
+    for i in (1, 2, 3):
+        unit = f"resnet.stages.{i - 1}.0"
+        for j in (1, 2, 3):
+            kernel = state[f"{unit}.conv{j}.weight"].permute(2, 3, 1, 0)
+            file[f"block{i}/unit1/conv{j}/kernel"] = kernel
+            file[f"block{i}/unit1/gn{j}/scale"] = state[f"{unit}.gn{j}.weight"][None, None, None]
+            file[f"block{i}/unit1/gn{j}/bias"] = state[f"{unit}.gn{j}.bias"][None, None, None]
+        file[f"block{i}/unit1/conv_proj/kernel"] = state[f"{unit}.shortcut.0.weight"].permute(
+            2, 3, 1, 0
+        )
+        file[f"block{i}/unit1/gn_proj/scale"] = state[f"{unit}.shortcut.1.weight"]
+        file[f"block{i}/unit1/gn_proj/bias"] = state[f"{unit}.shortcut.1.bias"]
+    file["conv_root/kernel"] = state["resnet.root.0.weight"].permute(2, 3, 1, 0)
+    file["gn_root/scale"] = state["resnet.root.1.weight"][None, None, None]
+    file["gn_root/bias"] = state["resnet.root.1.bias"][None, None, None]
+    file["embedding/kernel"] = state["embed.proj.weight"].permute(2, 3, 1, 0)
+    np.savez(tmp_path / "r50.npz", **{name: value.numpy() for name, value in file.items()})
+    torch.manual_seed(7)
+    target = attnseg.create_model(
+        "transunet", in_channels=3, num_classes=2, size="tiny", image_size=(32, 32)
+    )
+    report = load_file_into(target, tmp_path / "r50.npz")
+    assert len(report.loaded) == len(file)
+    assert report.dropped == {}
+    for name in report.loaded:
+        assert torch.equal(target.state_dict()[name], state[name]), name
+
+
+def published_names(model):
+    """A tensor of the right shape for every published name of a tiny SETR, DAE-Former or CvT."""
+    from tests.golden.recipe import Golden
+
+    files = {"setr": "setr_pup_small", "cvt": "cvt13", "dae_former": "daeformer"}
+    return Golden(files[model]).weights
+
+
+OPTIONS = {
+    "setr": {"size": "tiny", "dim": 96, "num_heads": 4, "patch_size": 16, "head_channels": 256,
+             "image_size": (64, 64), "num_classes": 9},
+    "cvt": {"num_classes": 9},
+    "dae_former": {"num_classes": 9},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("suffix", ["pth", "pkl", "safetensors", "lightning.ckpt"])
+@pytest.mark.parametrize("name", OPTIONS)
+def test_state_dicts_of_the_original_codes(tmp_path, name, suffix):
+    weights = published_names(name)
+    path = tmp_path / f"weights.{suffix}"
+    if suffix == "safetensors":
+        save_file(weights, path)
+    elif suffix == "lightning.ckpt":
+        prefixed = {f"module._orig_mod.{key}": value for key, value in weights.items()}
+        torch.save({"state_dict": prefixed, "epoch": 3}, path)
+    else:
+        torch.save(weights, path)
+    model = attnseg.create_model(name, in_channels=3, **OPTIONS[name])
+    report = load_file_into(model, path)
+    fresh = {key.split(".")[0] for key in report.fresh}
+    assert fresh == {"setr": {"auxiliary_heads"}, "cvt": {"decoder"}, "dae_former": set()}[name]
+
+
+def test_a_classifier_of_other_classes_stays_fresh():
+    weights = published_names("setr")
+    model = attnseg.create_model("setr", in_channels=3, **{**OPTIONS["setr"], "num_classes": 4})
+    report = load_official(model, weights)
+    assert {"head.classify.weight", "head.classify.bias"} <= set(report.fresh)
+    assert "shape (9, 256, 1, 1) instead of (4, 256, 1, 1)" in str(report)
+
+
+def text(content):
+    return lambda path: path.write_text(content)
+
+
+BAD = {
+    "missing.pth": (lambda path: None, "no such file"),
+    "empty.pth": (lambda path: path.touch(), "broken"),
+    "empty.npz": (lambda path: path.touch(), "broken"),
+    "empty.safetensors": (lambda path: path.touch(), "broken"),
+    "text.safetensors": (text("x" * 100), "broken"),
+    "page.pth": (text("<!DOCTYPE html><p>Quota exceeded"), "a web page"),
+    "pointer.npz": (text("version https://git-lfs.github.com/spec/v1\noid sha256:1"), "a pointer"),
+    "bomb.pth": (lambda path: torch.save({"a": Bomb()}, path), "could run code"),
+    "bomb.pkl": (lambda path: path.write_bytes(pickle.dumps({"a": Bomb()})), "could run code"),
+    "bomb.npz": (lambda path: np.savez(path, a=np.array([Bomb()], object)), "broken"),
+    "list.pth": (lambda path: torch.save([torch.zeros(1)], path), "not a state dict"),
+    "other.pth": (lambda path: torch.save({"fc.weight": torch.zeros(1)}, path), "no tensor of"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_files_are_refused_and_run_nothing(tmp_path, name, capfd):
+    write, message = BAD[name]
+    write(tmp_path / name)
+    with pytest.raises(CheckpointError, match=message) as error:
+        load_file_into(setr(), tmp_path / name)
+    assert name in str(error.value)
+    assert "\n" not in str(error.value)
+    assert "a payload ran" not in capfd.readouterr().out
+
+
+def test_truncated_and_wrong_ones(tmp_path):
+    torch.save(published_names("setr"), tmp_path / "whole.pth")
+    whole = (tmp_path / "whole.pth").read_bytes()
+    (tmp_path / "half.pth").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CheckpointError, match="broken"):
+        load_file_into(setr(), tmp_path / "half.pth")
+    with pytest.raises(CheckpointError, match="does not fit"):
+        load_file_into(setr(), tmp_path / "whole.pth")  # of another width
+    with pytest.raises(CheckpointError, match="not a local file"):
+        load_file_into(setr(), "https://example.org/weights.pth")
+    with pytest.raises(ValueError, match="not finite"):
+        load_official(setr(), {"backbone.cls_token": torch.full((1, 1, 192), float("nan"))})
+
+
+def test_environment_cannot_switch_safe_loading_off(tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    torch.save({"a": Bomb()}, tmp_path / "bomb.pth")
+    with pytest.raises(CheckpointError):
+        load_file_into(setr(), tmp_path / "bomb.pth")
+    assert "a payload ran" not in capfd.readouterr().out
+
+
+def test_published_weights_on_the_command_line(call, tmp_path):
+    np.savez(tmp_path / "vit.npz", **flax_vit())
+    options = ("experiment=smoke", "trainer.max_epochs=0", f"model.pretrained={tmp_path}/vit.npz")
+    answer = call(*options)
+    assert answer.code == 0, answer.err
+    assert "loaded 68 tensors" in answer.out
+    assert "resized embed.pos_embed" in answer.out
+    assert "left fresh" in answer.out
+    (tmp_path / "vit.npz").write_bytes(b"")
+    answer = call(*options)
+    assert (answer.code, answer.err.count("\n")) == (4, 1)
