@@ -30,18 +30,18 @@ def published(q, k, v, weight, bias, scale):
 
 
 @pytest.mark.parametrize("m", [3, 7, 10, 20, 50])
-@pytest.mark.parametrize("keys", [11, 6])
-def test_folded_form_equals_the_published_one(m, keys):
+@pytest.mark.parametrize(("keys", "d"), [(11, 8), (6, 8), (11, 3)])
+def test_folded_form_equals_the_published_one(m, keys, d):
     torch.manual_seed(m)
-    mix = PositionalSoftmax(8, 2, 8**-0.5, pos_dim=m).double()
-    q = torch.randn(2, 2, 11, 8, dtype=torch.double, requires_grad=True)
-    k, v = (torch.randn(2, 2, keys, 8, dtype=torch.double, requires_grad=True) for _ in range(2))
-    aim = torch.randn(2, 2, 11, 8, dtype=torch.double)
+    mix = PositionalSoftmax(d, 2, d**-0.5, pos_dim=m).double()
+    q = torch.randn(2, 2, 11, d, dtype=torch.double, requires_grad=True)
+    k, v = (torch.randn(2, 2, keys, d, dtype=torch.double, requires_grad=True) for _ in range(2))
+    aim = torch.randn(2, 2, 11, d, dtype=torch.double)
     bias = torch.tensor(0.7, dtype=torch.double)  # of the published map; it cancels
     wanted = (q, k, v, mix.weight)
 
     ours = mix(q, k, v)
-    theirs = published(q, k, v, mix.weight, bias, 8**-0.5)
+    theirs = published(q, k, v, mix.weight, bias, d**-0.5)
     assert (ours - theirs).abs().max() < 1e-12
     our_gradients = torch.autograd.grad((ours * aim).sum(), wanted)
     their_gradients = torch.autograd.grad((theirs * aim).sum(), wanted)

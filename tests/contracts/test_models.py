@@ -5,10 +5,12 @@ import re
 import pytest
 import torch
 
+from attnseg.attention.attention import SHARINGS
 from attnseg.engine import schema
 from attnseg.engine.build import ATTENTION, build, factory
 from tests.contracts.groups import compose, names
 
+MIXINGS = ("softmax", "positional_softmax", "efficient", "transpose")
 PAIRS = [(model, attn) for model in names("model") for attn in names("attn")]
 IDS = ["-".join(pair) for pair in PAIRS]
 SIZE = (32, 48)
@@ -31,9 +33,9 @@ def test_every_pair_is_here():
     assert len(PAIRS) >= 20
 
 
-@pytest.mark.parametrize(("model", "attn"), PAIRS, ids=IDS)
-def test_every_parameter_has_a_finite_gradient(model, attn):
-    net = make(model, attn).train()
+def assert_alive(net):
+    """Every parameter of a network gets a finite gradient from its training outputs."""
+    net.train()
     outputs = net.training_outputs(torch.randn(2, 1, *SIZE))
     # Squares: a sum would not see what a softmax or a norm after it cancels.
     sum(output.square().mean() for output in outputs).backward()
@@ -42,6 +44,56 @@ def test_every_parameter_has_a_finite_gradient(model, attn):
         assert parameter.grad.isfinite().all(), name
         # A bias before batch normalisation has a gradient of rounding errors only.
         assert parameter.grad.abs().max() > 0, f"{name} never moves"
+
+
+@pytest.mark.parametrize(("model", "attn"), PAIRS, ids=IDS)
+def test_every_parameter_has_a_finite_gradient(model, attn):
+    assert_alive(make(model, attn))
+
+
+@pytest.mark.parametrize("mixing", MIXINGS)
+@pytest.mark.parametrize("sharing", SHARINGS)
+@pytest.mark.parametrize("model", names("model"))
+def test_any_sharing_goes_with_any_mixing(model, sharing, mixing):
+    net = make(model, "qkv", options=(f"attn.sharing={sharing}", f"attn.mixing={mixing}"))
+    assert_alive(net)
+    net.eval()
+    images = torch.randn(2, 1, *SIZE)
+    with torch.inference_mode():
+        together, alone = net(images), net(images[:1])
+    assert together.shape == (2, 3, *SIZE)
+    assert (together[:1] - alone).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("channel", names("attn"))
+@pytest.mark.parametrize("fusion", ["sequential", "additive", "concatenation"])
+def test_dae_former_has_a_site_and_a_fusion_of_its_own(fusion, channel):
+    options = (f"model.fusion={fusion}", f"attn@model.channel_attn={channel}")
+    assert_alive(make("dae_former", "efficient", options=options))
+
+
+@pytest.mark.parametrize("decoder", ["mlp", "fpn"])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_cvt_has_two_decoders_and_any_stride(decoder, stride):
+    options = (f"model.decoder={decoder}", f"model.stride_kv={stride}")
+    assert_alive(make("cvt", "kv_pos", options=options))
+
+
+@pytest.mark.parametrize("options", [("model.hybrid=false", "model.n_skip=0"), ("model.n_skip=1",)])
+def test_transunet_with_fewer_skips_and_without_resnet(options):
+    assert_alive(make("transunet", "kv", options=options))
+
+
+@pytest.mark.parametrize(("model", "attn"), PAIRS, ids=IDS)
+def test_exports_as_one_graph_that_computes_the_same(model, attn):
+    net = make(model, attn).eval()
+    image = torch.randn(2, 1, *SIZE)
+    exported = torch.export.export(net, (image,)).module()
+    compiled = torch.compile(net, fullgraph=True, backend="eager")
+    with torch.inference_mode():
+        wanted = net(image)
+        assert torch.allclose(exported(image), wanted, atol=1e-5)
+        assert torch.allclose(compiled(image), wanted, atol=1e-5)
 
 
 @pytest.mark.parametrize(("model", "attn"), PAIRS, ids=IDS)

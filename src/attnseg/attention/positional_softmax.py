@@ -65,7 +65,7 @@ class PositionalSoftmax(Mixing):
         q = F.pad(q * (temperature * self.scale).to(q.dtype), (0, 8))
         q = torch.cat((q[..., :d], torch.ones_like(q[..., :1]), q[..., d + 1 :]), -1)
         column = bias.to(k.dtype)[:, None].expand(*k.shape[:3], 1)
-        k = torch.cat((k, column, torch.zeros_like(k[..., :7])), -1)
+        k = torch.cat((k, column, k.new_zeros(*k.shape[:3], 7)), -1)
         return F.scaled_dot_product_attention(q, k, F.pad(v, (0, 8)), scale=1.0)[..., :d]
 
     def terms(self, keys: int) -> tuple[Tensor, Tensor]:
