@@ -43,7 +43,7 @@ def create_attention(name: str, dim: int, num_heads: int, **options: Any) -> nn.
     """
     given = {key: options.pop(key) for key in ("bias", "scale", "projection") if key in options}
     module: nn.Module = build(
-        "attn", _component("attn", name, options), dim=dim, num_heads=num_heads, **given
+        "attn", attention_component(name, **options), dim=dim, num_heads=num_heads, **given
     )
     return module
 
@@ -83,9 +83,10 @@ def create_model(
                 attn = attn or value
             elif key.startswith("/attn@"):  # a second attention of the model's own
                 node[key.removeprefix("/attn@")] = _load("attn", value)
-    node.pop("pretrained")
+    for engine_option in ("pretrained", "match"):
+        node.pop(engine_option)
     component = Component.model_validate({**node, **options})
-    make = attn if callable(attn) else factory("attn", _component("attn", str(attn), {}), ATTENTION)
+    make = attn if callable(attn) else factory("attn", attention_component(str(attn)), ATTENTION)
     model: SegmentationModel = build(
         "model",
         component,
@@ -110,5 +111,10 @@ def _load(group: str, name: str) -> dict[str, Any]:
     return dict(loaded)
 
 
-def _component(group: str, name: str, options: dict[str, Any]) -> Component:
-    return Component.model_validate({**_load(group, name), **options})
+def attention_component(name: str, **options: Any) -> Component:  # noqa: ANN401
+    """Return the component of a named attention, with options changed.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    return Component.model_validate({**_load("attn", name), **options})

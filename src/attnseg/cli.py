@@ -29,12 +29,13 @@ FLAGS = (
     "--help", "--hydra-help", "--version", "--cfg", "--resolve", "--package", "--run", "--multirun",
     "--shell-completion", "--config-path", "--config-name", "--config-dir", "--info",
 )  # fmt: skip
+Plain = dict[str, Any]
 log = logging.getLogger("attnseg")
 
 
 def main() -> NoReturn:
     """Run `attnseg COMMAND ...`."""
-    commands = {"train": train, "phantom": phantom}
+    commands = {"train": train, "phantom": phantom, "benchmark": benchmark}
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in ("-h", "--help"):
         print("attnseg COMMAND KEY=VALUE ...\n")
@@ -51,7 +52,8 @@ def main() -> NoReturn:
 def train() -> NoReturn:
     """Train, validate and test one model, or several with -m."""
 
-    def job(config: schema.Config, text: str) -> None:
+    def job(plain: Plain, text: str) -> None:
+        config = schema.check(plain)
         from attnseg.engine.train import train  # imports torch
 
         train(config, text)
@@ -62,7 +64,8 @@ def train() -> NoReturn:
 def phantom() -> NoReturn:
     """Make a dataset's phantom, at dataset.root if that is given."""
 
-    def job(config: schema.Config, text: str) -> None:
+    def job(plain: Plain, text: str) -> None:
+        config = schema.check(plain)
         from attnseg.engine.data import make_phantom
 
         print(make_phantom(config))
@@ -70,7 +73,19 @@ def phantom() -> NoReturn:
     run("train", job)
 
 
-def run(config_name: str, job: Callable[[schema.Config, str], None]) -> NoReturn:
+def benchmark() -> NoReturn:
+    """Measure what a model with an attention costs: parameters, MACs, time and memory."""
+
+    def job(plain: Plain, text: str) -> None:
+        config = schema.check_types(schema.Benchmark, plain)
+        from attnseg.engine.benchmark import benchmark
+
+        benchmark(config)
+
+    run("benchmark", job)
+
+
+def run(config_name: str, job: Callable[[Plain, str], None]) -> NoReturn:
     """Compose the configuration from `sys.argv`, run `job` for it (each one with -m), and exit."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions through: we report them ourselves
     send_log_to_terminal()
@@ -82,8 +97,7 @@ def run(config_name: str, job: Callable[[schema.Config, str], None]) -> NoReturn
             hydra_config = HydraConfig.get()
             if hydra_config.mode == RunMode.MULTIRUN:
                 log.info("== Job %s: %s", hydra_config.job.num, hydra_config.job.override_dirname)
-            plain = to_plain(composed)
-            job(schema.check(plain), OmegaConf.to_yaml(composed, resolve=True))
+            job(to_plain(composed), OmegaConf.to_yaml(composed, resolve=True))
             codes.append(0)
         except Exception as error:
             codes.append(report(error))
@@ -95,7 +109,7 @@ def run(config_name: str, job: Callable[[schema.Config, str], None]) -> NoReturn
         print("error: interrupted", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
-        codes.append(report(compose_error(error)))
+        codes.append(report(compose_error(error, config_name)))
     if len(codes) > 1:
         log.info("%d of %d jobs done", codes.count(0), len(codes))
     sys.exit(max(codes, default=0))
@@ -178,7 +192,7 @@ def translate(error: Exception) -> AttnsegError | None:
     return None
 
 
-def compose_error(error: Exception) -> Exception:
+def compose_error(error: Exception, config_name: str) -> Exception:
     """Turn what Hydra says of the command line or of a configuration file into one line."""
     text = " ".join(str(error).split())
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
@@ -191,7 +205,9 @@ def compose_error(error: Exception) -> Exception:
     if match := re.search(r"Could not override '([^'@]+)", text):
         key = match[1]
         parent, _, name = key.rpartition(".")
-        return ConfigError(f"{key}: no such key; {schema.nearest(name, known_names(parent))}")
+        return ConfigError(
+            f"{key}: no such key; {schema.nearest(name, known_names(config_name, parent))}"
+        )
     if isinstance(error, HydraException | OmegaConfBaseException):
         return ConfigError(f"configuration: {text[:300]}; see --help")
     if isinstance(error, ValueError) and "group override" in text:
@@ -208,10 +224,10 @@ def choices_of(group: str) -> str:
     return f"choose one of {', '.join(names)}" if group and names else "see --help"
 
 
-def known_names(parent: str) -> Sequence[str]:
+def known_names(config_name: str, parent: str) -> Sequence[str]:
     """Return the keys under `parent` in the default configuration; at the top, the groups too."""
     with hydra.initialize_config_module("attnseg.configs", version_base="1.3"):
-        node: Any = hydra.compose("train")
+        node: Any = hydra.compose(config_name)
     if parent:
         node = OmegaConf.select(node, parent)
     names = [str(key) for key in node] if OmegaConf.is_dict(node) else []

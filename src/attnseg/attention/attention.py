@@ -64,6 +64,13 @@ class Mixing(nn.Module):
         """
         raise NotImplementedError
 
+    def macs(self, queries: int, keys: int) -> int:
+        """Return the multiply-accumulates of `forward` for one item of N queries and M keys.
+
+        Matrix products only, as counters count them; by default scores and their use on values.
+        """
+        return 2 * self.num_heads * queries * keys * self.head_dim
+
 
 def mixing_class(name: str) -> type[Mixing]:
     """Return the mixing called `name`: class `SomeName` of the file `some_name.py`.
@@ -101,7 +108,7 @@ def make_mixing(
 class LinearProjection(nn.Module):
     """Projects each token by itself.
 
-    A projection of another kind has the same `forward`, and a `stride` above 1 if it can return
+    A projection of another kind has the same methods, and a `stride` above 1 if it can return
     fewer tokens.
 
     Args:
@@ -119,6 +126,10 @@ class LinearProjection(nn.Module):
         """Project tokens `[B, N, C]` on a grid (h, w), fewer of them if `strided`."""
         projected: Tensor = self.linear(tokens)
         return projected
+
+    def macs(self, tokens: int, grid: tuple[int, int], strided: bool) -> tuple[int, int]:
+        """Return the multiply-accumulates for one item, and how many tokens come out."""
+        return tokens * self.linear.in_features * self.linear.out_features, tokens
 
 
 class Attention(nn.Module):
@@ -196,6 +207,27 @@ class Attention(nn.Module):
         mixed: Tensor = self.mix(q, k, v)
         out: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
         return out
+
+    def macs(self, tokens: int, grid: tuple[int, int]) -> int:
+        """Return the multiply-accumulates of self-attention for one item, in closed form.
+
+        Args:
+            tokens: N, prefix tokens included.
+            grid: height and width of the grid of tokens.
+        """
+        strided = not self.mix.equal_tokens
+        applied = {(self.reads["q"], False)}
+        for role in "kv":  # a projection without stride is applied once, whoever reads it
+            name = self.reads[role]
+            applied.add((name, strided and getattr(self.project[name], "stride", 1) != 1))
+        total, keys = tokens * self.out.in_features * self.out.out_features, tokens
+        for name, strided in applied:
+            macs, count = self._projection(name).macs(tokens, grid, strided)
+            total, keys = total + macs, min(keys, count)
+        return total + self.mix.macs(tokens, keys)
+
+    def _projection(self, name: str) -> Any:  # noqa: ANN401
+        return self.project[name]
 
     def _is_strided(self, strided: bool) -> bool:
         return strided and getattr(self.project[self.reads["k"]], "stride", 1) != 1

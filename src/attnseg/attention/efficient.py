@@ -15,3 +15,7 @@ class Efficient(Mixing):
         """Mix values; shapes as in `Mixing.forward`."""
         context = k.softmax(2).transpose(2, 3) @ v
         return q.softmax(3) @ context
+
+    def macs(self, queries: int, keys: int) -> int:
+        """Return the multiply-accumulates for one item."""
+        return self.num_heads * (queries + keys) * self.head_dim**2

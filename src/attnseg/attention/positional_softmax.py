@@ -11,9 +11,12 @@ P_ij concatenates a code of the row index i and one of the column index j, so th
 is the published parameter; the published bias has no effect and is left out.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from attnseg.attention.attention import Mixing
 
@@ -28,6 +31,63 @@ def index_code(length: int, channels: int, like: Tensor) -> Tensor:
     index = torch.arange(length, device=like.device, dtype=like.dtype)
     angle = index[:, None] * 10000.0 ** (-steps / channels)
     return torch.stack((angle.sin(), angle.cos()), -1).flatten(1)
+
+
+def biased_attention(
+    q: Tensor, k: Tensor, v: Tensor, temperature: Tensor, bias: Tensor, scale: float
+) -> Tensor:
+    """Compute `softmax_j(temperature * scale * q_i . k_j + bias_j) V` by fused kernels.
+
+    The bias rides along as one more channel of the keys against a constant one of the queries:
+    fused kernels give no gradient to a mask.
+
+    Args:
+        q: `[B, h, N, d]`.
+        k: `[B, h, M, d]`.
+        v: `[B, h, M, d]`.
+        temperature: scalar.
+        bias: `[M]`.
+        scale: factor of the scores.
+
+    Returns:
+        `[B, h, N, d]`.
+    """
+    one = q.new_ones(1).expand(*q.shape[:3], 1)
+    column = (bias / scale).to(k.dtype)[:, None].expand(*k.shape[:3], 1)
+    q, k = torch.cat((q, one), -1), torch.cat((k * temperature.to(k.dtype), column), -1)
+    return F.scaled_dot_product_attention(q, k, F.pad(v, (0, 1)), scale=scale)[..., :-1]
+
+
+class BiasedAttention(torch.autograd.Function):
+    """`biased_attention` that keeps nothing but its inputs for the backward pass.
+
+    Forward needs no gradient of the bias, so there it is a mask, and nothing is copied but the
+    queries; backward builds the longer queries, keys and values anew.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:  # noqa: ANN401
+        """Compute the attention; arguments as of `biased_attention`."""
+        ctx.save_for_backward(*inputs[:5])
+        ctx.scale = inputs[5]
+        return masked_attention(*inputs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+        """Return the gradients of all inputs but the scale."""
+        with torch.enable_grad():
+            q, k, v, c, b = inputs = [t.detach().requires_grad_() for t in ctx.saved_tensors]
+            out = biased_attention(q, k, v, c, b, ctx.scale)
+            return (*torch.autograd.grad(out, inputs, gradient), None)
+
+
+def masked_attention(
+    q: Tensor, k: Tensor, v: Tensor, temperature: Tensor, bias: Tensor, scale: float
+) -> Tensor:
+    """Compute what `biased_attention` does, faster but without a gradient of the bias."""
+    mask = bias.detach().to(q.dtype).expand(1, 1, q.shape[2], len(bias))
+    return F.scaled_dot_product_attention(q * temperature.to(q.dtype), k, v, mask, scale=scale)
 
 
 class PositionalSoftmax(Mixing):
@@ -54,19 +114,14 @@ class PositionalSoftmax(Mixing):
         self.weight = nn.Parameter(weight + (1 - weight.sum()) / pos_dim)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Mix values; shapes as in `Mixing.forward`.
-
-        The bias rides along as one more channel of the keys against a constant one of the
-        queries, so that the fused kernels, which take no learned mask, still apply.
-        """
-        temperature, bias = self.terms(k.shape[2])
-        d = self.head_dim
-        # One channel carries the bias, seven keep the head width a multiple of eight.
-        q = F.pad(q * (temperature * self.scale).to(q.dtype), (0, 8))
-        q = torch.cat((q[..., :d], torch.ones_like(q[..., :1]), q[..., d + 1 :]), -1)
-        column = bias.to(k.dtype)[:, None].expand(*k.shape[:3], 1)
-        k = torch.cat((k, column, k.new_zeros(*k.shape[:3], 7)), -1)
-        return F.scaled_dot_product_attention(q, k, F.pad(v, (0, 8)), scale=1.0)[..., :d]
+        """Mix values; shapes as in `Mixing.forward`."""
+        inputs = (q, k, v, *self.terms(k.shape[2]), self.scale)
+        if not torch.is_grad_enabled():
+            return masked_attention(*inputs)
+        if torch.compiler.is_compiling():
+            return biased_attention(*inputs)
+        mixed: Tensor = BiasedAttention.apply(*inputs)  # type: ignore[no-untyped-call]
+        return mixed
 
     def terms(self, keys: int) -> tuple[Tensor, Tensor]:
         """Return the temperature c, a scalar, and the key bias b `[keys]`."""

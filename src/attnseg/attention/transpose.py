@@ -34,3 +34,7 @@ class Transpose(Mixing):
         scores = F.normalize(q, dim=2).transpose(2, 3) @ F.normalize(k, dim=2)
         weights = (scores * self.temperature).softmax(3)
         return (weights @ v.transpose(2, 3)).transpose(2, 3)
+
+    def macs(self, queries: int, keys: int) -> int:
+        """Return the multiply-accumulates for one item."""
+        return 2 * self.num_heads * queries * self.head_dim**2

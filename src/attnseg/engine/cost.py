@@ -1,11 +1,15 @@
-"""What a model costs: parameters, multiply-accumulates, memory."""
+"""What a model costs: parameters, multiply-accumulates, memory, time."""
 
 import copy
 import resource
 import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 
@@ -26,10 +30,36 @@ def macs(model: nn.Module, image: tuple[int, int, int]) -> int:
         model: takes `[B, C, H, W]`.
         image: C, H, W.
     """
+    return _count(model, image)[0]
+
+
+def attention_macs(model: nn.Module, image: tuple[int, int, int]) -> tuple[int, int]:
+    """Return what all attentions of a model cost: in closed form, and counted as by `macs`."""
+    _, closed, counted = _count(model, image)
+    return closed, counted
+
+
+def _count(model: nn.Module, image: tuple[int, int, int]) -> tuple[int, int, int]:
     shadow = copy.deepcopy(model).to("meta").eval()
+    # Whatever states its own cost is an attention.
+    attentions = {
+        name: module
+        for name, module in shadow.named_modules()
+        if hasattr(module, "macs") and hasattr(module, "mix")
+    }
+    closed = [0]
+
+    def add(module: Any, inputs: tuple[Any, ...]) -> None:  # noqa: ANN401
+        closed[0] += module.macs(inputs[0].shape[1], inputs[1])
+
+    for module in attentions.values():
+        module.register_forward_pre_hook(add)
     with FlopCounterMode(display=False) as counter:
         shadow(torch.zeros(1, *image, device="meta"))
-    return int(counter.get_total_flops()) // 2
+    root = type(shadow).__name__
+    flops = counter.get_flop_counts()
+    inside = sum(sum(flops[f"{root}.{name}"].values()) for name in attentions)
+    return int(counter.get_total_flops()) // 2, closed[0], inside // 2
 
 
 def peak_memory() -> int:
@@ -38,3 +68,57 @@ def peak_memory() -> int:
         return torch.cuda.max_memory_allocated()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def transient_memory(step: Callable[[], object]) -> int:
+    """Return the most memory that `step` holds at once beyond what was there before, bytes."""
+    if torch.cuda.is_available():
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        step()
+        return torch.cuda.max_memory_allocated() - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        step()
+    results: Any = profiled.profiler
+    changes = [e for e in results.kineto_results.events() if e.name() == "[memory]"]
+    held = peak = 0
+    for change in sorted(changes, key=lambda event: event.start_ns()):
+        held += change.nbytes()
+        peak = max(peak, held)
+    return int(peak)
+
+
+def times(steps: Sequence[Callable[[], object]], repeats: int) -> list[list[float]]:
+    """Time functions in alternation, so that a drift of the machine's speed meets all of them.
+
+    Args:
+        steps: called once to warm up, then `repeats` times in turn, there and back.
+        repeats: of each.
+
+    Returns:
+        Seconds of each call, a list per function.
+    """
+    for step in steps:
+        step()
+    seconds: list[list[float]] = [[] for _ in steps]
+    pairs = list(zip(steps, seconds, strict=True))
+    for i in range(repeats):
+        for step, taken in pairs if i % 2 == 0 else reversed(pairs):
+            _wait()
+            started = time.perf_counter()
+            step()
+            _wait()
+            taken.append(time.perf_counter() - started)
+    return seconds
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def gemm_rate(device: torch.device, size: int = 2048, repeats: int = 5) -> float:
+    """Return this machine's rate of a float32 matrix product, GFLOP/s, the median of `repeats`."""
+    a = torch.randn(size, size, device=device)
+    (taken,) = times([lambda: a @ a], repeats)
+    return 2e-9 * size**3 / sorted(taken)[repeats // 2]

@@ -7,22 +7,31 @@ component (a node with `_target_`) are checked against its constructor when it i
 import difflib
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     ValidationError,
-    field_validator,
 )
 
 from attnseg.errors import ConfigError
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
+
+
+def _height_and_width(value: object) -> object:
+    if isinstance(value, int):
+        return (value, value)
+    return tuple(value) if isinstance(value, list) else value
+
+
+ImageSize = Annotated[tuple[PositiveInt, PositiveInt], BeforeValidator(_height_and_width)]
 
 
 class Node(BaseModel):
@@ -60,22 +69,22 @@ class Dataset(Component):
     limit_cases: Annotated[int, Field(ge=3)] | None
     split: Split
     phantom: Component | None
-    image_size: tuple[PositiveInt, PositiveInt]
+    image_size: ImageSize
     batch_size: PositiveInt
     max_epochs: NonNegativeInt
 
-    @field_validator("image_size", mode="before")
-    @classmethod
-    def _square(cls, value: object) -> object:
-        if isinstance(value, int):
-            return (value, value)
-        return tuple(value) if isinstance(value, list) else value
-
 
 class Model(Component):
-    """A model: its own options, and a file of published weights to start from."""
+    """A model: its own options, weights to start from, and the budget to be matched."""
 
     pretrained: str | None
+    match: Literal["params", "macs"] | None
+    mlp_ratio: PositiveFloat
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What is passed to the class by name."""
+        return {"mlp_ratio": self.mlp_ratio, **(self.model_extra or {})}
 
 
 class Optimizer(Component):
@@ -137,7 +146,33 @@ class Config(Node):
     trainer: Trainer
 
 
-def check(raw: Mapping[str, Any]) -> Config:
+class Benchmark(Node):
+    """What is measured of a model and an attention, and how often.
+
+    Attributes:
+        against: another attention, measured in alternation.
+        tokens: numbers of tokens at which the attention alone is measured.
+    """
+
+    choices: dict[str, str]
+    model: Model
+    attn: Component
+    loss: Component
+    against: str | None
+    image_size: ImageSize
+    in_channels: PositiveInt
+    num_classes: Annotated[int, Field(ge=2)]
+    batch_size: PositiveInt
+    repeats: PositiveInt
+    tokens: list[PositiveInt]
+    device: Literal["cpu", "cuda"]
+    outputs: str
+
+
+Schema = TypeVar("Schema", bound=Node)
+
+
+def check_types(schema: type[Schema], raw: Mapping[str, Any]) -> Schema:
     """Turn a plain configuration into a typed one.
 
     Raises:
@@ -147,9 +182,18 @@ def check(raw: Mapping[str, Any]) -> Config:
         if isinstance(value, float) and not math.isfinite(value):
             raise ConfigError(f"{key}: {value} is not a finite number; give one")
     try:
-        config = Config.model_validate(raw)
+        return schema.model_validate(raw)
     except ValidationError as error:
         raise ConfigError(explain(error, raw)) from error
+
+
+def check(raw: Mapping[str, Any]) -> Config:
+    """Turn a plain configuration of a training run into a typed one.
+
+    Raises:
+        ConfigError: as `check_types`, or keys do not fit each other.
+    """
+    config = check_types(Config, raw)
     trainer = config.trainer
     if trainer.precision == "16-mixed" and trainer.accelerator == "cpu":
         raise ConfigError("trainer.precision: 16-mixed needs a GPU; use bf16-mixed or 32")
@@ -226,4 +270,4 @@ def _siblings(error: ValidationError, loc: tuple[Any, ...]) -> list[str]:
     return [field.alias or name for name, field in node.model_fields.items()] if node else []
 
 
-SCHEMAS: dict[str, type[BaseModel]] = {"Config": Config}
+SCHEMAS: dict[str, type[BaseModel]] = {"Config": Config, "Benchmark": Benchmark}

@@ -18,7 +18,8 @@ from attnseg.data.augment import Transforms
 from attnseg.data.datamodule import SliceDataModule
 from attnseg.data.reader import Reader
 from attnseg.engine import cost, results, worker
-from attnseg.engine.build import ATTENTION, build, factory
+from attnseg.engine.budget import build_model
+from attnseg.engine.build import build, factory
 from attnseg.engine.callbacks import History, Progress
 from attnseg.engine.data import Data, load, open_reader
 from attnseg.engine.files import AtomicCheckpointIO, file_digest, write_text
@@ -122,14 +123,8 @@ def build_parts(config: Config, reader: Reader) -> Parts:
         ConfigError: an option is unknown, of another type, out of range, or fits no other.
     """
     channels = len(reader.classes) + (0 if reader.multilabel else 1)
-    build("attn", config.attn, dim=8, num_heads=1)
-    model = build(
-        "model",
-        config.model,
-        in_channels=reader.channels,
-        num_classes=channels,
-        image_size=config.dataset.image_size,
-        attn=factory("attn", config.attn, ATTENTION),
+    model = build_model(
+        config.model, config.attn, reader.channels, channels, config.dataset.image_size
     )
     if config.model.pretrained is not None:
         loaded = load_file_into(model, config.model.pretrained)

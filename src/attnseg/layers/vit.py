@@ -80,7 +80,8 @@ class Block(nn.Module):
         norm_eps: epsilon of both norms.
         dropout: of the MLP.
         drop_path: rate at which a branch is dropped while training.
-        act: activation of the MLP, whose hidden width is four times `dim`.
+        act: activation of the MLP.
+        mlp_ratio: hidden width of the MLP over `dim`.
     """
 
     def __init__(
@@ -91,12 +92,13 @@ class Block(nn.Module):
         dropout: float = 0.0,
         drop_path: float = 0.0,
         act: type[nn.Module] = nn.GELU,
+        mlp_ratio: float = 4.0,
     ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
         self.attn = attn
         self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
-        self.mlp = Mlp(dim, 4 * dim, dropout, act)
+        self.mlp = Mlp(dim, round(mlp_ratio * dim), dropout, act)
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -67,12 +67,25 @@ class ConvProjection(nn.Module):
         projected: Tensor = self.linear(torch.cat((prefix, mixed), 1))
         return projected
 
+    def macs(self, tokens: int, grid: tuple[int, int], strided: bool) -> tuple[int, int]:
+        """Return the multiply-accumulates for one item, and how many tokens come out."""
+        stride, dim = self.stride if strided else 1, self.linear.in_features
+        places = -(-grid[0] // stride) * -(-grid[1] // stride)
+        out = tokens - grid[0] * grid[1] + places
+        return 9 * dim * places + out * dim * dim, out
+
 
 class Stage(nn.Module):
     """Convolutional token embedding, then blocks; the last stage prepends a class token."""
 
     def __init__(
-        self, index: int, in_channels: int, size: Size, attn: AttentionFactory, stride_kv: int
+        self,
+        index: int,
+        in_channels: int,
+        size: Size,
+        attn: AttentionFactory,
+        stride_kv: int,
+        mlp_ratio: float,
     ) -> None:
         super().__init__()
         dim, depth = size.dims[index], size.depths[index]
@@ -90,6 +103,7 @@ class Stage(nn.Module):
                 NORM_EPS,
                 drop_path=rate,
                 act=QuickGELU,
+                mlp_ratio=mlp_ratio,
             )
             for rate in rates
         )
@@ -113,7 +127,12 @@ class Encoder(nn.Module):
     """The three stages, at about 1/4, 1/8 and 1/16 of the image's size."""
 
     def __init__(
-        self, in_channels: int, size: str, attn: AttentionFactory, stride_kv: int = 2
+        self,
+        in_channels: int,
+        size: str,
+        attn: AttentionFactory,
+        stride_kv: int = 2,
+        mlp_ratio: float = 4.0,
     ) -> None:
         super().__init__()
         if size not in SIZES:
@@ -121,7 +140,7 @@ class Encoder(nn.Module):
         self.dims = SIZES[size].dims
         inputs = (in_channels, *self.dims[:2])
         self.stages = nn.ModuleList(
-            Stage(i, inputs[i], SIZES[size], attn, stride_kv) for i in range(3)
+            Stage(i, inputs[i], SIZES[size], attn, stride_kv, mlp_ratio) for i in range(3)
         )
 
     def forward(self, image: Tensor) -> tuple[list[Tensor], Tensor]:
@@ -218,6 +237,7 @@ class CvT(SegmentationModel):
         decoder: `mlp` or `fpn`.
         decoder_channels: width of the decoder.
         stride_kv: stride of the key and value projections.
+        mlp_ratio: hidden width of the MLPs over the tokens' width.
 
     Raises:
         ValueError: an unknown size or decoder.
@@ -234,13 +254,14 @@ class CvT(SegmentationModel):
         decoder: str = "mlp",
         decoder_channels: int = 256,
         stride_kv: int = 2,
+        mlp_ratio: float = 4.0,
     ) -> None:
         super().__init__()
         if decoder not in DECODERS:
             raise ValueError(f"unknown decoder {decoder!r}; choose one of {', '.join(DECODERS)}")
         if stride_kv < 1:
             raise ValueError(f"stride_kv {stride_kv} must be 1 or more")
-        self.encoder = Encoder(in_channels, size, attn, stride_kv)
+        self.encoder = Encoder(in_channels, size, attn, stride_kv, mlp_ratio)
         self.decoder = DECODERS[decoder](self.encoder.dims, decoder_channels, num_classes)
 
     def forward(self, image: Tensor) -> Tensor:

@@ -70,18 +70,24 @@ class DualBlock(nn.Module):
             block's input, their changes summed. `concatenation`: both on the input, their changes
             concatenated and projected. The paper's ablation has variants of these names; how they
             are wired there is not published, so the last two are ours.
+        mlp_ratio: hidden width of the feed-forward networks over `dim`.
     """
 
     def __init__(
-        self, dim: int, attn: AttentionFactory, channel_attn: AttentionFactory, fusion: str
+        self,
+        dim: int,
+        attn: AttentionFactory,
+        channel_attn: AttentionFactory,
+        fusion: str,
+        mlp_ratio: float,
     ) -> None:
         super().__init__()
         self.norm1, self.norm2 = layer_norm(dim), layer_norm(dim)
         self.norm3, self.norm4 = layer_norm(dim), layer_norm(dim)
         self.attn = attn(dim, 1)
-        self.mlp1 = MixFFN(dim, 4 * dim)
+        self.mlp1 = MixFFN(dim, round(mlp_ratio * dim))
         self.channel_attn = channel_attn(dim, CHANNEL_HEADS, bias=False)
-        self.mlp2 = MixFFN(dim, 4 * dim)
+        self.mlp2 = MixFFN(dim, round(mlp_ratio * dim))
         self.fusion = fusion
         self.join = nn.Linear(2 * dim, dim) if fusion == "concatenation" else None
 
@@ -207,6 +213,7 @@ class DAEFormer(SegmentationModel):
         channel_attn: builds the channel attention; published: transpose.
         size: `tiny` or `base`.
         fusion: how a block's two attentions meet, see `DualBlock`.
+        mlp_ratio: hidden width of the blocks' feed-forward networks over the tokens' width.
 
     Raises:
         ValueError: an unknown size or fusion, or an image size that does not fit.
@@ -222,6 +229,7 @@ class DAEFormer(SegmentationModel):
         channel_attn: AttentionFactory,
         size: str = "base",
         fusion: str = "sequential",
+        mlp_ratio: float = 4.0,
     ) -> None:
         super().__init__()
         if size not in SIZES:
@@ -232,7 +240,7 @@ class DAEFormer(SegmentationModel):
         dims, depth = SIZES[size].dims, SIZES[size].depth
 
         def block(dim: int) -> DualBlock:
-            return DualBlock(dim, attn, channel_attn, fusion)
+            return DualBlock(dim, attn, channel_attn, fusion, mlp_ratio)
 
         inputs = (in_channels, *dims[:2])
         windows = ((7, 4), (3, 2), (3, 2))  # kernel and stride

@@ -140,6 +140,7 @@ class SETR(SegmentationModel):
         num_heads: attention heads.
         patch_size: side of a patch, pixels.
         head_channels: channels of the head's convolutions.
+        mlp_ratio: hidden width of the MLPs over the tokens' width.
 
     Raises:
         ValueError: an unknown size or head, or numbers that do not fit each other.
@@ -160,6 +161,7 @@ class SETR(SegmentationModel):
         num_heads: int | None = None,
         patch_size: int | None = None,
         head_channels: int | None = None,
+        mlp_ratio: float = 4.0,
     ) -> None:
         super().__init__()
         if size not in SIZES:
@@ -180,7 +182,8 @@ class SETR(SegmentationModel):
         grid = (image_size[0] // self.patch_size, image_size[1] // self.patch_size)
         self.embed = PatchTokens(in_channels, dim, self.patch_size, grid, head != "mla")
         self.encoder = nn.ModuleList(
-            Block(dim, attn(dim, num_heads or preset.num_heads), NORM_EPS) for _ in range(depth)
+            Block(dim, attn(dim, num_heads or preset.num_heads), NORM_EPS, mlp_ratio=mlp_ratio)
+            for _ in range(depth)
         )
         self.encoder.apply(init_weights)
         self.mla_levels = [depth * (i + 1) // MLA_LEVELS - 1 for i in range(MLA_LEVELS)]

@@ -67,6 +67,7 @@ class TransUNet(SegmentationModel):
         hybrid: whether tokens are made of ResNet features, not of pixels (ViT-B/16 of the paper).
         n_skip: how many of the ResNet's features the decoder sees, deepest first; 0 to 3.
         dropout: of tokens and MLPs while training.
+        mlp_ratio: hidden width of the MLPs over the tokens' width.
 
     Raises:
         ValueError: an unknown size, or numbers that do not fit each other.
@@ -83,6 +84,7 @@ class TransUNet(SegmentationModel):
         hybrid: bool = True,
         n_skip: int = 3,
         dropout: float = 0.1,
+        mlp_ratio: float = 4.0,
     ) -> None:
         super().__init__()
         if size not in SIZES:
@@ -100,7 +102,13 @@ class TransUNet(SegmentationModel):
         self.embed = PatchTokens(channels, preset.dim, patch, grid, class_token=False)
         self.drop = nn.Dropout(dropout)
         self.encoder = nn.ModuleList(
-            Block(preset.dim, attn(preset.dim, preset.num_heads), NORM_EPS, dropout)
+            Block(
+                preset.dim,
+                attn(preset.dim, preset.num_heads),
+                NORM_EPS,
+                dropout,
+                mlp_ratio=mlp_ratio,
+            )
             for _ in range(preset.depth)
         )
         self.encoder.apply(init_weights)

@@ -1,0 +1,152 @@
+"""What variants cost, and that it is counted right."""
+
+import json
+import sys
+from functools import partial
+
+import pandas as pd
+import pytest
+import torch
+
+import attnseg
+from attnseg import cli
+from attnseg.attention.attention import Attention
+from attnseg.engine import cost
+from tests.contracts.groups import names
+
+PAIRS = [(model, attn) for model in names("model") for attn in names("attn")]
+
+
+def meta(model, attn, image=(3, 64, 96), **options):
+    with torch.device("meta"):
+        return attnseg.create_model(model, attn, image[0], 9, image[1:], **options)
+
+
+@pytest.mark.parametrize(("model", "attn"), PAIRS, ids=["-".join(pair) for pair in PAIRS])
+def test_closed_form_and_counter_agree_exactly(model, attn):
+    net = meta(model, attn)
+    closed, counted = cost.attention_macs(net, (3, 64, 96))
+    assert closed == counted > 0
+    assert counted < cost.macs(net, (3, 64, 96))
+
+
+@pytest.mark.parametrize("sharing", ["k_v", "single"])
+@pytest.mark.parametrize("mixing", ["softmax", "positional_softmax", "efficient", "transpose"])
+def test_closed_form_of_free_pairs(sharing, mixing):
+    for model in names("model"):
+        with torch.device("meta"):
+            net = attnseg.create_model(
+                model,
+                partial(Attention, sharing=sharing, mixing=mixing),
+                in_channels=3,
+                num_classes=9,
+                image_size=(64, 96),
+                size="tiny",
+            )
+        closed, counted = cost.attention_macs(net, (3, 64, 96))
+        assert closed == counted > 0
+
+
+@pytest.mark.parametrize(
+    ("model", "share"), [("setr", None), ("transunet", 0.067), ("cvt", 0.080), ("dae_former", None)]
+)
+def test_kv_saves_the_query_projections(model, share):
+    """Shares of the published parameters from arithmetic on the papers' sizes."""
+    qkv, kv = (cost.parameters(meta(model, attn, (3, 224, 224)))["total"] for attn in ("qkv", "kv"))
+    saved = {"setr": 7_087_104, "transunet": 7_087_104, "dae_former": 1_002_240}
+    if model in saved:
+        assert qkv - kv == saved[model]
+    if share:
+        assert (qkv - kv) / qkv == pytest.approx(share, abs=0.0007)
+
+
+def test_published_sizes():
+    sizes = {
+        ("transunet", "base"): 105_277_081,
+        ("dae_former", "base"): 48_073_065 - 18_382_864,
+    }
+    for (model, size), wanted in sizes.items():
+        net = meta(model, None, (3, 224, 224), size=size)
+        assert cost.parameters(net)["total"] == wanted
+    setr = meta("setr", "qkv", (3, 256, 256), size="large", auxiliary=False)
+    assert cost.parameters(setr)["total"] == 307_501_842 - 4_617
+
+
+def test_times_alternate():
+    order = []
+    seconds = cost.times([lambda: order.append("a"), lambda: order.append("b")], 3)
+    assert order == list("ab" + "abbaab")  # one round to warm up, then there and back
+    assert [len(taken) for taken in seconds] == [3, 3]
+
+
+def test_transient_memory_is_what_is_held_at_once():
+    def step():
+        for _ in range(3):
+            torch.zeros(1 << 20)  # 4 MiB, freed before the next
+
+    assert cost.transient_memory(step) == pytest.approx(4 << 20, rel=0.01)
+
+
+@pytest.fixture
+def bench(monkeypatch, tmp_path, capfd):
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        small = ["model.size=tiny", "image_size=32", "batch_size=2", "repeats=2"]
+        monkeypatch.setattr(sys, "argv", ["benchmark.py", *small, *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.benchmark()
+        out, err = capfd.readouterr()
+        return ended.value.code, out, err
+
+    return run
+
+
+def test_tables_and_plots_of_a_multirun(bench, tmp_path):
+    code, _, _ = bench("-m", "attn=qkv,kv", "tokens=[16,64]")
+    assert code == 0
+    folder = tmp_path / "outputs" / "benchmark"
+    table = pd.read_csv(folder / "benchmark.csv")
+    assert table["attn"].tolist() == ["kv", "qkv"]
+    assert (table["parameters"].diff().dropna() == 4 * (192 * 192 + 192)).all()
+    assert (table["attention_macs"] == table["attention_macs_counted"]).all()
+    assert (folder / "benchmark.md").read_text().count("\n| setr") == 2
+    assert {path.name for path in folder.glob("*.png")} == {"pareto.png", "tokens.png"}
+    assert set(json.loads((folder / "setr-tiny-kv.json").read_text())["tokens_ms"]) == {"16", "64"}
+
+
+def test_against_reports_ratios(bench):
+    code, out, _ = bench("attn=kv_pos", "against=kv")
+    assert code == 0
+    assert "kv_pos against kv, in alternation: forward" in out
+
+
+@pytest.mark.parametrize("budget", ["params", "macs"])
+@pytest.mark.parametrize("model", names("model"))
+def test_matched_variants_cost_what_qkv_does(bench, tmp_path, model, budget):
+    attn = {"params": "kv", "macs": "efficient"}[budget]
+    assert bench(f"model={model}", "attn=qkv")[0] == 0
+    assert bench(f"model={model}", f"attn={attn}", f"model.match={budget}")[0] == 0
+    folder = tmp_path / "outputs" / "benchmark"
+    qkv, variant = (
+        json.loads((folder / f"{model}-tiny-{name}.json").read_text())
+        for name in ("qkv", f"{attn}-{budget}")
+    )
+    key = {"params": "parameters", "macs": "macs"}[budget]
+    assert variant[key] == pytest.approx(qkv[key], rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["repeat=3"], "repeat: no such key; did you mean repeats?"),
+        (["against=kw"], "attn: no 'kw'; choose one of efficient, kv, kv_pos"),
+        (["num_classes=1"], "num_classes: 1 is not allowed"),
+        (["model.match=time"], "model.match: 'time' is not allowed"),
+    ],
+)
+def test_wrong_benchmarks(bench, arguments, message):
+    code, _, err = bench(*arguments)
+    assert code == 2
+    assert message in err
+    assert err.count("\n") == 1
