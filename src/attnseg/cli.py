@@ -102,6 +102,9 @@ def run(config_name: str, job: Callable[[Plain, str], None]) -> NoReturn:
         except Exception as error:
             codes.append(report(error))
 
+    for flag in {"-m", "--multirun"} & set(sys.argv):  # argparse wants it before any KEY=VALUE
+        sys.argv.remove(flag)
+        sys.argv.insert(1, flag)
     try:
         check_flags(sys.argv[1:])
         hydra.main(version_base="1.3", config_path=CONFIGS, config_name=config_name)(task)()

@@ -1,10 +1,12 @@
 """What a model costs: parameters, multiply-accumulates, memory, time."""
 
+import contextlib
 import copy
+import os
 import resource
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -77,7 +79,10 @@ def transient_memory(step: Callable[[], object]) -> int:
         torch.cuda.reset_peak_memory_stats()
         step()
         return torch.cuda.max_memory_allocated() - before
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+    with (
+        silent_stderr(),
+        profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled,
+    ):
         step()
     results: Any = profiled.profiler
     changes = [e for e in results.kineto_results.events() if e.name() == "[memory]"]
@@ -86,6 +91,19 @@ def transient_memory(step: Callable[[], object]) -> int:
         held += change.nbytes()
         peak = max(peak, held)
     return int(peak)
+
+
+@contextlib.contextmanager
+def silent_stderr() -> Iterator[None]:
+    """Drop what native code writes to stderr: the profiler reports its own start and end."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def times(steps: Sequence[Callable[[], object]], repeats: int) -> list[list[float]]:

@@ -17,7 +17,7 @@ from pytorch_lightning.callbacks import EarlyStopping, EMAWeightAveraging, Model
 from attnseg.data.augment import Transforms
 from attnseg.data.datamodule import SliceDataModule
 from attnseg.data.reader import Reader
-from attnseg.engine import cost, results, worker
+from attnseg.engine import cost, results
 from attnseg.engine.budget import build_model
 from attnseg.engine.build import build, factory
 from attnseg.engine.callbacks import History, Progress
@@ -276,7 +276,7 @@ def followers(folder: Path) -> Iterator[None]:
     It repeats the command line for them, which would repeat a whole multirun.
     """
     argv, safe = sys.argv, os.environ.get("PYTHONSAFEPATH")
-    sys.argv = [worker.__file__, str(folder.resolve())]
+    sys.argv = [str(Path(__file__).with_name("worker.py")), str(folder.resolve())]
     os.environ["PYTHONSAFEPATH"] = "1"  # worker.py's neighbours must not shadow other packages
     try:
         yield

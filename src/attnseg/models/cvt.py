@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from attnseg.layers.conv import conv_bn_relu, resize
 from attnseg.layers.vit import AttentionFactory, Block, QuickGELU, init_weights, tokens_to_map
-from attnseg.models.model import PublishedModule, SegmentationModel
+from attnseg.models.model import PublishedModule, SegmentationModel, translate
 
 NORM_EPS = 1e-5
 KERNELS, STRIDES, PADDINGS = (7, 3, 3), (4, 2, 2), (2, 1, 1)  # of the three token embeddings
@@ -271,7 +271,7 @@ class CvT(SegmentationModel):
 
     def official_name(self, name: str) -> str | None:
         """Translate a name of the published classifier; its own norm and head have no use here."""
-        return encoder_name(name)
+        return translate(name, OFFICIAL_NAMES)
 
 
 class CvTClassifier(PublishedModule):
@@ -293,15 +293,7 @@ class CvTClassifier(PublishedModule):
 
     def official_name(self, name: str) -> str | None:
         """Translate a name of the published classifier."""
-        return name if re.fullmatch(r"(norm|head)\..+", name) else encoder_name(name)
-
-
-def encoder_name(name: str) -> str | None:
-    """Translate a published name of the encoder's; `None` if it is none."""
-    for pattern, ours in OFFICIAL_NAMES:
-        if match := re.fullmatch(pattern, name):
-            return ours.format(*match.groups())
-    return None
+        return name if re.fullmatch(r"(norm|head)\..+", name) else translate(name, OFFICIAL_NAMES)
 
 
 BLOCK = r"stage(\d)\.blocks\.(\d+)\."

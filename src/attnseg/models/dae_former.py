@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attnseg.layers.vit import AttentionFactory, tokens_to_map
-from attnseg.models.model import SegmentationModel, check_divisible
+from attnseg.models.model import SegmentationModel, check_divisible, translate
 
 NORM_EPS = 1e-5
 STRIDE = 16  # pixels per token of the last stage
@@ -285,26 +285,21 @@ class DAEFormer(SegmentationModel):
 
     def official_name(self, name: str) -> str | None:
         """Translate a name of the published code's state dict."""
-        for pattern, ours in OFFICIAL_NAMES:
-            if match := re.fullmatch(pattern, name):
-                outer, rest = match.groups()
-                # Stages count from 1 there; decoder_1 runs before decoder_0.
-                known = {"encoder": int(outer[0]) - 1, "decoder": 1 - int(outer[0])}
-                inner = known["decoder"] if ours.startswith("decoder") else known["encoder"]
-                for old, new in OFFICIAL_PARTS:
-                    rest = re.sub(old, new, rest)
-                return ours.format(inner, rest)
-        return None
+        ours = translate(name, OFFICIAL_NAMES)
+        for published, part in OFFICIAL_PARTS:
+            ours = ours and re.sub(published, part, ours)
+        return ours
 
 
 OFFICIAL_NAMES = (
-    (r"backbone\.patch_embed(\d)\.proj\.(.+)", "stages.{0}.proj.{1}"),
-    (r"backbone\.patch_embed(\d)\.norm\.(.+)", "stages.{0}.proj_norm.{1}"),
-    (r"backbone\.norm(\d)\.(.+)", "stages.{0}.norm.{1}"),
-    (r"backbone\.block(\d)\.(.+)", "stages.{0}.blocks.{1}"),
-    (r"decoder_(2)\.layer_up\.(.+)", "expand.{1}"),
-    (r"decoder_(0)\.last_layer\.(.+)", "classify.{1}"),
-    (r"decoder_([01])\.(.+)", "decoder.{0}.{1}"),
+    (r"backbone\.patch_embed(\d)\.proj\.(.+)", "stages.{0-1}.proj.{1}"),
+    (r"backbone\.patch_embed(\d)\.norm\.(.+)", "stages.{0-1}.proj_norm.{1}"),
+    (r"backbone\.norm(\d)\.(.+)", "stages.{0-1}.norm.{1}"),
+    (r"backbone\.block(\d)\.(.+)", "stages.{0-1}.blocks.{1}"),
+    (r"decoder_2\.layer_up\.(.+)", "expand.{0}"),
+    (r"decoder_0\.last_layer\.(.+)", "classify.{0}"),
+    (r"decoder_1\.(.+)", "decoder.0.{0}"),  # runs before decoder_0
+    (r"decoder_0\.(.+)", "decoder.1.{0}"),
 )
 # Names within a block or decoder stage; norm2 and norm3 of a feed-forward network have no function.
 OFFICIAL_PARTS = (

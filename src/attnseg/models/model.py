@@ -1,6 +1,51 @@
 """What every segmentation model is: image in, logits of the image's size out."""
 
+import re
+from collections.abc import Iterable
+
 from torch import Tensor, nn
+
+_LAYER = r"transformer\.encoder\.layer\.(\d+)\."
+# A plain ViT: names in TransUNet's code, which Flax files are brought to, and the names here of
+# models that call their tokens `embed` and their blocks `encoder`.
+VIT_NAMES = (
+    (r"transformer\.embeddings\.position_embeddings", "embed.pos_embed"),
+    (r"transformer\.embeddings\.patch_embeddings\.(.+)", "embed.proj.{0}"),
+    (r"transformer\.(cls_token)", "embed.{0}"),
+    (_LAYER + r"attn\.(q)uery\.(.+)", "encoder.{0}.attn.project.{1}.linear.{2}"),
+    (_LAYER + r"attn\.(k)ey\.(.+)", "encoder.{0}.attn.project.{1}.linear.{2}"),
+    (_LAYER + r"attn\.(v)alue\.(.+)", "encoder.{0}.attn.project.{1}.linear.{2}"),
+    (_LAYER + r"attn\.out\.(.+)", "encoder.{0}.attn.out.{1}"),
+    (_LAYER + r"attention_norm\.(.+)", "encoder.{0}.norm1.{1}"),
+    (_LAYER + r"ffn_norm\.(.+)", "encoder.{0}.norm2.{1}"),
+    (_LAYER + r"ffn\.(.+)", "encoder.{0}.mlp.{1}"),
+)
+
+
+def translate(name: str, table: Iterable[tuple[str, str]]) -> str | None:
+    """Translate a name by the first pattern of a table that matches all of it.
+
+    Args:
+        name: published name.
+        table: regular expressions, and our names with `{0}` for the first group and so on. `{0-1}`
+            is the first group less 1, where the published code counts from there.
+
+    Returns:
+        Our name, or `None` if no pattern matches.
+    """
+    for pattern, ours in table:
+        if match := re.fullmatch(pattern, name):
+            return re.sub(
+                r"\{(\d)(?:-(\d))?\}",
+                lambda place: _group(match, place),
+                ours,
+            )
+    return None
+
+
+def _group(match: re.Match[str], place: re.Match[str]) -> str:
+    text = match.groups()[int(place[1])]
+    return str(int(text) - int(place[2])) if place[2] else text
 
 
 class PublishedModule(nn.Module):

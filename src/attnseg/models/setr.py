@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from attnseg.layers.conv import conv_bn_relu, resize, upsample
 from attnseg.layers.vit import AttentionFactory, Block, PatchTokens, init_weights, tokens_to_map
-from attnseg.models.model import SegmentationModel, check_divisible
+from attnseg.models.model import VIT_NAMES, SegmentationModel, check_divisible, translate
 
 NORM_EPS = 1e-6
 MLA_LEVELS = 4
@@ -260,29 +260,12 @@ class SETR(SegmentationModel):
                 if index == "0"
                 else f"head.classify.{rest}"
             )
-        for pattern, ours in OFFICIAL_NAMES:
-            if match := re.fullmatch(pattern, name):
-                groups = match.groups()
-                # MLA's streams are numbered 2 to 5, ours from 0.
-                level = str(int(groups[0]) - 2) if "{level}" in ours else ""
-                return ours.format(*groups, level=level)
-        return None
+        return translate(name, OFFICIAL_NAMES)
 
 
-LAYER = r"transformer\.encoder\.layer\.(\d+)\."
-# Published name -> ours. `conv_seg` is made by the base class there and never used.
+# MLA's streams are numbered 2 to 5 there; `conv_seg` is made by the base class and never used.
 OFFICIAL_NAMES = (
-    # An ImageNet ViT, by the names that `attnseg.models.pretrained` gives to Flax files.
-    (r"transformer\.cls_token", "embed.cls_token"),
-    (r"transformer\.embeddings\.position_embeddings", "embed.pos_embed"),
-    (r"transformer\.embeddings\.patch_embeddings\.(.+)", "embed.proj.{0}"),
-    (LAYER + r"attn\.(q)uery\.(.+)", "encoder.{0}.attn.project.{1}.linear.{2}"),
-    (LAYER + r"attn\.(k)ey\.(.+)", "encoder.{0}.attn.project.{1}.linear.{2}"),
-    (LAYER + r"attn\.(v)alue\.(.+)", "encoder.{0}.attn.project.{1}.linear.{2}"),
-    (LAYER + r"attn\.out\.(.+)", "encoder.{0}.attn.out.{1}"),
-    (LAYER + r"attention_norm\.(.+)", "encoder.{0}.norm1.{1}"),
-    (LAYER + r"ffn_norm\.(.+)", "encoder.{0}.norm2.{1}"),
-    (LAYER + r"ffn\.(.+)", "encoder.{0}.mlp.{1}"),
+    *VIT_NAMES,
     (r"backbone\.(cls_token|pos_embed)", "embed.{0}"),
     (r"backbone\.patch_embed\.(proj\..+)", "embed.{0}"),
     (r"backbone\.blocks\.(\d+)\.attn\.([qkv])\.(.+)", "encoder.{0}.attn.project.{1}.linear.{2}"),
@@ -290,10 +273,10 @@ OFFICIAL_NAMES = (
     (r"backbone\.blocks\.(\d+)\.((?:norm|mlp).+)", "encoder.{0}.{1}"),
     (r"decode_head\.norm\.(.+)", "head.norm.{0}"),
     (r"backbone\.norm_(\d)\.(.+)", "head.norms.{0}.{1}"),
-    (r"backbone\.mla\.mla_p(\d)_1x1\.(.+)", "head.reduce.{level}.{1}"),
-    (r"backbone\.mla\.mla_p(\d)\.(.+)", "head.fuse.{level}.{1}"),
-    (r"decode_head\.mlahead\.head(\d)\.([01])\.(.+)", "head.streams.{level}.0.{1}.{2}"),
-    (r"decode_head\.mlahead\.head(\d)\.3\.(.+)", "head.streams.{level}.1.0.{1}"),
-    (r"decode_head\.mlahead\.head(\d)\.4\.(.+)", "head.streams.{level}.1.1.{1}"),
+    (r"backbone\.mla\.mla_p(\d)_1x1\.(.+)", "head.reduce.{0-2}.{1}"),
+    (r"backbone\.mla\.mla_p(\d)\.(.+)", "head.fuse.{0-2}.{1}"),
+    (r"decode_head\.mlahead\.head(\d)\.([01])\.(.+)", "head.streams.{0-2}.0.{1}.{2}"),
+    (r"decode_head\.mlahead\.head(\d)\.3\.(.+)", "head.streams.{0-2}.1.0.{1}"),
+    (r"decode_head\.mlahead\.head(\d)\.4\.(.+)", "head.streams.{0-2}.1.1.{1}"),
     (r"decode_head\.cls\.(.+)", "head.classify.{0}"),
 )

@@ -3,7 +3,6 @@
 Chen et al., 2021, arXiv 2102.04306. Details the paper leaves open follow the published code.
 """
 
-import re
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from attnseg.layers.conv import conv_bn_relu, upsample
 from attnseg.layers.resnetv2 import ResNetV2
 from attnseg.layers.vit import AttentionFactory, Block, PatchTokens, init_weights, tokens_to_map
-from attnseg.models.model import SegmentationModel, check_divisible
+from attnseg.models.model import VIT_NAMES, SegmentationModel, check_divisible, translate
 
 PATCH = 16  # pixels of the image per token, with and without the ResNet
 NORM_EPS = 1e-6
@@ -141,33 +140,18 @@ class TransUNet(SegmentationModel):
 
     def official_name(self, name: str) -> str | None:
         """Translate a name of the published code's state dict."""
-        for pattern, ours in OFFICIAL_NAMES:
-            if match := re.fullmatch(pattern, name):
-                groups = match.groups()
-                if "{stage}" in ours:  # blocks and units count from 1 there
-                    stage, unit = int(groups[0]) - 1, int(groups[1]) - 1
-                    return ours.format(*groups, stage=stage, unit=unit)
-                return ours.format(*groups)
-        return None
+        return translate(name, OFFICIAL_NAMES)
 
 
-UNIT = r"transformer\.embeddings\.hybrid_model\.body\.block(\d)\.unit(\d)\."
-LAYER = r"transformer\.encoder\.layer\.(\d+)\."
+BODY = r"transformer\.embeddings\.hybrid_model\."
+UNIT = BODY + r"body\.block(\d)\.unit(\d)\."
 OFFICIAL_NAMES = (
-    (r"transformer\.embeddings\.position_embeddings", "embed.pos_embed"),
-    (r"transformer\.embeddings\.patch_embeddings\.(.+)", "embed.proj.{0}"),
-    (r"transformer\.embeddings\.hybrid_model\.root\.conv\.(.+)", "resnet.root.0.{0}"),
-    (r"transformer\.embeddings\.hybrid_model\.root\.gn\.(.+)", "resnet.root.1.{0}"),
-    (UNIT + r"downsample\.(.+)", "resnet.stages.{stage}.{unit}.shortcut.0.{2}"),
-    (UNIT + r"gn_proj\.(.+)", "resnet.stages.{stage}.{unit}.shortcut.1.{2}"),
-    (UNIT + r"(.+)", "resnet.stages.{stage}.{unit}.{2}"),
-    (LAYER + r"attn\.(q)uery\.(.+)", "encoder.{0}.attn.project.{1}.linear.{2}"),
-    (LAYER + r"attn\.(k)ey\.(.+)", "encoder.{0}.attn.project.{1}.linear.{2}"),
-    (LAYER + r"attn\.(v)alue\.(.+)", "encoder.{0}.attn.project.{1}.linear.{2}"),
-    (LAYER + r"attn\.out\.(.+)", "encoder.{0}.attn.out.{1}"),
-    (LAYER + r"attention_norm\.(.+)", "encoder.{0}.norm1.{1}"),
-    (LAYER + r"ffn_norm\.(.+)", "encoder.{0}.norm2.{1}"),
-    (LAYER + r"ffn\.(.+)", "encoder.{0}.mlp.{1}"),
+    *VIT_NAMES,
+    (BODY + r"root\.conv\.(.+)", "resnet.root.0.{0}"),
+    (BODY + r"root\.gn\.(.+)", "resnet.root.1.{0}"),
+    (UNIT + r"downsample\.(.+)", "resnet.stages.{0-1}.{1-1}.shortcut.0.{2}"),
+    (UNIT + r"gn_proj\.(.+)", "resnet.stages.{0-1}.{1-1}.shortcut.1.{2}"),
+    (UNIT + r"(.+)", "resnet.stages.{0-1}.{1-1}.{2}"),
     (r"transformer\.encoder\.encoder_norm\.(.+)", "norm.{0}"),
     (r"decoder\.conv_more\.(.+)", "reduce.{0}"),
     (r"decoder\.blocks\.(.+)", "decoder.{0}"),
