@@ -11,6 +11,8 @@ from attnseg.models.pretrained import load_official
 from tests.golden.recipe import Golden
 
 TOLERANCE = 1e-5
+# The last map is un-normalised, up to 13.5; the file's own rounding is 1.1e-5 against float64.
+MAP_TOLERANCES = (1e-5, 1e-5, 5e-5)
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +20,7 @@ def certified():
     golden = Golden("cvt13")
     model = CvTClassifier(3, 1000, Attention).eval()
     report = load_official(model, golden.weights)
-    assert (report.fresh, report.dropped) == ([], [])
+    assert (report.fresh, report.dropped) == ([], {})
     return golden, model
 
 
@@ -41,7 +43,7 @@ def test_stage_maps_equal_the_published_ones(certified):
             ours[:, :, ::stride, ::stride].numpy() - golden.stored[f"stage{i}"]
         ).max()
         print(f"cvt13 stage {i}: {difference:.1e}")
-        assert difference <= TOLERANCE
+        assert difference <= MAP_TOLERANCES[i]
     assert np.abs(cls_token.numpy() - golden.stored["stage2_cls"]).max() <= TOLERANCE
 
 

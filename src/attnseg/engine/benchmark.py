@@ -25,6 +25,7 @@ from attnseg.models.model import SegmentationModel
 log = logging.getLogger(__name__)
 
 ATTENTION_WIDTH, ATTENTION_HEADS = 768, 12  # of the attention measured alone: ViT-B's
+MARKERS = "ovDPX^*<>"
 COLUMNS = {
     "model": "model",
     "size": "size",
@@ -206,19 +207,24 @@ def _cell(key: str, value: Any) -> str:  # noqa: ANN401
 
 
 def plot_pareto(records: list[dict[str, Any]], path: Path) -> None:
-    """Draw training step time over parameters, a colour per model, a label per attention."""
-    figure = Figure(figsize=(7, 4.5), dpi=100, layout="constrained")
+    """Draw training step time over parameters: a colour per model, a marker per attention."""
+    figure = Figure(figsize=(7.5, 4.5), dpi=100, layout="constrained")
     axis = figure.subplots()
-    for name in dict.fromkeys(record["model"] for record in records):
-        rows = [record for record in records if record["model"] == name]
-        x, y = [r["parameters"] / 1e6 for r in rows], [r["step_ms"] for r in rows]
-        axis.scatter(x, y, label=name)
-        for row, at_x, at_y in zip(rows, x, y, strict=True):
-            axis.annotate(row["attn"], (at_x, at_y), (4, 3), textcoords="offset points", fontsize=8)
+    models = list(dict.fromkeys(record["model"] for record in records))
+    attentions = list(dict.fromkeys(record["attn"] for record in records))
+    for record in records:
+        colour = f"C{models.index(record['model'])}"
+        marker = MARKERS[attentions.index(record["attn"]) % len(MARKERS)]
+        point = (record["parameters"] / 1e6, record["step_ms"])
+        axis.scatter(*point, color=colour, marker=marker, alpha=0.8)
+    for i, name in enumerate(models):
+        axis.scatter([], [], color=f"C{i}", marker="s", label=name)
+    for i, name in enumerate(attentions):
+        axis.scatter([], [], color="grey", marker=MARKERS[i % len(MARKERS)], label=name)
     axis.set_xlabel("parameters, millions")
     axis.set_ylabel(f"training step, ms (batch {records[0]['batch_size']})")
     axis.set_yscale("log")
-    axis.legend(frameon=False)
+    figure.legend(loc="outside right", frameon=False)
     figure.savefig(path, metadata={"Software": None})
 
 
