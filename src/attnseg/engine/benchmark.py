@@ -224,7 +224,7 @@ def plot_pareto(records: list[dict[str, Any]], path: Path) -> None:
     axis.set_xlabel("parameters, millions")
     axis.set_ylabel(f"training step, ms (batch {records[0]['batch_size']})")
     axis.set_yscale("log")
-    figure.legend(*axis.get_legend_handles_labels(), loc="outside right", frameon=False)
+    figure.legend(loc="outside right center", frameon=False)
     figure.savefig(path, metadata={"Software": None})
 
 
