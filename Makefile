@@ -3,7 +3,7 @@
 # make check  format, lint and types; make lock  re-resolve the dependencies
 # TORCH=cpu|cuda chooses the lock; without it, a machine with nvidia-smi takes cuda.
 
-PYTHON ?= python3.11
+PYTHON ?= $(or $(shell command -v python3.11),python3)
 TORCH ?= $(if $(shell command -v nvidia-smi),cuda,cpu)
 PY := .venv/bin/python
 
@@ -12,7 +12,8 @@ PY := .venv/bin/python
 setup: .venv/.ready
 
 .venv/.ready: requirements/$(TORCH).lock pyproject.toml
-	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON): not found; install Python 3.11 or pass PYTHON=<its path>" >&2; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null || { \
+	  echo "error: $(PYTHON): not Python 3.11, which the locks are for; install it or pass PYTHON=<its path>" >&2; exit 2; }
 	@test -x $(PY) || $(PYTHON) -m venv .venv
 	@echo "Installing the locked packages ($<); a few minutes the first time."
 	@$(PY) -m pip install -qq --disable-pip-version-check --require-hashes -r $< || { \
