@@ -206,6 +206,7 @@ def test_excluded_scans_are_named(call, tmp_path):
         ["trainer.precision=bf16-mixed", "scheduler=constant", "loss=focal"],
         ["trainer.num_workers=2", "augment=none"],
         ["trainer=debug", "model.head=mla", "loss=tversky"],
+        ["model=cvt", "model.match=params", "trainer.limit_batches=1"],
         ["trainer.monitor=val/loss", "trainer.gradient_clip=null", "model.head=naive"],
     ],
     ids=" ".join,

@@ -181,16 +181,16 @@ def summarise(folder: Path) -> None:
     write_text(folder / "benchmark.csv", table.to_csv(index=False, lineterminator="\n"))
     lines = ["| " + " | ".join(COLUMNS.values()) + " |", "|" + "---|" * len(COLUMNS)]
     for record in records:
-        cells = [_cell(key, record[key]) for key in COLUMNS]
+        cells = [_cell(key, record) for key in COLUMNS]
         lines.append("| " + " | ".join(cells) + " |")
-    first = records[0]
+    first, rates = records[0], [record["gemm_gflops"] for record in records]
     lines.append("")
     lines.append(
-        f"Image {'x'.join(map(str, first['image']))}, batch {first['batch_size']}; medians of "
-        f"{first['repeats']}; memory beyond weights; {first['machine']['device']}, "
+        f"Image {'x'.join(map(str, first['image']))}, batch {first['batch_size']}; medians and "
+        f"ranges of {first['repeats']}; memory beyond weights; {first['machine']['device']}, "
         f"{first['machine']['threads']} threads, PyTorch {first['machine']['torch']}; a float32 "
-        f"matrix product ran at {min(r['gemm_gflops'] for r in records):.0f} to "
-        f"{max(r['gemm_gflops'] for r in records):.0f} GFLOP/s beside the measurements."
+        f"matrix product ran at {min(rates):.0f} to {max(rates):.0f} GFLOP/s beside the "
+        "measurements."
     )
     write_text(folder / "benchmark.md", "\n".join(lines) + "\n")
     plot_pareto(records, folder / "pareto.png")
@@ -198,7 +198,11 @@ def summarise(folder: Path) -> None:
         plot_tokens(records, folder / "tokens.png")
 
 
-def _cell(key: str, value: Any) -> str:  # noqa: ANN401
+def _cell(key: str, record: dict[str, Any]) -> str:
+    value = record[key]
+    if key.endswith("_ms"):
+        low, high = record[f"{key}_range"]
+        return f"{value:.0f} ({low:.0f} to {high:.0f})"
     if key == "parameters":
         return f"{value:,}"
     if "macs" in key:
