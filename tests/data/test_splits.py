@@ -1,5 +1,4 @@
 import io
-from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -56,4 +55,3 @@ def test_the_file_names_patient_case_role_and_digest(phantom, tmp_path):
     assert table["case"].tolist() == [case.case for case in cases]
     assert table.groupby("patient")["role"].nunique().max() == 1
     assert table["digest"].str.fullmatch("[0-9a-f]{64}").all()
-    assert isinstance(phantom, Path)

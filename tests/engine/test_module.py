@@ -1,5 +1,3 @@
-import torch
-
 from attnseg.engine.module import parameter_groups
 from tests.contracts.test_models import make
 
@@ -14,4 +12,3 @@ def test_weight_decay_spares_biases_norms_and_positions():
         assert parameter.ndim >= 2
     assert {"embed.pos_embed", "embed.cls_token"} <= {names[id(p)] for p in spared}
     assert parameter_groups(model)[1]["weight_decay"] == 0
-    assert isinstance(decayed[0], torch.nn.Parameter)

@@ -31,7 +31,7 @@ def report(
     reader, dataset = data.reader, config.dataset
     device = torch.device("cuda" if config.trainer.accelerator == "gpu" else "cpu")
     model.to(device).eval()
-    frames, metrics = [], {"profile": profile.describe()}
+    frames, tables, metrics = [], {}, {"profile": profile.describe()}
     for split in ("val", "test"):
         frame = score_cases(
             model,
@@ -44,13 +44,14 @@ def report(
             split,
         )
         frames.append(frame)
-        metrics[split] = summary(profile.summarise(frame), data.cases[split])
+        tables[split] = profile.summarise(frame)
+        metrics[split] = summary(tables[split], data.cases[split])
     cases = pd.concat(frames)
     write_text(run.folder / "cases.csv", cases.to_csv(index=False, lineterminator="\n"))
     write_text(run.folder / "metrics.json", json.dumps(metrics, indent=1, allow_nan=False) + "\n")
     draw_previews(config, run, data, model, cases)
-    for split, frame in zip(("val", "test"), frames, strict=True):
-        show(profile, split, profile.summarise(frame), data.cases[split])
+    for split, table in tables.items():
+        show(profile, split, table, data.cases[split])
 
 
 def summary(table: pd.DataFrame, cases: list[StoredCase]) -> dict[str, Any]:
