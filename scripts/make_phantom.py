@@ -1,4 +1,4 @@
-"""Make a phantom: `python scripts/make_phantom.py phantom_size=tiny dataset.root=DIR`."""
+"""Make a phantom: `python scripts/make_phantom.py dataset=synapse dataset.root=DIR`."""
 
 from attnseg.cli import phantom
 

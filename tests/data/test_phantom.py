@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from attnseg.data.phantom import PRESETS, make_scan, make_uw_madison
-from attnseg.data.uw_madison import UWMadison
+from attnseg.data.phantoms.phantom import make_once
+from attnseg.data.phantoms.uw_madison import PRESETS, make_scan, make_uw_madison
+from attnseg.data.readers.uw_madison import UWMadison
 from attnseg.errors import DataError
 
 
@@ -76,7 +77,7 @@ def test_it_is_made_once_and_never_over_something_else(phantom, tmp_path):
 
 
 def test_an_interrupted_phantom_leaves_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr("attnseg.data.phantom.make_scan", lambda *a: 1 / 0)
+    monkeypatch.setattr("attnseg.data.phantoms.uw_madison.make_scan", lambda *a: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         make_uw_madison(tmp_path / "new", "tiny")
     assert list(tmp_path.iterdir()) == []
@@ -85,3 +86,17 @@ def test_an_interrupted_phantom_leaves_nothing(tmp_path, monkeypatch):
 def test_unknown_preset():
     with pytest.raises(ValueError, match="tiny, demo"):
         make_uw_madison(Path("unused"), "big")
+
+
+def test_two_processes_that_make_the_same_phantom_share_it(tmp_path):
+    root = tmp_path / "uw"
+
+    def write(part):
+        make_once(root, {"seed": 0}, lambda other: (other / "by").write_text("the other"))
+        (part / "by").write_text("this one")
+
+    make_once(root, {"seed": 0}, write)
+    assert (root / "by").read_text() == "the other"
+    assert [path.name for path in tmp_path.iterdir()] == ["uw"]
+    with pytest.raises(DataError, match="something else"):
+        make_once(root, {"seed": 1}, write)

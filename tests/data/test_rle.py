@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from attnseg.data import rle
+from attnseg.data.readers import rle
 
 
 def test_rows_are_read_first_and_counted_from_one():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from attnseg.data.uw_madison import UWMadison
+from attnseg.data.readers.uw_madison import UWMadison
 from attnseg.errors import DataError
 from tests.data.uw_tree import CLASSES, Tree
 
@@ -148,7 +148,7 @@ FAULTS = {
     "RGB image": (after_writing(picture("RGB")), "pixels of type RGB"),
     "palette image": (after_writing(picture("P")), "pixels of type P"),
     "name of another size": (other_size, "7x7 pixels, unlike its name"),
-    "slices of two sizes": (swapped_size, "4x5 pixels, unlike its name or the scan's first slice"),
+    "slices of two sizes": (swapped_size, "5x4 pixels, unlike the scan's first slice (4x5)"),
     "two spacings": (other_spacing, "slices of different spacing"),
     "zero spacing": (rename, "not named slice_"),
     "slice twice": (twice, "slice 1 twice"),

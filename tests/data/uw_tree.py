@@ -19,9 +19,9 @@ class Tree:
         for at, scan in enumerate(scans):
             for number in ("0001", "0002", "0010"):
                 name = f"{scan}/scans/slice_{number}_5_4_1.50_1.63.png"
-                self.files[name] = (
-                    np.arange(20, dtype=np.uint16).reshape(4, 5) * 700 + at + int(number)
-                )
+                # The first scan counts its pixels; the others are other pictures.
+                pixels = np.random.default_rng(at).permutation(20) if at else np.arange(20)
+                self.files[name] = np.uint16(pixels.reshape(4, 5) * 700 + int(number))
                 for organ in CLASSES:
                     self.rows[f"{scan}_slice_{number}", organ] = ""
 

@@ -1,16 +1,28 @@
 """Augmentation presets, by albumentations: functions that return the transforms of one preset.
 
-Images come as float32 `[H, W, C]` in [0, 1], masks as uint8 `[H, W]`; masks are never interpolated.
+Images come as float32 `[H, W, C]` in [0, 1], masks as uint8 `[H, W]`. Masks are never interpolated,
+and images are cut to [0, 1] afterwards.
 """
 
 import os
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # at import it would ask the network for its version
 
+from typing import Any
+
 import albumentations as A
 import cv2
+import numpy as np
+from albumentations.augmentations.geometric.distortion import BaseDistortion
+from numpy.typing import NDArray
 
-Transforms = list[A.BasicTransform]
+Transforms = list[A.BasicTransform | A.BaseCompose]
+
+LINEAR = {
+    "interpolation": cv2.INTER_LINEAR,
+    "mask_interpolation": cv2.INTER_NEAREST,
+    "border_mode": cv2.BORDER_CONSTANT,
+}
 
 
 def none() -> Transforms:
@@ -24,8 +36,9 @@ def light(
     rotate: float = 12.0,
     brightness: float = 0.15,
     contrast: float = 0.2,
+    flip: bool = False,
 ) -> Transforms:
-    """Small shifts, turns and zooms, another brightness and contrast; no flips: organs have a side.
+    """Small shifts, turns and zooms, another brightness and contrast.
 
     Args:
         shift: largest shift, share of the image.
@@ -33,16 +46,149 @@ def light(
         rotate: largest turn, degrees.
         brightness: largest change, share of the range.
         contrast: largest change, share.
+        flip: whether to mirror, too: lesions have no side, organs do.
     """
     return [
-        A.Affine(
-            translate_percent=(-shift, shift),
-            scale=(1 - scale, 1 + scale),
-            rotate=(-rotate, rotate),
-            interpolation=cv2.INTER_LINEAR,
-            mask_interpolation=cv2.INTER_NEAREST,
-            border_mode=cv2.BORDER_CONSTANT,
-            p=0.9,
-        ),
+        *_mirrors(flip),
+        _affine(shift, scale, rotate),
         A.RandomBrightnessContrast(brightness_limit=brightness, contrast_limit=contrast, p=0.8),
     ]
+
+
+def strong(
+    shift: float = 0.1,
+    scale: float = 0.3,
+    rotate: float = 25.0,
+    elastic: float = 40.0,
+    brightness: float = 0.25,
+    contrast: float = 0.35,
+    blur: float = 1.5,
+    noise: float = 0.06,
+    flip: bool = False,
+) -> Transforms:
+    """Larger shifts, turns and zooms, bent tissue, another scanner: for few patients.
+
+    Args:
+        shift: largest shift, share of the image.
+        scale: largest zoom in or out, share.
+        rotate: largest turn, degrees.
+        elastic: strength of the bending, pixels before it is smoothed.
+        brightness: largest change, share of the range.
+        contrast: largest change, share.
+        blur: largest standard deviation, pixels.
+        noise: largest standard deviation, share of the range.
+        flip: whether to mirror, too.
+    """
+    return [
+        *_mirrors(flip),
+        _affine(shift, scale, rotate),
+        A.ElasticTransform(alpha=elastic, sigma=8, approximate=True, **LINEAR, p=0.3),
+        A.RandomBrightnessContrast(brightness_limit=brightness, contrast_limit=contrast, p=0.8),
+        A.RandomGamma(gamma_limit=(70, 150), p=0.3),
+        A.GaussianBlur(blur_limit=0, sigma_limit=(0.3, blur), p=0.2),
+        A.Downscale(scale_range=(0.5, 0.9), p=0.15),
+        A.GaussNoise(std_range=(0.0, noise), p=0.3),
+    ]
+
+
+def transunet(rotate: float = 20.0) -> Transforms:
+    """TransUNet's published code (arXiv 2102.04306).
+
+    Half of the images are turned by a multiple of 90 degrees and mirrored; half of the others are
+    turned by a small angle; the rest is left alone.
+
+    Args:
+        rotate: largest small turn, degrees.
+    """
+    mirror = A.OneOf([A.HorizontalFlip(p=1), A.VerticalFlip(p=1)], p=1)
+    quarter = A.Sequential([A.RandomRotate90(p=1), mirror], p=0.5)
+    # Nearest for images, too, as in the code.
+    turn = A.Rotate(limit=rotate, **{**LINEAR, "interpolation": cv2.INTER_NEAREST}, p=0.25)
+    return [A.OneOf([quarter, turn, A.NoOp(p=0.25)], p=1)]
+
+
+def dae_former(noise: float = 1.275) -> Transforms:
+    """DAE-Former's published code (arXiv 2212.13504): none to four of these ten changes.
+
+    The code augments before it resizes and does not cut the result to [0, 1]; here both differ.
+
+    Args:
+        noise: standard deviation of the noise, share of the range. The code has 0.005 * 255 on
+            images in [0, 1], which drowns a slice wherever it is drawn; 0.005 may have been meant.
+    """
+    changes = [
+        A.VerticalFlip(p=0.5),
+        A.HorizontalFlip(p=0.5),
+        Noise(noise, p=1),
+        A.GaussianBlur(blur_limit=0, sigma_limit=(1.0, 1.0), p=1),
+        A.RandomBrightnessContrast(brightness_limit=0, contrast_limit=0.5, p=1),
+        A.Affine(scale=(0.5, 2.0), **LINEAR, p=1),
+        A.Affine(rotate=(-40, 40), **LINEAR, p=1),
+        A.Affine(shear=(-16, 16), **LINEAR, p=1),
+        Warp(0.008, 0.03, p=1),
+        A.Affine(translate_percent=(-0.2, 0.2), **LINEAR, p=1),
+    ]
+    some = [A.SomeOf(changes, n=n, replace=False, p=1) for n in range(1, 5)]
+    return [A.OneOf([A.NoOp(p=1), *some], p=1)]
+
+
+class Noise(A.ImageOnlyTransform):  # type: ignore[misc]
+    """Gaussian noise of any strength; `GaussNoise` stops at the range of the image.
+
+    Args:
+        std: standard deviation, share of the range.
+        p: probability.
+    """
+
+    def __init__(self, std: float, p: float) -> None:
+        super().__init__(p=p)
+        self.std = std
+
+    def apply(self, img: NDArray[np.float32], **params: object) -> NDArray[np.float32]:
+        """Add the noise."""
+        drawn: NDArray[np.float64] = self.random_generator.normal(0, self.std, img.shape)
+        return img + drawn.astype(np.float32)
+
+
+class Warp(BaseDistortion):  # type: ignore[misc]
+    """A grid of 4 x 4 points moved at random, and all between them along.
+
+    Albumentations' own `PiecewiseAffine` folds the image in a fixed pattern, and its
+    `ThinPlateSpline` bends several times farther than asked (both in 2.0.8).
+
+    Args:
+        low: least standard deviation of a point's move, share of the image.
+        high: largest one.
+        p: probability.
+    """
+
+    def __init__(self, low: float, high: float, p: float) -> None:
+        super().__init__(**LINEAR, keypoint_remapping_method="mask", p=p)
+        self.low, self.high = low, high
+
+    def get_params_dependent_on_data(
+        self, params: dict[str, Any], data: dict[str, Any]
+    ) -> dict[str, NDArray[np.float32]]:
+        """Draw where each pixel comes from."""
+        height, width = params["shape"][:2]
+        std = self.py_random.uniform(self.low, self.high)
+        moves = self.random_generator.normal(0, std, (4, 4, 2)) * (width, height)
+        smooth = cv2.resize(moves.astype(np.float32), (width, height))
+        return {
+            "map_x": smooth[..., 0] + np.arange(width, dtype=np.float32),
+            "map_y": smooth[..., 1] + np.arange(height, dtype=np.float32)[:, None],
+        }
+
+
+def _mirrors(flip: bool) -> Transforms:
+    return [A.HorizontalFlip(p=0.5), A.VerticalFlip(p=0.5)] if flip else []
+
+
+def _affine(shift: float, scale: float, rotate: float) -> A.Affine:
+    return A.Affine(
+        translate_percent=(-shift, shift),
+        scale=(1 - scale, 1 + scale),
+        rotate=(-rotate, rotate),
+        **LINEAR,
+        p=0.9,
+    )

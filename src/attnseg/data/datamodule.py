@@ -1,6 +1,6 @@
 """Loaders for training and validation. There is none for the test set: Lightning never sees it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import cv2
 import pytorch_lightning as pl
@@ -8,7 +8,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from attnseg.data.augment import Transforms
-from attnseg.data.slices import EpochSampler, Sample, SliceDataset
+from attnseg.data.loader_processes import WatchedDataset
+from attnseg.data.slices import EpochSampler, Sample, SliceDataset, View
 from attnseg.data.store import StoredCase
 from attnseg.errors import ConfigError
 
@@ -19,35 +20,47 @@ class SliceDataModule(pl.LightningDataModule):
     Args:
         train: cases to train on.
         val: cases to validate on.
-        size: height and width for the network.
-        classes: number of foreground classes.
-        multilabel: whether they overlap.
+        view: how slices become input.
         transforms: augmentation of the training slices.
         batch_size: slices per batch and process.
         num_workers: loader processes; 0 loads in the training process.
         seed: of order and augmentation.
+        foreground: share of the training slices that are taken from those with any class.
+        timeout: seconds to wait for a loader process; 0 for ever.
+        prepare_worker: called in each new loader process with its number.
+
+    Attributes:
+        watched: what is loaded, once there are loaders.
 
     Raises:
-        ConfigError: a batch is larger than the training set.
+        ConfigError: a batch is larger than the training set, or the augmentation does not fit.
     """
 
     def __init__(
         self,
         train: Sequence[StoredCase],
         val: Sequence[StoredCase],
-        size: tuple[int, int],
-        classes: int,
-        multilabel: bool,
+        view: View,
         transforms: Transforms,
         batch_size: int,
         num_workers: int,
         seed: int,
+        foreground: float = 0.0,
+        timeout: float = 0.0,
+        prepare_worker: Callable[[int], None] | None = None,
     ) -> None:
         super().__init__()
-        self.train = SliceDataset(train, size, classes, multilabel, transforms, seed)
-        self.val = SliceDataset(val, size, classes, multilabel)
+        try:
+            self.train = SliceDataset(train, view, transforms, seed)
+        except ValueError as error:
+            raise ConfigError(f"augment: {error}") from error
+        self.val = SliceDataset(val, view)
+        self.foreground = foreground
+        self.first_epoch, self.first_batch = 0, 0  # set them to go on from there
         self.batch_size = batch_size
         self.num_workers = num_workers
+        self.timeout, self.prepare_worker = timeout, prepare_worker
+        self.watched: list[WatchedDataset] = []
         self.seed = seed
         if batch_size > len(self.train):
             raise ConfigError(
@@ -68,12 +81,21 @@ class SliceDataModule(pl.LightningDataModule):
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
         cv2.setNumThreads(0)  # the loader's processes are the parallelism
+        sampler = EpochSampler(len(dataset), shuffle, self.seed, rank, world)
+        # Lightning tells the epoch only after loader processes have begun to fetch the first one.
+        first = self.first_batch * self.batch_size if shuffle else 0
+        sampler.go_on(self.first_epoch, first)
+        if shuffle and self.foreground:
+            sampler.favoured, sampler.share = dataset.foreground(), self.foreground
+        self.watched.append(WatchedDataset(dataset, self.num_workers))
         return DataLoader(
-            dataset,
+            self.watched[-1],
             batch_size=self.batch_size,
-            sampler=EpochSampler(len(dataset), shuffle, self.seed, rank, world),
+            sampler=sampler,
             num_workers=self.num_workers,
             drop_last=shuffle,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=self.num_workers > 0,
+            timeout=self.timeout if self.num_workers else 0,
+            worker_init_fn=self.prepare_worker,
         )

@@ -6,6 +6,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from attnseg.errors import DataError
+
+DTYPES = ("uint8", "uint16", "int16", "float32")  # of stored images
+MAX_OVERLAPPING = 8  # classes, a bit each
+
 
 @dataclass(frozen=True)
 class CaseRef:
@@ -13,29 +18,40 @@ class CaseRef:
 
     Attributes:
         patient: whose it is; patients never cross splits.
-        case: unique in the dataset; also a folder name, so letters, digits, `_`, `-` and `.` only.
-        files: every file the case is read from.
+        case: unique in the dataset.
+        files: every file the case is read from, within the dataset's root.
+        role: `train`, `val` or `test` if the dataset itself says so.
     """
 
     patient: str
     case: str
     files: tuple[Path, ...]
+    role: str | None = None
 
 
 @dataclass(frozen=True)
 class Case:
     """One decoded case: a scan of S slices, or a picture with S = 1.
 
+    Axial scans lie as a radiologist looks at them: slices from the feet up, rows from front to
+    back, columns from the patient's right to the left.
+
     Attributes:
-        image: `[S, H, W, C]`, the file's own type and values.
+        image: `[S, H, W, C]`, one of `DTYPES`, in the file's own values.
         mask: `[S, H, W]` uint8. Where classes overlap, bit k is set in pixels of class k;
             otherwise the class index, 0 the background.
-        spacing: voxel size along S, H, W, mm.
+        spacing: voxel size along S, H, W, mm; `None` if unknown.
+        affine: `[4, 4]` from the voxel indices of the file to mm, as NIfTI has it (x to the
+            patient's right, y to the front, z up); `None` if the file has none.
+        window: intensities that become 0 and 1, where the dataset fixes them, as for Hounsfield
+            units; `None` for percentiles of each case and channel.
     """
 
     image: NDArray[np.generic]
     mask: NDArray[np.uint8]
-    spacing: tuple[float, float, float]
+    spacing: tuple[float, float, float] | None
+    affine: NDArray[np.float64] | None = None
+    window: tuple[float, float] | None = None
 
 
 class Reader:
@@ -48,17 +64,21 @@ class Reader:
         classes: foreground classes, in the order of the mask's bits or indices.
         multilabel: whether classes overlap.
         channels: channels of the image.
+        volumetric: whether slices have neighbours; false for pictures.
+        self_describing: whether classes and channels are read from the dataset's own files.
     """
 
     classes: tuple[str, ...]
     multilabel: bool
     channels: int
+    volumetric: bool = True
+    self_describing: bool = False
 
     def cases(self) -> list[CaseRef]:
         """List the cases in a fixed order, from file names and tables only.
 
         Raises:
-            DataError: the layout is not the dataset's.
+            DataError: the layout is not the dataset's; names every problem found.
         """
         raise NotImplementedError
 
@@ -70,6 +90,51 @@ class Reader:
         """Decode and validate one case.
 
         Raises:
-            DataError: a file is missing, broken or contradicts another.
+            DataError: files are missing, broken or contradict each other; names every problem.
         """
         raise NotImplementedError
+
+
+def check_case(case: Case, ref: CaseRef, reader: Reader) -> None:
+    """Check what holds for a case of any dataset.
+
+    Raises:
+        DataError: the case cannot be trained on or scored.
+    """
+    place = ref.files[0] if ref.files else ref.case
+    image, mask = case.image, case.mask
+    if image.ndim != 4 or image.shape[:3] != mask.shape:
+        raise DataError(
+            f"{place}: an image of {by(image.shape[:3])} and a mask of {by(mask.shape)} voxels; "
+            "restore the pair or exclude the case"
+        )
+    if min(image.shape[1:3]) < 2 or image.shape[0] < 1:
+        raise DataError(f"{place}: {by(image.shape[:3])} voxels are no picture; exclude the case")
+    if image.shape[3] != reader.channels:
+        raise DataError(
+            f"{place}: {image.shape[3]} channels instead of {reader.channels}; "
+            "restore the file or exclude the case"
+        )
+    if image.dtype.name not in DTYPES:
+        raise TypeError(f"a reader returned {image.dtype}; one of {', '.join(DTYPES)} is allowed")
+    if image.dtype.kind == "f" and not np.isfinite(image).all():
+        raise DataError(
+            f"{place}: NaN or infinite intensities; repair the file or exclude the case"
+        )
+    top = (1 << len(reader.classes)) - 1 if reader.multilabel else len(reader.classes)
+    if mask.size and mask.max() > top:
+        raise DataError(
+            f"{place}: the mask holds {mask.max()}, but there are {len(reader.classes)} classes; "
+            "correct the mask or the dataset's options"
+        )
+
+
+def by(shape: tuple[int, ...]) -> str:
+    """Return a shape as people write it: 8x60x72."""
+    return "x".join(map(str, shape))
+
+
+def class_masks(mask: NDArray[np.uint8], classes: int, multilabel: bool) -> NDArray[np.bool_]:
+    """Return a mask as `Case` has it as one of each class: `[classes, *mask.shape]`."""
+    values = [(mask >> k) & 1 if multilabel else mask == k + 1 for k in range(classes)]
+    return np.stack(values).astype(bool)

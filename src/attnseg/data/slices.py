@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import albumentations as A
@@ -19,28 +20,60 @@ Key = tuple[int, int]  # epoch, index: all that a sample depends on
 Sample = dict[str, Any]
 
 
-def network_image(
-    image: NDArray[np.generic], low: float, high: float, size: tuple[int, int]
-) -> NDArray[np.float32]:
-    """Scale intensities to [0, 1] and resize.
+@dataclass(frozen=True)
+class View:
+    """How a slice becomes the network's input.
 
-    Args:
-        image: `[H, W, C]`, the file's values.
-        low: value that becomes 0, as all below it.
-        high: value that becomes 1, as all above it.
+    Attributes:
         size: height and width for the network; the aspect ratio is not kept.
-
-    Returns:
-        `[*size, C]`.
+        slices: slices that the network sees at once (2.5D), an odd number; the middle one is
+            segmented.
+        stride: distance between them, in slices; beyond the ends the last slice is repeated.
     """
-    scaled = np.clip((image.astype(np.float32) - low) / (high - low), 0, 1).astype(np.float32)
-    resized = cv2.resize(scaled, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
-    return np.asarray(resized, np.float32).reshape(*size, image.shape[2])
+
+    size: tuple[int, int]
+    slices: int = 1
+    stride: int = 1
+
+    def image(self, case: StoredCase, index: int) -> NDArray[np.float32]:
+        """Return a slice and its neighbours, scaled to [0, 1] and resized: `[*size, slices * C]`.
+
+        Neighbours come from the feet up, each with all its channels.
+        """
+        scaled = case.scaled(self.around(case, index))
+        stacked = scaled[0] if len(scaled) == 1 else np.concatenate(scaled, -1)
+        resized = cv2.resize(stacked, self.size[::-1], interpolation=cv2.INTER_LINEAR)
+        return np.asarray(resized, np.float32).reshape(*self.size, stacked.shape[2])
+
+    def around(self, case: StoredCase, index: int) -> NDArray[np.intp]:
+        """Return the numbers of the slices that are seen with one."""
+        reach = self.slices // 2
+        around = index + self.stride * np.arange(-reach, reach + 1)
+        return around.clip(0, case.shape[0] - 1)
+
+    def mask(self, case: StoredCase, index: int) -> NDArray[np.uint8]:
+        """Return a slice's mask (see `Case.mask`), resized without interpolation: `[*size]`."""
+        # Exact: the plain one takes each pixel's corner, half a pixel off the image.
+        nearest = cv2.INTER_NEAREST_EXACT
+        resized = cv2.resize(case.mask[index], self.size[::-1], interpolation=nearest)
+        return np.asarray(resized, np.uint8)
 
 
 def network_tensor(image: NDArray[np.float32]) -> Tensor:
     """Turn `[H, W, C]` in [0, 1] into the network's `[C, H, W]` in [-1, 1]."""
     return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))) * 2 - 1
+
+
+def network_target(mask: Tensor, classes: int, multilabel: bool) -> Tensor:
+    """Turn masks `[B, H, W]` (see `Case.mask`) into a target as `SegmentationLoss` takes it, uint8.
+
+    Overlapping classes travel as bits of one byte and get channels of their own only here, on the
+    network's device.
+    """
+    if not multilabel:
+        return mask
+    bits = torch.arange(classes, dtype=mask.dtype, device=mask.device)[:, None, None]
+    return (mask[:, None] >> bits) & 1
 
 
 class SliceDataset(Dataset[Sample]):
@@ -50,28 +83,36 @@ class SliceDataset(Dataset[Sample]):
 
     Args:
         cases: in a fixed order.
-        size: height and width for the network.
-        classes: number of foreground classes.
-        multilabel: whether masks hold a bit per class, not an index.
+        view: how slices become input.
         transforms: augmentation; empty for none.
         seed: of the augmentation.
+
+    Raises:
+        ValueError: the augmentation turns images that are not square.
     """
 
     def __init__(
         self,
         cases: Sequence[StoredCase],
-        size: tuple[int, int],
-        classes: int,
-        multilabel: bool,
+        view: View,
         transforms: Transforms | None = None,
         seed: int = 0,
     ) -> None:
         self.cases = cases
-        self.size = size
-        self.bits = np.arange(classes, dtype=np.uint8)[:, None, None] if multilabel else None
+        self.view = view
         self.augment = A.Compose(transforms) if transforms else None
         self.seed = seed
         self.index = [(c, s) for c, case in enumerate(cases) for s in range(case.shape[0])]
+        probe = np.zeros((*view.size, 1), np.float32)
+        for index in range(16 if self.augment else 0):
+            if (
+                self._change(probe, probe[..., 0].astype(np.uint8), 0, index)[0].shape
+                != probe.shape
+            ):
+                raise ValueError(
+                    f"quarter turns need a square dataset.image_size, not {view.size[0]}x"
+                    f"{view.size[1]}"
+                )
 
     def __len__(self) -> int:
         return len(self.index)
@@ -83,34 +124,43 @@ class SliceDataset(Dataset[Sample]):
             key: epoch and index of the slice.
 
         Returns:
-            `image` `[C, H, W]` float32; `target` as `SegmentationLoss` takes it, uint8; `case`,
-            index into `cases`; `slice`, its number in the case from 0.
+            `image` `[C, H, W]` float32; `mask` `[H, W]` uint8 (see `network_target`); `case`, index
+            into `cases`; `slice`, its number in the case from 0.
         """
         epoch, index = key
         at_case, at_slice = self.index[index]
         case = self.cases[at_case]
-        image = network_image(case.image[at_slice], case.low, case.high, self.size)
-        mask = cv2.resize(
-            case.mask[at_slice], (self.size[1], self.size[0]), interpolation=cv2.INTER_NEAREST
-        )
+        image, mask = self.view.image(case, at_slice), self.view.mask(case, at_slice)
         if self.augment:
-            # Not `set_random_seed`: it starts every transform at the same draws, which ties the
-            # turn of an image to its brightness.
-            rng = np.random.default_rng((self.seed, epoch, index))
-            self.augment.set_random_state(rng, random.Random(int(rng.integers(2**63))))
-            changed = self.augment(image=image, mask=mask)
-            image, mask = np.clip(changed["image"], 0, 1), changed["mask"]
-        target = mask if self.bits is None else (mask[None] >> self.bits) & 1
+            image, mask = self._change(image, mask, epoch, index)
         return {
             "image": network_tensor(image),
-            "target": torch.from_numpy(np.ascontiguousarray(target)),
+            "mask": torch.from_numpy(np.ascontiguousarray(mask)),
             "case": at_case,
             "slice": at_slice,
         }
 
+    def foreground(self) -> NDArray[np.intp]:
+        """Return the indices of the slices in which any class is present."""
+        return np.flatnonzero(np.concatenate([case.counts.any(1) for case in self.cases]))
+
+    def _change(
+        self, image: NDArray[np.float32], mask: NDArray[np.uint8], epoch: int, index: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+        assert self.augment is not None
+        # Not `set_random_seed`: it starts every transform at the same draws, which ties the turn of
+        # an image to its brightness.
+        rng = np.random.default_rng((self.seed, epoch, index))
+        self.augment.set_random_state(rng, random.Random(int(rng.integers(2**63))))
+        changed = self.augment(image=image, mask=mask)
+        return np.clip(changed["image"], 0, 1), changed["mask"]
+
 
 class EpochSampler(Sampler[Key]):
     """Keys of one epoch: an order that depends on seed and epoch alone, shared among processes.
+
+    The batches of all processes together are those that one process would have with as many slices
+    in each as all of them have.
 
     Args:
         length: number of slices.
@@ -118,34 +168,60 @@ class EpochSampler(Sampler[Key]):
         seed: of the order.
         rank: number of this process, from 0.
         world: number of processes; each takes every `world`-th key.
+        favoured: slices of which an epoch holds more than their share.
+        share: share of an epoch's slices that are taken from the favoured ones; the rest is taken
+            from all.
     """
 
     def __init__(
-        self, length: int, shuffle: bool, seed: int = 0, rank: int = 0, world: int = 1
+        self,
+        length: int,
+        shuffle: bool,
+        seed: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        favoured: NDArray[np.intp] | None = None,
+        share: float = 0.0,
     ) -> None:
-        self.length, self.shuffle, self.seed, self.rank, self.world = (
-            length,
-            shuffle,
-            seed,
-            rank,
-            world,
-        )
-        self.epoch = 0
+        self.length, self.shuffle, self.seed = length, shuffle, seed
+        self.rank, self.world = rank, world
+        self.favoured, self.share = favoured, share
+        self.epoch = self.first = 0
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch that the next iteration is of; Lightning calls this."""
-        self.epoch = epoch
+        if epoch != self.epoch:
+            self.epoch, self.first = epoch, 0
+
+    def go_on(self, epoch: int, first: int) -> None:
+        """Have the epoch begin with its key number `first`; all others are whole."""
+        self.epoch, self.first = epoch, first
 
     def __len__(self) -> int:
-        """Return the keys of this process; when shuffled, all processes have as many."""
-        if self.shuffle:
-            return self.length // self.world
-        return len(range(self.rank, self.length, self.world))
+        """Return the keys of this process in a whole epoch; all processes have as many.
+
+        When shuffled, what is left over is left out; otherwise the last slice is repeated.
+        """
+        return self.length // self.world if self.shuffle else -(-self.length // self.world)
 
     def __iter__(self) -> Iterator[Key]:
         if self.shuffle:
-            order = np.random.default_rng((self.seed, self.epoch)).permutation(self.length)
+            order = self._shuffled()
         else:
-            order = np.arange(self.length)
+            order = np.arange(len(self) * self.world).clip(max=self.length - 1)
         mine = order[self.rank :: self.world][: len(self)]
-        return iter([(self.epoch, int(index)) for index in mine])
+        return iter([(self.epoch, int(index)) for index in mine[self.first :]])
+
+    def _shuffled(self) -> NDArray[np.intp]:
+        rng = np.random.default_rng((self.seed, self.epoch))
+        order = rng.permutation(self.length)
+        if self.favoured is None or len(self.favoured) == 0:
+            return order
+        count = round(self.share * self.length)
+        rounds = -(
+            -count // len(self.favoured)
+        )  # each is taken as often as any other, give or take
+        taken = np.concatenate(
+            [rng.permutation(self.favoured) for _ in range(rounds)] or [order[:0]]
+        )
+        return rng.permutation(np.concatenate([taken[:count], order[: self.length - count]]))

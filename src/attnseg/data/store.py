@@ -1,33 +1,40 @@
 """Prepared cases on disk: decoded and validated once, then read slice by slice without decoding.
 
-A case is a folder with `image.npy`, `mask.npy` (memory-mapped when read) and `case.json`. It is
-written beside its place and renamed, so that a case is there whole or not at all, and two processes
-may prepare the same dataset.
+A case is a folder with `image.npy` and `mask.npy` (memory-mapped when read), `counts.npy` (pixels
+of each class in each slice), `signatures.npy` (see `duplicates`) and `case.json`. It is written
+beside its place and renamed, so that a case is there whole or not at all, and two processes may
+prepare the same dataset.
 """
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import logging
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 from numpy.typing import NDArray
 
-from attnseg.data.reader import Case, CaseRef, Reader
-from attnseg.errors import DataError, ResourceError
+from attnseg.data.duplicates import Signatures, signatures
+from attnseg.data.reader import Case, CaseRef, Reader, check_case
+from attnseg.errors import DataError, Problems, ResourceError
 from attnseg.progress import Bar
 
 log = logging.getLogger(__name__)
 
-VERSION = 1  # raised whenever a prepared case would hold something else
-PERCENTILES = (0.5, 99.5)  # of a scan's voxels: what becomes 0 and 1
+VERSION = 2  # raised whenever a prepared case would hold something else
+PERCENTILES = (0.5, 5.0, 25.0, 50.0, 75.0, 95.0, 99.5)  # first and last become 0 and 1
 
 
 @dataclass(frozen=True)
@@ -38,11 +45,17 @@ class StoredCase:
         folder: where its arrays are.
         patient: whose it is.
         case: its name.
+        role: `train`, `val` or `test` if the dataset says so.
+        files: what it was read from.
         shape: slices, height, width.
-        spacing: voxel size along S, H, W, mm.
-        low: intensity that becomes 0.
-        high: intensity that becomes 1.
+        spacing: voxel size along S, H, W, mm; `None` if unknown.
+        affine: of the file (see `Case`).
+        low: intensity that becomes 0, per channel.
+        high: intensity that becomes 1, per channel.
+        percentiles: intensities at `PERCENTILES`, per channel.
         voxels: mask voxels of each class.
+        overlaps: voxels that two classes share, `[classes][classes]`.
+        pixels: SHA-256 of the image alone.
         digest: SHA-256 of image, mask and spacing.
         source: digest of what it was prepared from.
     """
@@ -50,28 +63,65 @@ class StoredCase:
     folder: Path
     patient: str
     case: str
+    role: str | None
+    files: tuple[str, ...]
     shape: tuple[int, int, int]
-    spacing: tuple[float, float, float]
-    low: float
-    high: float
+    spacing: tuple[float, float, float] | None
+    affine: tuple[tuple[float, ...], ...] | None
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    percentiles: tuple[tuple[float, ...], ...]
     voxels: tuple[int, ...]
+    overlaps: tuple[tuple[int, ...], ...]
+    pixels: str
     digest: str
     source: str
 
     @property
     def image(self) -> NDArray[np.generic]:
         """Image `[S, H, W, C]`, memory-mapped."""
-        return _open(self.folder / "image.npy")
+        return _open(self.folder / "image.npy", self.digest)
 
     @property
     def mask(self) -> NDArray[np.uint8]:
         """Mask `[S, H, W]` (see `Case.mask`), memory-mapped."""
-        return _open(self.folder / "mask.npy")
+        return _open(self.folder / "mask.npy", self.digest)
+
+    def scaled(self, index: int | NDArray[np.intp]) -> NDArray[np.float32]:
+        """Return slices in [0, 1], between `low` and `high`: `[H, W, C]`, or `[n, H, W, C]`."""
+        low, high = (np.array(ends, np.float32) for ends in (self.low, self.high))
+        values = (self.image[index].astype(np.float32) - low) / (high - low)
+        return np.asarray(values.clip(0, 1), np.float32)
+
+    @property
+    def counts(self) -> NDArray[np.int32]:
+        """Pixels of each class in each slice, `[S, classes]`."""
+        return np.asarray(np.load(self.folder / "counts.npy", allow_pickle=False))
+
+    @property
+    def signatures(self) -> Signatures:
+        """Signature of each slice, `[S, 1024]`."""
+        return np.asarray(np.load(self.folder / "signatures.npy", allow_pickle=False))
+
+    def file(self, index: int) -> str:
+        """Return the file that a slice was read from."""
+        return self.files[index] if len(self.files) == self.shape[0] else self.files[0]
 
 
 @lru_cache(maxsize=4096)
-def _open(path: Path) -> NDArray[np.uint8]:
-    array: NDArray[np.uint8] = np.load(path, mmap_mode="r", allow_pickle=False)
+def _open(path: Path, digest: str) -> NDArray[Any]:
+    """Map an array; the digest keeps apart what was prepared again at the same place.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    try:
+        array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise DataError(
+            f"{path}: damaged since it was prepared ({error}); delete {path.parent.parent}, and it "
+            "is prepared again"
+        ) from error
     return array
 
 
@@ -87,12 +137,13 @@ def prepare(reader: Reader, refs: Sequence[CaseRef], folder: Path) -> list[Store
         A stored case for each of `refs`, in their order.
 
     Raises:
-        DataError: the first broken case; the log names all of them.
+        DataError: cases are broken; names every problem. The good ones are prepared nevertheless.
         ResourceError: the store cannot be written.
     """
     sources = {ref.case: _source_digest(reader, ref) for ref in refs}
-    stored = {ref.case: _load(folder / ref.case, sources[ref.case]) for ref in refs}
+    stored = {ref.case: _load(_place(folder, ref), sources[ref.case]) for ref in refs}
     missing = [ref for ref in refs if stored[ref.case] is None]
+    problems = Problems()
     if missing:
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -100,74 +151,94 @@ def prepare(reader: Reader, refs: Sequence[CaseRef], folder: Path) -> list[Store
             raise ResourceError(
                 f"{folder}: cannot be written ({error.strerror}); set paths.data"
             ) from error
-        problems: list[DataError] = []
 
         def work(ref: CaseRef) -> StoredCase | DataError:
             try:
-                return _write(reader.read(ref), ref, folder, sources[ref.case], reader)
+                case = reader.read(ref)
+                check_case(case, ref, reader)
+                return _write(case, ref, folder, sources[ref.case], reader)
             except DataError as error:
                 return error
 
-        with Bar("Preparing", len(missing), "cases") as bar, ThreadPoolExecutor() as pool:
-            for ref, result in zip(missing, pool.map(work, missing), strict=True):
-                if isinstance(result, DataError):
-                    problems.append(result)
-                else:
-                    stored[ref.case] = result
-                bar.advance()
-        for problem in problems:
-            log.debug("error: %s", problem)
-        if problems:
-            more = f" ({len(problems) - 1} more in the log)" if len(problems) > 1 else ""
-            raise DataError(f"{problems[0]}{more}")
+        pool = ThreadPoolExecutor(os.cpu_count())
+        try:
+            with Bar("Preparing", len(missing), "cases") as bar:
+                for ref, result in zip(missing, pool.map(work, missing), strict=True):
+                    if isinstance(result, DataError):
+                        problems.found.extend(result.problems)
+                    else:
+                        stored[ref.case] = result
+                    bar.advance()
+        finally:
+            pool.shutdown(cancel_futures=True)
+    for problem in problems.found:
+        log.debug("error: %s", problem)
+    problems.stop()
     return [case for ref in refs if (case := stored[ref.case]) is not None]
 
 
+def _place(folder: Path, ref: CaseRef) -> Path:
+    """Return a case's folder: its name, less what no file name can hold."""
+    return folder / ("case-" + quote(ref.case, safe=" "))
+
+
 def _source_digest(reader: Reader, ref: CaseRef) -> str:
-    digest = hashlib.sha256(reader.source(ref).encode())
+    described = json.dumps([reader.source(ref), ref.patient, ref.role])
+    digest = hashlib.sha256(described.encode())
     for path in ref.files:
-        stat = path.stat()
-        digest.update(f"{path.name},{stat.st_size},{stat.st_mtime_ns};".encode())
+        try:
+            found = path.stat()
+        except OSError as error:
+            raise DataError(f"{path}: {error.strerror}; restore it") from error
+        if not stat.S_ISREG(found.st_mode):  # a pipe would be waited for
+            raise DataError(f"{path}: not a file; restore it")
+        digest.update(f"{path.name},{found.st_size},{found.st_mtime_ns};".encode())
     return digest.hexdigest()
 
 
 def _load(folder: Path, source: str) -> StoredCase | None:
     try:
         values = json.loads((folder / "case.json").read_text())
-    except FileNotFoundError:
+        case = StoredCase(folder=folder, **{name: _tuples(v) for name, v in values.items()})
+    except (FileNotFoundError, ValueError, TypeError):  # not there, or not whole
         return None
-    for name in ("shape", "spacing", "voxels"):
-        values[name] = tuple(values[name])
-    case = StoredCase(folder=folder, **values)
     return case if case.source == source else None
+
+
+def _tuples(value: Any) -> Any:  # noqa: ANN401
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
 
 
 def _write(case: Case, ref: CaseRef, folder: Path, source: str, reader: Reader) -> StoredCase:
     image, mask = np.ascontiguousarray(case.image), np.ascontiguousarray(case.mask)
-    low, high = (float(value) for value in np.percentile(image, PERCENTILES))
-    if high <= low:
-        log.warning("%s: every voxel has nearly the same intensity", ref.case)
-        high = low + 1
-    digest = hashlib.sha256(repr((image.shape, image.dtype.str, case.spacing)).encode())
-    digest.update(image.tobytes())
-    digest.update(mask.tobytes())
-    values = [(mask >> i) & 1 if reader.multilabel else mask == i + 1 for i in _classes(reader)]
+    percentiles = np.percentile(image, PERCENTILES, axis=(0, 1, 2)).T
+    low, high = _window(case, ref, percentiles)
+    pixels = hashlib.sha256(repr((image.shape, image.dtype.str)).encode() + image.tobytes())
+    digest = hashlib.sha256(repr((pixels.hexdigest(), case.spacing)).encode() + mask.tobytes())
+    counts, overlaps = _count(mask, len(reader.classes), reader.multilabel)
     stored = StoredCase(
-        folder=folder / ref.case,
+        folder=_place(folder, ref),
         patient=ref.patient,
         case=ref.case,
+        role=ref.role,
+        files=tuple(str(path) for path in ref.files),
         shape=mask.shape,
         spacing=case.spacing,
+        affine=None if case.affine is None else _tuples(case.affine.tolist()),
         low=low,
         high=high,
-        voxels=tuple(int(np.count_nonzero(value)) for value in values),
+        percentiles=_tuples(percentiles.tolist()),
+        voxels=tuple(counts.sum(0).tolist()),
+        overlaps=_tuples(overlaps.tolist()),
+        pixels=pixels.hexdigest(),
         digest=digest.hexdigest(),
         source=source,
     )
+    arrays = {"image": image, "mask": mask, "counts": counts, "signatures": signatures(image)}
     part = Path(tempfile.mkdtemp(prefix=".part-", dir=folder))
     try:
-        np.save(part / "image.npy", image, allow_pickle=False)
-        np.save(part / "mask.npy", mask, allow_pickle=False)
+        for name, array in arrays.items():
+            np.save(part / f"{name}.npy", array, allow_pickle=False)
         described = asdict(stored)
         del described["folder"]
         (part / "case.json").write_text(json.dumps(described, indent=1))
@@ -177,18 +248,58 @@ def _write(case: Case, ref: CaseRef, folder: Path, source: str, reader: Reader) 
     return stored
 
 
-def _classes(reader: Reader) -> range:
-    return range(len(reader.classes))
+def _window(
+    case: Case, ref: CaseRef, percentiles: NDArray[np.float64]
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return the intensities that become 0 and 1, per channel."""
+    if case.window is not None:
+        low, high = ((value,) * len(percentiles) for value in case.window)
+        return low, high
+    lowest, highest = percentiles[:, 0], percentiles[:, -1]
+    flat = highest <= lowest
+    if flat.any():
+        log.warning("%s: every voxel has nearly the same intensity", ref.case)
+    return tuple(lowest.tolist()), tuple(np.where(flat, lowest + 1, highest).tolist())
+
+
+def _count(
+    mask: NDArray[np.uint8], classes: int, multilabel: bool
+) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """Return pixels of each class per slice `[S, classes]` and overlaps `[classes, classes]`."""
+    counts = np.zeros((len(mask), classes), np.int32)
+    overlaps = np.zeros((classes, classes), np.int64)
+    values = 1 << classes if multilabel else classes + 1
+    codes = np.arange(values)
+    bits = (codes[:, None] >> np.arange(classes)) & 1
+    members = bits if multilabel else codes[:, None] == np.arange(1, classes + 1)
+    for index, plane in enumerate(mask):
+        found = np.bincount(plane.ravel(), minlength=values)
+        counts[index] = found @ members
+        overlaps += members.T @ (found[:, None] * members)
+    np.fill_diagonal(overlaps, 0)
+    return counts, overlaps
 
 
 def _replace_folder(part: Path, target: Path) -> None:
     """Rename `part` to `target`; what was there, an outdated case, goes first."""
-    if target.exists():
-        outdated = Path(tempfile.mkdtemp(prefix=".old-", dir=target.parent))
-        os.replace(target, outdated)
-        shutil.rmtree(outdated)
+    handle = os.open(target.parent, os.O_RDONLY)
     try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        if target.exists():
+            described = [_described(folder) for folder in (part, target)]
+            if described[0] == described[1]:  # another process was first
+                return
+            outdated = Path(tempfile.mkdtemp(prefix=".old-", dir=target.parent))
+            os.replace(target, outdated)
+            shutil.rmtree(outdated)
         os.replace(part, target)
-    except OSError:
-        if not target.exists():  # else another process was first, with the same content
-            raise
+    finally:
+        os.close(handle)
+
+
+def _described(folder: Path) -> bytes:
+    try:
+        return (folder / "case.json").read_bytes()
+    except FileNotFoundError:
+        return b""

@@ -7,7 +7,7 @@ Layout as downloaded (https://doi.org/10.1016/j.dib.2024.111159):
 
 A file name carries the slice number, width, height and the pixel spacing in mm; images are 16-bit
 grey. An id is `case2_day1_slice_0001`; each slice has one row per class, the mask run-length coded
-(see `attnseg.data.rle`) or empty. Slices are 3 mm thick.
+(see `attnseg.data.readers.rle`) or empty. Slices are 3 mm thick.
 """
 
 import csv
@@ -19,11 +19,11 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 
-from attnseg.data import rle
-from attnseg.data.reader import Case, CaseRef, Reader
-from attnseg.errors import DataError
+from attnseg.data.reader import Case, CaseRef, Reader, by
+from attnseg.data.readers import rle
+from attnseg.data.readers.pictures import read_picture
+from attnseg.errors import DataError, Problems
 
 log = logging.getLogger(__name__)
 
@@ -70,15 +70,24 @@ class UWMadison(Reader):
                 f"{self.scans}: no slices found; expected case2/case2_day1/scans/slice_0001_*.png"
             )
         refs = []
+        problems = Problems()
         for scan in sorted(found, key=natural_order):
             match = SCAN_NAME.fullmatch(scan)
             folder = found[scan][0].parent
             if match is None or match[1] != folder.parent.parent.name:
-                raise DataError(
+                problems.found.append(
                     f"{folder.parent}: not a scan folder; expected caseN/caseN_dayM as downloaded"
                 )
-            files = sorted(found[scan], key=lambda path: parse_name(path)[0])
-            refs.append(CaseRef(match[1], scan, tuple(files)))
+                continue
+            with problems.gathered():
+                files = sorted(found[scan], key=lambda path: parse_name(path)[0])
+                refs.append(CaseRef(match[1], scan, tuple(files)))
+        problems.stop()
+        known = {slice_id(ref, path) for ref in refs for path in ref.files}
+        if orphans := [name for name in self._read_table() if name not in known]:
+            log.warning(
+                "%s: %d slices without an image, %s the first", self.table, len(orphans), orphans[0]
+            )
         return refs
 
     def source(self, ref: CaseRef) -> str:
@@ -89,40 +98,55 @@ class UWMadison(Reader):
 
     def read(self, ref: CaseRef) -> Case:
         """Decode one scan; see `Reader.read`."""
+        problems = Problems()
+        folder = ref.files[0].parent
         numbers = [parse_name(path)[0] for path in ref.files]
         for number, following in pairwise(numbers):
             if number == following:
-                raise DataError(f"{ref.files[0].parent}: slice {number} twice; keep one file")
+                problems.found.append(f"{folder}: slice {number} twice; keep one file")
             if number + 1 < following:
                 log.warning("%s: no slice between %d and %d", ref.case, number, following)
         spacings = {parse_name(path)[3:] for path in ref.files}
         if len(spacings) > 1:
-            raise DataError(
-                f"{ref.files[0].parent}: slices of different spacing {sorted(spacings)}; "
-                "a scan has one"
+            problems.found.append(
+                f"{folder}: slices of different spacing {sorted(spacings)}; a scan has one"
             )
-        images = [read_png(path) for path in ref.files]
-        shape = images[0].shape
-        masks = np.zeros((len(images), *shape), np.uint8)
-        for index, (path, image) in enumerate(zip(ref.files, images, strict=True)):
-            width, height = parse_name(path)[1:3]
-            if image.shape not in ((height, width), (width, height)) or image.shape != shape:
-                raise DataError(
-                    f"{path}: {image.shape[1]}x{image.shape[0]} pixels, unlike its name or the "
-                    f"scan's first slice ({shape[1]}x{shape[0]}); restore the file"
-                )
-            for bit, text in enumerate(self._slice_masks(ref, path)):
-                try:
-                    masks[index] |= rle.decode(text, image.shape).astype(np.uint8) << bit
-                except ValueError as error:
+        images: list[NDArray[np.generic]] = []
+        masks: list[NDArray[np.uint8]] = []
+        for path in ref.files:
+            with problems.gathered():
+                image = read_picture(path, ("I;16",))
+                if images and image.shape != images[0].shape:
                     raise DataError(
-                        f"{self.table}: {slice_id(ref, path)}, {self.classes[bit]}: {error}; "
-                        "correct the row or exclude the scan"
-                    ) from error
+                        f"{path}: {by(image.shape)} pixels, unlike the scan's first slice "
+                        f"({by(images[0].shape)}); restore the file"
+                    )
+                masks.append(self._slice_mask(ref, path, image.shape))
+                images.append(image)
+        problems.stop()
         spacing_x, spacing_y = spacings.pop()
-        return Case(np.stack(images)[..., None], masks, (SLICE_THICKNESS_MM, spacing_y, spacing_x))
+        spacing = (SLICE_THICKNESS_MM, spacing_y, spacing_x)
+        return Case(np.stack(images)[..., None], np.stack(masks), spacing)
 
-    def _slice_masks(self, ref: CaseRef, path: Path) -> list[str]:
+    def _slice_mask(self, ref: CaseRef, path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+        """Return the mask `[H, W]` of a slice of this shape."""
+        width, height = parse_name(path)[1:3]
+        if shape not in ((height, width), (width, height)):
+            raise DataError(f"{path}: {by(shape)} pixels, unlike its name; restore the file")
+        problems = Problems()
+        mask = np.zeros(shape, np.uint8)
+        for bit, text in enumerate(self._slice_codes(ref, path)):
+            try:
+                mask |= rle.decode(text, (shape[0], shape[1])).astype(np.uint8) << bit
+            except ValueError as error:
+                problems.found.append(
+                    f"{self.table}: {slice_id(ref, path)}, {self.classes[bit]}: {error}; "
+                    "correct the row or exclude the scan"
+                )
+        problems.stop()
+        return mask
+
+    def _slice_codes(self, ref: CaseRef, path: Path) -> list[str]:
         rows = self._read_table().get(slice_id(ref, path), {})
         missing = [name for name in self.classes if name not in rows]
         if missing:
@@ -147,9 +171,12 @@ class UWMadison(Reader):
                             f"expected {','.join(COLUMNS)}"
                         )
                     at_id, at_class, at_mask = (header.index(name) for name in COLUMNS)
+                    problems = Problems()
                     for row in rows:
-                        self._add_row(masks, rows.line_num, row, at_id, at_class, at_mask)
-            except (UnicodeDecodeError, csv.Error) as error:
+                        with problems.gathered():
+                            self._add_row(masks, rows.line_num, row, at_id, at_class, at_mask)
+                    problems.stop()
+            except (OSError, UnicodeDecodeError, csv.Error) as error:
                 raise DataError(
                     f"{self.table}: not a CSV file ({error}); download it again"
                 ) from error
@@ -206,24 +233,3 @@ def parse_name(path: Path) -> tuple[int, int, int, float, float]:
 def slice_id(ref: CaseRef, path: Path) -> str:
     """Return a slice's id in `train.csv`; the number keeps the digits of the file name."""
     return f"{ref.case}_slice_{path.name.split('_')[1]}"
-
-
-def read_png(path: Path) -> NDArray[np.uint16]:
-    """Decode a 16-bit grey PNG to `[H, W]`.
-
-    Pillow, because it refuses truncated files, bad checksums and image bombs; OpenCV does not.
-
-    Raises:
-        DataError: the file is broken or of another kind.
-    """
-    try:
-        with Image.open(path, formats=["PNG"]) as image:
-            if image.mode != "I;16":
-                raise DataError(
-                    f"{path}: pixels of type {image.mode}, not 16-bit grey (I;16); "
-                    "restore the downloaded file"
-                )
-            return np.array(image, np.uint16)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = "not a PNG image" if isinstance(error, UnidentifiedImageError) else error
-        raise DataError(f"{path}: {reason}; restore the file or exclude the scan") from error

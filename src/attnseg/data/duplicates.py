@@ -1,0 +1,106 @@
+"""Finding pictures that occur twice, re-encoded, resized or relit, under whatever name.
+
+Each slice has a signature: its 32 x 32 thumbnail without what changes slowly, every pixel's vote
+limited, as a vector of length 1. The product of two signatures is about 1 for the same picture and
+about 0 for two pictures, of the same organ, too: what is left are edges, texture and hairs.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+SIDE = 32
+BLUR = 3  # pixels of the thumbnail
+SAME = 0.85  # similarity from which two slices count as one; measured, see docs/data.md
+ROWS = 2048  # compared at once
+
+Signatures = NDArray[np.float16]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two cases of different patients that share a slice.
+
+    Attributes:
+        first: index of a case.
+        second: index of a later one.
+        slices: number of the shared slice in each, from 0.
+        similarity: of the two slices.
+    """
+
+    first: int
+    second: int
+    slices: tuple[int, int]
+    similarity: float
+
+
+def signatures(image: NDArray[np.generic]) -> Signatures:
+    """Return the signatures `[S, 1024]` of a case's slices `[S, H, W, C]`.
+
+    Slices that are flat, or smaller than a thumbnail, have zeros: they are like nothing.
+    """
+    vectors = np.zeros((image.shape[0], SIDE * SIDE), np.float16)
+    if min(image.shape[1:3]) < SIDE:
+        return vectors
+    for index, picture in enumerate(image):
+        grey = picture.mean(-1, dtype=np.float32)
+        small = cv2.resize(grey, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
+        detail = small - cv2.blur(small, (BLUR, BLUR))
+        usual = float(np.median(np.abs(detail)))
+        if usual > 0:
+            votes = detail / (np.abs(detail) + usual)
+            vectors[index] = (votes / np.linalg.norm(votes)).ravel()
+    return vectors
+
+
+def find(
+    cases: Sequence[Signatures],
+    patients: Sequence[str],
+    pixels: Sequence[str],
+    threshold: float = SAME,
+) -> list[Pair]:
+    """Find the pairs of cases of different patients that share a slice, or all of their pixels.
+
+    Args:
+        cases: each case's signatures.
+        patients: each case's patient.
+        pixels: digest of each case's pixels.
+        threshold: similarity from which two slices count as the same.
+
+    Returns:
+        One pair per two cases, with their most similar slices.
+    """
+    best = {
+        (i, j): Pair(i, j, (0, 0), 1.0)
+        for i, j in combinations(range(len(cases)), 2)
+        if pixels[i] == pixels[j] and patients[i] != patients[j]
+    }
+    for pair in _similar_slices(cases, patients, threshold):
+        key = (pair.first, pair.second)
+        if key not in best or pair.similarity > best[key].similarity:
+            best[key] = pair
+    return [best[key] for key in sorted(best)]
+
+
+def _similar_slices(
+    cases: Sequence[Signatures], patients: Sequence[str], threshold: float
+) -> Iterator[Pair]:
+    if not cases:
+        return
+    vectors = np.concatenate(cases).astype(np.float32)
+    case = np.repeat(np.arange(len(cases)), [len(c) for c in cases])
+    number = np.concatenate([np.arange(len(c)) for c in cases])
+    patient = np.unique(np.asarray(patients), return_inverse=True)[1][case]
+    for start in range(0, len(vectors), ROWS):
+        rows = slice(start, start + ROWS)
+        similarity = vectors[rows] @ vectors[start:].T
+        near = (similarity >= threshold) & (patient[rows, None] != patient[None, start:])
+        for i, j in np.argwhere(near):
+            a, b = start + int(i), start + int(j)
+            if case[a] < case[b]:
+                shared = (int(number[a]), int(number[b]))
+                yield Pair(int(case[a]), int(case[b]), shared, float(similarity[i, j]))

@@ -1,0 +1,1 @@
+"""Made-up datasets in the layouts of the real ones."""

@@ -1,0 +1,1 @@
+"""Published splits, one table each: patient, case, role and, once known, digest."""

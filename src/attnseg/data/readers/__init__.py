@@ -1,0 +1,1 @@
+"""One reader per dataset: the only code that knows a layout on disk."""

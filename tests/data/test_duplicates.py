@@ -1,0 +1,110 @@
+"""The same picture is found under any name and coding; two pictures are never taken for one."""
+
+import io
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from attnseg.data import duplicates
+from attnseg.data.phantoms.isic2018 import make_isic2018
+from attnseg.data.readers.isic2018 import ISIC2018
+from attnseg.data.readers.uw_madison import UWMadison
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    root = tmp_path_factory.mktemp("isic") / "isic"
+    make_isic2018(root, "demo")
+    reader = ISIC2018(root)
+    return [reader.read(ref).image[0] for ref in reader.cases()[:30]]
+
+
+def jpeg(image, quality):
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "JPEG", quality=quality)
+    return np.asarray(Image.open(file))
+
+
+def resized(image, factor):
+    return cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
+
+
+RECODED = {
+    "JPEG quality 75": lambda image: jpeg(image, 75),
+    "JPEG quality 60": lambda image: jpeg(image, 60),
+    "twice the size": lambda image: resized(image, 2),
+    "0.7 of the size": lambda image: resized(image, 0.7),
+    "darker, less contrast": lambda image: (image * 0.6 + 20).astype(np.uint8),
+    "grey": lambda image: image.mean(-1, keepdims=True).astype(np.uint8).repeat(3, -1),
+    "noisy": lambda image: (
+        image + np.random.default_rng(0).normal(0, 2, image.shape)
+    ).clip(0, 255).astype(np.uint8),
+    "smaller and JPEG": lambda image: jpeg(resized(image, 0.8), 70),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("change", RECODED)
+def test_a_recoded_picture_is_found(pictures, change):
+    for image in pictures:
+        cases = [
+            duplicates.signatures(picture[None]) for picture in (image, RECODED[change](image))
+        ]
+        (pair,) = duplicates.find(cases, ["a", "b"], ["p", "q"])
+        assert (pair.first, pair.second, pair.slices) == (0, 1, (0, 0))
+        assert pair.similarity > duplicates.SAME
+
+
+def test_two_pictures_are_two(pictures):
+    cases = [duplicates.signatures(picture[None]) for picture in pictures]
+    names = [str(i) for i in range(len(cases))]
+    assert duplicates.find(cases, names, names) == []
+    (nearest, *_) = sorted(
+        (p.similarity for p in duplicates.find(cases, names, names, 0.0)), reverse=True
+    )
+    assert nearest < duplicates.SAME - 0.1
+
+
+def test_scans_of_two_patients_share_no_slice_and_those_of_one_are_not_compared(phantom):
+    reader = UWMadison(phantom)
+    refs = reader.cases()
+    cases = [duplicates.signatures(reader.read(ref).image) for ref in refs]
+    names = [ref.case for ref in refs]
+    assert duplicates.find(cases, [ref.patient for ref in refs], names) == []
+    assert duplicates.find([cases[0], cases[0]], ["a", "a"], ["p", "p"]) == []
+
+
+def test_one_shared_slice_is_enough_and_is_named(phantom):
+    reader = UWMadison(phantom)
+    one, two = (reader.read(reader.cases()[i]).image for i in (0, 3))
+    mixed = two.copy()
+    mixed[5] = cv2.resize(one[2, ..., 0], two.shape[2:0:-1])[..., None] // 2
+    (pair,) = duplicates.find(
+        [duplicates.signatures(c) for c in (one, mixed)], ["a", "b"], ["p", "q"]
+    )
+    assert pair.slices == (2, 5)
+
+
+def test_flat_slices_are_like_nothing():
+    flat = duplicates.signatures(np.full((3, 20, 30, 1), 7, np.uint16))
+    assert not flat.any()
+    assert duplicates.find([flat, flat], ["a", "b"], ["p", "q"]) == []
+    assert duplicates.find([], [], []) == []
+
+
+def test_equal_pixels_are_found_however_small_or_flat():
+    small = duplicates.signatures(np.arange(40).reshape(2, 4, 5, 1))
+    assert not small.any()
+    (pair,) = duplicates.find([small] * 3, ["a", "a", "b"], ["p", "q", "q"])
+    assert (pair.first, pair.second) == (1, 2)
+
+
+def test_comparison_in_blocks_finds_the_same(pictures, monkeypatch):
+    cases = [duplicates.signatures(picture[None]) for picture in [*pictures, pictures[3]]]
+    names = [str(i) for i in range(len(cases))]
+    whole = duplicates.find(cases, names, names, 0.3)
+    assert whole
+    monkeypatch.setattr(duplicates, "ROWS", 5)
+    found = duplicates.find(cases, names, names, 0.3)
+    assert [(p.first, p.second) for p in found] == [(p.first, p.second) for p in whole]
