@@ -1,11 +1,28 @@
+import math
+from itertools import product
+
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from monai.metrics import compute_hausdorff_distance
+from monai.metrics import (
+    compute_average_surface_distance,
+    compute_hausdorff_distance,
+    compute_surface_dice,
+)
+from monai.metrics.utils import get_code_to_measure_table
 
-from attnseg.metrics.surface import hd95, nsd, surface_distances
+from attnseg.metrics.surface import (
+    Distances,
+    assd,
+    hd,
+    hd95,
+    hd95_pooled,
+    nsd,
+    nsd_voxels,
+    surface_distances,
+    surface_elements,
+)
+from attnseg.metrics.volume import score_classes
 
 
 def box(shape, *ranges):
@@ -14,15 +31,24 @@ def box(shape, *ranges):
     return mask
 
 
-def test_shifted_box_by_hand():
+def voxel(shape, *index):
+    return box(shape, *[(i, i + 1) for i in index])
+
+
+# By hand
+
+
+def test_shifted_box():
     """Two 4 x 4 squares, 2 columns apart, of 1 x 3 mm pixels: the far sides are 6 mm away."""
     a, b = box((8, 12), (2, 6), (2, 6)), box((8, 12), (2, 6), (4, 8))
-    a_to_b, b_to_a = surface_distances(a, b, (1, 3))
-    assert len(a_to_b) == len(b_to_a) == 12  # of 16 pixels, 4 lie inside
-    assert a_to_b.max() == b_to_a.max() == 6
-    assert hd95(a_to_b, b_to_a) == 6
-    # Top and bottom rows overlap in 2 of 4 pixels; elsewhere they are 3 or 6 mm away.
-    assert nsd(a_to_b, b_to_a, 0) == pytest.approx(8 / 24)
+    d = surface_distances(a, b, (1, 3))
+    # By columns: 4 pixels at 6 mm, 2 at 3 mm, 2 shared, 2 shared and 2 a row away from the other.
+    assert (
+        np.sort(d.a_to_b).tolist() == np.sort(d.b_to_a).tolist() == [0] * 4 + [1, 1, 3, 3] + [6] * 4
+    )
+    assert hd(d) == hd95(d) == hd95_pooled(d) == 6
+    assert assd(d) == pytest.approx(32 / 12)
+    assert nsd_voxels(d, 0) == pytest.approx(8 / 24)
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
@@ -31,67 +57,228 @@ def test_spacing_along_each_axis(axis):
     a, b = box((9, 9, 9), (2, 5), (2, 5), (2, 5)), box((9, 9, 9), (4, 7), (2, 5), (2, 5))
     spacing = [1.0, 1.0, 1.0]
     spacing[axis] = 2.5
-    distances = surface_distances(np.moveaxis(a, 0, axis), np.moveaxis(b, 0, axis), spacing)
-    assert max(d.max() for d in distances) == 5
+    assert hd(surface_distances(*(np.moveaxis(m, 0, axis) for m in (a, b)), spacing)) == 5
 
 
 def test_equal_masks():
     a = box((6, 6), (1, 4), (2, 6))
-    distances = surface_distances(a, a, (1, 1))
-    assert hd95(*distances) == 0
-    assert nsd(*distances, 0) == 1
+    d = surface_distances(a, a, (1, 1))
+    assert hd(d) == hd95(d) == assd(d) == 0
+    assert nsd_voxels(d, 0) == nsd(surface_elements(a, a, (1, 1)), 0) == 1
 
 
 def test_mask_at_the_border_has_a_surface_there():
-    a, b = np.ones((5, 5), bool), box((5, 5), (2, 3), (2, 3))
-    a_to_b, b_to_a = surface_distances(a, b, (1, 1))
-    assert len(a_to_b) == 16
-    assert b_to_a.tolist() == [2]
+    a, b = np.ones((5, 5), bool), voxel((5, 5), 2, 2)
+    d = surface_distances(a, b, (1, 1))
+    assert len(d.a_to_b) == 16
+    assert d.b_to_a.tolist() == [2]
+    assert hd(d) == pytest.approx(math.sqrt(8))
+    assert assd(d) == pytest.approx((4 * math.sqrt(8) + 8 * math.sqrt(5) + 4 * 2 + 2) / 17)
+    elements = surface_elements(a, b, (1, 1))
+    # 16 along the sides of the array, 1 mm each, and half a diagonal at each of its 4 corners.
+    assert len(elements.a_to_b) == 20
+    assert elements.weights_a.sum() == pytest.approx(16 + 4 * math.sqrt(2) / 2)
 
 
-blobs = st.integers(0, 2**32 - 1).map(
-    lambda seed: np.random.default_rng(seed).random((2, 5, 6, 7)) < 0.3
-)
+def test_the_percentile_of_both_directions_together_is_another():
+    d = Distances(np.arange(101.0), np.zeros(100))
+    assert (hd(d), hd95(d), hd95_pooled(d)) == (100, 95, 90)
 
 
-@given(blobs, st.tuples(*[st.sampled_from([0.5, 1.0, 3.0])] * 3))
-def test_brute_force_agrees(masks, spacing):
-    a, b = masks
-    a[2, 2, 2] = b[1, 1, 1] = True
+def test_single_voxels():
+    """2 mm apart: the corners between them are 1 mm from the other's, the outer ones 2 mm.
 
-    def surface(mask):
-        padded = np.pad(mask, 1)
-        inner = np.ones_like(mask)
-        for axis in range(3):
-            for step in (0, 2):
-                at = [slice(1, -1)] * 3
-                at[axis] = slice(step, step + mask.shape[axis])
-                inner &= padded[tuple(at)]
-        return np.argwhere(mask & ~inner) * spacing
-
-    points_a, points_b = surface(a), surface(b)
-    pairs = np.linalg.norm(points_a[:, None] - points_b[None], axis=2)
-    a_to_b, b_to_a = surface_distances(a, b, spacing)
-    assert np.allclose(np.sort(a_to_b), np.sort(pairs.min(1)))
-    assert np.allclose(np.sort(b_to_a), np.sort(pairs.min(0)))
+    So are DeepMind's examples: https://github.com/google-deepmind/surface-distance, NSD 0.5.
+    """
+    a, b = voxel((9, 9, 9), 5, 6, 2), voxel((9, 9, 9), 5, 6, 4)
+    d = surface_distances(a, b, (3, 2, 1))
+    assert d.a_to_b.tolist() == d.b_to_a.tolist() == [2]
+    elements = surface_elements(a, b, (3, 2, 1))
+    assert np.sort(elements.a_to_b).tolist() == [1] * 4 + [2] * 4
+    # An eighth of each face's area, as a vector: 2 x 1, 3 x 1 and 3 x 2 mm.
+    assert elements.weights_a == pytest.approx([math.hypot(2, 3, 6) / 8] * 8)
+    assert nsd(elements, 0.9) == 0
+    assert nsd(elements, 1) == pytest.approx(0.5)
+    assert nsd(elements, 2) == 1
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_hd95_agrees_with_monai(seed):
-    from scipy.ndimage import gaussian_filter
-
-    noise = gaussian_filter(
-        np.random.default_rng(seed).standard_normal((2, 12, 20, 20)), (0, 2, 2, 2)
-    )
-    a, b = noise > 0
-    tensors = [torch.from_numpy(mask[None, None]) for mask in (a, b)]
-    spacing = (3.0, 1.5, 1.63)
-    theirs = compute_hausdorff_distance(
-        *tensors, include_background=True, percentile=95, spacing=[spacing]
-    )
-    assert hd95(*surface_distances(a, b, spacing)) == pytest.approx(theirs.item(), abs=1e-4)
+def test_half_filled_cubes_one_voxel_apart():
+    """NSD of DeepMind's test, https://github.com/google-deepmind/surface-distance: 0.836."""
+    shape = (100, 100, 100)
+    a, b = box(shape, (0, 50), (0, 100), (0, 100)), box(shape, (0, 51), (0, 100), (0, 100))
+    assert nsd(surface_elements(a, b, (2, 1, 1)), 1) == pytest.approx(0.836, abs=5e-4)
 
 
-def test_empty_masks_are_refused():
+def test_long_contours_weigh_more():
+    """A bar of 1 x 3 mm pixels: its horizontal sides are 3 mm a pixel, its ends 1 mm."""
+    weights = surface_elements(*[box((5, 9), (1, 4), (2, 7))] * 2, (1, 3)).weights_a
+    values, counts = np.unique(weights.round(6), return_counts=True)
+    assert values == pytest.approx([1, math.hypot(1, 3) / 2, 3], abs=1e-6)
+    assert counts.tolist() == [4, 4, 8]
+
+
+def test_one_slice_is_a_picture():
+    a, b = box((6, 7), (1, 4), (1, 4)), box((6, 7), (2, 5), (3, 6))
+    flat = surface_distances(a, b, (1.5, 2)), surface_elements(a, b, (1.5, 2))
+    slices = [np.expand_dims(m, 0) for m in (a, b)]
+    thick = surface_distances(*slices, (5, 1.5, 2)), surface_elements(*slices, (5, 1.5, 2))
+    for one, other in zip(flat, thick, strict=True):
+        assert all(np.array_equal(v, vars(other)[k]) for k, v in vars(one).items())
+    assert len(flat[0].a_to_b) == 8  # of 9; the middle one is inside
+    # In a volume of several slices it has faces above and below.
+    volume = [np.pad(m, ((0, 1), (0, 0), (0, 0))) for m in slices]
+    assert len(surface_distances(*volume, (5, 1.5, 2)).a_to_b) == 9
+    assert len(surface_elements(*volume, (5, 1.5, 2)).a_to_b) == 2 * 16
+
+
+def test_rounding_does_not_decide_what_is_within_the_tolerance():
+    """3 pixels of 0.1 mm are 0.30000000000000004 mm apart."""
+    masks = voxel((4, 6), 1, 0), voxel((4, 6), 1, 3)
+    assert nsd_voxels(surface_distances(*masks, (0.1, 0.1)), 0.3) == 1
+    assert nsd(surface_elements(*masks, (0.1, 0.1)), 0.3) == 1
+
+
+@pytest.mark.parametrize("measure", [surface_distances, surface_elements])
+def test_what_is_refused(measure):
+    full = np.ones((3, 3), bool)
     with pytest.raises(ValueError, match="not empty"):
-        surface_distances(np.zeros((3, 3), bool), np.ones((3, 3), bool), (1, 1))
+        measure(np.zeros((3, 3), bool), full, (1, 1))
+    with pytest.raises(ValueError, match="one shape"):
+        measure(full, np.ones((3, 4), bool), (1, 1))
+    with pytest.raises(ValueError, match="each axis"):
+        measure(full, full, (1, 1, 1))
+
+
+def test_elements_of_four_axes_are_refused():
+    full = np.ones((2, 2, 2, 2), bool)
+    with pytest.raises(ValueError, match="two or three axes"):
+        surface_elements(full, full, (1, 1, 1, 1))
+    assert hd(surface_distances(full, full, (1, 1, 1, 1))) == 0
+
+
+# By brute force, and by MONAI
+
+
+def random_case(seed):
+    """Noise, single voxels and boxes up to the border, in 2D or 3D; spacing and tolerance, mm."""
+    rng = np.random.default_rng(seed)
+    axes = 2 + seed % 2
+    shape = tuple(rng.integers(2, 8, axes))
+
+    def mask():
+        kind = rng.integers(4)
+        if kind == 0:
+            return voxel(shape, *rng.integers(shape))
+        if kind == 1:
+            return box(shape, *[(i, None) for i in rng.integers(shape)])
+        noise = rng.random(shape) < rng.uniform(0.05, 0.95)
+        return noise | voxel(shape, *rng.integers(shape))
+
+    spacing = tuple(rng.choice([0.5, 0.7, 1.0, 1.5, 3.0], axes).tolist())
+    return mask(), mask(), spacing, float(rng.choice([0, 1, 1.5, 3]))
+
+
+def inside(mask, index):
+    return all(0 <= i < n for i, n in zip(index, mask.shape, strict=True)) and mask[tuple(index)]
+
+
+def slow_surface(mask, spacing):
+    steps = [s * row for s in (-1, 1) for row in np.eye(mask.ndim, dtype=int)]
+    at = [i for i in np.argwhere(mask) if not all(inside(mask, i + step) for step in steps)]
+    return np.array(at) * spacing
+
+
+def contour_length(bits, spacing):
+    """Marching squares: half a diagonal around each lone pixel, or a straight line."""
+    upper_left, upper_right, lower_left, lower_right = bits
+    half = math.hypot(*spacing) / 2
+    if upper_left == lower_right and upper_right == lower_left:
+        return 2 * half
+    if sum(bits) != 2:
+        return half
+    return spacing[1] if upper_left == upper_right else spacing[0]
+
+
+def slow_elements(mask, spacing):
+    areas = get_code_to_measure_table(spacing)[0].tolist()
+    points, weights = [], []
+    for corner in np.ndindex(*[n + 1 for n in mask.shape]):
+        around = product(*[(i - 1, i) for i in corner])
+        bits = [int(inside(mask, index)) for index in around]
+        if 0 < sum(bits) < len(bits):
+            points.append(np.multiply(corner, spacing))
+            area = areas[int("".join(map(str, bits)), 2)]
+            weights.append(contour_length(bits, spacing) if mask.ndim == 2 else area)
+    return np.array(points), np.array(weights)
+
+
+def nearest(a, b):
+    pairs = np.linalg.norm(a[:, None] - b[None], axis=2)
+    return pairs.min(1), pairs.min(0)
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_brute_force_agrees(seed):
+    a, b, spacing, tolerance = random_case(seed)
+    d = surface_distances(a, b, spacing)
+    slow = nearest(slow_surface(a, spacing), slow_surface(b, spacing))
+    together = np.concatenate(slow)
+    assert hd(d) == pytest.approx(together.max(), rel=1e-6)
+    assert hd95(d) == pytest.approx(max(np.percentile(s, 95) for s in slow), rel=1e-6)
+    assert hd95_pooled(d) == pytest.approx(np.percentile(together, 95), rel=1e-6)
+    assert assd(d) == pytest.approx(together.mean(), rel=1e-6)
+    assert nsd_voxels(d, tolerance) == pytest.approx((together <= tolerance).mean(), rel=1e-6)
+
+    (points_a, weights_a), (points_b, weights_b) = (slow_elements(m, spacing) for m in (a, b))
+    within = np.concatenate(nearest(points_a, points_b)) <= tolerance
+    expected = np.average(within, weights=np.concatenate([weights_a, weights_b]))
+    assert nsd(surface_elements(a, b, spacing), tolerance) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_monai_agrees(seed):
+    a, b, spacing, tolerance = random_case(seed)
+    masks = [torch.from_numpy(mask[None, None]) for mask in (a, b)]
+    common = {"include_background": True, "spacing": [spacing]}
+    d, elements = surface_distances(a, b, spacing), surface_elements(a, b, spacing)
+    theirs = {
+        "hd95": compute_hausdorff_distance(*masks, percentile=95, **common),
+        "assd": compute_average_surface_distance(*masks, symmetric=True, **common),
+        "voxels": compute_surface_dice(*masks, [tolerance], **common),
+        "nsd": compute_surface_dice(*masks, [tolerance], use_subvoxels=True, **common),
+    }
+    ours = {
+        "hd95": hd95(d),
+        "assd": assd(d),
+        "voxels": nsd_voxels(d, tolerance),
+        "nsd": nsd(elements, tolerance),
+    }
+    assert ours == pytest.approx({k: v.item() for k, v in theirs.items()}, rel=1e-6)
+
+
+# Several classes
+
+
+def test_classes_from_label_maps_and_from_masks():
+    rng = np.random.default_rng(0)
+    truth, prediction = rng.integers(0, 4, (2, 3, 4, 5), dtype=np.uint8)
+    masks = [np.stack([m == k for k in (1, 2, 3)]) for m in (truth, prediction)]
+
+    def score(at, true, predicted):
+        assert true.dtype == bool
+        return at, true.shape, np.count_nonzero(true), np.count_nonzero(predicted)
+
+    sums = [((truth == k).sum(), (prediction == k).sum()) for k in (1, 2, 3)]
+    expected = [(at, (3, 4, 5), *both) for at, both in enumerate(sums)]
+    assert score_classes(truth, prediction, score, 3) == expected
+    assert score_classes(*masks, score, 3) == expected
+    assert score_classes(masks[0], prediction, score, 3) == expected
+
+
+def test_an_error_in_one_class_is_raised():
+    def score(at, true, predicted):
+        raise ValueError("broken")
+
+    labels = np.ones((1, 2, 2), np.uint8)
+    with pytest.raises(ValueError, match="broken"):
+        score_classes(labels, labels, score, 1)

@@ -28,16 +28,14 @@ class CaseDice(Metric):
         zeros = torch.zeros(cases, classes, 3, dtype=torch.long)
         self.add_state("counts", zeros, dist_reduce_fx="sum")
 
-    def update(self, predicted: Tensor, target: Tensor, case: Tensor) -> None:
+    def update(self, areas: Tensor, case: Tensor) -> None:
         """Count a batch of slices.
 
         Args:
-            predicted: booleans `[B, classes, H, W]`.
-            target: booleans `[B, classes, H, W]`.
+            areas: `[B, classes, 3]` of `masks.areas`.
             case: index of each slice's case `[B]`.
         """
-        areas = [mask.sum((2, 3)) for mask in (predicted & target, predicted, target)]
-        self.counts.index_add_(0, case, torch.stack(areas, -1))
+        self.counts.index_add_(0, case, areas)
 
     def compute(self) -> Tensor:
         """Return the mean Dice over cases for each class `[classes]`, NaN if none had it."""

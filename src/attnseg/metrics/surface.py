@@ -1,18 +1,54 @@
-"""Distances between the surfaces of two masks, exact for any voxel spacing."""
+"""Distances between the surfaces of two masks, exact for any voxel spacing.
+
+Two notions of surface: voxels (Hausdorff distances, ASSD) and elements that weigh the area they
+stand for (NSD). In both, axes of length 1 are dropped as long as two axes are left: a picture
+stored as a volume of one slice has a contour, not two faces.
+"""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
+from monai.metrics.utils import get_code_to_measure_table
 from numpy.typing import NDArray
-from scipy import ndimage
+from scipy.spatial import cKDTree
 
 Mask = NDArray[np.bool_]
+Floats = NDArray[np.float64]
 
 
-def surface_distances(
-    a: Mask, b: Mask, spacing: Sequence[float]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Distance of every surface voxel of each mask to the nearest surface voxel of the other.
+@dataclass(frozen=True)
+class Distances:
+    """Distance of every surface voxel of each mask to the nearest one of the other.
+
+    Attributes:
+        a_to_b: mm, one per surface voxel of `a`.
+        b_to_a: mm, one per surface voxel of `b`.
+    """
+
+    a_to_b: Floats
+    b_to_a: Floats
+
+
+@dataclass(frozen=True)
+class SurfaceElements:
+    """Distance of every surface element of each mask to the nearest one of the other.
+
+    Attributes:
+        a_to_b: mm, one per element of `a`.
+        b_to_a: mm, one per element of `b`.
+        weights_a: surface an element of `a` stands for, mm^2 in 3D, mm in 2D.
+        weights_b: the same for `b`.
+    """
+
+    a_to_b: Floats
+    b_to_a: Floats
+    weights_a: Floats
+    weights_b: Floats
+
+
+def surface_distances(a: Mask, b: Mask, spacing: Sequence[float]) -> Distances:
+    """Measure between surface voxels.
 
     A surface voxel belongs to the mask and shares a face with the outside; the outside of the array
     counts as outside the mask.
@@ -23,36 +59,160 @@ def surface_distances(
         spacing: voxel size along each axis, mm.
 
     Returns:
-        Distances from `a` to `b` and from `b` to `a`, mm, one per surface voxel.
+        Distances in both directions.
 
     Raises:
-        ValueError: a mask is empty or the shapes differ.
+        ValueError: a mask is empty, the shapes differ, or `spacing` has not one value per axis.
     """
+    a, b, voxel = _prepare(a, b, spacing)
+    points_a, points_b = (_points(_surface(mask), voxel) for mask in (a, b))
+    return Distances(_nearest(points_a, points_b), _nearest(points_b, points_a))
+
+
+def surface_elements(a: Mask, b: Mask, spacing: Sequence[float]) -> SurfaceElements:
+    """Measure between surface elements.
+
+    Elements lie at the corners of voxels whose 2 x 2 x 2 (2D: 2 x 2) voxels are neither all inside
+    nor all outside the mask. Which of them are inside determines the area (length) of surface that
+    passes there, after marching cubes: Nikolov et al. 2021, https://arxiv.org/abs/1809.04430, and
+    https://github.com/google-deepmind/surface-distance. The outside of the array counts as outside.
+
+    Args:
+        a: not empty, two or three axes.
+        b: not empty, the shape of `a`.
+        spacing: voxel size along each axis, mm.
+
+    Returns:
+        Distances and weights in both directions.
+
+    Raises:
+        ValueError: as for `surface_distances`, or the masks have another number of axes.
+    """
+    if a.ndim not in (2, 3):
+        raise ValueError(f"need two or three axes; got {a.shape}")
+    a, b, voxel = _prepare(a, b, spacing)
+    # MONAI's copy of DeepMind's table.
+    table = get_code_to_measure_table(voxel)[0].double().numpy()  # type: ignore[no-untyped-call]
+    codes_a, codes_b = _codes(a), _codes(b)
+    full = len(table) - 1
+    at_a, at_b = ((codes != 0) & (codes != full) for codes in (codes_a, codes_b))
+    points_a, points_b = _points(at_a, voxel), _points(at_b, voxel)
+    return SurfaceElements(
+        a_to_b=_nearest(points_a, points_b),
+        b_to_a=_nearest(points_b, points_a),
+        weights_a=table[codes_a[at_a]],
+        weights_b=table[codes_b[at_b]],
+    )
+
+
+def hd(d: Distances) -> float:
+    """Hausdorff distance, mm."""
+    return float(max(d.a_to_b.max(), d.b_to_a.max()))
+
+
+def hd95(d: Distances) -> float:
+    """95th percentile Hausdorff distance, mm: the larger of the two directions' percentiles.
+
+    So does MONAI; see `hd95_pooled` for the other convention.
+    """
+    return float(max(np.percentile(d.a_to_b, 95), np.percentile(d.b_to_a, 95)))
+
+
+def hd95_pooled(d: Distances) -> float:
+    """95th percentile of both directions' distances together, mm, as medpy's `hd95`."""
+    return float(np.percentile(np.concatenate([d.a_to_b, d.b_to_a]), 95))
+
+
+def assd(d: Distances) -> float:
+    """Average symmetric surface distance, mm: the mean over all surface voxels of both masks.
+
+    So does MONAI; medpy's `assd` averages the means of the two directions.
+    """
+    return float((d.a_to_b.sum() + d.b_to_a.sum()) / (d.a_to_b.size + d.b_to_a.size))
+
+
+def nsd(elements: SurfaceElements, tolerance: float) -> float:
+    """Normalised surface distance: share of both surfaces within `tolerance` mm of the other.
+
+    DeepMind's definition (see `surface_elements`). MONAI's differs by default, in 2D and 3D: it
+    counts surface voxels, as `nsd_voxels` does; with `use_subvoxels=True` it agrees.
+    """
+    within = (
+        elements.weights_a[_within(elements.a_to_b, tolerance)].sum()
+        + elements.weights_b[_within(elements.b_to_a, tolerance)].sum()
+    )
+    return float(within / (elements.weights_a.sum() + elements.weights_b.sum()))
+
+
+def nsd_voxels(d: Distances, tolerance: float) -> float:
+    """Share of both masks' surface voxels within `tolerance` mm of the other, not weighted."""
+    within = _within(d.a_to_b, tolerance).sum() + _within(d.b_to_a, tolerance).sum()
+    return float(within / (d.a_to_b.size + d.b_to_a.size))
+
+
+def _prepare(a: Mask, b: Mask, spacing: Sequence[float]) -> tuple[Mask, Mask, Floats]:
+    """Check, drop axes of length 1, crop to the box that holds both masks."""
     if a.shape != b.shape or not a.any() or not b.any():
         raise ValueError(f"need two masks of one shape, not empty; got {a.shape} and {b.shape}")
-    either = a | b
-    box = tuple(
-        slice(hit.min(), hit.max() + 1)
-        for axis in range(a.ndim)
-        for hit in [np.flatnonzero(either.any(tuple(i for i in range(a.ndim) if i != axis)))]
-    )
-    surface_a, surface_b = (mask[box] & ~ndimage.binary_erosion(mask[box]) for mask in (a, b))
-    to_a, to_b = (
-        ndimage.distance_transform_edt(~surface, sampling=spacing)
-        for surface in (surface_a, surface_b)
-    )
-    return to_b[surface_a], to_a[surface_b]
+    if len(spacing) != a.ndim:
+        raise ValueError(f"need a spacing for each axis of {a.shape}; got {len(spacing)}")
+    voxel = np.asarray(spacing, dtype=np.float64)
+    while a.ndim > 2 and 1 in a.shape:
+        axis = a.shape.index(1)
+        a, b, voxel = a.squeeze(axis), b.squeeze(axis), np.delete(voxel, axis)
+    box = bounding_box(a | b)
+    return a[box], b[box], voxel
 
 
-def hd95(a_to_b: NDArray[np.float64], b_to_a: NDArray[np.float64]) -> float:
-    """95th percentile Hausdorff distance: the larger of the two directions' percentiles."""
-    return float(max(np.percentile(a_to_b, 95), np.percentile(b_to_a, 95)))
+def bounding_box(mask: Mask) -> tuple[slice, ...]:
+    """Return the smallest box that holds the mask."""
+    hits = [
+        np.flatnonzero(mask.any(tuple(i for i in range(mask.ndim) if i != axis)))
+        for axis in range(mask.ndim)
+    ]
+    return tuple(slice(hit[0], hit[-1] + 1) for hit in hits)
 
 
-def nsd(a_to_b: NDArray[np.float64], b_to_a: NDArray[np.float64], tolerance: float) -> float:
-    """Normalised surface distance: share of both surfaces' voxels within `tolerance` mm.
+def _surface(mask: Mask) -> Mask:
+    """Return the voxels of the mask that share a face with the outside."""
+    inner = mask.copy()
+    for axis in range(mask.ndim):
+        to, of = np.moveaxis(inner, axis, 0), np.moveaxis(mask, axis, 0)
+        to[1:] &= of[:-1]
+        to[:-1] &= of[1:]
+        to[[0, -1]] = False
+    return mask & ~inner
 
-    Voxels are counted, not weighted by the area of surface they stand for.
+
+def _codes(mask: Mask) -> NDArray[np.uint8]:
+    """Return which of the voxels around each corner are inside, one bit each `[n + 1, ...]`.
+
+    The first voxel in C order is the highest bit, as DeepMind's table has it.
     """
-    within = (a_to_b <= tolerance).sum() + (b_to_a <= tolerance).sum()
-    return float(within / (a_to_b.size + b_to_a.size))
+    codes = np.pad(mask, 1).view(np.uint8)
+    for step, axis in enumerate(reversed(range(mask.ndim))):
+        along = np.moveaxis(codes, axis, 0)
+        first = np.left_shift(along[:-1], 2**step, dtype=np.uint8)
+        codes = np.moveaxis(first | along[1:], 0, axis)
+    return codes
+
+
+def _points(at: Mask, voxel: Floats) -> Floats:
+    """Return where the mask is true `[n, axes]`, mm."""
+    return np.multiply(np.argwhere(at), voxel, dtype=np.float64)
+
+
+def _nearest(points: Floats, others: Floats) -> Floats:
+    """Return the distance of every point `[n, axes]` to the nearest of the others `[m, axes]`."""
+    # A tree of surface points, because a distance transform pays for the whole box: a liver of
+    # 100 x 250 x 300 voxels takes 0.2 s against 1.3 s, two organs far apart 0.6 s against 12 s, but
+    # noise that fills its box 0.7 s against 0.4 s. Cells split in the middle and left loose are
+    # built faster than SciPy's default and answer far points three times as fast. One thread,
+    # because classes are scored side by side (see `volume`), which gains more.
+    tree = cKDTree(others, leafsize=32, balanced_tree=False, compact_nodes=False)
+    return np.asarray(tree.query(points)[0], dtype=np.float64)
+
+
+def _within(distances: Floats, tolerance: float) -> Mask:
+    # Rounding must not decide: 3 voxels of 0.1 mm are 0.3 mm away, not 0.30000000000000004.
+    return distances <= tolerance * (1 + 1e-9)

@@ -1,0 +1,50 @@
+"""Do probabilities mean what they say? Expected calibration error and Brier score."""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+BINS = 15
+
+
+class Calibration:
+    """Probabilities of one case against the truth, each class by itself against all else.
+
+    ECE is as Guo et al. (2017, arXiv 1706.04599) have it, for the probability of the class: pixels
+    in 15 equal bins of probability, the mean over pixels of |share of the class in the bin - mean
+    probability in the bin|. Brier is the mean of (probability - truth)^2. Both are over all pixels
+    at the network's size, most of which are easy background: they compare models, not datasets.
+
+    Args:
+        classes: number of foreground classes.
+    """
+
+    def __init__(self, classes: int) -> None:
+        self.count = np.zeros((classes, BINS))
+        self.probability = np.zeros((classes, BINS))
+        self.true = np.zeros((classes, BINS))
+        self.squares = np.zeros(classes)
+
+    def update(self, probability: Tensor, truth: Tensor) -> None:
+        """Add pixels.
+
+        Args:
+            probability: `[B, classes, H, W]` in [0, 1].
+            truth: booleans of the same shape.
+        """
+        for k in range(len(self.squares)):
+            p, t = probability[:, k].flatten().double(), truth[:, k].flatten().double()
+            at = (p * BINS).long().clamp(max=BINS - 1)
+            self.count[k] += torch.bincount(at, minlength=BINS).numpy()
+            self.probability[k] += torch.bincount(at, p, BINS).numpy()
+            self.true[k] += torch.bincount(at, t, BINS).numpy()
+            self.squares[k] += float(((p - t) ** 2).sum())
+
+    def ece(self) -> NDArray[np.float64]:
+        """Return the expected calibration error of each class."""
+        return np.asarray(np.abs(self.true - self.probability).sum(1) / self.count.sum(1))
+
+    def brier(self) -> NDArray[np.float64]:
+        """Return the Brier score of each class."""
+        return np.asarray(self.squares / self.count.sum(1))

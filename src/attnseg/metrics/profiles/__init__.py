@@ -1,0 +1,1 @@
+"""Metric profiles: named conventions that turn masks into numbers."""

@@ -1,0 +1,226 @@
+"""What a metric profile is: a convention with a name, a digest, and one way to average.
+
+A profile scores a case, then averages. Scores are rows of class, metric and value; a value is NaN
+where the profile leaves it undefined. Averaging takes weights of the cases, so that the same code
+gives the figure and, with the patients drawn anew, its interval.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from attnseg.metrics.volume import score_classes
+
+Mask = NDArray[np.bool_]
+Values = NDArray[np.float64]
+Spacing = tuple[float, float, float] | None
+Score = tuple[str, str, float]  # class, metric, value
+
+DRAWS = 1000  # of the bootstrap
+VOLUMES = ("truth_voxels", "predicted_voxels")  # that every case and class is scored with
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number that a profile reports.
+
+    Attributes:
+        name: in files.
+        label: in tables, with its unit.
+        up: whether more is better.
+        shown: whether on the terminal; files hold all.
+    """
+
+    name: str
+    label: str
+    up: bool = True
+    shown: bool = True
+
+    @property
+    def digits(self) -> int:
+        """Decimal places in tables."""
+        return 2 if "(mm" in self.label or "(voxels" in self.label else 4
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Base of the profiles; a subclass states its rules and scores one class of one case.
+
+    Attributes:
+        version: raised whenever the definition of a number changes.
+    """
+
+    version: int = 1
+
+    name: ClassVar[str]
+    metrics: ClassVar[tuple[Metric, ...]]
+    rules: ClassVar[Mapping[str, str]]  # the convention in words
+
+    @property
+    def digest(self) -> str:
+        """Eight hexadecimal digits that change with anything that changes a number."""
+        text = json.dumps([self.name, asdict(self)], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+    def label(self, metric: Metric) -> str:
+        """Return a metric's label, with its unit and the profile's options filled in."""
+        return metric.label.format(**asdict(self))
+
+    @property
+    def title(self) -> str:
+        """Name and digest."""
+        return f"{self.name} ({self.digest})"
+
+    def describe(self) -> dict[str, Any]:
+        """Return name, digest, options and rules, for the files that hold numbers."""
+        return {"name": self.name, "digest": self.digest, **asdict(self), **self.rules}
+
+    def score(self, truth: Mask, prediction: Mask, spacing: Spacing) -> dict[str, float]:
+        """Score one class of one case.
+
+        Args:
+            truth: `[S, H, W]`.
+            prediction: `[S, H, W]`.
+            spacing: voxel size along S, H, W, mm; `None` if unknown.
+
+        Returns:
+            Value by metric; NaN where undefined.
+        """
+        raise NotImplementedError
+
+    def of_class(self, name: str) -> "Profile":
+        """Return the profile with the options that hold for one class."""
+        return self
+
+    def score_case(
+        self, truth: Mask, prediction: Mask, spacing: Spacing, classes: Sequence[str]
+    ) -> list[Score]:
+        """Score a case.
+
+        Args:
+            truth: `[classes, S, H, W]`.
+            prediction: `[classes, S, H, W]`.
+            spacing: as for `score`.
+            classes: names.
+        """
+
+        def one(at: int, true: Mask, predicted: Mask) -> dict[str, float]:
+            scores = self.of_class(classes[at]).score(true, predicted, spacing)
+            voxels = (np.count_nonzero(true), np.count_nonzero(predicted))
+            return {**scores, **dict(zip(VOLUMES, map(float, voxels), strict=True))}
+
+        found = score_classes(truth, prediction, one, len(classes))
+        return [
+            (name, metric, float(value))
+            for name, scores in zip(classes, found, strict=True)
+            for metric, value in scores.items()
+        ]
+
+    def reduce(self, raw: Mapping[str, Values], weights: Values) -> dict[str, Values]:
+        """Average over cases, then over classes; what is undefined is left out.
+
+        Args:
+            raw: values `[cases, classes]` by metric, NaN where undefined.
+            weights: of the cases, `[B, cases]`.
+
+        Returns:
+            By metric, `[B, classes + 1]`; the last column is over all classes.
+        """
+        reduced = {}
+        for metric in self.metrics:
+            if metric.name in raw:
+                each = weighted_mean(raw[metric.name], weights)
+                reduced[metric.name] = with_mean(each)
+        return reduced
+
+    def summarise(self, scores: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
+        """Average scores of many cases.
+
+        Args:
+            scores: a row per case, class and metric: `patient`, `case`, `class`, `metric`, `value`.
+            seed: of the bootstrap.
+
+        Returns:
+            A row per class, then `mean`. Columns: each metric and, where there are two patients or
+            more, `<metric>_low` and `<metric>_high`, the 95 % interval over 1000 draws of the
+            patients; `cases`, `undefined` (the first metric's cases left out), `missed` (true, but
+            nothing predicted) and `spurious` (predicted, but nothing true).
+        """
+        raw, patients, classes = matrices(scores)
+        table = pd.DataFrame(index=[*classes, "mean"])
+        figures = self.reduce(raw, np.ones((1, len(patients))))
+        draws = self.reduce(raw, resamples(patients, seed)) if len(set(patients)) > 1 else {}
+        for metric in self.metrics:
+            if metric.name in figures:
+                table[metric.name] = figures[metric.name][0]
+                if metric.name in draws:
+                    low, high = interval(draws[metric.name])
+                    table[f"{metric.name}_low"], table[f"{metric.name}_high"] = low, high
+        truth, predicted = (raw[name] for name in VOLUMES)
+        counts = {
+            "cases": (~np.isnan(truth)).sum(0),
+            "undefined": self.undefined(raw).sum(0),
+            "missed": ((truth > 0) & (predicted == 0)).sum(0),
+            "spurious": ((truth == 0) & (predicted > 0)).sum(0),
+        }
+        for name, found in counts.items():
+            total = len(patients) if name == "cases" else int(found.sum())
+            table[name] = [*found.tolist(), total]
+        return table
+
+    def undefined(self, raw: Mapping[str, Values]) -> NDArray[np.bool_]:
+        """Return which cases and classes the profile leaves out, `[cases, classes]`."""
+        first = raw.get(self.metrics[0].name)
+        return np.isnan(first) if first is not None else np.zeros_like(raw[VOLUMES[0]], bool)
+
+
+def matrices(scores: pd.DataFrame) -> tuple[dict[str, Values], list[str], list[str]]:
+    """Return values `[cases, classes]` by metric, the patient of each case, and the classes."""
+    cases, classes = (list(dict.fromkeys(scores[name])) for name in ("case", "class"))
+    patient = dict(zip(scores["case"], scores["patient"], strict=True))
+    raw = {
+        str(metric): rows.pivot(index="case", columns="class", values="value")
+        .reindex(index=cases, columns=classes)
+        .to_numpy(float)
+        for metric, rows in scores.groupby("metric", sort=False)
+    }
+    return raw, [patient[case] for case in cases], classes
+
+
+def weighted_mean(values: Values, weights: Values) -> Values:
+    """Return the mean over cases `[B, classes]` of what is defined; NaN of nothing."""
+    known = ~np.isnan(values)
+    count = weights @ known
+    with np.errstate(invalid="ignore"):
+        return np.asarray(weights @ np.where(known, values, 0) / np.where(count, count, np.nan))
+
+
+def with_mean(each: Values) -> Values:
+    """Add a last column: the mean of those that are defined."""
+    known = ~np.isnan(each)
+    count = known.sum(1)
+    mean = np.where(known, each, 0).sum(1) / np.where(count, count, np.nan)
+    return np.concatenate([each, mean[:, None]], 1)
+
+
+def resamples(patients: Sequence[str], seed: int) -> Values:
+    """Draw as many patients as there are, with replacement; return weights `[DRAWS, cases]`."""
+    names, at = np.unique(np.asarray(patients), return_inverse=True)
+    drawn = np.random.default_rng(seed).multinomial(
+        len(names), np.full(len(names), 1 / len(names)), DRAWS
+    )
+    return drawn[:, at].astype(float)
+
+
+def interval(draws: Values) -> tuple[Values, Values]:
+    """Return the 2.5th and 97.5th percentile `[classes + 1]` of what is defined."""
+    columns = [column[~np.isnan(column)] for column in draws.T]
+    ends = [np.percentile(c, (2.5, 97.5)) if len(c) else (np.nan, np.nan) for c in columns]
+    low, high = np.array(ends).T
+    return low, high

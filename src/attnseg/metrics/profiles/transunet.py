@@ -1,0 +1,41 @@
+"""`transunet`: how TransUNet's published code scores Synapse, and all code that copied it.
+
+Bug for bug `calculate_metric_percase` of https://github.com/Beckschen/TransUNet (arXiv 2102.04306)
+and DAE-Former (arXiv 2212.13504): an organ that was missed has a distance of 0, an invented one a
+Dice of 1, and distances are in voxels, though papers print mm. For comparison with such tables.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from attnseg.metrics.overlap import Overlap
+from attnseg.metrics.profiles.profile import Mask, Metric, Profile, Spacing
+from attnseg.metrics.surface import hd95_pooled, surface_distances
+
+
+@dataclass(frozen=True)
+class TransUNet(Profile):
+    """Dice and HD95 as in the published code for Synapse."""
+
+    name: ClassVar = "transunet"
+    metrics: ClassVar = (
+        Metric("dice", "Dice"),
+        Metric("hd95_voxels", "HD95 (voxels)", up=False),
+    )
+    rules: ClassVar = {
+        "unit": "case in 3D, spacing ignored; mean over cases, then classes",
+        "missed": "Dice 0, HD95 0",
+        "spurious": "Dice 1, HD95 0",
+        "both_empty": "Dice 0, HD95 0",
+        "hd95_voxels": "95th percentile of both directions together, voxels",
+    }
+
+    def score(self, truth: Mask, prediction: Mask, spacing: Spacing) -> dict[str, float]:
+        """Score one class of one case; see `Profile.score`."""
+        if not prediction.any():
+            return {"dice": 0.0, "hd95_voxels": 0.0}
+        if not truth.any():
+            return {"dice": 1.0, "hd95_voxels": 0.0}
+        distances = surface_distances(truth, prediction, (1.0, 1.0, 1.0))
+        dice = Overlap.of(truth, prediction).dice
+        return {"dice": dice, "hd95_voxels": hd95_pooled(distances)}
