@@ -1,0 +1,263 @@
+"""A comparison from run folders to sentences, tables and pictures."""
+
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from attnseg.errors import DataError
+from attnseg.study.compare import compare
+from attnseg.study.contrasts import Pair, contrasts
+from attnseg.study.costs import pareto_front
+from attnseg.study.metric import Metric
+from attnseg.study.verdict import verdict
+from tests.study.folders import make_run
+
+DICE = Metric("dice", "Dice", True)
+HD95 = Metric("hd95_mm", "HD95 (mm)", False)
+PATIENTS = 60
+
+
+def scores(seed, shift=0.0, noise=0.0, patients=PATIENTS):
+    """Dice of patients whose difficulty does not depend on the seed."""
+    base = 0.9 - 0.2 * np.random.default_rng(0).beta(1.5, 5, patients)
+    own = base + shift + noise * np.random.default_rng(seed).normal(size=patients)
+    return {f"p{i:02}": value for i, value in enumerate(own)}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "runs"
+
+
+def run_compare(folder, **options):
+    return compare([f"{folder}/*/*"], outputs=folder.parent / "out", **options)
+
+
+def test_two_copies_show_no_difference_and_are_equivalent(folder):
+    for attn in ("qkv", "kv"):
+        for seed in (0, 1):
+            make_run(folder, attn, scores(seed, noise=0.01), seed=seed)
+    found = run_compare(folder)
+    (only,) = found.against
+    assert (only.difference, only.low, only.high, only.p) == (0, 0, 0, 1)
+    assert (only.different, only.equivalent) == (False, True)
+    assert found.verdicts[0].startswith(
+        "kv is equivalent to qkv within 0.01 Dice (n = 60 patients, difference 0.0000, "
+        "95 % interval 0.0000 to 0.0000)"
+    )
+
+
+def test_equivalence_needs_the_margin(folder):
+    make_run(folder, "qkv", scores(1, noise=0.02))
+    make_run(folder, "kv", scores(2, noise=0.02))
+    assert "is equivalent to qkv within 0.02 Dice" in run_compare(folder, margin=0.02).verdicts[0]
+    narrow = run_compare(folder, margin=0.001)
+    assert "kv against qkv: no difference shown: with 60 patients" in narrow.verdicts[0]
+    assert not narrow.against[0].equivalent
+
+
+def test_a_worse_variant_is_called_worse(folder):
+    make_run(folder, "qkv", scores(1, noise=0.01))
+    make_run(folder, "kv", scores(2, -0.05, 0.01))
+    make_run(folder, "efficient", scores(3, 0.05, 0.01))
+    found = run_compare(folder)
+    worse, better = found.verdicts[1], found.verdicts[0]
+    assert re.match(r"kv is worse than qkv by 0\.0\d+ Dice \(n = 60 patients, difference -0", worse)
+    assert "corrected for 2 comparisons" in worse
+    assert better.startswith("efficient is better than qkv by")
+    assert len(found.pairs) == 3
+    assert {(c.variant, c.baseline) for c in found.pairs} >= {("kv", "efficient")}
+
+
+def test_each_model_is_held_against_its_own_baseline(folder):
+    """SETR is far better than CvT: across models, KV would look like a large difference."""
+    for model, level in (("setr", 0.0), ("cvt", -0.3)):
+        make_run(folder / model, "qkv", scores(1, level, 0.005), model=model)
+        make_run(folder / model, "kv", scores(2, level - 0.05, 0.005), model=model)
+    found = compare([f"{folder}/*/*/*"], outputs=folder.parent / "out")
+    assert found.bases == {"setr/kv": "setr/qkv", "cvt/kv": "cvt/qkv"}
+    differences = {c.variant: c.difference for c in found.against}
+    assert differences == pytest.approx({"setr/kv": -0.05, "cvt/kv": -0.05}, abs=0.003)
+    assert {c.baseline for c in found.against} == {"setr/qkv", "cvt/qkv"}
+    assert list(found.variants.index) == ["cvt/qkv", "cvt/kv", "setr/qkv", "setr/kv"]
+    assert found.variants["macs_change_percent"].to_list() == [0, -25, 0, -25]
+    page = (folder.parent / "out" / "comparison.html").read_text()
+    assert "are worse than the matching qkv." in page
+    assert "Differences from the matching qkv" in page
+
+
+def test_the_other_way_round_for_distances(folder):
+    make_run(folder, "qkv", scores(1, 0, 0.01), metric="hd95_mm")
+    make_run(folder, "kv", scores(2, -0.3, 0.01), metric="hd95_mm")
+    found = run_compare(folder)
+    assert found.verdicts[0].startswith("kv is better than qkv by 0.30 mm")
+    assert "HD95 (mm)" in found.title
+    assert found.variants["pareto_front"].to_list() == [False, True]
+
+
+def test_few_patients_are_told_what_they_could_have_shown(folder):
+    make_run(folder, "qkv", scores(1, 0, 0.03, patients=7))
+    make_run(folder, "kv", scores(2, 0, 0.03, patients=7))
+    found = run_compare(folder, margin=0.001)
+    size = found.against[0].detectable
+    assert (
+        f"with 7 patients the smallest difference that could have been shown is {size:.4f}"
+        in (found.verdicts[0])
+    )
+    assert any("patients: 7, fewer than 50" in warning for warning in found.warnings)
+
+
+@pytest.mark.parametrize("patients", [1, 5])
+def test_too_few_patients_show_nothing_however_large(folder, patients):
+    make_run(folder, "qkv", scores(1, 0, 0.001, patients=patients))
+    make_run(folder, "kv", scores(2, -0.5, 0.001, patients=patients))
+    found = run_compare(folder)
+    assert not found.against[0].different
+    assert "none could have been shown, however large" in found.verdicts[0]
+
+
+def test_bold_only_where_the_corrected_interval_excludes_zero():
+    rng = np.random.default_rng(3)
+    pairs = [Pair("a", "b", rng.normal(m, 1, 40)) for m in (0.5, 0, 0, 0, 0, 0)]
+    alone, (among, *rest) = contrasts(pairs[:1], 0.01)[0], contrasts(pairs, 0.01)
+    assert alone.different
+    assert among.low > 0 > among.simultaneous_low
+    assert (among.p, among.family) == (alone.p, 6)
+    assert among.p_holm > 0.05 > among.p
+    assert not any(c.different for c in (among, *rest))
+
+
+def test_small_but_certain_is_both_worse_and_within_the_margin():
+    values = np.random.default_rng(0).normal(-0.002, 0.002, 60)
+    (c,) = contrasts([Pair("kv", "qkv", values)], 0.01)
+    text = verdict(c, DICE, 0.01, 0.0)
+    assert text.startswith("kv is worse than qkv by 0.0018 Dice")
+    assert text.endswith("which is within 0.01 Dice, the margin of equivalence")
+    assert "other seeds alone may move it by 0.0100" in verdict(c, DICE, 0.01, 0.01)
+    assert "single seed" in verdict(c, DICE, 0.01, float("nan"))
+    assert verdict(c, HD95, 0.01, 0.0).startswith("kv is better than qkv by 0.00 mm")
+
+
+def test_seeds_that_move_more_than_the_difference_are_mentioned(folder):
+    for attn, shifts in (("qkv", (0.0, 0.03)), ("kv", (-0.01, 0.01))):
+        for seed, shift in enumerate(shifts):
+            make_run(folder, attn, scores(seed, shift, 0.002), seed=seed)
+    found = run_compare(folder)
+    # Means over two seeds: the variances of 0, 0.03 and of -0.01, 0.01, halved and added.
+    move = 2 * np.sqrt((0.03**2 / 2 + 0.02**2 / 2) / 2)
+    said = re.search(r"other seeds alone may move it by ([\d.]+)", found.verdicts[0])
+    assert float(said[1]) == pytest.approx(move, rel=0.1)
+
+
+def test_costs_stand_beside_quality(folder):
+    make_run(folder, "qkv", scores(1, noise=0.01))
+    make_run(folder, "kv", scores(2, -0.02, 0.01))
+    make_run(folder, "efficient", scores(3, -0.05, 0.01))
+    table = run_compare(folder).variants
+    assert table.index.to_list() == ["qkv", "efficient", "kv"]
+    assert table.loc["kv", "macs"] == 3_000_000
+    changes = [f"{name}_change_percent" for name in ("parameters", "macs", "fit_seconds")]
+    assert table.loc["kv", changes].to_list() == pytest.approx([-25, -25, -25])
+    assert table["pareto_front"].to_dict() == {"qkv": True, "efficient": False, "kv": True}
+
+
+def test_pareto_front_by_hand():
+    nan = float("nan")
+    assert pareto_front([0.9, 0.8, 0.7, nan], [10, 5, 6, 1]) == [True, True, False, False]
+    assert pareto_front([0.9, 0.9], [5, 5]) == [True, True]
+    assert pareto_front([0.9, 0.9], [5, 6]) == [True, False]
+
+
+def two_classes(seed, missing=0):
+    values = {}
+    for at, (patient, value) in enumerate(scores(seed, noise=0.01).items()):
+        values[patient, f"{patient}_day0", "liver"] = value
+        values[patient, f"{patient}_day0", "duct"] = float("nan") if at < missing else value - 0.3
+    return values
+
+
+def test_files_say_profile_counts_openings_and_units(folder, capsys):
+    make_run(folder, "qkv", two_classes(1), openings=4)
+    make_run(folder, "kv", two_classes(2, missing=2), openings=6)
+    make_run(folder, "kv_pos", two_classes(3), openings=5)
+    found = run_compare(folder)
+    out, shown = folder.parent / "out", capsys.readouterr().out
+    page, latex = (out / "comparison.md").read_text(), (out / "comparison.tex").read_text()
+    for text in (shown, page, latex.replace(r"\_", "_").replace(r"\%", "%")):
+        flat = " ".join(text.split())
+        assert flat.count("strict (94e58393)") >= 5
+        assert "test set was opened 6 times" in flat
+        assert "warning" in flat.lower()
+        assert "undefined values differ (qkv 0, kv 2, kv_pos 0)" in flat
+        assert all(verdict in flat for verdict in found.verdicts)
+    assert latex.count(r"\toprule") == latex.count(r"\bottomrule") == 5
+    assert r"kv\_pos" in latex
+    assert all(line.startswith("%") for line in latex.splitlines()[: 1 + len(found.verdicts)])
+    rows = [line for line in page.splitlines() if line.startswith("|")]
+    assert {"duct", "liver"} <= {row.split(" | ")[0].strip("| ") for row in rows}
+    assert found.class_undefined.loc["duct"].to_dict() == {"qkv": 0, "kv": 2, "kv_pos": 0}
+    assert found.class_means["qkv"]["liver"] == pytest.approx(
+        found.class_means["qkv"]["duct"] + 0.3
+    )
+    classes = pd.read_csv(out / "classes.csv")
+    assert set(classes["family"]) == {4}
+    assert classes["convention"].str.contains("94e58393").all()
+    patients = pd.read_csv(out / "patients.csv", index_col="patient")
+    difference = (patients["kv"] - patients["qkv"]).mean()
+    against = pd.read_csv(out / "against.csv").set_index("variant")
+    assert against.loc["kv", "difference"] == pytest.approx(difference)
+    for name in ("forest.png", "pareto.png"):
+        with Image.open(out / name) as image:
+            assert image.width == 800
+            assert np.asarray(image.convert("L")).std() > 5
+
+
+def test_bold_reaches_markdown_and_latex(folder):
+    make_run(folder, "qkv", scores(1, noise=0.01))
+    make_run(folder, "kv", scores(2, -0.05, 0.01))
+    make_run(folder, "kv_pos", scores(3, 0, 0.01))
+    found = run_compare(folder)
+    out = folder.parent / "out"
+    bold = {c.variant: c.difference for c in found.against if c.different}
+    assert set(bold) == {"kv"}
+    assert f"| **{bold['kv']:.4f}** |" in (out / "comparison.md").read_text()
+    latex = (out / "comparison.tex").read_text()
+    assert rf"kv & \textbf{{{bold['kv']:.4f}}} &" in latex
+    assert not re.search(r"kv\\_pos & \\textbf", latex.split("Class by class")[0])
+
+
+def test_a_watermark_stands_everywhere(folder, capsys):
+    for seed, attn in enumerate(("qkv", "kv")):
+        make_run(folder, attn, scores(seed, noise=0.01), watermark="WATCHED: not a result")
+    found = run_compare(folder)
+    out = folder.parent / "out"
+    assert found.watermark == "WATCHED: not a result"
+    assert capsys.readouterr().out.count("WATCHED") == 4
+    assert (out / "comparison.md").read_text().count("WATCHED") == 4
+    assert (out / "comparison.tex").read_text().count("WATCHED") == 4
+    for path in out.glob("*.csv"):
+        assert pd.read_csv(path)["watermark"].str.startswith("WATCHED").all(), path
+
+
+def test_nothing_is_written_when_runs_do_not_compare(folder, capsys):
+    make_run(folder, "qkv", scores(1))
+    with pytest.raises(DataError, match="runs: only qkv is there"):
+        run_compare(folder)
+    make_run(folder, "kv", scores(1), data="other", test_set="u")
+    with pytest.raises(DataError, match="runs: 2 problems, listed above"):
+        run_compare(folder)
+    assert capsys.readouterr().err.count("error: ") == 2
+    assert not (folder.parent / "out").exists()
+
+
+def test_the_same_comparison_twice_is_the_same_to_the_byte(folder):
+    make_run(folder, "qkv", scores(1, noise=0.01))
+    make_run(folder, "kv", scores(2, noise=0.01))
+    run_compare(folder)
+    names = [p.name for p in (folder.parent / "out").iterdir()]
+    first = {n: (folder.parent / "out" / n).read_bytes() for n in names}
+    run_compare(folder)
+    assert first == {n: (folder.parent / "out" / n).read_bytes() for n in names}

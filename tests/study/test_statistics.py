@@ -1,0 +1,231 @@
+"""Statistics by hand, by a second road, and in the long run."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from attnseg.study import statistics as st
+from attnseg.study.contrasts import Pair, contrasts
+
+NORMAL = np.random.default_rng(1).normal(0.3, 1, 40)
+SKEWED = np.random.default_rng(2).exponential(1, 30) - 0.8
+
+
+@pytest.mark.parametrize("values", [NORMAL, SKEWED, SKEWED[:8]], ids=["normal", "skewed", "few"])
+@pytest.mark.parametrize("level", [0.9, 0.95, 0.99])
+def test_bca_agrees_with_scipy(values, level):
+    own = st.bca_interval(values, level, seed=0, draws=60_000, expanded=False)
+    theirs = stats.bootstrap(
+        (values,), np.mean, n_resamples=60_000, confidence_level=level, rng=5
+    ).confidence_interval
+    np.testing.assert_allclose(own, theirs, atol=0.03 * (theirs.high - theirs.low))
+
+
+def test_expanded_interval_is_as_wide_as_that_of_student():
+    values = np.concatenate([NORMAL[:6], -NORMAL[:6]])
+    low, high = st.bca_interval(values, draws=100_000)
+    error = values.std(ddof=1) / math.sqrt(len(values))
+    assert high - low == pytest.approx(2 * stats.t.isf(0.025, len(values) - 1) * error, rel=0.1)
+    narrow = st.bca_interval(values, draws=100_000, expanded=False)
+    assert low < narrow[0] < narrow[1] < high
+
+
+def test_bca_of_two_and_three_patients_stays_within_what_was_seen():
+    for values in (np.array([0.1, 0.4]), np.array([-0.2, 0.1, 0.4])):
+        low, high = st.bca_interval(values, 0.999)
+        assert values.min() - 1e-9 <= low <= high <= values.max() + 1e-9
+
+
+def test_bca_moves_with_the_skew_as_the_percentile_interval_does_not():
+    low, high = st.bca_interval(SKEWED, draws=50_000, expanded=False)
+    plain = np.quantile(st.resampled_means(SKEWED, 0, 50_000), [0.025, 0.975])
+    assert low > plain[0] + 0.01
+    assert high > plain[1] + 0.01
+
+
+def test_bca_of_values_without_spread_and_of_one_patient():
+    assert st.bca_interval(np.zeros(9)) == (0.0, 0.0)
+    assert all(math.isnan(end) for end in st.bca_interval(np.array([0.3])))
+
+
+def test_bca_has_enough_draws_for_a_narrow_tail():
+    wide, wider = (st.bca_interval(NORMAL, 1 - a, draws=10) for a in (0.05, 0.0005))
+    assert wider[0] < wide[0] < wide[1] < wider[1]
+
+
+def test_permutation_by_hand():
+    # Of the 16 patterns of signs, +-(1, 2, 3, 4) alone reach a sum of 10; (-1, 2, 3, 4) has 8.
+    assert st.permutation_test(np.array([1.0, 2, 3, 4])) == 2 / 16
+    assert st.permutation_test(np.array([-1.0, 2, 3, 4])) == 4 / 16
+    assert st.permutation_test(np.array([0.1, 0.2, -0.3])) == 1.0
+    assert st.permutation_test(np.zeros(20)) == 1.0
+    assert st.smallest_p(4) == 2 / 16
+
+
+@pytest.mark.parametrize("count", [9, 13, 30])
+def test_permutation_agrees_with_scipy(count):
+    values = NORMAL[:count]
+    theirs = stats.permutation_test(
+        (values,), np.mean, permutation_type="samples", n_resamples=40_000, rng=3
+    ).pvalue
+    own = st.permutation_test(values, draws=40_000)
+    assert own == pytest.approx(theirs, abs=1e-12 if count <= 13 else 0.01)
+
+
+def test_permutation_is_near_the_paired_t_test_where_both_hold():
+    values = NORMAL - 0.1
+    t = stats.ttest_rel(values, np.zeros(len(values))).pvalue
+    assert st.permutation_test(values, draws=100_000) == pytest.approx(t, abs=0.01)
+
+
+def test_permutation_is_never_zero():
+    assert st.permutation_test(np.full(40, 0.5), draws=999) == 1 / 1000
+
+
+def test_wilcoxon():
+    # All eight differences positive: both tails of 2^8 patterns have one pattern each.
+    assert st.wilcoxon(np.arange(1.0, 9)) == 2 / 256
+    assert st.wilcoxon(NORMAL) == stats.wilcoxon(NORMAL).pvalue
+    assert st.wilcoxon(np.zeros(5)) == 1.0
+
+
+def test_holm_by_hand():
+    # Sorted 0.01, 0.02, 0.03, 0.6 times 4, 3, 2, 1, never falling.
+    assert st.holm([0.02, 0.6, 0.01, 0.03]) == pytest.approx([0.06, 0.6, 0.04, 0.06])
+    assert st.holm([0.5, 0.9]) == pytest.approx([1.0, 1.0])
+    assert st.holm([]) == []
+
+
+def test_tost_agrees_with_two_one_sided_tests():
+    margin = 0.6
+    low = stats.ttest_1samp(NORMAL, -margin, alternative="greater").pvalue
+    high = stats.ttest_1samp(NORMAL, margin, alternative="less").pvalue
+    found = st.tost(NORMAL, margin)
+    assert found.p == pytest.approx(max(low, high))
+    interval = stats.ttest_1samp(NORMAL, 0).confidence_interval(0.9)
+    assert (found.low, found.high) == pytest.approx((interval.low, interval.high))
+
+
+def test_tost_by_hand_and_its_interval_agree():
+    # Mean 0, standard deviation 1, n = 4: standard error 0.5, t(3) of margin 1 is 2.
+    values = np.array([-1, -1, 1, 1]) * math.sqrt(3) / 2
+    assert st.tost(values, 1.0).p == pytest.approx(0.0697, abs=1e-4)
+    edge = st.tost(values, 1.0).high
+    assert st.tost(values, edge * 1.001).p < 0.05 < st.tost(values, edge * 0.999).p
+    assert st.tost(np.zeros(3), 0.01).p == 0
+    assert st.tost(np.full(3, 0.02), 0.01).p == 1
+    assert st.tost(np.array([0.0]), 0.01).p == 1
+
+
+def test_smallest_detectable_is_found_with_the_power_it_says():
+    values = NORMAL[:12] / NORMAL[:12].std(ddof=1)
+    shift = st.smallest_detectable(values)
+    drawn = np.random.default_rng(4).normal(shift, 1, (20_000, 12))
+    found = np.mean(stats.ttest_1samp(drawn, 0, axis=1).pvalue < 0.05)
+    assert found == pytest.approx(0.8, abs=0.01)
+    # The noncentral t distribution says the same.
+    critical = stats.t.isf(0.025, 11)
+    assert stats.nct.sf(critical, 11, shift * math.sqrt(12)) == pytest.approx(0.8, abs=1e-4)
+    assert st.smallest_detectable(values, power=0.95) > shift
+    assert st.smallest_detectable(values, alpha=0.01) > shift
+    assert st.smallest_detectable(np.zeros(4)) == 0
+    assert st.smallest_detectable(np.array([1.0, 2.0]), alpha=0.001) > 100  # one degree of freedom
+    assert math.isnan(st.smallest_detectable(np.array([1.0])))
+
+
+def test_seed_variance_by_hand():
+    # Patients 0 and 4, seeds differ by 2, nothing else: variances 8 and 2.
+    found = st.seed_variance(np.array([[-1.0, 1.0], [3.0, 5.0]]))
+    assert (found.patients, found.seeds, found.rest) == pytest.approx((8, 2, 0))
+    gap = st.seed_variance(np.array([[-1.0, 1.0], [3.0, 5.0], [np.nan, 7]]))
+    assert gap == found
+    assert math.isnan(st.seed_variance(np.ones((5, 1))).seeds)
+
+
+def test_seed_variance_recovers_what_was_put_in():
+    rng = np.random.default_rng(0)
+    shape = (300, 300)
+    values = rng.normal(0, 3, (300, 1)) + rng.normal(0, 2, 300) + rng.normal(0, 1, shape)
+    found = st.seed_variance(values)
+    assert (found.patients, found.seeds, found.rest) == pytest.approx((9, 4, 1), rel=0.2)
+
+
+def test_flip_rate():
+    assert st.flip_rate(np.array([1.0, 2, 3])) == 0
+    assert st.flip_rate(np.zeros(4)) == 0.5
+    # Of the 4 draws of two, (-1, -1) flips the sign of (-1, 2).
+    assert st.flip_rate(np.array([-1.0, 2.0])) == pytest.approx(1 / 4, abs=0.02)
+    # (-1, 1.5, 1.5): the sum is negative only for three or two of -1: 1/27 + 6/27.
+    assert st.flip_rate(np.array([-1.0, 1.5, 1.5])) == pytest.approx(7 / 27, abs=0.02)
+    assert math.isnan(st.flip_rate(np.array([1.0])))
+
+
+def test_ranking_flip_rate():
+    values = np.array([[0.0, -1], [0, 2]])
+    assert st.ranking_flip_rate(values) == pytest.approx(1 / 4, abs=0.02)
+    assert st.ranking_flip_rate(np.array([[0.0, 1], [0, 2]])) == 0
+    assert st.ranking_flip_rate(np.ones((5, 2))) == 0.5
+
+
+def dice_like(rng, shape):
+    """Differences of two Dice scores of one patient, difficulty in common, with a long tail."""
+    hard = rng.beta(1.2, 6, shape)
+    return (1 - hard * rng.uniform(0.7, 1.3, shape)) - (1 - hard * rng.uniform(0.8, 1.6, shape))
+
+
+def one_sided(rng, shape):
+    """Dice differences where one variant now and then does much worse: skewed by 2."""
+    return rng.normal(0, 0.01, shape) - rng.gamma(1.0, 0.03, shape)
+
+
+DISTRIBUTIONS = {
+    "normal": (lambda rng, shape: rng.normal(0, 1, shape), 0.0),
+    "student t with 5": (lambda rng, shape: rng.standard_t(5, shape), 0.0),
+    "dice-like": (dice_like, 0.2 * (1.2 / 7.2)),
+    "one-sided": (one_sided, -0.03),
+}
+
+
+def coverage(name, repeats, draws, patients=60):
+    draw, mean = DISTRIBUTIONS[name]
+    rng = np.random.default_rng(11)
+    ends = [st.bca_interval(draw(rng, patients), seed=i, draws=draws) for i in range(repeats)]
+    return float(np.mean([low <= mean <= high for low, high in ends]))
+
+
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+def test_bca_covers_quick(name):
+    assert 0.91 <= coverage(name, 400, 1000) <= 0.985
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+def test_bca_covers_95_percent(name):
+    found = coverage(name, 4000, 4000)
+    print(f"coverage of {name}: {found:.4f}")
+    assert 0.93 <= found <= 0.97
+
+
+def false_alarms(repeats, patients, variants=4):
+    """How often any of several copies of a method is called different from the baseline."""
+    rng = np.random.default_rng(12)
+    alarms = []
+    for i in range(repeats):
+        noise = rng.gamma(1.0, 0.03, (variants + 1, patients))  # skewed, and the same for all
+        pairs = [Pair(str(k), "base", noise[k] - noise[0]) for k in range(1, variants + 1)]
+        alarms.append(any(c.different for c in contrasts(pairs, 0.01, seed=i)))
+    return float(np.mean(alarms))
+
+
+def test_family_of_null_comparisons_quick():
+    assert false_alarms(60, 30) <= 0.15
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("patients", [8, 20, 60])
+def test_family_wise_error_is_at_most_6_percent(patients):
+    found = false_alarms(2000, patients)
+    print(f"family-wise error of 4 comparisons, {patients} patients: {found:.4f}")
+    assert found <= 0.06
