@@ -3,39 +3,63 @@
 Kept free of torch, so that help and mistyped commands are answered at once.
 """
 
+import contextlib
+import importlib
+import importlib.util
 import logging
 import os
 import re
+import signal
 import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
+import yaml
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from attnseg import sweeps
 from attnseg.engine import schema
-from attnseg.errors import AttnsegError, ConfigError, ResourceError
+from attnseg.errors import AttnsegError, ConfigError, ResourceError, first_line
+from attnseg.sweeps import Claimed
 
 CONFIGS = "pkg://attnseg.configs"
 GROUPS = Path(__file__).parent / "configs"
 FLAGS = (
     "--help", "--hydra-help", "--version", "--cfg", "--resolve", "--package", "--run", "--multirun",
     "--shell-completion", "--config-path", "--config-name", "--config-dir", "--info",
+    "-h", "-c", "-p", "-r", "-m", "-sc", "-cp", "-cn", "-cd", "-i",
 )  # fmt: skip
+NO_MEMORY = re.compile("out of memory|not enough memory|can't allocate memory")  # torch's words
 Plain = dict[str, Any]
+Job = Callable[[Plain, str, Claimed], None]  # of the configuration, its YAML text
 log = logging.getLogger("attnseg")
 
 
 def main() -> NoReturn:
     """Run `attnseg COMMAND ...`."""
-    commands = {"train": train, "phantom": phantom, "benchmark": benchmark}
+    commands = {
+        "train": train,
+        "prepare": prepare,
+        "preview": preview,
+        "phantom": phantom,
+        "status": status,
+        "evaluate": evaluate,
+        "metrics_diff": metrics_diff,
+        "compare": compare,
+        "search": search,
+        "benchmark": benchmark,
+        "loading": loading,
+    }
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in ("-h", "--help"):
         print("attnseg COMMAND KEY=VALUE ...\n")
@@ -52,56 +76,151 @@ def main() -> NoReturn:
 def train() -> NoReturn:
     """Train, validate and test one model, or several with -m."""
 
-    def job(plain: Plain, text: str) -> None:
+    def job(plain: Plain, text: str, claimed: Claimed) -> None:
         config = schema.check(plain)
         from attnseg.engine.train import train  # imports torch
 
-        train(config, text)
+        train(config, text, claimed)
 
     run("train", job)
+
+
+def status() -> NoReturn:
+    """List all runs: done, training, cut off, stopped, failed."""
+    run("train", calling("engine.status:status", lambda plain: Path(plain["paths"]["outputs"])))
+
+
+def evaluate() -> NoReturn:
+    """Score a finished run, or a folder of masks, under any metric profiles."""
+    run("evaluate", calling("engine.rescore:evaluate", schema.check_evaluate))
+
+
+def metrics_diff() -> NoReturn:
+    """Show how the same predictions of a run score under several metric profiles."""
+    sys.argv = [re.sub("^profiles=", "profile=", word) for word in sys.argv]
+    run("evaluate", calling("engine.difference:metrics_diff", schema.check_evaluate))
+
+
+def compare() -> NoReturn:
+    """Compare the variants among finished runs, with intervals over patients, beside cost."""
+
+    def job(plain: Plain, text: str, claimed: Claimed) -> None:
+        config = schema.check_types(schema.Compare, plain)
+        from attnseg.study.compare import compare
+
+        compare(**config.model_dump(exclude={"choices"}))
+
+    run("compare", job)
+
+
+def prepare() -> NoReturn:
+    """Decode, check and describe a dataset, and list all that is wrong with it."""
+    run("train", calling("engine.prepare:prepare", schema.check))
+
+
+def preview() -> NoReturn:
+    """Draw what the network sees of a dataset, augmented."""
+    run("train", calling("engine.contact_sheet:contact_sheet", schema.check, print))
 
 
 def phantom() -> NoReturn:
     """Make a dataset's phantom, at dataset.root if that is given."""
+    if not any(word.startswith("dataset.root=") for word in sys.argv):
+        sys.argv.append("dataset.root=null")
+    run("train", calling("engine.data:make_phantom", schema.check, print))
 
-    def job(plain: Plain, text: str) -> None:
-        config = schema.check(plain)
-        from attnseg.engine.data import make_phantom
 
-        print(make_phantom(config))
+def search() -> NoReturn:
+    """Search options for the best validation score, by many trials."""
 
-    run("train", job)
+    def job(plain: Plain, text: str, claimed: Claimed) -> None:
+        options = schema.check_search(plain.pop("search"))
+        if importlib.util.find_spec("optuna") is None:
+            raise ConfigError("search: optuna is not installed; pip install 'attnseg[search]'")
+        from attnseg.engine.search import search  # imports torch
+
+        words = list(HydraConfig.get().overrides.task)
+        if code := search(options, partial(compose_trial, words), words, report):
+            raise SystemExit(code)
+
+    run("search", job)
+
+
+def compose_trial(words: Sequence[str], more: Sequence[str]) -> tuple[Plain, str]:
+    """Return the configuration of a trial, plain and as YAML; its test set stays sealed.
+
+    Args:
+        words: overrides of the command line.
+        more: the trial's own.
+
+    Raises:
+        ConfigError: a key or choice does not exist.
+    """
+    try:
+        composed = hydra.compose(
+            "search", [*words, "trainer.open_test=false", *more], return_hydra_config=True
+        )
+    except Exception as error:
+        raise compose_error(error, "search") from error
+    HydraConfig.instance().set_config(composed)
+    with open_dict(composed):
+        del composed["hydra"], composed["search"]
+    return to_plain(composed), OmegaConf.to_yaml(composed, resolve=True)
 
 
 def benchmark() -> NoReturn:
     """Measure what a model with an attention costs: parameters, MACs, time and memory."""
-
-    def job(plain: Plain, text: str) -> None:
-        config = schema.check_types(schema.Benchmark, plain)
-        from attnseg.engine.benchmark import benchmark
-
-        benchmark(config)
-
-    run("benchmark", job)
+    check = partial(schema.check_types, schema.Benchmark)
+    run("benchmark", calling("engine.benchmark:benchmark", check))
 
 
-def run(config_name: str, job: Callable[[Plain, str], None]) -> NoReturn:
+def loading() -> NoReturn:
+    """Measure how fast a dataset's slices are read, loaded and trained on."""
+    run("train", calling("engine.loading:measure", schema.check))
+
+
+def calling(
+    target: str, check: Callable[[Plain], Any], show: Callable[[Any], object] = lambda result: None
+) -> Job:
+    """Return a job: check the configuration, import the target, call it.
+
+    Args:
+        target: `MODULE:FUNCTION` below the package, imported only when the configuration is sound.
+        check: makes of the plain configuration what the function takes.
+        show: is given what the function returns.
+    """
+
+    def job(plain: Plain, text: str, claimed: Claimed) -> None:
+        config = check(plain)
+        module, function = target.split(":")
+        show(getattr(importlib.import_module(f"attnseg.{module}"), function)(config))
+
+    return job
+
+
+def run(config_name: str, job: Job) -> NoReturn:
     """Compose the configuration from `sys.argv`, run `job` for it (each one with -m), and exit."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions through: we report them ourselves
     send_log_to_terminal()
     codes: list[int] = []
 
     def task(composed: DictConfig) -> None:
-        # One job's fault leaves the others of a multirun alone.
+        if not log.handlers:  # a launcher's process
+            send_log_to_terminal()
+        perform = partial(call, job, composed)
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            importlib.import_module("attnseg.engine.train")  # once, not in every child
+            code = sweeps.run_job(perform, report)
+            if sweeps.Sweep.current is None:  # else the ledger tells, of other processes' jobs too
+                codes.append(code)
+            return
         try:
-            hydra_config = HydraConfig.get()
-            if hydra_config.mode == RunMode.MULTIRUN:
-                log.info("== Job %s: %s", hydra_config.job.num, hydra_config.job.override_dirname)
-            job(to_plain(composed), OmegaConf.to_yaml(composed, resolve=True))
-            codes.append(0)
+            perform(lambda folder: None)
         except Exception as error:
             codes.append(report(error))
 
+    # Several profiles or loggers serve one job; Hydra has brackets for that.
+    sys.argv = [re.sub(r"^(profile|logger)=([\w,]+)$", r"\1=[\2]", word) for word in sys.argv]
     for flag in {"-m", "--multirun"} & set(sys.argv):  # argparse wants it before any KEY=VALUE
         sys.argv.remove(flag)
         sys.argv.insert(1, flag)
@@ -109,13 +228,24 @@ def run(config_name: str, job: Callable[[Plain, str], None]) -> NoReturn:
         check_flags(sys.argv[1:])
         hydra.main(version_base="1.3", config_path=CONFIGS, config_name=config_name)(task)()
     except KeyboardInterrupt:
-        print("error: interrupted", file=sys.stderr)
-        sys.exit(130)
+        codes = [130]
+    except SystemExit as error:
+        codes = [error.code if isinstance(error.code, int) else 1]
     except Exception as error:
         codes.append(report(compose_error(error, config_name)))
-    if len(codes) > 1:
-        log.info("%d of %d jobs done", codes.count(0), len(codes))
-    sys.exit(max(codes, default=0))
+    if max(codes, default=0) > 128:
+        name = signal.Signals(max(codes) - 128).name
+        print(f"error: stopped by {name}; the same command goes on", file=sys.stderr, flush=True)
+    try:
+        codes.append(sweeps.close())
+    except Exception as error:
+        codes.append(report(error))
+    sys.exit(max(codes))
+
+
+def call(job: Job, composed: DictConfig, claimed: Claimed) -> None:
+    """Run a job with what Hydra composed."""
+    job(to_plain(composed), OmegaConf.to_yaml(composed, resolve=True), claimed)
 
 
 def check_flags(arguments: Sequence[str]) -> None:
@@ -126,7 +256,7 @@ def check_flags(arguments: Sequence[str]) -> None:
     """
     for argument in arguments:
         flag = argument.split("=")[0]
-        if flag.startswith("--") and flag not in FLAGS:
+        if flag.startswith("-") and flag not in FLAGS:
             raise ConfigError(f"{flag}: no such flag; {schema.nearest(flag, FLAGS)}")
 
 
@@ -144,7 +274,11 @@ def to_plain(composed: DictConfig) -> dict[str, Any]:
     except OmegaConfBaseException as error:
         raise ConfigError(f"{error.full_key}: {first_line(error)}; correct the value") from error
     choices = HydraConfig.get().runtime.choices
-    plain["choices"] = {k: v for k, v in sorted(choices.items()) if v and "/" not in k}
+    plain["choices"] = {
+        name: choice
+        for name, choice in sorted(choices.items())
+        if isinstance(choice, str) and "/" not in name
+    }
     return dict(plain)
 
 
@@ -168,14 +302,19 @@ class TerminalHandler(logging.Handler):
 
 def report(error: Exception) -> int:
     """Print one line for an error, keep a bug's traceback in a file, and return the exit code."""
+    if isinstance(error, BrokenPipeError) and not can_print():
+        return 128 + signal.SIGPIPE
     known = translate(error)
     if known is not None:
         log.debug("Failed", exc_info=error)
         print(f"error: {known}", file=sys.stderr, flush=True)
         return known.exit_code
-    handle, trace = tempfile.mkstemp(prefix="attnseg-error-", suffix=".log")
-    with os.fdopen(handle, "w") as file:
-        file.write("".join(traceback.format_exception(error)))
+    trace = "its traceback, for which there is no room on the disk"
+    with contextlib.suppress(OSError):
+        handle, path = tempfile.mkstemp(prefix="attnseg-error-", suffix=".log")
+        with os.fdopen(handle, "w") as file:
+            file.write("".join(traceback.format_exception(error)))
+        trace = path
     print(
         f"error: {type(error).__name__}: {first_line(error)}; this is a bug of ours, please report "
         f"it with {trace}",
@@ -185,6 +324,16 @@ def report(error: Exception) -> int:
     return 1
 
 
+def can_print() -> bool:
+    """Return whether anybody reads standard output; if not, as after `| head`, silence it."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return False
+    return True
+
+
 def translate(error: Exception) -> AttnsegError | None:
     """Return what an exception means to the person at the terminal; `None` for a bug of ours."""
     if isinstance(error, AttnsegError):
@@ -192,6 +341,13 @@ def translate(error: Exception) -> AttnsegError | None:
     if isinstance(error, OSError) and error.errno and error.strerror:
         what = error.filename or "disk"
         return ResourceError(f"{what}: {error.strerror}; check the path, permissions and space")
+    if isinstance(error, MemoryError) or NO_MEMORY.search(str(error)):
+        return ResourceError(
+            f"memory: {first_line(error)[:200]}; lower dataset.batch_size or dataset.image_size"
+        )
+    if type(error).__module__.startswith("submitit."):
+        text = " ".join(str(error).split())[:200].rstrip(".")
+        return ResourceError(f"hydra/launcher: {text}; see its log, and run the command again")
     return None
 
 
@@ -200,7 +356,8 @@ def compose_error(error: Exception, config_name: str) -> Exception:
     text = " ".join(str(error).split())
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.rpartition("/")
-        return ConfigError(f"{group}: no {name!r}; {schema.nearest(name, error.options or [])}")
+        options = error.options or [path.stem for path in (GROUPS / group).glob("*.yaml")]
+        return ConfigError(f"{group}: no {name!r}; {schema.nearest(name, options)}")
     if isinstance(error, OverrideParseException):
         return ConfigError(
             f"{error.override}: not KEY=VALUE; quote values with spaces, commas or brackets"
@@ -208,17 +365,34 @@ def compose_error(error: Exception, config_name: str) -> Exception:
     if match := re.search(r"Could not override '([^'@]+)", text):
         key = match[1]
         parent, _, name = key.rpartition(".")
-        return ConfigError(
-            f"{key}: no such key; {schema.nearest(name, known_names(config_name, parent))}"
-        )
-    if isinstance(error, HydraException | OmegaConfBaseException):
+        known = {*known_names(config_name, parent)} - {name}  # a group, of another command
+        return ConfigError(f"{key}: no such key; {schema.nearest(name, known)}")
+    if isinstance(error, yaml.MarkedYAMLError) and (mark := error.problem_mark):
+        place = f"{mark.name}, line {mark.line + 1}"
+        return ConfigError(f"{place}: {error.problem}; correct the file")
+    if isinstance(error, UnicodeDecodeError):
+        return ConfigError(f"configuration: a file that is not UTF-8 ({text}); save it as UTF-8")
+    if isinstance(error, RecursionError):
+        return ConfigError("configuration: nested too deeply, or within itself; see --help")
+    if isinstance(error, HydraException | OmegaConfBaseException | yaml.YAMLError):
         return ConfigError(f"configuration: {text[:300]}; see --help")
-    if isinstance(error, ValueError) and "group override" in text:
-        # A group set to null or to a number.
-        wrong = [a for a in sys.argv[1:] if re.fullmatch(r"\w*=(null|[\d.]*)", a)]
-        group = wrong[0].partition("=")[0] if wrong else "configuration"
+    # A group set to null or to a number.
+    wrong = [a for a in sys.argv[1:] if re.fullmatch(r"\w*=\[?(null|[\d.]*)\]?", a)]
+    if wrong and ("group override" in text or isinstance(error, TypeError)):
+        group = wrong[0].partition("=")[0]
         return ConfigError(f"{' '.join(wrong)}: not a choice; {choices_of(group)}")
+    if raised_by(error) in ("hydra", "omegaconf"):  # what they make of a strange command line
+        return ConfigError(f"command line: {text[:300]}; see --help")
     return error
+
+
+def raised_by(error: Exception) -> str:
+    """Return the package whose code raised an exception; empty if it was not raised."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    name = trace.tb_frame.f_globals.get("__name__", "") if trace is not None else ""
+    return str(name).partition(".")[0]
 
 
 def choices_of(group: str) -> str:
@@ -229,8 +403,17 @@ def choices_of(group: str) -> str:
 
 def known_names(config_name: str, parent: str) -> Sequence[str]:
     """Return the keys under `parent` in the default configuration; at the top, the groups too."""
-    with hydra.initialize_config_module("attnseg.configs", version_base="1.3"):
-        node: Any = hydra.compose(config_name)
+    begun = GlobalHydra.instance().is_initialized()  # while a search composes its trials
+    with (
+        contextlib.nullcontext()
+        if begun
+        else hydra.initialize_config_module("attnseg.configs", version_base="1.3")
+    ):
+        node: Any
+        try:
+            node = hydra.compose(config_name, chosen())
+        except HydraException:  # a choice may be what is wrong
+            node = hydra.compose(config_name)
     if parent:
         node = OmegaConf.select(node, parent)
     names = [str(key) for key in node] if OmegaConf.is_dict(node) else []
@@ -238,6 +421,7 @@ def known_names(config_name: str, parent: str) -> Sequence[str]:
     return names if parent else sorted({*names, *groups})
 
 
-def first_line(error: BaseException) -> str:
-    """Return the first line of an exception's message."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
+def chosen() -> list[str]:
+    """Return the choices of the command line that exist: each brings keys of its own."""
+    words = (re.fullmatch(r"(\w+)=(\w+)", word) for word in sys.argv[1:])
+    return [w[0] for w in words if w and (GROUPS / w[1] / f"{w[2]}.yaml").is_file()]

@@ -23,11 +23,12 @@ class Bar:
         label: what is going on.
         total: number of steps.
         unit: what a step is, plural.
+        done: steps that were done before.
     """
 
-    def __init__(self, label: str, total: int, unit: str) -> None:
+    def __init__(self, label: str, total: int, unit: str, done: int = 0) -> None:
         self.label, self.total, self.unit = label, total, unit
-        self.done = 0
+        self.done = self.before = done
         self.started = time.monotonic()
         self.drawn: Progress | None = None
         # sys.stdout is looked up now: a test or a launcher may have replaced it.
@@ -43,7 +44,7 @@ class Bar:
                 console=console,
                 transient=True,
             )
-            self.task = self.drawn.add_task(label, total=total, note="")
+            self.task = self.drawn.add_task(label, total=total, completed=done, note="")
 
     def __enter__(self) -> Self:
         if self.drawn:
@@ -68,7 +69,7 @@ class Bar:
         passed = self.done * LINES // self.total
         if passed > (self.done - 1) * LINES // self.total:
             elapsed = time.monotonic() - self.started
-            left = elapsed / self.done * (self.total - self.done)
+            left = elapsed / (self.done - self.before) * (self.total - self.done)
             parts = [f"{self.label}: {self.done}/{self.total} {self.unit}", note]
             parts.append(f"{left:.0f} s left" if self.done < self.total else f"{elapsed:.1f} s")
             print(", ".join(part for part in parts if part), flush=True)

@@ -17,7 +17,9 @@ from pydantic import ConfigDict, ValidationError, create_model
 from attnseg.engine.schema import SCHEMAS, Component, explain
 from attnseg.errors import ConfigError
 
-OWN = re.compile(r"attnseg\.(attention|data|losses|models|engine\.schedules)(\.\w+)+")
+OWN = re.compile(
+    r"attnseg\.(attention|data|losses|metrics|models|engine\.(schedules|loggers))(\.\w+)+"
+)
 OTHERS = frozenset({"torch.optim.AdamW", "torch.optim.SGD"})
 ATTENTION = ("dim", "num_heads", "bias", "scale", "projection")  # what a model passes
 
@@ -31,7 +33,7 @@ def locate(key: str, target: str) -> Callable[..., Any]:
     if not OWN.fullmatch(target) and target not in OTHERS:
         raise ConfigError(
             f"{key}._target_: {target!r} is not allowed; name a class of attnseg.attention, data, "
-            f"losses, models or one of {', '.join(sorted(OTHERS))}"
+            f"losses, metrics, models or one of {', '.join(sorted(OTHERS))}"
         )
     module, _, name = target.rpartition(".")
     try:

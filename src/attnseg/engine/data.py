@@ -1,29 +1,53 @@
-"""From the configuration to a dataset ready to train on: phantom, reader, store, split."""
+"""From the configuration to a dataset ready to train on: phantom, reader, store, split, guard."""
 
 import hashlib
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from attnseg.data import splits
-from attnseg.data.reader import Reader
+import pandas as pd
+
+from attnseg.data import duplicates, guard, splits
+from attnseg.data.reader import CaseRef, Reader
+from attnseg.data.sealed import SealedTest
+from attnseg.data.slices import View
 from attnseg.data.store import VERSION, StoredCase, prepare
 from attnseg.engine.build import build
-from attnseg.engine.schema import Config
+from attnseg.engine.schema import Config, nearest
 from attnseg.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
 
+LEDGER = "test_openings.jsonl"
+WATERMARK = (
+    "TEST SET WATCHED: no validation split, the test cases were scored every epoch and chose the "
+    "weights, as published; not comparable with results on a test set that nobody saw"
+)
+
 
 @dataclass(frozen=True)
 class Data:
-    """A dataset ready to train on."""
+    """A dataset ready to train on.
+
+    Attributes:
+        reader: of the dataset.
+        train: training cases.
+        val: validation cases; the test cases where a published protocol watches them.
+        test: test cases, sealed.
+        split: the split file's text.
+        digest: of all cases.
+        watermark: what must stand beside every number; `None` if nothing.
+    """
 
     reader: Reader
-    cases: dict[str, list[StoredCase]]  # by role
-    split: str  # the split file's text
-    digest: str  # of all cases
+    train: list[StoredCase]
+    val: list[StoredCase]
+    test: SealedTest
+    split: str
+    digest: str
+    watermark: str | None
 
 
 def root(config: Config) -> Path:
@@ -33,7 +57,8 @@ def root(config: Config) -> Path:
         return Path(dataset.root)
     assert dataset.phantom is not None  # the schema has checked
     options = [str(value) for value in dataset.phantom.options.values()]
-    return Path(config.paths.data, "phantoms", "-".join([config.choices["dataset"], *options]))
+    maker = dataset.phantom.target.rpartition(".")[2].removeprefix("make_")
+    return Path(config.paths.data, "phantoms", "-".join([maker, *options]))
 
 
 def make_phantom(config: Config) -> Path:
@@ -44,20 +69,72 @@ def make_phantom(config: Config) -> Path:
         DataError: the root holds something else.
     """
     if config.dataset.phantom is None:
-        name = config.choices["dataset"]
-        raise ConfigError(f"dataset: {name} has no phantom; use dataset=phantom")
+        raise ConfigError(f"dataset: {config.choices['dataset']} has no phantom; choose another")
     build("dataset.phantom", config.dataset.phantom, root=root(config))
     return root(config)
 
 
 def open_reader(config: Config) -> Reader:
-    """Return the dataset's reader; nothing is read yet."""
+    """Return the dataset's reader; nothing is read yet, unless it describes itself in files."""
     reader: Reader = build("dataset", config.dataset, root=str(root(config)))
+    if reader.self_describing and config.dataset.root is None:
+        make_phantom(config)
+    if config.dataset.slices > 1 and not reader.volumetric:
+        raise ConfigError(
+            f"dataset.slices: {config.dataset.slices} slices at once, but these are single "
+            "pictures; use 1"
+        )
     return reader
 
 
+def view(config: Config) -> View:
+    """Return how slices become the network's input."""
+    dataset = config.dataset
+    return View(dataset.image_size, dataset.slices, dataset.stride)
+
+
 def load(config: Config, reader: Reader) -> Data:
-    """Prepare what is not prepared yet, and split by patient."""
+    """Prepare what is not prepared yet, and split so that nobody is on two sides.
+
+    Raises:
+        DataError: cases are broken, or a patient or picture is in two roles.
+    """
+    split = config.dataset.split
+    table, refs = select(config, reader)
+    cases = prepare(reader, refs, store_folder(config))
+    if table is not None:
+        splits.check_digests(split.file or "", table, cases)
+    pairs = same_pictures(cases)
+    cases, roles = assign(config, cases, given_roles(refs, table), pairs)
+    by_role = {role: [c for c in cases if roles[c.case] == role] for role in splits.ROLES}
+    if split.watch_test:
+        by_role["val"] = by_role["test"]
+        log.warning("%s", WATERMARK)
+    for at, name in enumerate(reader.classes):
+        for role, found in by_role.items():
+            if not any(case.voxels[at] for case in found):
+                log.warning("No %s in the %s split: its metrics are undefined", name, role)
+    if not any(sum(case.voxels) for case in by_role["val"]):
+        raise DataError("dataset: no class at all in the val split; use another dataset.split.seed")
+    digest = hashlib.sha256("".join(case.digest for case in cases).encode()).hexdigest()
+    return Data(
+        reader,
+        by_role["train"],
+        by_role["val"],
+        SealedTest(by_role["test"], Path(config.paths.outputs, config.dataset_name, LEDGER)),
+        splits.table(cases, roles),
+        digest,
+        WATERMARK if split.watch_test else None,
+    )
+
+
+def select(config: Config, reader: Reader) -> tuple[pd.DataFrame | None, list[CaseRef]]:
+    """List the cases that the configuration asks for, and read its split file.
+
+    Raises:
+        ConfigError: no such split file.
+        DataError: the layout is not the dataset's, or no case is left.
+    """
     dataset = config.dataset
     if dataset.root is None:
         make_phantom(config)
@@ -65,21 +142,87 @@ def load(config: Config, reader: Reader) -> Data:
     excluded = sorted({ref.case for ref in refs} & set(dataset.exclude))
     if excluded:
         log.info("Excluded, as listed in dataset.exclude: %s", ", ".join(excluded))
+    absent = sorted(set(dataset.exclude).difference(excluded))
+    if absent and dataset.root is not None:  # nobody lists the cases of a phantom
+        log.warning("dataset.exclude: no case %s; check the names", ", ".join(absent))
     refs = [ref for ref in refs if ref.case not in excluded]
-    refs = splits.limit(refs, dataset.limit_cases, dataset.split.seed)
-    roles = splits.draw(
-        [ref.patient for ref in refs], dataset.split.val, dataset.split.test, dataset.split.seed
+    table = None
+    if dataset.split.file is not None:
+        path = splits.locate(dataset.split.file)
+        if path is None:
+            advice = nearest(dataset.split.file, splits.published())
+            raise ConfigError(f"dataset.split.file: no file {dataset.split.file!r}; {advice}")
+        table = splits.read(path)
+        listed = [ref for ref in refs if ref.case in table.index]
+        log.info("Split of %s: %d of its %d cases are here", path.name, len(listed), len(table))
+        if left_out := len(refs) - len(listed):
+            log.warning("%d cases are not in %s and left out", left_out, path.name)
+        refs = listed
+    if not refs:
+        raise DataError("dataset: no cases left; see dataset.exclude and dataset.split.file")
+    return table, splits.limit(
+        refs, given_roles(refs, table), dataset.limit_cases, dataset.split.seed
     )
-    cases = prepare(reader, refs, store_folder(config))
-    for at, name in enumerate(reader.classes):
-        for role in splits.ROLES:
-            if not any(case.voxels[at] for case in cases if roles[case.patient] == role):
-                log.warning("No %s in the %s split: its metrics are undefined", name, role)
-    if not any(sum(case.voxels) for case in cases if roles[case.patient] == "val"):
-        raise DataError("dataset: no class at all in the val split; use another dataset.split.seed")
-    by_role = {r: [c for c in cases if roles[c.patient] == r] for r in splits.ROLES}
-    digest = hashlib.sha256("".join(case.digest for case in cases).encode()).hexdigest()
-    return Data(reader, by_role, splits.table(cases, roles), digest)
+
+
+def given_roles(refs: Sequence[CaseRef], table: pd.DataFrame | None) -> dict[str, str | None]:
+    """Return each case's role as the split file, or else the dataset, gives it."""
+    if table is None:
+        return {ref.case: ref.role for ref in refs}
+    return {ref.case: str(table.loc[ref.case, "role"]) for ref in refs}
+
+
+def assign(
+    config: Config,
+    cases: list[StoredCase],
+    given: dict[str, str | None],
+    pairs: list[duplicates.Pair],
+) -> tuple[list[StoredCase], dict[str, str]]:
+    """Give every case a role, and let the guard look at it.
+
+    Args:
+        config: of the run.
+        cases: prepared.
+        given: role by case, from `given_roles`.
+        pairs: cases that share a picture, from `same_pictures`.
+
+    Returns:
+        The cases kept, and role by case.
+
+    Raises:
+        DataError: a patient or picture is in two roles, or there are too few patients.
+    """
+    split = config.dataset.split
+    roles = splits.assign(
+        guard.groups(cases, pairs if split.duplicates == "group" else []),
+        given,
+        {case.case: [count > 0 for count in case.voxels] for case in cases},
+        val=split.val,
+        test=split.test,
+        fold=None if split.folds is None else split.fold,
+        count=split.folds or 0,
+        seed=split.seed,
+        validate=not split.watch_test,
+    )
+    left_out: set[str] = set()
+    if split.duplicates == "drop" and (left_out := guard.drop(cases, roles, pairs)):
+        log.warning(
+            "%d cases left out, since another role has the same picture: %s",
+            len(left_out),
+            ", ".join(sorted(left_out)),
+        )
+    kept = [p for p in pairs if not {cases[p.first].case, cases[p.second].case} & left_out]
+    guard.check(cases, roles, kept)
+    return [case for case in cases if case.case not in left_out], roles
+
+
+def same_pictures(cases: Sequence[StoredCase]) -> list[duplicates.Pair]:
+    """Return the pairs of cases of different patients that share a picture."""
+    return duplicates.find(
+        [case.signatures for case in cases],
+        [case.patient for case in cases],
+        [case.pixels for case in cases],
+    )
 
 
 def store_folder(config: Config) -> Path:
@@ -88,4 +231,5 @@ def store_folder(config: Config) -> Path:
     place = str(root(config).resolve())
     text = json.dumps([VERSION, dataset.target, place, dataset.options], sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-    return Path(config.paths.data, "prepared", f"{config.choices['dataset']}-{digest}")
+    reader = dataset.target.rpartition(".")[2].lower()
+    return Path(config.paths.data, "prepared", f"{reader}-{digest}")

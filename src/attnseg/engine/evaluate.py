@@ -1,94 +1,63 @@
-"""Whole cases: slices predicted, stacked at native size, scored in 3D, drawn."""
+"""Whole cases predicted and scored in 3D, under one profile or several."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-import numpy as np
 import pandas as pd
-import torch
-from numpy.typing import NDArray
 
-from attnseg.data.slices import network_image, network_tensor
+from attnseg.data.slices import View
 from attnseg.data.store import StoredCase
-from attnseg.layers.conv import resize
-from attnseg.metrics.masks import predicted_masks
-from attnseg.metrics.strict import Strict
+from attnseg.engine.pipelines import Pipeline, Volume, compare
+from attnseg.metrics.calibration import Calibration
+from attnseg.metrics.profiles.profile import Profile
 from attnseg.models.model import SegmentationModel
 from attnseg.progress import track
 
-Volume = NDArray[np.bool_]
-
-
-@torch.inference_mode()
-def predict(
-    model: SegmentationModel,
-    case: StoredCase,
-    size: tuple[int, int],
-    multilabel: bool,
-    batch_size: int,
-) -> Volume:
-    """Segment one case.
-
-    Logits, not masks, are resized to the native size: bilinear, then the decision per pixel.
-
-    Args:
-        model: in evaluation mode, on the device to use.
-        case: prepared.
-        size: height and width that the network takes.
-        multilabel: whether classes overlap.
-        batch_size: slices at a time.
-
-    Returns:
-        Masks `[classes, S, H, W]` at the case's own size.
-    """
-    device = next(model.parameters()).device
-    parts = []
-    for start in range(0, case.shape[0], batch_size):
-        slices = case.image[start : start + batch_size]
-        images = [network_tensor(network_image(s, case.low, case.high, size)) for s in slices]
-        logits = resize(model(torch.stack(images).to(device)).float(), case.shape[1:])
-        parts.append(predicted_masks(logits, multilabel).transpose(0, 1).cpu().numpy())
-    return np.concatenate(parts, 1)
-
-
-def true_masks(case: StoredCase, classes: int, multilabel: bool) -> Volume:
-    """Return a case's masks `[classes, S, H, W]`."""
-    mask = np.asarray(case.mask)
-    values = [(mask >> i) & 1 if multilabel else mask == i + 1 for i in range(classes)]
-    return np.stack(values).astype(bool)
+COLUMNS = ("split", "patient", "case", "class", "metric", "value", "profile")
 
 
 def score_cases(
     model: SegmentationModel,
     cases: Sequence[StoredCase],
-    size: tuple[int, int],
+    view: View,
     classes: tuple[str, ...],
     multilabel: bool,
     batch_size: int,
-    profile: Strict,
+    profiles: Sequence[Profile],
     split: str,
+    pipeline: Pipeline = "native",
+    watch: Callable[[StoredCase, Volume, Volume], None] | None = None,
 ) -> pd.DataFrame:
-    """Predict and score cases.
+    """Predict each case once, and score it under each profile.
 
     Args:
-        model: as for `predict`.
+        model: in evaluation mode, on the device to use.
         cases: prepared.
-        size: height and width that the network takes.
+        view: how slices become the network's input.
         classes: foreground classes.
         multilabel: whether they overlap.
         batch_size: slices at a time.
-        profile: the metric convention.
+        profiles: the metric conventions.
         split: what the cases are, for the table and the progress.
+        pipeline: how predictions and truth are brought to one size.
+        watch: shown each case with truth and prediction, `[classes, S, H, W]` each.
 
     Returns:
-        A row per case, class and metric: `split`, `patient`, `case`, `class`, `metric`, `value`
-        (NaN if undefined) and `profile`.
+        A row per case, class, metric and profile: `COLUMNS`; values are NaN if undefined.
     """
     rows = []
     for case in track(cases, f"Evaluating {split}", "cases"):
-        truth = true_masks(case, len(classes), multilabel)
-        prediction = predict(model, case, size, multilabel, batch_size)
-        for name, true, predicted in zip(classes, truth, prediction, strict=True):
-            for metric, value in profile.score(true, predicted, case.spacing).items():
-                rows.append((split, case.patient, case.case, name, metric, value, profile.name))
-    columns = ["split", "patient", "case", "class", "metric", "value", "profile"]
-    return pd.DataFrame(rows, columns=columns)
+        calibration = Calibration(len(classes)) if pipeline == "native" else None
+        truth, prediction = compare(
+            pipeline, model, case, view, multilabel, batch_size, calibration
+        )
+        if watch is not None:
+            watch(case, truth, prediction)
+        for profile in profiles:
+            scores = profile.score_case(truth, prediction, case.spacing, classes)
+            named = {metric.name for metric in profile.metrics}
+            if calibration is not None and "ece" in named:
+                for metric, values in (("ece", calibration.ece()), ("brier", calibration.brier())):
+                    found = zip(classes, values.tolist(), strict=True)
+                    scores += [(name, metric, value) for name, value in found]
+            rows += [(split, case.patient, case.case, *score, profile.name) for score in scores]
+    return pd.DataFrame(rows, columns=list(COLUMNS))

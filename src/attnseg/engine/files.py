@@ -2,19 +2,24 @@
 
 import hashlib
 import os
+import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
-import torch
-from pytorch_lightning.plugins.io import TorchCheckpointIO
+from attnseg.errors import ResourceError
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Open a file beside `path` that takes its place, safe on disk, when all went well."""
+def replacing(path: Path, before: Callable[[], None] = lambda: None) -> Iterator[BinaryIO]:
+    """Open a file beside `path` that takes its place, safe on disk, when all went well.
+
+    Args:
+        path: what is replaced.
+        before: called when the file is on disk, just before it takes its place.
+    """
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
@@ -22,10 +27,46 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         os.chmod(name, 0o644)
+        before()
         os.replace(name, path)
+        _sync_folder(path.parent)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def _sync_folder(folder: Path) -> None:
+    """Have what was renamed in a folder survive a power cut, before anything that relies on it."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def check_room(folder: Path, needed: int) -> None:
+    """Refuse to begin what would fill the disk.
+
+    Args:
+        folder: where files will be written.
+        needed: bytes.
+
+    Raises:
+        ResourceError: there is less.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise ResourceError(
+            f"{folder}: {needed / 1e9:.2g} GB are needed for checkpoints and {free / 1e9:.2g} GB "
+            "are free; free space or set paths.outputs"
+        )
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what `replacing` left in a folder when its process was killed."""
+    for path in folder.rglob(".*"):
+        if path.is_file():
+            path.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -34,22 +75,12 @@ def write_text(path: Path, text: str) -> None:
         file.write(text.encode())
 
 
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Checkpoints by `replacing`, each with its SHA-256 beside it in `<name>.sha256`."""
-
-    def save_checkpoint(
-        self,
-        checkpoint: dict[str, Any],
-        path: str | os.PathLike[str],
-        storage_options: Any | None = None,  # noqa: ANN401
-    ) -> None:
-        """Write a checkpoint."""
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(target) as file:
-            torch.save(checkpoint, file)
-        digest = file_digest(target)
-        write_text(target.with_name(f"{target.name}.sha256"), f"{digest}  {target.name}\n")
+def is_whole(path: Path) -> bool:
+    """Return whether a file is there and has the digest that stands beside it."""
+    sidecar = path.with_name(f"{path.name}.sha256")
+    if not path.is_file() or not sidecar.is_file():
+        return False
+    return file_digest(path) in sidecar.read_text()
 
 
 def file_digest(path: Path) -> str:

@@ -1,130 +1,110 @@
-"""The end of a run: tables, files and pictures of how the model did on whole cases."""
+"""Tables, files and pictures of how predictions did on whole cases."""
 
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 from rich.console import Console
 from rich.table import Table
 
-from attnseg.data.store import StoredCase
-from attnseg.engine import preview
-from attnseg.engine.data import Data
-from attnseg.engine.evaluate import predict, score_cases, true_masks
 from attnseg.engine.files import write_text
-from attnseg.engine.run import Run
-from attnseg.engine.schema import Config
-from attnseg.metrics.strict import Strict
-from attnseg.models.model import SegmentationModel
+from attnseg.metrics.profiles.profile import VOLUMES, Metric, Profile
 
 
-def report(
-    config: Config,
-    run: Run,
-    data: Data,
-    model: SegmentationModel,
-    profile: Strict,
-) -> None:
-    """Score validation and test cases once, and write tables and pictures."""
-    reader, dataset = data.reader, config.dataset
-    device = torch.device("cuda" if config.trainer.accelerator == "gpu" else "cpu")
-    model.to(device).eval()
-    frames, tables, metrics = [], {}, {"profile": profile.describe()}
-    for split in ("val", "test"):
-        frame = score_cases(
-            model,
-            data.cases[split],
-            dataset.image_size,
-            reader.classes,
-            reader.multilabel,
-            dataset.batch_size,
-            profile,
-            split,
-        )
-        frames.append(frame)
-        tables[split] = profile.summarise(frame)
-        metrics[split] = summary(tables[split], data.cases[split])
-    cases = pd.concat(frames)
-    write_text(run.folder / "cases.csv", cases.to_csv(index=False, lineterminator="\n"))
-    write_text(run.folder / "metrics.json", json.dumps(metrics, indent=1, allow_nan=False) + "\n")
-    draw_previews(config, run, data, model, cases)
-    for split, table in tables.items():
-        show(profile, split, table, data.cases[split])
+def summary(profile: Profile, table: pd.DataFrame, scores: pd.DataFrame) -> dict[str, Any]:
+    """Return a table of `Profile.summarise` as plain values; undefined numbers are null.
 
-
-def summary(table: pd.DataFrame, cases: list[StoredCase]) -> dict[str, Any]:
-    """Return a table of `Strict.summarise` as plain values; undefined numbers are null."""
-    rows = {
-        str(name): {
-            str(metric): None if math.isnan(value) else float(value)
-            for metric, value in row.items()
+    Args:
+        profile: that made the table.
+        table: the table.
+        scores: what it was made of.
+    """
+    rows = {}
+    for name, row in table.iterrows():
+        values: dict[str, Any] = {
+            m.name: _plain(row[m.name]) for m in profile.metrics if m.name in table
         }
-        for name, row in table.iterrows()
-    }
-    for row in rows.values():
-        row["undefined"] = int(row["undefined"] or 0)
+        values["interval"] = {
+            m.name: [_plain(row[f"{m.name}_low"]), _plain(row[f"{m.name}_high"])]
+            for m in profile.metrics
+            if f"{m.name}_low" in table and not math.isnan(row[f"{m.name}_low"])
+        }
+        counts = ("cases", "undefined", "missed", "spurious")
+        values |= {count: int(row[count]) for count in counts}
+        rows[str(name)] = values
     mean = rows.pop("mean")
+    del mean["cases"]
     return {
-        "patients": len({case.patient for case in cases}),
-        "cases": len(cases),
+        "patients": int(scores["patient"].nunique()),
+        "cases": int(scores["case"].nunique()),
         "mean": mean,
         "classes": rows,
     }
 
 
-def show(profile: Strict, split: str, table: pd.DataFrame, cases: list[StoredCase]) -> None:
-    """Print a table of `Strict.summarise`."""
-    patients = len({case.patient for case in cases})
-    printed = Table(
-        title=f"{split}: {len(cases)} cases of {patients} patients, profile {profile.name} "
-        f"({profile.digest})",
-        title_justify="left",
-    )
-    for column in (
-        "class",
-        "Dice",
-        "Jaccard",
-        "HD95 (mm)",
-        f"NSD ({profile.nsd_tolerance_mm:g} mm)",
-    ):
-        printed.add_column(column, justify="left" if column == "class" else "right")
-    printed.add_column("undefined", justify="right")
+def _plain(value: float) -> float | None:
+    return None if math.isnan(value) else float(value)
+
+
+def show(
+    profile: Profile,
+    what: str,
+    table: pd.DataFrame,
+    scores: pd.DataFrame,
+    watermark: str | None = None,
+) -> None:
+    """Print a table of `Profile.summarise`; what it was made of says how many cases."""
+    cases, patients = scores["case"].nunique(), scores["patient"].nunique()
+    title = f"{what}: {cases} cases of {patients} patients, profile {profile.title}"
+    printed = Table()
+    printed.add_column("class", no_wrap=True)
+    metrics = [m for m in profile.metrics if m.shown and m.name in table]
+    for metric in metrics:
+        printed.add_column(profile.label(metric), justify="right")
+    printed.add_column("undefined,\nmissed,\nspurious", justify="right")
     for name, row in table.iterrows():
-        numbers = [f"{row['dice']:.4f}", f"{row['jaccard']:.4f}"]
-        numbers += [f"{row['hd95_mm']:.2f}", f"{row['nsd']:.4f}", f"{row['undefined']:.0f}"]
+        counts = ", ".join(f"{row[count]:.0f}" for count in ("undefined", "missed", "spurious"))
         if name == "mean":
             printed.add_section()
-        printed.add_row(str(name), *numbers)
-    Console().print(printed)
+        numbers = [number(metric, row[metric.name]) for metric in metrics]
+        printed.add_row(str(name), *numbers, counts)
+    mean = table.loc["mean"].astype(float).to_dict()
+    if any(f"{m.name}_low" in table for m in metrics):
+        for end in ("low", "high"):
+            ends = [number(m, mean[f"{m.name}_{end}"]) for m in metrics]
+            printed.add_row(f"95 % {end}", *ends, "")
+    if watermark is not None:
+        printed.caption, printed.caption_justify = watermark, "left"
+    console = Console()
+    console.print(title, highlight=False)  # not the table's own, which wraps at its width
+    console.print(printed)
 
 
-def draw_previews(
-    config: Config,
-    run: Run,
-    data: Data,
-    model: SegmentationModel,
-    cases: pd.DataFrame,
-) -> None:
-    """Draw the best, the median and the worst test case by mean Dice."""
-    reader = data.reader
-    dice = cases[(cases["split"] == "test") & (cases["metric"] == "dice")]
-    ranked = (
-        dice.groupby("case")["value"].mean().dropna().sort_values(ascending=False, kind="stable")
-    )
-    if ranked.empty:
-        return
-    by_name = {case.case: case for case in data.cases["test"]}
-    for label, at in (("best", 0), ("median", len(ranked) // 2), ("worst", len(ranked) - 1)):
-        case = by_name[str(ranked.index[at])]
-        size, batch = config.dataset.image_size, config.dataset.batch_size
-        preview.draw(
-            run.folder / "previews" / f"{label}.png",
-            f"{label} test case {case.case}: mean Dice {ranked.iloc[at]:.3f} (strict)",
-            case.image,
-            true_masks(case, len(reader.classes), reader.multilabel),
-            predict(model, case, size, reader.multilabel, batch),
-            reader.classes,
-            case.spacing,
-        )
+def number(metric: Metric, value: float) -> str:
+    """Return a number as tables have it."""
+    return "-" if math.isnan(value) else f"{value:.{metric.digits}f}"
+
+
+def between(low: str, high: str) -> str:
+    """Return an interval as tables have it."""
+    return "-" if low == "-" else f"{low} to {high}"
+
+
+def write(folder: Path, scores: pd.DataFrame, metrics: dict[str, Any]) -> None:
+    """Write `cases.csv` and `metrics.json`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "cases.csv", scores.to_csv(index=False, lineterminator="\n"))
+    write_text(folder / "metrics.json", json.dumps(metrics, indent=1, allow_nan=False) + "\n")
+
+
+def ranked(profile: Profile, scores: pd.DataFrame) -> pd.Series:
+    """Return each case's mean over classes of the profile's first per-class metric, best first."""
+    own = scores[scores["profile"] == profile.name]
+    names = set(own["metric"]) - set(VOLUMES)
+    first = next((m for m in profile.metrics if m.name in names), None)
+    if first is None:
+        return pd.Series(dtype=float)
+    means = own[own["metric"] == first.name].groupby("case")["value"].mean().dropna()
+    return means.sort_values(ascending=not first.up, kind="stable")

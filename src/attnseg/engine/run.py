@@ -17,66 +17,115 @@ from typing import Any
 
 import torch
 
-from attnseg.engine.files import file_digest, write_text
+from attnseg.engine.files import file_digest, remove_unfinished, write_text
+from attnseg.engine.lock import Lock
 from attnseg.engine.schema import Config
-from attnseg.errors import ResourceError
+from attnseg.errors import ConfigError, InUseError, ResourceError
 
 PACKAGES = ("attnseg", "torch", "pytorch-lightning", "monai", "albumentations", "numpy", "scipy")
 # Where and on what a run happens does not make it another run; the phantom is in the data digest.
 PLACES = {
+    "choices": None,  # what was chosen is in the parts
+    "compare": None,
     "paths": None,
+    "logger": None,
     "phantom_size": None,
-    "trainer": ("accelerator", "devices", "strategy", "num_workers"),
+    "trainer": (
+        "accelerator",
+        "devices",
+        "strategy",
+        "num_workers",
+        "loader_timeout",
+        "save_minutes",
+        "attempts",
+        "jobs_per_gpu",
+        "repeat",
+        "score_every",
+        "keep_pictures",
+    ),
 }
 
 
-def run_id(config: Config, data_digest: str, split_digest: str) -> str:
-    """Return ten hexadecimal digits of configuration (less places and devices), data and split."""
-    described = config.model_dump(by_alias=True)
-    described["dataset"].pop("root")
-    if weights := described["model"]["pretrained"]:
-        described["model"]["pretrained"] = file_digest(Path(weights))
+def without_places(config: Config) -> dict[str, Any]:
+    """Return a configuration as plain containers, less where and on what it runs."""
+    described: dict[str, Any] = config.model_dump(by_alias=True)
     for part, keys in PLACES.items():
         if keys is None:
             described.pop(part)
         for key in keys or ():
             described[part].pop(key)
+    return described
+
+
+def run_id(config: Config, data_digest: str, split_digest: str) -> str:
+    """Return ten hexadecimal digits of configuration (less places and devices), data and split."""
+    described = without_places(config)
+    # Two processes with two slices each train as one with four.
+    described["dataset"]["batch_size"] *= config.trainer.devices
+    described["dataset"].pop("root")
+    described["dataset"].pop("phantom")
+    described["dataset"]["split"].pop("file")  # what it says is in the split's digest
+    if weights := described["model"]["pretrained"]:
+        described["model"]["pretrained"] = file_digest(Path(weights))
     text = json.dumps([described, data_digest, split_digest], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
 class Run:
-    """A run folder and its `run.json`.
+    """A run folder, locked, and its `run.json`.
 
-    A folder is never written twice: training the same again goes to `<run id>-2`, `-3` and so on.
+    The folder follows from what is run. If it is there already, its run is either done, and nothing
+    will be done again, or was cut off, and goes on where its last checkpoint is.
 
     Args:
         config: of the run.
         text: the configuration as YAML, to be kept in the folder.
         identity: from `run_id`.
 
+    Attributes:
+        folder: the run folder.
+        finished: whether the run was done before.
+
     Raises:
+        ConfigError: the run has failed too often.
         ResourceError: the folder cannot be made.
+        InUseError: another process works on it.
     """
 
     def __init__(self, config: Config, text: str, identity: str) -> None:
         choices = config.choices
-        parent = Path(config.paths.outputs, choices["dataset"], choices["model"], choices["attn"])
+        parent = Path(config.paths.outputs, config.dataset_name, choices["model"], choices["attn"])
         try:
             parent.mkdir(parents=True, exist_ok=True)
-            self.folder = _new_folder(parent, identity)
-            (self.folder / "checkpoints").mkdir()
-            (self.folder / "previews").mkdir()
-            write_text(self.folder / "config.yaml", text)
+            self.folder = (
+                _new_folder(parent, identity) if config.trainer.repeat else parent / identity
+            )
+            for part in ("checkpoints", "previews"):
+                (self.folder / part).mkdir(parents=True, exist_ok=True)
+            self.lock = Lock(self.folder / "lock")
+            holder = self.lock.take()
         except OSError as error:
             raise ResourceError(
                 f"{parent}: cannot be written ({error.strerror}); set paths.outputs"
             ) from error
+        if holder is not None:
+            raise InUseError(f"{self.folder}: {holder} is training this; wait for it or stop it")
         self.started = time.monotonic()
-        self.facts: dict[str, Any] = {
+        before = self.facts = self._read()
+        self.finished = before.get("status") == "done"
+        if self.finished:
+            self.lock.release()
+            return
+        attempts = before.get("attempts", [])
+        self._check_attempts(attempts, config.trainer.attempts)
+        remove_unfinished(self.folder)
+        write_text(self.folder / "config.yaml", text)
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        self.facts = {
             "id": identity,
             "status": "running",
-            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "started": before.get("started", now),
+            "attempts": [*attempts, {"started": now, "status": "cut off"}],
             "command": sys.argv,
             "choices": choices,
             "seed": config.seed,
@@ -85,17 +134,47 @@ class Run:
             "machine": {
                 "python": platform.python_version(),
                 "system": platform.platform(terse=True),
-                "device": _device(config),
                 "threads": torch.get_num_threads(),
             },
-            "seconds": {},
+            "seconds": before.get("seconds", {}),
         }
+        self.spent = self.facts["seconds"].get("total", 0.0)
         self.save()
+
+    def note_device(self, config: Config) -> None:
+        """Note the name of what is trained on; wakes the GPU up, so only once it is ours."""
+        self.facts["machine"]["device"] = _device(config)
+        self.save()
+
+    def _read(self) -> dict[str, Any]:
+        """Return what an earlier attempt left in `run.json`."""
+        try:
+            facts: dict[str, Any] = json.loads((self.folder / "run.json").read_text())
+        except (OSError, ValueError):
+            return {}
+        return facts
+
+    def _check_attempts(self, attempts: list[dict[str, str]], most: int) -> None:
+        failures = [attempt for attempt in attempts if attempt["status"] == "failed"]
+        if len(failures) >= most:
+            self.lock.release()
+            raise ConfigError(
+                f"{self.folder}: failed {len(failures)} times, at last with "
+                f"{failures[-1]['reason']}; mend it and raise trainer.attempts or delete the folder"
+            )
+
+    def end(self, status: str, reason: str | None = None) -> None:
+        """Note how this attempt ended, and give the folder back."""
+        self.facts["attempts"][-1] |= {"status": status} | ({"reason": reason} if reason else {})
+        self.facts.pop("reason", None)
+        self.save(status=status, **({"reason": reason} if reason else {}))
+        self.lock.release()
 
     def save(self, **facts: object) -> None:
         """Add facts to `run.json`."""
         self.facts.update(facts)
-        self.facts["seconds"]["total"] = round(time.monotonic() - self.started, 2)
+        total = self.spent + time.monotonic() - self.started
+        self.facts["seconds"]["total"] = round(total, 2)
         write_text(self.folder / "run.json", json.dumps(self.facts, indent=1) + "\n")
 
     @contextmanager
@@ -103,7 +182,8 @@ class Run:
         """Note in `run.json` how many seconds the block took."""
         started = time.monotonic()
         yield
-        self.facts["seconds"][what] = round(time.monotonic() - started, 2)
+        spent = self.facts["seconds"].get(what, 0.0) + time.monotonic() - started
+        self.facts["seconds"][what] = round(spent, 2)
 
     def log_to_file(self) -> logging.Handler:
         """Send all messages of the package to `run.log`, too; return the handler to remove."""

@@ -22,7 +22,12 @@ from pydantic import (
 
 from attnseg.errors import ConfigError
 
+INVENTED = "-phantom"  # ends the name of a dataset that was made up
+
 Fraction = Annotated[float, Field(gt=0, lt=1)]
+Folder = Annotated[str, Field(min_length=1)]
+MAX_SEED = 2**32 - 1  # NumPy takes no larger one
+MAX_WORKERS = 1024  # more is a slip of the keyboard, and would take the machine down
 
 
 def _height_and_width(value: object) -> object:
@@ -56,9 +61,14 @@ class Component(BaseModel):
 class Split(Node):
     """How patients are divided."""
 
+    file: str | None
     val: Fraction
     test: Fraction
+    folds: Annotated[int, Field(ge=2)] | None
+    fold: NonNegativeInt
     seed: NonNegativeInt
+    duplicates: Literal["refuse", "group", "drop"]
+    watch_test: bool
 
 
 class Dataset(Component):
@@ -70,6 +80,9 @@ class Dataset(Component):
     split: Split
     phantom: Component | None
     image_size: ImageSize
+    slices: PositiveInt
+    stride: PositiveInt
+    foreground: Annotated[float, Field(ge=0, le=1)]
     batch_size: PositiveInt
     max_epochs: NonNegativeInt
 
@@ -105,7 +118,8 @@ class Trainer(Node):
     max_epochs: NonNegativeInt
     accelerator: Literal["cpu", "gpu"]
     devices: PositiveInt
-    strategy: Literal["auto", "ddp"]
+    jobs_per_gpu: PositiveInt
+    strategy: Literal["auto", "ddp", "fsdp"]
     precision: Literal[32, "bf16-mixed", "16-mixed"]
     accumulate: PositiveInt
     gradient_clip: PositiveFloat | None
@@ -113,16 +127,32 @@ class Trainer(Node):
     monitor: Literal["val/dice", "val/loss"]
     early_stopping: PositiveInt | None
     limit_batches: PositiveInt | None
-    num_workers: NonNegativeInt
+    score_every: PositiveInt | None
+    num_workers: Annotated[int, Field(ge=0, le=MAX_WORKERS)]
+    loader_timeout: PositiveFloat | None
+    save_minutes: PositiveFloat | None
     deterministic: bool
+    open_test: bool
+    keep_pictures: bool
+    attempts: PositiveInt
+    repeat: bool
     auxiliary_weight: Annotated[float, Field(ge=0)]
 
 
 class Paths(Node):
     """Where things are kept."""
 
-    data: str
-    outputs: str
+    data: Folder
+    outputs: Folder
+
+
+class Study(Node):
+    """How the runs of a sweep are compared when all are done; as in `compare.yaml`."""
+
+    baseline: str
+    by: Annotated[list[str], Field(min_length=1)] = ["model", "attn"]
+    metrics: list[str] = []
+    margin: PositiveFloat = 0.01
 
 
 class Config(Node):
@@ -132,8 +162,9 @@ class Config(Node):
         choices: the name chosen in each group.
     """
 
-    seed: NonNegativeInt
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED)]
     phantom_size: str
+    compare: Study | None
     paths: Paths
     choices: dict[str, str]
     dataset: Dataset
@@ -143,7 +174,16 @@ class Config(Node):
     augment: Component
     optimizer: Optimizer
     scheduler: Component
+    profile: dict[str, Component]
+    logger: dict[str, Component] = {}  # runs from before there were any have none
     trainer: Trainer
+
+    @property
+    def dataset_name(self) -> str:
+        """The dataset chosen; invented data never goes under the name of the real."""
+        name = self.choices["dataset"]
+        real = self.dataset.root is not None or f"-{name}".endswith(INVENTED)
+        return name if real else f"{name}{INVENTED}"
 
 
 class Benchmark(Node):
@@ -167,6 +207,70 @@ class Benchmark(Node):
     tokens: list[PositiveInt]
     device: Literal["cpu", "cuda"]
     outputs: str
+
+
+class Evaluate(Node):
+    """What is scored, and under which profiles."""
+
+    choices: dict[str, str]
+    profile: dict[str, Component]
+    run: str | None
+    split: Literal["val", "test"]
+    pipeline: Literal["native", "zoom", "network_size"]
+    pred: str | None
+    truth: str | None
+    classes: list[str] | None
+    patient: str | None
+    root: str | None
+    data: str | None
+    worst: NonNegativeInt
+    device: Literal["cpu", "cuda"]
+    outputs: str | None
+
+
+class Compare(Node):
+    """Which runs are compared, and how."""
+
+    choices: dict[str, str]
+    runs: list[str]
+    baseline: str
+    by: Annotated[list[str], Field(min_length=1)]
+    split: Literal["val", "test"]
+    metric: str | None
+    margin: PositiveFloat
+    level: Fraction
+    cases: PositiveInt
+    outputs: str
+    seed: NonNegativeInt
+
+
+class Range(Node):
+    """What an option of a search is drawn from: numbers; whole ones if both ends are."""
+
+    low: int | float
+    high: int | float
+    log: bool = False
+    step: int | float | None = None
+
+
+class Choices(Node):
+    """What an option of a search is drawn from: a list."""
+
+    choices: Annotated[list[bool | int | float | str | None], Field(min_length=1)]
+
+
+class Search(Node):
+    """What is searched, and how."""
+
+    name: Annotated[str, Field(pattern=r"^[\w.-]+$")] | None
+    space: dict[str, Range | Choices]
+    trials: PositiveInt
+    sampler: Literal["tpe", "random"]
+    seed: NonNegativeInt
+    pruner: Literal["median", "halving", "none"]
+    startup: NonNegativeInt
+    warmup: NonNegativeInt
+    report: bool
 
 
 Schema = TypeVar("Schema", bound=Node)
@@ -197,11 +301,81 @@ def check(raw: Mapping[str, Any]) -> Config:
     trainer = config.trainer
     if trainer.precision == "16-mixed" and trainer.accelerator == "cpu":
         raise ConfigError("trainer.precision: 16-mixed needs a GPU; use bf16-mixed or 32")
+    if trainer.strategy == "fsdp" and trainer.ema_decay is not None:
+        raise ConfigError("trainer.ema_decay: not with trainer=fsdp; use trainer=ddp or null")
     if trainer.devices > 1 and trainer.strategy == "auto":
         raise ConfigError(f"trainer.devices: {trainer.devices} devices need trainer=ddp")
     if config.dataset.root is None and config.dataset.phantom is None:
         raise ConfigError("dataset.root: not set; give the folder of the download")
+    if len(config.profile) != 1:
+        raise ConfigError(
+            f"profile: {', '.join(config.profile)}; train with one and compare with evaluate.py"
+        )
+    if config.dataset.slices % 2 == 0:
+        raise ConfigError(
+            f"dataset.slices: {config.dataset.slices} has no middle; use an odd number"
+        )
+    split = config.dataset.split
+    if split.folds is not None and split.fold >= split.folds:
+        raise ConfigError(
+            f"dataset.split.fold: {split.fold} of {split.folds} folds; use 0 to {split.folds - 1}"
+        )
     return config
+
+
+def check_evaluate(raw: Mapping[str, Any]) -> Evaluate:
+    """Turn a plain configuration of an evaluation into a typed one.
+
+    Raises:
+        ConfigError: as `check_types`, or it is not clear what to score.
+    """
+    config = check_types(Evaluate, raw)
+    folders = config.pred is not None and config.truth is not None
+    if (config.run is not None) == folders or (config.pred is None) != (config.truth is None):
+        raise ConfigError("run: give a run folder as run=DIR, or masks as pred=DIR truth=DIR")
+    return config
+
+
+def check_search(raw: Mapping[str, Any]) -> Search:
+    """Turn the plain options of a search into typed ones.
+
+    Raises:
+        ConfigError: as `check_types`, or nothing can be drawn from a part of the space.
+    """
+    space = raw.get("space")
+    if not isinstance(space, Mapping) or not space:
+        raise ConfigError(
+            "search.space: not set; choose one as search=NAME or give "
+            "search.space={KEY:{low:1e-4,high:1e-2,log:true}}"
+        )
+    parts: dict[str, Range | Choices] = {}
+    for key, node in space.items():
+        place = f"search.space.{key}"
+        if not isinstance(node, Mapping):
+            raise ConfigError(f"{place}: {node!r} is no range; give low and high, or choices")
+        kind: type[Range | Choices] = Choices if "choices" in node else Range
+        try:
+            parts[key] = part = kind.model_validate(node)
+        except ValidationError as error:
+            raise ConfigError(explain(error, node, place)) from error
+        if isinstance(part, Range):
+            _check_range(place, part)
+    rest = {**raw, "space": parts}
+    try:
+        return Search.model_validate(rest)
+    except ValidationError as error:
+        raise ConfigError(explain(error, rest, "search")) from error
+
+
+def _check_range(place: str, part: Range) -> None:
+    if not part.low < part.high:
+        raise ConfigError(f"{place}: low {part.low} is not below high {part.high}; correct them")
+    if part.log and part.low <= 0:
+        raise ConfigError(f"{place}: low {part.low} has no logarithm; give a number above 0")
+    if part.log and part.step is not None:
+        raise ConfigError(f"{place}: log and step exclude each other; leave one out")
+    if part.step is not None and part.step <= 0:
+        raise ConfigError(f"{place}: step {part.step} leads nowhere; give a number above 0")
 
 
 def explain(
@@ -270,4 +444,7 @@ def _siblings(error: ValidationError, loc: tuple[Any, ...]) -> list[str]:
     return [field.alias or name for name, field in node.model_fields.items()] if node else []
 
 
-SCHEMAS: dict[str, type[BaseModel]] = {"Config": Config, "Benchmark": Benchmark}
+SEARCH = (Search, Range, Choices)
+SCHEMAS: dict[str, type[BaseModel]] = {
+    schema.__name__: schema for schema in (Config, Benchmark, Evaluate, Compare, *SEARCH)
+}

@@ -11,12 +11,20 @@ from omegaconf import OmegaConf
 def main() -> None:
     """Read the run's configuration and train along."""
     from attnseg.engine.schema import check
+    from attnseg.engine.together import Together
     from attnseg.engine.train import follow
+    from attnseg.errors import ConfigError
 
     folder = Path(sys.argv[1])
     config: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
     choices = json.loads((folder / "run.json").read_text())["choices"]
-    follow(check({**config, "choices": choices}), folder)
+    checked = check({**config, "choices": choices})
+    try:
+        follow(checked, folder, Together(checked.trainer.devices))
+    except (KeyboardInterrupt, SystemExit) as ended:
+        # Ended for what the first process knows, too: for another exit code it would be killed.
+        if isinstance(ended, SystemExit) and ended.code not in (143, ConfigError.exit_code):
+            raise
 
 
 if __name__ == "__main__":

@@ -37,6 +37,8 @@ class CrossEntropyTerm(nn.Module):
     def __init__(self, multilabel: bool, class_weights: Sequence[float] | None) -> None:
         super().__init__()
         self.multilabel = multilabel
+        if class_weights and not (min(class_weights) >= 0 < max(class_weights)):
+            raise ValueError(f"class_weights {class_weights} must be 0 or more, not all 0")
         weight = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
         self.register_buffer("weight", weight, persistent=False)
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from attnseg.layers.conv import conv_bn_relu, resize
 from attnseg.layers.vit import AttentionFactory, Block, QuickGELU, init_weights, tokens_to_map
-from attnseg.models.model import PublishedModule, SegmentationModel, translate
+from attnseg.models.model import PublishedModule, SegmentationModel, check_positive, translate
 
 NORM_EPS = 1e-5
 KERNELS, STRIDES, PADDINGS = (7, 3, 3), (4, 2, 2), (2, 1, 1)  # of the three token embeddings
@@ -259,8 +259,7 @@ class CvT(SegmentationModel):
         super().__init__()
         if decoder not in DECODERS:
             raise ValueError(f"unknown decoder {decoder!r}; choose one of {', '.join(DECODERS)}")
-        if stride_kv < 1:
-            raise ValueError(f"stride_kv {stride_kv} must be 1 or more")
+        check_positive(stride_kv=stride_kv, decoder_channels=decoder_channels)
         self.encoder = Encoder(in_channels, size, attn, stride_kv, mlp_ratio)
         self.decoder = DECODERS[decoder](self.encoder.dims, decoder_channels, num_classes)
 

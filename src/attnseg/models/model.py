@@ -95,6 +95,17 @@ class SegmentationModel(PublishedModule):
         return [self(image)]
 
 
+def check_positive(**numbers: int | None) -> None:
+    """Refuse numbers below 1; `None` stands for a number that is not given.
+
+    Raises:
+        ValueError: names the first.
+    """
+    for name, number in numbers.items():
+        if number is not None and number < 1:
+            raise ValueError(f"{name} {number} must be 1 or more")
+
+
 def check_divisible(what: str, size: tuple[int, int], factor: int) -> None:
     """Refuse an image size that is not a multiple of `factor` pixels in height and width.
 

@@ -18,12 +18,13 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor
 
-from attnseg.errors import CheckpointError
+from attnseg.errors import CheckpointError, first_line
 from attnseg.layers.vit import resize_positions
 from attnseg.models.model import PublishedModule
 
 PREFIXES = ("module.", "_orig_mod.")  # left by data parallelism and by torch.compile
 WRAPPERS = ("state_dict", "model", "model_state_dict")
+MAX_PACKING = 20  # times that an archive may grow when unpacked
 
 
 @dataclass
@@ -88,6 +89,7 @@ def read(path: Path) -> dict[str, Tensor]:
             f"{path}: a web page or a pointer, not weights; download the file itself"
         )
     try:
+        check_packing(path)
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as arrays:
                 return from_flax({name: arrays[name] for name in arrays.files})
@@ -98,19 +100,45 @@ def read(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(
             f"{path}: holds more than tensors, or is broken; not loaded, since it could run code"
         ) from error
-    except (OSError, ValueError, EOFError, RuntimeError, KeyError, zipfile.BadZipFile) as error:
-        reason = (str(error).splitlines() or ["unreadable"])[0]
-        raise CheckpointError(f"{path}: broken ({reason[:100]}); download it again") from error
-    except Exception as error:
-        if type(error).__name__ != "SafetensorError":
-            raise
-        raise CheckpointError(f"{path}: broken ({error}); download it again") from error
+    except Exception as error:  # made to harm, a file can have a decoder raise anything
+        raise CheckpointError(
+            f"{path}: broken ({first_line(error)[:100]}); download it again"
+        ) from error
+    if isinstance(found, dict) and {"state_dict", "callbacks", "loops"} <= found.keys():
+        raise CheckpointError(
+            f"{path}: a checkpoint of a training run, not published weights; give the file as "
+            "published"
+        )
     for wrapper in WRAPPERS:
         if isinstance(found, dict) and isinstance(found.get(wrapper), dict):
             found = found[wrapper]
     if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
         raise CheckpointError(f"{path}: not a state dict of tensors; export one")
+    for name, value in found.items():
+        if value.layout != torch.strided or value.untyped_storage().nbytes() < value.nbytes:
+            raise CheckpointError(
+                f"{path}: {str(name)[:80]} is sparse or larger than what is stored of it; export "
+                "plain tensors"
+            )
     return {_bare(str(name)): value for name, value in found.items()}
+
+
+def check_packing(path: Path) -> None:
+    """Refuse an archive that is damaged, or would unpack to far more than it is.
+
+    Weights hardly compress; and torch.load does not look at the check sums.
+
+    Raises:
+        ValueError: it is, or would.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        unpacked = sum(member.file_size for member in archive.infolist())
+        if unpacked > MAX_PACKING * path.stat().st_size:
+            raise ValueError(f"unpacks to {unpacked / 1e9:.1f} GB")
+        if damaged := archive.testzip():
+            raise ValueError(f"wrong check sum of {damaged}")
 
 
 def _bare(name: str) -> str:

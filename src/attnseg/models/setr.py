@@ -14,7 +14,13 @@ from torch import Tensor, nn
 
 from attnseg.layers.conv import conv_bn_relu, resize, upsample
 from attnseg.layers.vit import AttentionFactory, Block, PatchTokens, init_weights, tokens_to_map
-from attnseg.models.model import VIT_NAMES, SegmentationModel, check_divisible, translate
+from attnseg.models.model import (
+    VIT_NAMES,
+    SegmentationModel,
+    check_divisible,
+    check_positive,
+    translate,
+)
 
 NORM_EPS = 1e-6
 MLA_LEVELS = 4
@@ -168,6 +174,13 @@ class SETR(SegmentationModel):
             raise ValueError(f"unknown size {size!r}; choose one of {', '.join(SIZES)}")
         if head not in ("naive", "pup", "mla"):
             raise ValueError(f"unknown head {head!r}; choose one of naive, pup, mla")
+        check_positive(
+            dim=dim,
+            depth=depth,
+            num_heads=num_heads,
+            patch_size=patch_size,
+            head_channels=head_channels,
+        )
         preset = SIZES[size]
         dim = dim or preset.dim
         depth = depth or preset.depth

@@ -1,0 +1,173 @@
+"""What a prepared dataset holds: counts, sizes, spacings, intensities, class volumes, patients."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from attnseg.data.reader import Reader, by
+from attnseg.data.sealed import describe as count
+from attnseg.data.store import PERCENTILES, StoredCase
+
+Facts = dict[str, Any]
+SHOWN = 25  # patients in the table on the terminal
+
+
+def describe(
+    reader: Reader, cases: Sequence[StoredCase], roles: Mapping[str, str], pairs: int
+) -> Facts:
+    """Describe a dataset in plain values.
+
+    Args:
+        reader: of the dataset.
+        cases: prepared.
+        roles: by case; empty if the split was refused.
+        pairs: number of pairs of cases of different patients that share a picture.
+
+    Returns:
+        What `fingerprint.json` holds. Sizes in voxels, spacings in mm along slices, rows and
+        columns, volumes in ml; spacings and volumes are null where the spacing is unknown.
+    """
+    names = reader.classes
+    slices = np.sum([(case.counts > 0).sum(0) for case in cases], 0)
+    return {
+        "counts": count(cases),
+        "roles": {
+            role: count([c for c in cases if roles.get(c.case) == role])
+            for role in dict.fromkeys(roles.values())
+        },
+        "digest": hashlib.sha256("".join(c.digest for c in cases).encode()).hexdigest(),
+        "multilabel": reader.multilabel,
+        "channels": reader.channels,
+        "sizes": dict(Counter(by(c.shape[1:]) for c in cases).most_common()),
+        "slices": spread([c.shape[0] for c in cases]),
+        "spacing_mm": [
+            spread([c.spacing[axis] for c in cases if c.spacing is not None]) for axis in range(3)
+        ],
+        "types": dict(Counter(str(c.image.dtype) for c in cases)),
+        "intensities": [
+            {
+                f"{percentile:g}%": spread([c.percentiles[channel][at] for c in cases])
+                for at, percentile in enumerate(PERCENTILES)
+            }
+            for channel in range(reader.channels)
+        ],
+        "classes": {
+            name: {
+                "voxels": sum(c.voxels[k] for c in cases),
+                "cases": sum(c.voxels[k] > 0 for c in cases),
+                "slices": int(slices[k]),
+                "volume_ml": spread([v for c in cases if (v := volume(c, k))]),
+            }
+            for k, name in enumerate(names)
+        },
+        "overlaps": {
+            f"{names[a]} & {names[b]}": voxels
+            for a, b in combinations(range(len(names)), 2)
+            if (voxels := sum(c.overlaps[a][b] for c in cases))
+        },
+        "pictures_of_two_patients": pairs,
+        "patients": patients(names, cases, roles),
+    }
+
+
+def patients(
+    names: Sequence[str], cases: Sequence[StoredCase], roles: Mapping[str, str]
+) -> list[Facts]:
+    """Return one row per patient."""
+    rows = []
+    for patient in dict.fromkeys(case.patient for case in cases):
+        own = [case for case in cases if case.patient == patient]
+        rows.append(
+            {
+                "patient": patient,
+                "role": roles.get(own[0].case),
+                "cases": [case.case for case in own],
+                "slices": sum(case.shape[0] for case in own),
+                "voxels": {n: sum(c.voxels[k] for c in own) for k, n in enumerate(names)},
+            }
+        )
+    return rows
+
+
+def volume(case: StoredCase, at: int) -> float | None:
+    """Return a class's volume in ml; `None` if the spacing is unknown."""
+    return None if case.spacing is None else case.voxels[at] * float(np.prod(case.spacing)) / 1000
+
+
+def spread(values: Sequence[float]) -> dict[str, float] | None:
+    """Return smallest, median and largest; `None` of nothing."""
+    if not values:
+        return None
+    least, middle, most = (round(float(v), 4) for v in np.percentile(values, (0, 50, 100)))
+    return {"min": least, "median": middle, "max": most}
+
+
+def show(facts: Facts) -> None:
+    """Print a fingerprint."""
+    console = Console()
+    counts = facts["counts"]
+    console.print(
+        f"{counts['patients']} patients, {counts['cases']} cases, {counts['slices']} slices; "
+        f"digest {facts['digest'][:12]}",
+        highlight=False,
+    )
+    for role, found in facts["roles"].items():
+        text = ", ".join(f"{number} {what}" for what, number in found.items())
+        console.print(f"  {role}: {text}", highlight=False)
+    sizes = ", ".join(f"{size} ({number})" for size, number in facts["sizes"].items())
+    console.print(f"Sizes (rows x columns): {sizes}", highlight=False)
+    spacing = " x ".join(between(axis) for axis in facts["spacing_mm"])
+    console.print(f"Spacing (mm, slices x rows x columns): {spacing}", highlight=False)
+    for channel, found in enumerate(facts["intensities"]):
+        low, middle, high = (found[f"{p:g}%"]["median"] for p in (0.5, 50.0, 99.5))
+        console.print(
+            f"Channel {channel + 1}: intensities of a usual case {low:g} to {high:g}, "
+            f"median {middle:g}",
+            highlight=False,
+        )
+    console.print(_classes(facts))
+    for both, voxels in facts["overlaps"].items():
+        console.print(f"Overlap of {both}: {voxels} voxels", highlight=False)
+    console.print(_patients(facts))
+
+
+def between(found: dict[str, float] | None) -> str:
+    """Return a spread as people write it."""
+    if found is None:
+        return "unknown"
+    same = found["min"] == found["max"]
+    return f"{found['min']:g}" if same else f"{found['min']:g} to {found['max']:g}"
+
+
+def _classes(facts: Facts) -> Table:
+    table = Table(title="Classes", title_justify="left")
+    for name in ("class", "cases", "slices", "voxels", "volume, ml"):
+        table.add_column(name, justify="left" if name == "class" else "right")
+    for name, found in facts["classes"].items():
+        volume_ml = found["volume_ml"]
+        text = "-"
+        if volume_ml is not None:
+            text = "{median:.1f} ({min:.1f} to {max:.1f})".format(**volume_ml)
+        numbers = (str(found[key]) for key in ("cases", "slices", "voxels"))
+        table.add_row(name, *numbers, text)
+    return table
+
+
+def _patients(facts: Facts) -> Table:
+    table = Table(title="Patients", title_justify="left")
+    for name in ("patient", "role", "cases", "slices", "classes"):
+        table.add_column(name, justify="right" if name in ("cases", "slices") else "left")
+    for row in facts["patients"][:SHOWN]:
+        lacks = [name for name, voxels in row["voxels"].items() if not voxels]
+        classes = f"all but {', '.join(lacks)}" if lacks else "all"
+        cases, slices = str(len(row["cases"])), str(row["slices"])
+        table.add_row(row["patient"], row["role"] or "-", cases, slices, classes)
+    if left := len(facts["patients"]) - SHOWN:
+        table.caption = f"and {left} more in fingerprint.json" if left > 0 else None
+    return table

@@ -1,0 +1,65 @@
+"""Batch normalisation over the batches of all processes, where PyTorch's needs GPUs."""
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
+
+
+class _Sum(torch.autograd.Function):
+    """Sum over processes; its gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, own: Tensor) -> Tensor:
+        """Return the sum."""
+        total = own.clone()
+        torch.distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> Tensor:
+        """Return the sum of the gradients."""
+        return _Sum.forward(ctx, gradient)
+
+
+def summed(own: Tensor) -> Tensor:
+    """Return a tensor's sum over processes."""
+    total: Tensor = _Sum.apply(own)  # type: ignore[no-untyped-call]
+    return total
+
+
+class SharedBatchNorm2d(nn.BatchNorm2d):
+    """`BatchNorm2d` that, while training, takes mean and variance over all processes.
+
+    All processes must have batches of the same size.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the normalised input `[B, C, H, W]`."""
+        if not self.training:
+            return super().forward(input)
+        x = input.float()
+        world = torch.distributed.get_world_size()
+        count = world * x.numel() // x.shape[1]
+        mean = summed(x.sum((0, 2, 3))) / count
+        centred = x - mean[:, None, None]
+        variance = summed(centred.square().sum((0, 2, 3))) / count
+        with torch.no_grad():
+            momentum = self.momentum or 0.1
+            assert self.running_mean is not None and self.running_var is not None
+            assert self.num_batches_tracked is not None
+            self.running_mean.lerp_(mean, momentum)
+            self.running_var.lerp_(variance * count / (count - 1), momentum)
+            self.num_batches_tracked += 1
+        scaled = centred * (variance + self.eps).rsqrt()[:, None, None]
+        out = scaled * self.weight[:, None, None] + self.bias[:, None, None]
+        return out.to(input.dtype)
+
+
+def share_batch_norm(model: nn.Module) -> None:
+    """Replace the `BatchNorm2d` within a model, with their weights, by `SharedBatchNorm2d`."""
+    for layer in model.modules():
+        for name, child in layer.named_children():
+            if type(child) is nn.BatchNorm2d:
+                shared = SharedBatchNorm2d(child.num_features, child.eps, child.momentum)
+                shared.load_state_dict(child.state_dict())
+                setattr(layer, name, shared.train(child.training))

@@ -1,0 +1,140 @@
+"""Sweeps: each job in a process of its own, what became of it in a ledger, a table at the end."""
+
+import hashlib
+import json
+import logging
+import signal
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+
+from attnseg.engine.child import run_in_child
+from attnseg.engine.ledger import Ledger
+from attnseg.engine.schema import Study, check_types
+from attnseg.engine.status import job_state, show
+from attnseg.errors import InUseError, ResourceError
+
+Claimed = Callable[[Path], None]  # is told the run folder
+log = logging.getLogger("attnseg")
+
+
+class Sweep(Callback):
+    """Hydra's notice of a sweep; Hydra takes it along to wherever a launcher runs the jobs.
+
+    Attributes:
+        current: ledger of the sweep that this process works on.
+        study: compares the runs in folders, if that was asked for.
+    """
+
+    current: Ledger | None = None
+    study: Callable[[list[str]], None] | None = None
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:  # noqa: ANN401
+        """Note which jobs there will be."""
+        self.jobs = jobs_of(config)
+        digest = hashlib.sha256(json.dumps(sorted(map(sorted, self.jobs))).encode()).hexdigest()
+        self.folder = Path(config.hydra.sweep.dir, digest[:10])
+        Sweep.current = Ledger(self.folder)
+        if study := config.get("compare"):
+            name = config.hydra.runtime.choices.get("sweep") or digest[:10]
+            outputs = Path(config.paths.outputs, "comparisons", name)
+            Sweep.study = partial(_compare, OmegaConf.to_container(study), outputs)
+
+    def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:  # noqa: ANN401
+        """Open the ledger: all jobs could be composed."""
+        if hasattr(self, "folder"):  # else it is no sweep
+            Sweep.current = Ledger(self.folder)
+            Sweep.current.open(self.jobs)
+
+
+def jobs_of(config: DictConfig) -> list[list[str]]:
+    """Return the overrides of every job of a sweep, as Hydra will make them."""
+    axes = config.hydra.sweeper.get("params") or {}
+    words = [f"{key}={values}" for key, values in axes.items()] + [*config.hydra.overrides.task]
+    (jobs,) = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(words), None)
+    return jobs
+
+
+def run_job(perform: Callable[[Claimed], None], report: Callable[[Exception], int]) -> int:
+    """Run the job that Hydra has composed in a child process, and keep the ledger.
+
+    Args:
+        perform: does the work, tells the run folder, raises what goes wrong.
+        report: prints an error and returns its exit code.
+
+    Returns:
+        The exit code.
+    """
+    settings = HydraConfig.get()
+    number, started = int(settings.job.num), time.monotonic()
+    ledger = Sweep.current
+
+    def note(status: str, **facts: object) -> None:
+        if ledger is not None:
+            seconds = round(time.monotonic() - started, 1)
+            ledger.note(number, status=status, seconds=seconds, **facts)
+
+    def child() -> int:
+        try:
+            perform(lambda folder: note("running", folder=folder, reason=""))
+        except InUseError as error:  # whoever works on it notes what becomes of it
+            return report(error)
+        except Exception as error:
+            code = report(error)
+            note("failed", reason=str(error), code=code)
+            return code
+        except BaseException:
+            note("stopped")
+            raise
+        note("done", reason="", code=0)
+        return 0
+
+    log.info("== Job %d: %s", number, settings.job.override_dirname)
+    code = run_in_child(child)
+    if code >= 0:
+        return code
+    reason = f"killed by {signal.Signals(-code).name}"
+    code = report(ResourceError(f"job {number}: {reason}; run the command again to go on"))
+    note("killed", reason=reason, code=code)
+    return code
+
+
+def close() -> int:
+    """Print what became of the jobs of the sweep, if there was one; compare them if all are done.
+
+    Returns:
+        The largest exit code; 5 if a job has not ended, here or in another process.
+    """
+    if Sweep.current is None or not (jobs := Sweep.current.jobs()):
+        return 0
+    same = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
+    found = [job_state(job, same) for job in jobs]
+    sys.stdout.flush()
+    show(found)
+    missing = [job for job, state in zip(jobs, found, strict=True) if state.status != "done"]
+    if missing:
+        print(f"{len(missing)} of {len(jobs)} jobs are missing; the same command goes on")
+    elif Sweep.study is not None:
+        Sweep.study([str(job.folder) for job in jobs])
+    return max((job.code or ResourceError.exit_code for job in missing), default=0)
+
+
+def _compare(settings: Any, outputs: Path, runs: list[str]) -> None:  # noqa: ANN401
+    """Compare runs as configured, once for each metric."""
+    study = check_types(Study, settings)
+    from attnseg.study.compare import compare  # imports pandas and matplotlib
+
+    options = study.model_dump(exclude={"metrics"})
+    metrics: list[str | None] = [*study.metrics] or [None]
+    for metric in metrics:
+        folder = outputs / metric if metric else outputs
+        compare(runs, metric=metric, outputs=folder, **options)
