@@ -1,17 +1,25 @@
 """Shared by all tests: one thread each, a tiny phantom, and commands called in this process."""
 
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import torch
+from hypothesis import settings
 
 from attnseg import cli
-from attnseg.data.phantom import make_uw_madison
+from attnseg.data.phantoms.uw_madison import make_uw_madison
 
 torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"  # in commands that tests start
+# The same examples every time; `pytest --hypothesis-profile=search` looks for new ones.
+settings.register_profile("search")
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.load_profile("repeatable")
 
 
 @pytest.fixture(scope="session")
@@ -31,14 +39,14 @@ class Answer:
 
 @pytest.fixture
 def call(monkeypatch, tmp_path, capfd) -> Callable[..., Answer]:
-    """Call `train.py` with arguments, in an empty folder; return exit code and output."""
+    """Call a command with arguments, in an empty folder; return exit code and output."""
     monkeypatch.chdir(tmp_path)
 
-    def run(*arguments: str) -> Answer:
+    def run(*arguments: str, command: Callable[[], NoReturn] = cli.train) -> Answer:
         monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
         capfd.readouterr()
         with pytest.raises(SystemExit) as ended:
-            cli.train()
+            command()
         out, err = capfd.readouterr()
         return Answer(int(ended.value.code or 0), out, err)
 

@@ -1,0 +1,54 @@
+"""Every study composes, names its number of runs, and has a twin on a phantom."""
+
+import re
+
+import hydra
+import pytest
+
+from attnseg.engine import schema
+from attnseg.sweeps import jobs_of
+from tests.contracts.groups import FOLDER, compose, names
+
+SWEEPS = names("sweep")
+TWIN = "_phantom"
+
+
+def jobs(sweep: str) -> list[list[str]]:
+    with hydra.initialize_config_module("attnseg.configs", version_base="1.3"):
+        return jobs_of(hydra.compose("train", [f"sweep={sweep}"], return_hydra_config=True))
+
+
+def test_enough_sweeps_were_found():
+    assert {"kv_paper", "attention_grid", "transunet_synapse"} <= set(SWEEPS)
+
+
+@pytest.mark.parametrize("sweep", SWEEPS)
+def test_every_job_is_sound_and_the_header_counts_them(sweep):
+    found = jobs(sweep)
+    header = (FOLDER / f"sweep/{sweep}.yaml").read_text()
+    assert f"python train.py sweep={sweep}" in header
+    assert re.search(r"Runs: (\d+)", header)[1] == str(len(found))
+    assert len({tuple(job) for job in found}) == len(found)
+    first, last = found[0], found[-1]
+    for job in (first, last, found[len(found) // 2]):
+        schema.check(compose(f"sweep={sweep}", *job))
+
+
+@pytest.mark.parametrize("sweep", [name for name in SWEEPS if not name.endswith(TWIN)])
+def test_every_study_has_a_small_twin_and_says_what_it_costs(sweep):
+    assert sweep + TWIN in SWEEPS
+    header = (FOLDER / f"sweep/{sweep}.yaml").read_text()
+    assert re.search(r"about \d+ hours", header)
+    assert "Held against" in header
+    assert len(jobs(sweep + TWIN)) <= 20
+    twin = compose(f"sweep={sweep}{TWIN}")
+    assert twin["dataset"]["root"] is None
+    assert twin["dataset"]["_target_"] == compose(f"sweep={sweep}")["dataset"]["_target_"]
+
+
+def test_the_command_line_narrows_an_axis():
+    with hydra.initialize_config_module("attnseg.configs", version_base="1.3"):
+        config = hydra.compose(
+            "train", ["sweep=kv_paper", "seed=1", "attn=kv"], return_hydra_config=True
+        )
+    assert len(jobs_of(config)) == 15

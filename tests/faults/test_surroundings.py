@@ -1,0 +1,34 @@
+"""Shells that are poorer than usual."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+SMOKE = ("experiment=smoke", "trainer.max_epochs=1", "trainer.limit_batches=1")
+
+
+def start(folder, *options, **keywords):
+    environment = {"PATH": os.environ["PATH"], "LANG": "C", "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, ROOT / "train.py", *SMOKE, *options],
+        cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **keywords,
+    )  # fmt: skip
+
+
+def test_without_home_and_without_unicode(tmp_path):
+    with start(tmp_path) as process:
+        out, err = process.communicate(timeout=120)
+    assert (process.returncode, err) == (0, b"")
+    assert b"Done in" in out
+
+
+def test_nobody_reads_the_output(tmp_path):
+    """As with `| head -1`."""
+    with start(tmp_path) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        err = process.stderr.read().decode()
+    assert process.wait(timeout=120) == 141
+    assert err == "error: stopped by SIGPIPE; the same command goes on\n"
