@@ -1,13 +1,16 @@
 # make demo   set up if needed, then train SETR with KV attention on a phantom and show the result
 # make test   set up if needed, then run the test suite
+# make test-slurm  sweeps on a SLURM of this machine alone (Debian, as root); minutes
+# make chaos  kills, stops, floods of broken input at length; half an hour
 # make check  format, lint and types; make lock  re-resolve the dependencies
+# make audit  known weaknesses of the locked packages; needs a network
 # TORCH=cpu|cuda chooses the lock; without it, a machine with nvidia-smi takes cuda.
 
 PYTHON ?= $(or $(shell command -v python3.11),python3)
 TORCH ?= $(if $(shell command -v nvidia-smi),cuda,cpu)
 PY := .venv/bin/python
 
-.PHONY: setup demo test check lock
+.PHONY: setup demo test test-slurm chaos check audit lock
 
 setup: .venv/.ready
 
@@ -25,12 +28,23 @@ demo: setup
 	$(PY) train.py experiment=demo
 
 test: setup
-	$(PY) -m pytest -n 2
+	$(PY) -m pytest -n 2 --durations=15
+
+test-slurm: setup
+	scripts/slurm_node.sh start
+	SLURM_CONF=/run/attnseg-slurm/slurm.conf $(PY) -m pytest -m slurm tests/cluster; \
+	  code=$$?; scripts/slurm_node.sh stop; exit $$code
+
+chaos: setup
+	$(PY) -m pytest -s -m slow tests/faults tests/safety tests/cli/test_sweep.py
 
 check: setup
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 	$(PY) -m mypy
+
+audit: setup
+	$(PY) -m pip_audit --strict --disable-pip --require-hashes -r requirements/cpu.lock
 
 lock:
 	$(PYTHON) scripts/lock.py

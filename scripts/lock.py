@@ -20,11 +20,11 @@ LOCKS = Path(__file__).resolve().parent.parent / "requirements"
 
 
 def compile_lock() -> str:
-    """Resolve pyproject.toml with the `dev` extra for every platform; return the lock's text."""
+    """Resolve pyproject.toml with all extras for every platform; return the lock's text."""
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as constraint:
         constraint.write(TORCH + "\n")
         constraint.flush()
-        command = "uv pip compile pyproject.toml --extra dev --universal --generate-hashes"
+        command = "uv pip compile pyproject.toml --all-extras --universal --generate-hashes"
         command += f" --no-header --no-annotate --python-version 3.11 --quiet -c {constraint.name}"
         done = subprocess.run(
             command.split(), cwd=LOCKS.parent, check=True, capture_output=True, text=True
