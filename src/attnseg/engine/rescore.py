@@ -21,7 +21,7 @@ from attnseg.engine.evaluate import score_cases
 from attnseg.engine.folders import score_folders
 from attnseg.engine.parts import build_parts
 from attnseg.engine.pipelines import DESCRIBED, compare
-from attnseg.engine.schema import Config, Evaluate, check
+from attnseg.engine.schema import Config, Evaluate, Reopen, check
 from attnseg.errors import ConfigError, DataError
 from attnseg.metrics.profiles.profile import Profile
 from attnseg.models.model import SegmentationModel
@@ -99,7 +99,7 @@ class FinishedRun:
         CheckpointError: the weights do not fit.
     """
 
-    def __init__(self, folder: Path, options: Evaluate) -> None:
+    def __init__(self, folder: Path, options: Reopen) -> None:
         self.folder = folder
         self.config = read_config(folder, options)
         facts = json.loads((folder / "run.json").read_text())
@@ -121,7 +121,7 @@ class FinishedRun:
             load_weights(self.model, folder / "checkpoints" / "best.ckpt")
         self.model.to(torch.device(options.device)).eval()
 
-    def cases(self, options: Evaluate, purpose: str) -> list[StoredCase]:
+    def cases(self, options: Reopen, purpose: str) -> list[StoredCase]:
         """Return the cases to score; the test set's opening goes on record."""
         if options.split == "val":
             return self.data.val
@@ -176,7 +176,7 @@ class FinishedRun:
             preview.draw(path, title, case, truth, prediction, reader.classes)
 
 
-def read_config(folder: Path, options: Evaluate) -> Config:
+def read_config(folder: Path, options: Reopen) -> Config:
     """Return the configuration of a finished run.
 
     Raises:
