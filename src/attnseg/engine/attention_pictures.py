@@ -18,7 +18,7 @@ from attnseg.engine.files import replacing
 from attnseg.engine.preview import COLOURS, Masks, legend
 
 COLUMNS = 6  # panels in a row
-PANEL = 2.05  # inches
+PANEL = 2.2  # inches
 MAP = colormaps["inferno"]
 SIGNED = colormaps["RdBu_r"]
 SCORES = 256  # tokens of a matrix of scores, at most
@@ -101,9 +101,7 @@ def draw_scores(path: Path, scene: Scene, runs: Sequence[Drawn]) -> None:
             limit = np.abs(values).max()
             axis.imshow(values, cmap=SIGNED, vmin=-limit, vmax=limit)
             axis.set_title(name, fontsize=8 if len(name) < 24 else 6.5)
-            axis.set_xlabel(f"key token; up to {limit:.2g}", fontsize=7)
-            axis.set_ylabel("query token", fontsize=7)
-            axis.set_axis_on()
+            axis.set_xlabel(f"keys, left to right; up to {limit:.2g}", fontsize=7)
     bar = figure.colorbar(
         ScalarMappable(Normalize(-1, 1), SIGNED), ax=figure.axes, shrink=0.5, pad=0.01, aspect=25
     )
@@ -129,7 +127,8 @@ def paint(weights: NDArray[np.float32], site: Site, shape: tuple[int, int]) -> N
         # In query tokens; keys stand at the centres of every stride-th one.
         at = (np.arange(pixels) + 0.5) * tokens / pixels - 0.5
         nearest.append(np.rint(at / site.stride).astype(int).clip(0, keys - 1))
-    return weights.reshape(site.key_grid)[np.ix_(*nearest)]
+    painted: NDArray[np.float32] = weights.reshape(site.key_grid)[np.ix_(*nearest)]
+    return painted
 
 
 def mosaic(matrices: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -151,19 +150,19 @@ def _groups(
     columns = max(1, min(COLUMNS, max(counts)))
     rows = [max(1, -(-count // columns)) for count in counts]
     ratio = 1.0 if square else scene.image.shape[0] * scene.aspect / scene.image.shape[1]
-    height = sum(rows) * (PANEL * ratio + 0.5) + 0.35 * len(runs) + 1
-    figure = Figure(figsize=(columns * PANEL + 1, height), dpi=110, layout="constrained")
-    parts = figure.subfigures(len(runs), 1, height_ratios=rows, squeeze=False)[:, 0]
+    size = (columns * PANEL + 1.2, sum(rows) * (PANEL * ratio + 0.42) + 0.8)
+    figure = Figure(figsize=size, dpi=120, layout="constrained")
+    axes = list(figure.subplots(sum(rows), columns, squeeze=False))
     groups = []
-    for part, run, down, count in zip(parts, runs, rows, counts, strict=True):
-        axes = list(part.subplots(down, columns, squeeze=False).flat)
-        for axis in axes:
+    for run, down, count in zip(runs, rows, counts, strict=True):
+        group = [axis for _ in range(down) for axis in axes.pop(0)]
+        for axis in group:
             axis.set_xticks([])
             axis.set_yticks([])
-        for axis in axes[count:]:
+        for axis in group[count:]:
             axis.set_axis_off()
-        part.suptitle(run.label, fontsize=9, fontweight="bold", x=0.01, ha="left")
-        groups.append(axes)
+        group[0].set_ylabel(run.label, fontsize=9, fontweight="bold")
+        groups.append(group)
     return figure, groups
 
 
@@ -191,7 +190,6 @@ def _layer(axis: Any, scene: Scene, site: Site, found: Reach, head: int | None) 
     if found.kind == "channels":
         shown = mosaic(weights if head is None else weights[head : head + 1])
         axis.imshow(shown, cmap=MAP, vmin=0, vmax=np.nanmax(shown), interpolation="nearest")
-        axis.set_anchor("C")
         width = weights.shape[1]
         _caption(axis, float(np.nanmax(shown)), width, f"{width} x {width} channels, ")
         return
@@ -205,11 +203,11 @@ def _layer(axis: Any, scene: Scene, site: Site, found: Reach, head: int | None) 
         paint(own, site, shape), cmap=MAP, vmin=0, vmax=most, alpha=0.72, aspect=scene.aspect
     )
     _marks(axis, scene, ("white",))
-    _caption(axis, most, len(own), "{}x{} tokens, ".format(*site.key_grid))
+    _caption(axis, most, weights.shape[1], "{}x{} keys, ".format(*site.key_grid))
 
 
 def _caption(axis: Any, most: float, count: int, before: str) -> None:  # noqa: ANN401
-    axis.set_xlabel(f"{before}up to {100 * most:.2g} %, {most * count:.1f}x equal", fontsize=6.5)
+    axis.set_xlabel(f"{before}up to {100 * most:.2g} %, {most * count:.1f} x uniform", fontsize=6.5)
 
 
 def _finish(figure: Figure, path: Path, scene: Scene, how: str) -> None:

@@ -44,7 +44,7 @@ class Explained:
     def label(self) -> str:
         """What tells the run from others."""
         choices = self.run.config.choices
-        return f"{choices['model']}, {choices['attn']} ({self.run.folder.name})"
+        return f"{choices['model']}, {choices['attn']}\n{self.run.folder.name}"
 
 
 def explain(config: Explain) -> pd.DataFrame:
@@ -276,8 +276,11 @@ def show(explained: Explained, table: pd.DataFrame, title: str, unit: str) -> No
             number(row[f"distance_{unit}"], 1),
             number(row["score_asymmetry"], 2),
         )
+    printed.caption = "means over heads and over all tokens of the slice"
     console = Console()
-    console.print(f"{explained.label}: {title}; mean of heads and of all tokens", highlight=False)
+    console.print(
+        f"{explained.label}: {title}".replace("\n", ", "), highlight=False, soft_wrap=True
+    )
     console.print(printed)
 
 
