@@ -126,7 +126,7 @@ def paint(weights: NDArray[np.float32], site: Site, shape: tuple[int, int]) -> N
     for pixels, tokens, keys in zip(shape, site.grid, site.key_grid, strict=True):
         # In query tokens; keys stand at the centres of every stride-th one.
         at = (np.arange(pixels) + 0.5) * tokens / pixels - 0.5
-        nearest.append(np.rint(at / site.stride).astype(int).clip(0, keys - 1))
+        nearest.append(np.floor(at / site.stride + 0.5).astype(int).clip(0, keys - 1))
     painted: NDArray[np.float32] = weights.reshape(site.key_grid)[np.ix_(*nearest)]
     return painted
 
