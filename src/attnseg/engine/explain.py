@@ -63,7 +63,9 @@ def explain(config: Explain) -> pd.DataFrame:
     case = cases[0]
     for run, other in zip(runs, cases, strict=True):
         if other.digest != case.digest:
-            raise DataError(f"{run.folder}: its {name} is another one; give runs on the same data")
+            raise DataError(
+                f"{run.folder}: its case {name} is another one; give runs on the same data"
+            )
     index = choose_slice(case, config.slice)
     reader = runs[0].data.reader
     masks = class_masks(case.mask[index], len(reader.classes), reader.multilabel)

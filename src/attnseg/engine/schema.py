@@ -258,7 +258,7 @@ class Explain(Reopen):
 
     choices: dict[str, str]
     run: str | None
-    runs: list[str]
+    runs: Annotated[list[str], BeforeValidator(_list)]
     case: str | None
     slice: PositiveInt | None
     point: Annotated[tuple[NonNegativeInt, NonNegativeInt], BeforeValidator(_tuple)] | None
