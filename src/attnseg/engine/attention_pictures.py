@@ -107,7 +107,7 @@ def draw_scores(path: Path, scene: Scene, runs: Sequence[Drawn]) -> None:
     )
     bar.set_label("score, as a share of the panel's largest", fontsize=8)
     bar.ax.tick_params(labelsize=7)
-    figure.suptitle(f"Scores Q K^T, mean over heads, at {scene.title}", fontsize=10)
+    figure.suptitle(f"Scores Q K^T, mean over heads: {scene.title}", fontsize=10)
     _save(figure, path)
 
 
@@ -217,7 +217,10 @@ def _finish(figure: Figure, path: Path, scene: Scene, how: str) -> None:
     bar.set_label("weight, as a share of the panel's largest", fontsize=8)
     bar.ax.tick_params(labelsize=7)
     legend(figure, scene.classes)
-    figure.suptitle(f"Where the token at + attends, {how}: {scene.title}", fontsize=10)
+    figure.suptitle(
+        f"Where the token at + attends, {how}: {scene.title}, pixel {list(scene.point)}",
+        fontsize=10,
+    )
     _save(figure, path)
 
 

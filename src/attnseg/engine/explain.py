@@ -72,10 +72,10 @@ def explain(config: Explain) -> pd.DataFrame:
     point = choose_point(masks, config.point)
     explained = [attend(run, case, index, point, config.layer) for run in runs]
     unit = "pixels" if case.spacing is None else "mm"
-    title = f"{config.split} case {name}, slice {index + 1}, pixel [{point[0]}, {point[1]}]"
+    title = f"{config.split} case {name}, slice {index + 1}"
     table = pd.concat([measure(one, case, unit) for one in explained], ignore_index=True)
     for one in explained:
-        show(one, table, title, unit)
+        show(one, table, f"{title}, pixel {list(point)}", unit)
     certify(explained)
     folder = Path(config.outputs or default_folder(config))
     folder.mkdir(parents=True, exist_ok=True)
