@@ -94,12 +94,14 @@ class FinishedRun:
         options: where the data are, if they have moved, and the device.
 
     Raises:
-        ConfigError: not a finished run folder.
+        ConfigError: not a finished run folder, or no GPU.
         DataError: the data or the split are not those of the run.
         CheckpointError: the weights do not fit.
     """
 
     def __init__(self, folder: Path, options: Reopen) -> None:
+        if options.device == "cuda" and not torch.cuda.is_available():
+            raise ConfigError("device: no GPU found on this machine; use device=cpu")
         self.folder = folder
         self.config = read_config(folder, options)
         facts = json.loads((folder / "run.json").read_text())
