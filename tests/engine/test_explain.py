@@ -15,6 +15,7 @@ from attnseg.engine.attention_maps import (
     columns,
     reach,
     record,
+    sample,
     scores,
     spread,
 )
@@ -172,6 +173,20 @@ def test_spread_does_not_depend_on_how_columns_are_cut():
     torch.testing.assert_close(found.distance.double(), expected, atol=1e-5, rtol=1e-5)
     entropy = -(shares * shares.log2()).sum(2).mean(1)
     torch.testing.assert_close(found.entropy.double(), entropy, atol=1e-5, rtol=1e-5)
+
+
+def test_means_over_many_tokens_are_taken_over_some(monkeypatch):
+    mix = make_mixing("softmax", WIDTH, HEADS, 1.0, {})
+    here = site(mix, grid=(6, 8))
+    assert sample(here) is None  # all
+    exact = spread(here, reach(here, 1), (1.0, 1.0))
+    monkeypatch.setattr("attnseg.engine.attention_maps.QUERIES", 12)
+    assert sample(here).tolist() == list(range(1, 49, 5))
+    found = spread(here, reach(here, 1), (1.0, 1.0))
+    torch.testing.assert_close(found.entropy, exact.entropy, atol=0.2, rtol=0)
+    assert not torch.equal(found.entropy, exact.entropy)
+    together = site(Own(), grid=(6, 8))  # takes its own: fewer queries change what comes out
+    assert sample(together) is None
 
 
 def test_a_mixing_of_tokens_and_channels_is_told_apart():

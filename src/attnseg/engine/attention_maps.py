@@ -22,6 +22,7 @@ from attnseg.engine.cost import attentions
 from attnseg.models.model import SegmentationModel
 
 Kind = Literal["tokens", "channels", "both"]
+QUERIES = 256  # about the most that means are taken over: they cost queries x keys^2
 TOLERANCE = 1e-4  # of the largest derivative: what is below is rounding
 
 
@@ -184,23 +185,49 @@ def _negligible(rest: Tensor, whole: Tensor) -> bool:
 
 
 @torch.no_grad()
-def columns(site: Site) -> Iterator[tuple[int, Tensor]]:
-    """Yield the weights of all queries, a few keys at a time, where tokens are mixed.
+def columns(site: Site, queries: Tensor | None = None) -> Iterator[tuple[int, Tensor]]:
+    """Yield the weights of queries, a few keys at a time, where tokens are mixed.
+
+    Args:
+        site: from `record`.
+        queries: indices of those wanted, prefix tokens counted; `None` for all.
 
     Yields:
-        The first key of the block, prefix tokens counted, and `[h, N, keys of the block]`.
+        The first key of the block, prefix tokens counted, and `[h, queries, keys of the block]`.
     """
+    q = site.q if queries is None else site.q[:, :, queries]
     keys, width = site.v.shape[2:]
     for start in range(0, keys, width):
         at = torch.arange(min(width, keys - start))
         units = torch.zeros_like(site.v)
         units[..., start + at, at] = 1
-        yield start, site.mix(site.q, site.k, units)[0, ..., : len(at)]
+        yield start, site.mix(q, site.k, units)[0, ..., : len(at)]
+
+
+@torch.no_grad()
+def sample(site: Site) -> Tensor | None:
+    """Return the indices of some of the grid's queries, evenly taken, prefix tokens counted.
+
+    Returns:
+        `None` for all: where they are few, or the mixing does not treat each query by itself.
+    """
+    step = -(-site.grid[0] * site.grid[1] // QUERIES)
+    if step <= 1:
+        return None
+    # Odd: an even one may meet the same columns only.
+    some = torch.arange(site.prefix, site.q.shape[2], step | 1)
+    try:
+        out = site.mix(site.q[:, :, some], site.k, site.v)
+    except (RuntimeError, ValueError):  # it wants them all
+        return None
+    expected = site.out[:, :, some]
+    same = out.shape == expected.shape and _negligible(out - expected, expected)
+    return some if same else None
 
 
 @dataclass(frozen=True)
 class Spread:
-    """How far attention is spread, per head `[h]`; means over the query tokens of the grid.
+    """How far attention is spread, per head `[h]`; means over the query tokens of `sample`.
 
     Attributes:
         entropy: of the weights on the grid's keys, or on channels; bits.
@@ -231,13 +258,15 @@ def spread(site: Site, found: Reach, cell: tuple[float, float]) -> Spread | None
         total = found.weights.sum(2).mean(1)
         highest = math.log2(found.weights.shape[2])
         return Spread(entropy, highest, torch.zeros_like(entropy), total)
-    queries = site.places(cell, keys=False)
+    some = sample(site)
+    rows = torch.arange(site.prefix, site.q.shape[2]) if some is None else some
+    queries = site.places(cell, keys=False)[rows - site.prefix]
     keys = site.places(cell, keys=True)
     shape = (site.q.shape[1], len(queries))
     total, surprise, moved = torch.zeros(shape), torch.zeros(shape), torch.zeros(shape)
-    for start, block in columns(site):
+    for start, block in columns(site, some):
         first = max(site.prefix - start, 0)
-        weights = block[:, site.prefix :, first:].float().abs().cpu()
+        weights = (block[:, rows] if some is None else block)[..., first:].float().abs().cpu()
         at = start + first - site.prefix
         total += weights.sum(2)
         surprise -= torch.xlogy(weights, weights).sum(2)

@@ -278,7 +278,7 @@ def show(explained: Explained, table: pd.DataFrame, title: str, unit: str) -> No
             number(row[f"distance_{unit}"], 1),
             number(row["score_asymmetry"], 2),
         )
-    printed.caption = "means over heads and over all tokens of the slice"
+    printed.caption = "means over heads and over the tokens of the slice"
     console = Console()
     console.print(
         f"{explained.label}: {title}".replace("\n", ", "), highlight=False, soft_wrap=True
