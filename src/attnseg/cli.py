@@ -56,6 +56,7 @@ def main() -> NoReturn:
         "status": status,
         "evaluate": evaluate,
         "metrics_diff": metrics_diff,
+        "explain": explain,
         "compare": compare,
         "search": search,
         "benchmark": benchmark,
@@ -100,6 +101,11 @@ def metrics_diff() -> NoReturn:
     """Show how the same predictions of a run score under several metric profiles."""
     sys.argv = [re.sub("^profiles=", "profile=", word) for word in sys.argv]
     run("evaluate", calling("engine.difference:metrics_diff", schema.check_evaluate))
+
+
+def explain() -> NoReturn:
+    """Draw where a token of finished runs attends, layer by layer."""
+    run("explain", calling("engine.explain:explain", schema.check_explain))
 
 
 def compare() -> NoReturn:
