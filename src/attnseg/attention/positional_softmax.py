@@ -116,6 +116,8 @@ class PositionalSoftmax(Mixing):
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Mix values; shapes as in `Mixing.forward`."""
         inputs = (q, k, v, *self.terms(k.shape[2]), self.scale)
+        if q.is_cuda:  # flash kernels of GPUs take no mask
+            return biased_attention(*inputs)
         if not torch.is_grad_enabled():
             return masked_attention(*inputs)
         if torch.compiler.is_compiling():

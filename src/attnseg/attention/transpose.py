@@ -44,4 +44,5 @@ class Transpose(Mixing):
 
 def lengths(x: Tensor) -> Tensor:
     """Return each channel's length over the tokens of `[B, h, N, d]`: `[B, h, 1, d]`."""
-    return torch.linalg.vector_norm(x, dim=2, keepdim=True).clamp_min(EPS)
+    found: Tensor = torch.linalg.vector_norm(x, dim=2, keepdim=True)
+    return found.clamp_min(EPS)

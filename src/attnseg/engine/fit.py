@@ -28,12 +28,14 @@ from attnseg.engine.callbacks import (
 )
 from attnseg.engine.checkpoints import AtomicCheckpointIO, read_checkpoint
 from attnseg.engine.cluster import environment
+from attnseg.engine.compiling import compile_model
 from attnseg.engine.data import Data, view
 from attnseg.engine.evaluate import score_cases
 from attnseg.engine.files import is_whole
 from attnseg.engine.loggers import Loggers
 from attnseg.engine.module import SegmentationModule
 from attnseg.engine.parts import Parts
+from attnseg.engine.recompute import recompute_blocks
 from attnseg.engine.schema import Config
 from attnseg.engine.schema import Trainer as Options
 from attnseg.engine.stopping import Stopped, Stopping, ending
@@ -66,8 +68,13 @@ def fit(
         SystemExit: stopped by another signal, with code 143.
     """
     options, reader = config.trainer, data.reader
+    assert options.precision != "auto"  # it has been resolved
     if options.devices > 1 and options.accelerator == "cpu":
         share_batch_norm(parts.model)
+    if options.gradient_checkpointing:
+        recompute_blocks(parts.model)
+    if options.compile:
+        compile_model(parts.model, options.compile, options.accelerator == "gpu")
     module = SegmentationModule(
         parts.model,
         parts.loss,

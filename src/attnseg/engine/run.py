@@ -36,6 +36,8 @@ PLACES = {
         "strategy",
         "num_workers",
         "loader_timeout",
+        "auto_batch",  # what it finds is in the dataset's batch size
+        "gradient_checkpointing",  # same weights to the bit
         "save_minutes",
         "attempts",
         "jobs_per_gpu",

@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
+import yaml
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -26,6 +27,7 @@ INVENTED = "-phantom"  # ends the name of a dataset that was made up
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Folder = Annotated[str, Field(min_length=1)]
+Precision = Literal[32, "bf16-mixed", "16-mixed"]
 MAX_SEED = 2**32 - 1  # NumPy takes no larger one
 MAX_WORKERS = 1024  # more is a slip of the keyboard, and would take the machine down
 
@@ -128,7 +130,10 @@ class Trainer(Node):
     devices: PositiveInt
     jobs_per_gpu: PositiveInt
     strategy: Literal["auto", "ddp", "fsdp"]
-    precision: Literal[32, "bf16-mixed", "16-mixed"]
+    precision: Precision | Literal["auto"]
+    auto_batch: bool = False  # this and the next two: runs from before they were there have none
+    gradient_checkpointing: bool = False
+    compile: Literal["default", "reduce-overhead", "max-autotune"] | None = None
     accumulate: PositiveInt
     gradient_clip: PositiveFloat | None
     ema_decay: Fraction | None
@@ -316,6 +321,14 @@ class Search(Node):
 Schema = TypeVar("Schema", bound=Node)
 
 
+def revise(config: Config, text: str, part: str, **values: object) -> tuple[Config, str]:
+    """Return a configuration and its YAML with other values in a part: what `auto` stood for."""
+    plain = yaml.safe_load(text)
+    plain[part].update(values)
+    revised = getattr(config, part).model_copy(update=values)
+    return config.model_copy(update={part: revised}), yaml.safe_dump(plain, sort_keys=False)
+
+
 def check_types(schema: type[Schema], raw: Mapping[str, Any]) -> Schema:
     """Turn a plain configuration into a typed one.
 
@@ -341,6 +354,11 @@ def check(raw: Mapping[str, Any]) -> Config:
     trainer = config.trainer
     if trainer.precision == "16-mixed" and trainer.accelerator == "cpu":
         raise ConfigError("trainer.precision: 16-mixed needs a GPU; use bf16-mixed or 32")
+    if trainer.auto_batch and trainer.devices > 1:
+        raise ConfigError(
+            "trainer.auto_batch: for one device; find the size with trainer.devices=1 and give it "
+            "as dataset.batch_size"
+        )
     if trainer.strategy == "fsdp" and trainer.ema_decay is not None:
         raise ConfigError("trainer.ema_decay: not with trainer=fsdp; use trainer=ddp or null")
     if trainer.devices > 1 and trainer.strategy == "auto":

@@ -13,6 +13,8 @@ import torch
 from attnseg.data.datamodule import SliceDataModule
 from attnseg.data.sealed import describe
 from attnseg.engine import cost
+from attnseg.engine.allocator import keep_freed_memory
+from attnseg.engine.auto_batch import largest_batch
 from attnseg.engine.callbacks import (
     EndedEarly,
     Watch,
@@ -24,9 +26,10 @@ from attnseg.engine.fit import fit
 from attnseg.engine.gpus import leased
 from attnseg.engine.loggers import Loggers
 from attnseg.engine.parts import Parts, build_parts
+from attnseg.engine.precision import resolve
 from attnseg.engine.report import report
 from attnseg.engine.run import Run, run_id
-from attnseg.engine.schema import Config
+from attnseg.engine.schema import Config, revise
 from attnseg.engine.stopping import Stopping, leave_to_the_main_process
 from attnseg.engine.together import Together
 from attnseg.errors import AttnsegError, ConfigError
@@ -56,6 +59,8 @@ def train(
         AttnsegError: what the person at the terminal can mend.
         EndedEarly: `watch` has seen enough.
     """
+    keep_freed_memory()
+    config, text = resolve(config, text)
     together = Together(config.trainer.devices, text)
     check_device(config, together.processes)
     if together.follows:
@@ -94,6 +99,11 @@ def lead(
     loggers = Loggers(config)
     model = parts.model
     data = load(config, reader)
+    image = (reader.channels * config.dataset.slices, *config.dataset.image_size)
+    if config.trainer.auto_batch:
+        fits = largest_batch(config, parts, image, len(reader.classes), reader.multilabel)
+        fits = min(fits, sum(case.shape[0] for case in data.train))
+        config, text = revise(config, text, "dataset", batch_size=fits)
     datamodule = make_datamodule(config, data, parts)
     split_digest = hashlib.sha256(data.split.encode()).hexdigest()
     run = Run(config, text, run_id(config, data.digest, split_digest))
@@ -111,7 +121,6 @@ def lead(
         held.enter_context(leased(config))
         run.note_device(config)
         write_text(run.folder / "split.csv", data.split)
-        image = (reader.channels * config.dataset.slices, *config.dataset.image_size)
         run.save(
             profile=profile.describe(),
             data_digest=data.digest,

@@ -6,12 +6,15 @@ the second evaluation of each `fc1`.
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from attnseg.layers.conv import Conv2d
 from attnseg.layers.vit import AttentionFactory, tokens_to_map
 from attnseg.models.model import SegmentationModel, check_divisible, translate
 
@@ -60,8 +63,23 @@ class MixFFN(nn.Module):
         # `h` itself is added by the middle of the kernel: one pass over the largest tensor less.
         kernel = self.dwconv.weight + self.identity.to(self.dwconv.weight)
         mixed = F.conv2d(hidden, kernel, self.dwconv.bias, padding=1, groups=len(kernel))
-        out: Tensor = self.fc2(F.gelu(self.norm(mixed.flatten(2).transpose(1, 2))))
+        return again(self._narrow, mixed.flatten(2).transpose(1, 2))
+
+    def _narrow(self, mixed: Tensor) -> Tensor:
+        out: Tensor = self.fc2(F.gelu(self.norm(mixed)))
         return out
+
+
+def again(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Call a function of a large tensor; what it keeps for gradients is computed again instead.
+
+    Only what comes before its last product: norms and activations cost little time, and together
+    a quarter of the memory of a training step.
+    """
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return function(x)
+    out: Tensor = checkpoint(function, x, use_reentrant=False, preserve_rng_state=False)
+    return out
 
 
 class DualBlock(nn.Module):
@@ -151,7 +169,7 @@ class EncoderStage(nn.Module):
         self, in_channels: int, dim: int, kernel: int, stride: int, blocks: list[DualBlock]
     ) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(in_channels, dim, kernel, stride, kernel // 2)
+        self.proj = Conv2d(in_channels, dim, kernel, stride, kernel // 2)
         self.proj_norm = layer_norm(dim)
         self.blocks = nn.ModuleList(blocks)
         self.norm = layer_norm(dim)
@@ -167,9 +185,11 @@ class EncoderStage(nn.Module):
 
 
 class PatchExpand(nn.Module):
-    """Each token to `factor` x `factor` tokens, normalised; `classify` maps each of them at last."""
+    """Each token to `factor` x `factor` tokens, normalised, and mapped by `classify`."""
 
-    def __init__(self, dim: int, out_dim: int, factor: int, classify: nn.Module | None = None) -> None:
+    def __init__(
+        self, dim: int, out_dim: int, factor: int, classify: nn.Module | None = None
+    ) -> None:
         super().__init__()
         self.factor = factor
         self.classify = classify or nn.Identity()
@@ -180,8 +200,12 @@ class PatchExpand(nn.Module):
         """Map tokens `[B, h * w, C]` to `[B, h * w * factor^2, out_dim]`, or `classify`'s width."""
         f = self.factor
         x = self.expand(x).unflatten(2, (f, f, -1)).unflatten(1, grid)  # B h w p1 p2 c
-        x = self.classify(self.norm(x))  # of each token, so before any is moved
+        x = again(self._classified, x)  # each token by itself, so before any is moved
         return x.permute(0, 1, 3, 2, 4, 5).flatten(3, 4).flatten(1, 3)
+
+    def _classified(self, x: Tensor) -> Tensor:
+        out: Tensor = self.classify(self.norm(x))
+        return out
 
 
 class DecoderStage(nn.Module):
