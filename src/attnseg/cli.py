@@ -28,7 +28,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from attnseg import sweeps
+from attnseg.benchmark import suites
 from attnseg.engine import schema
+from attnseg.engine.child import run_in_child
 from attnseg.errors import AttnsegError, ConfigError, ResourceError, first_line
 from attnseg.sweeps import Claimed
 
@@ -156,22 +158,51 @@ def compose_trial(words: Sequence[str], more: Sequence[str]) -> tuple[Plain, str
     Raises:
         ConfigError: a key or choice does not exist.
     """
+    composed = compose("search", [*words, "trainer.open_test=false", *more])
+    with open_dict(composed):
+        del composed["search"]
+    return to_plain(composed), OmegaConf.to_yaml(composed, resolve=True)
+
+
+def compose(config_name: str, words: Sequence[str]) -> DictConfig:
+    """Compose another configuration within a command, as if it had been given these words.
+
+    Raises:
+        ConfigError: a key or choice does not exist.
+    """
     try:
-        composed = hydra.compose(
-            "search", [*words, "trainer.open_test=false", *more], return_hydra_config=True
-        )
+        composed = hydra.compose(config_name, list(words), return_hydra_config=True)
     except Exception as error:
-        raise compose_error(error, "search") from error
+        raise compose_error(error, config_name) from error
     HydraConfig.instance().set_config(composed)
     with open_dict(composed):
-        del composed["hydra"], composed["search"]
-    return to_plain(composed), OmegaConf.to_yaml(composed, resolve=True)
+        del composed["hydra"]
+    return composed
+
+
+def call_again(job: Job, config_name: str, words: Sequence[str]) -> int:
+    """Run a job with other words; return the exit code."""
+    try:
+        call(job, compose(config_name, words), lambda folder: None)
+    except Exception as error:
+        return report(error)
+    return 0
 
 
 def benchmark() -> NoReturn:
     """Measure what a model with an attention costs: parameters, MACs, time and memory."""
-    check = partial(schema.check_types, schema.Benchmark)
-    run("benchmark", calling("engine.benchmark:benchmark", check))
+
+    def job(plain: Plain, text: str, claimed: Claimed) -> None:
+        config = schema.check_benchmark(plain)
+        words = list(HydraConfig.get().overrides.task)
+        divided = suites.parts(config, words)
+        for part in divided:
+            if code := run_in_child(partial(call_again, job, "benchmark", part)):
+                raise SystemExit(code)
+        if not divided:
+            suites.run(config)
+
+    run("benchmark", job)
 
 
 def loading() -> NoReturn:
