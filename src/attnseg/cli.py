@@ -60,7 +60,6 @@ def main() -> NoReturn:
         "compare": compare,
         "search": search,
         "benchmark": benchmark,
-        "loading": loading,
     }
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in ("-h", "--help"):
@@ -199,15 +198,12 @@ def benchmark() -> NoReturn:
         for part in divided:
             if code := run_in_child(partial(call_again, job, "benchmark", part)):
                 raise SystemExit(code)
-        if not divided:
+        if config.suite == "all":
+            suites.join(config)
+        elif not divided:
             suites.run(config)
 
     run("benchmark", job)
-
-
-def loading() -> NoReturn:
-    """Measure how fast a dataset's slices are read, loaded and trained on."""
-    run("train", calling("engine.loading:measure", schema.check))
 
 
 def calling(

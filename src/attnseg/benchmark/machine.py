@@ -75,7 +75,7 @@ def worthwhile(names: Sequence[str], device: torch.device) -> list[str]:
                 name,
                 rates[name] / rates["float32"],
             )
-    return kept or ["float32"]
+    return kept
 
 
 def describe(device: torch.device) -> dict[str, str | int]:

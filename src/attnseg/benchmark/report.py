@@ -13,7 +13,7 @@ Row = dict[str, Cell]
 DIGITS = 3
 
 
-def write(folder: Path, label: str, record: Mapping[str, Any]) -> None:
+def write_record(folder: Path, label: str, record: Mapping[str, Any]) -> None:
     """Write what was measured of one workload: `<label>.json`."""
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / f"{label}.json", json.dumps(record, indent=1, allow_nan=False) + "\n")
@@ -34,7 +34,7 @@ def table(columns: Mapping[str, str], found: Sequence[Mapping[str, Any]]) -> str
     rows = [{"label": record["label"], **row} for record in found for row in record["rows"]]
     used = {
         key: heading
-        for key, heading in {"label": "", **columns}.items()
+        for key, heading in columns.items()
         if any(row.get(key) is not None for row in rows)
     }
     lines = ["| " + " | ".join(used.values()) + " |", "|" + "---|" * len(used)]

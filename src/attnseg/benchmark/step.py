@@ -5,7 +5,7 @@ from functools import partial
 
 import torch
 
-from attnseg.benchmark.machine import Gemm, Rates
+from attnseg.benchmark.machine import Gemm
 from attnseg.benchmark.report import Row
 from attnseg.benchmark.timing import Sample, alternate, spread
 from attnseg.benchmark.workload import Workload
@@ -13,6 +13,7 @@ from attnseg.engine import cost
 from attnseg.engine.schema import Benchmark
 
 COLUMNS = {
+    "label": "model",
     "precision": "precision",
     "batch": "batch",
     "seconds": "step, s",
@@ -68,7 +69,7 @@ def measure(config: Benchmark, device: torch.device, precisions: Sequence[str]) 
     return rows
 
 
-def equivalents(samples: list[Sample[Rates]], batch_size: int) -> list[float]:
+def equivalents(samples: list[Sample], batch_size: int) -> list[float]:
     """Return what a float32 matrix product would have computed in each sample's time.
 
     Returns:

@@ -1,6 +1,6 @@
 """The suites by name, and how each is run: every workload in a process of its own.
 
-Imports no torch: the processes that measure begin without anything in memory.
+Imports no torch: the processes that measure begin with nothing in memory.
 """
 
 import importlib
@@ -9,33 +9,43 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from attnseg.engine.files import write_text
 from attnseg.engine.schema import Benchmark
 
 log = logging.getLogger(__name__)
-WORKLOADS = Path(__file__).parents[1] / "configs" / "workload"
+
+Words = tuple[str, ...]  # of a command line
+WORKLOADS = sorted(
+    path.stem for path in (Path(__file__).parents[1] / "configs" / "workload").glob("*.yaml")
+)
 
 
 @dataclass(frozen=True)
 class Suite:
-    """What is measured together.
+    """What is measured together, by a module of the suite's name.
 
     Attributes:
         title: of its table.
-        each: the overrides it is run with, one process for each; none for all in one.
+        each: what is measured if nothing is chosen, a process for each.
+        divided: what every one of them is divided into, a process for each.
     """
 
     title: str
-    each: tuple[tuple[str, ...], ...] = ()
+    each: tuple[Words, ...] = ()
+    divided: tuple[Words, ...] = ()
 
 
-def workloads(*more: str) -> tuple[tuple[str, ...], ...]:
-    """Return overrides for every workload, the smallest name first."""
-    names = sorted(path.stem for path in WORKLOADS.glob("*.yaml"))
-    return tuple((f"workload={name}", *more) for name in names)
-
-
+EVERY = tuple((f"workload={name}",) for name in WORKLOADS)
 SUITES = {
-    "step": Suite("A training step", workloads()),
+    "step": Suite("A training step", EVERY),
+    "latency": Suite("One image", EVERY),
+    "memory": Suite("Memory", EVERY, (("precisions=[float32]",), ("precisions=[bf16]",))),
+    "volume": Suite("A whole volume", (("workload=dae_former",),)),
+    "scaling": Suite("Scaling", (("workload=dae_former",),)),
+    "loading": Suite("Loading"),
+    "overhead": Suite("The engine against a bare loop"),
+    "startup": Suite("Start-up"),
+    "cost": Suite("A variant"),
 }
 
 
@@ -44,48 +54,73 @@ def parts(config: Benchmark, words: Sequence[str]) -> list[list[str]]:
 
     Args:
         config: of the benchmark.
-        words: its command line; one that names a model or a workload is not divided.
+        words: its command line; a workload or model that it names is the only one.
     """
     if config.suite == "all":
         return [[*words, f"suite={name}"] for name in SUITES]
-    chosen = {word.partition("=")[0] for word in words}
-    each = SUITES[config.suite].each
-    return [[*words, *more] for more in each if not chosen & {"workload", "model"}]
+    if config.suite not in SUITES:
+        return []
+    suite, chosen = SUITES[config.suite], {word.partition("=")[0] for word in words}
+    each = [()] if chosen & {"workload", "model"} else suite.each or [()]
+    divided = [()] if "precisions" in chosen else suite.divided or [()]
+    found = [[*words, *one, *part] for one in each for part in divided]
+    return [] if found == [[*words]] else found
 
 
 def label(config: Benchmark) -> str:
     """Return the name of what is measured: the workload's, or the variant's."""
-    choices, options = config.choices, config.model.options
-    if "workload" in choices:
-        return choices["workload"]
-    size = options.get("size", "")
+    choices = config.choices
     match = f"-{config.model.match}" if config.model.match else ""
-    return f"{choices['model']}-{size}-{choices['attn']}{match}"
+    size = config.model.options.get("size", "")
+    return choices.get("workload") or f"{choices['model']}-{size}-{choices['attn']}{match}"
 
 
 def run(config: Benchmark) -> None:
-    """Measure one suite, write its record, and renew the suite's table.
+    """Measure one suite, write its record, and renew the suite's table and plot.
 
     Raises:
         ConfigError: the device is not there, or an option is wrong.
     """
-    from attnseg.benchmark import machine, report
+    from attnseg.benchmark import machine, report  # imports torch
 
-    module = importlib.import_module(f"attnseg.benchmark.{config.suite}")
     device = machine.choose(config.device, config.threads)
+    if config.suite == "check":
+        importlib.import_module("attnseg.benchmark.check").check(config, device)
+        return
     precisions = machine.worthwhile(config.precisions, device)
-    rows = module.measure(config, device, precisions)
-    folder = Path(config.outputs, config.suite)
+    if not precisions:
+        return
+    module = importlib.import_module(f"attnseg.benchmark.{config.suite}")
     record = {
         "label": label(config),
-        "rows": rows,
+        "rows": module.measure(config, device, precisions),
         "repeats": config.repeats,
         "machine": machine.describe(device),
         "limits": machine.limits(device, config.repeats, precisions),
     }
-    report.write(folder, label(config), record)
+    folder = Path(config.outputs, config.suite)
+    alone = f"-{precisions[0]}" if SUITES[config.suite].divided else ""
+    report.write_record(folder, f"{label(config)}{alone}", record)
     found = report.records(folder)
-    text = f"{report.table(module.COLUMNS, found)}\n\n{report.conditions(found)}\n"
-    report.write_text(folder / f"{config.suite}.md", text)
-    log.info("%s\n", report.table(module.COLUMNS, [record]))
-    log.info("Written: %s", folder / f"{config.suite}.md")
+    path = folder / f"{config.suite}.md"
+    write_text(path, f"{report.table(module.COLUMNS, found)}\n\n{report.conditions(found)}\n")
+    if hasattr(module, "plot"):
+        module.plot(found, folder)
+    log.info(
+        "%s\n%s\nWritten: %s",
+        report.table(module.COLUMNS, [record]),
+        report.conditions([record]),
+        path,
+    )
+
+
+def join(config: Benchmark) -> None:
+    """Write the tables of all suites as one page, `benchmarks.md`, with the command of each."""
+    folder, sections = Path(config.outputs), []
+    for name, suite in SUITES.items():
+        table = folder / name / f"{name}.md"
+        if table.is_file():
+            command = f"    .venv/bin/python scripts/benchmark.py suite={name}"
+            sections.append(f"## {suite.title}\n\n{command}\n\n{table.read_text()}")
+    write_text(folder / "benchmarks.md", "\n".join(sections))
+    log.info("Written: %s", folder / "benchmarks.md")

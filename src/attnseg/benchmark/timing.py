@@ -3,36 +3,39 @@
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import Generic, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 
 Work = Callable[[], object]
-Gauge = TypeVar("Gauge")
 Spread = dict[str, float]  # median, min, max
+Key = TypeVar("Key")
 
 
-class Sample(NamedTuple, Generic[Gauge]):
+class Sample(NamedTuple):
     """One timed call.
 
     Attributes:
         seconds: that it took.
-        gauge: what the machine's gauge showed just before it.
+        gauge: what the machine's gauge showed just before it, by name.
     """
 
     seconds: float
-    gauge: Gauge
+    gauge: dict[str, float]
 
 
 def alternate(
-    works: Mapping[str, Work], repeats: int, gauge: Callable[[], Gauge], warm_up: bool = True
-) -> dict[str, list[Sample[Gauge]]]:
+    works: Mapping[Key, Work],
+    repeats: int,
+    gauge: Callable[[], dict[str, float]] = dict,
+    warm_up: bool = True,
+) -> dict[Key, list[Sample]]:
     """Time works in turn, there and back.
 
     Args:
         works: by name.
         repeats: of each.
-        gauge: read before every call: the rate of a matrix product, say.
+        gauge: read before every call: rates of matrix products, say.
         warm_up: whether to call each work once untimed, to begin with.
 
     Returns:
@@ -40,7 +43,7 @@ def alternate(
     """
     for work in works.values() if warm_up else ():
         work()
-    samples: dict[str, list[Sample[Gauge]]] = {name: [] for name in works}
+    samples: dict[Key, list[Sample]] = {name: [] for name in works}
     for number in range(repeats):
         for name in list(works) if number % 2 == 0 else reversed(list(works)):
             shown = gauge()
