@@ -189,7 +189,7 @@ def call_again(job: Job, config_name: str, words: Sequence[str]) -> int:
 
 
 def benchmark() -> NoReturn:
-    """Measure what a model with an attention costs: parameters, MACs, time and memory."""
+    """Measure cost and speed, in suites: training steps, latency, memory, start-up and more."""
 
     def job(plain: Plain, text: str, claimed: Claimed) -> None:
         config = schema.check_benchmark(plain)

@@ -24,8 +24,8 @@ COLUMNS = {
     "size": "size",
     "attn": "attention",
     "parameters": "parameters",
-    "macs": "MACs, G",
-    "attention_macs": "of attention, G",
+    "macs": "MACs",
+    "attention_macs": "of attention",
     "forward_ms": "forward, ms",
     "step_ms": "training step, ms",
     "forward_mib": "forward, MiB",
@@ -49,9 +49,9 @@ def measure(config: Benchmark, device: torch.device, precisions: Sequence[str]) 
         "size": config.model.options.get("size", ""),
         "attn": name,
         "parameters": cost.parameters(load.model)["total"],
-        "macs": load.macs() / 1e9,
-        "attention_macs": closed / 1e9,
-        "attention_macs_counted": counted / 1e9,
+        "macs": load.macs(),
+        "attention_macs": closed,
+        "attention_macs_counted": counted,
         "against": base,
     }
     memory = {}

@@ -146,7 +146,9 @@ class BareLoop:
         self.model.train()
         self.loader.sampler.set_epoch(number)  # type: ignore[attr-defined]
         for _, batch in zip(range(self.options.limit_batches), self.loader, strict=False):
-            image, mask = batch["image"].to(self.device), batch["mask"].to(self.device)
+            image, mask = (
+                batch[key].to(self.device, non_blocking=True) for key in ("image", "mask")
+            )
             target = network_target(mask, self.classes, self.multilabel)
             with self.autocast():
                 main, *auxiliary = self.model.training_outputs(image)

@@ -11,6 +11,7 @@ from attnseg.engine.files import write_text
 Cell = Spread | float | int | str | None
 Row = dict[str, Cell]
 DIGITS = 3
+BILLION = 10**9
 
 
 def write_record(folder: Path, label: str, record: Mapping[str, Any]) -> None:
@@ -53,9 +54,9 @@ def cell(value: Cell) -> str:
 
 
 def number(value: float) -> str:
-    """Return a number with three significant digits, large ones in full."""
+    """Return a number with three significant digits, large ones and counts in full."""
     if isinstance(value, int):
-        return f"{value:,}"
+        return f"{value:,}" if value < BILLION else f"{value / BILLION:.2f} G"
     if abs(value) >= 10 ** (DIGITS - 1):
         return f"{value:,.0f}"
     return f"{value:#.{DIGITS}g}".rstrip(".")
@@ -63,19 +64,18 @@ def number(value: float) -> str:
 
 def conditions(found: Sequence[Mapping[str, Any]]) -> str:
     """Return one line: the machine, and its limits while this was measured."""
-    machine, limits = found[0]["machine"], [record["limits"] for record in found]
-
-    def between(key: str) -> str:
-        low, high = min(x[key]["min"] for x in limits), max(x[key]["max"] for x in limits)
-        return f"{number(low)} to {number(high)}"
-
+    machine, limits = found[0]["machine"], {}
+    for record in found:
+        for name, measured in record["limits"].items():
+            limits.setdefault(name, []).append(measured)
+    ranges = {
+        name: f"{number(min(x['min'] for x in read))} to {number(max(x['max'] for x in read))}"
+        for name, read in limits.items()
+    }
+    copies = ranges.pop("copy")
+    products = ", ".join(f"{name} {rate} GFLOP/s" for name, rate in ranges.items())
     return (
         f"{machine['device']}, {machine['threads']} threads, PyTorch {machine['torch']}. Medians "
         f"(least to most) of {found[0]['repeats']} in alternation. Measured in the same runs: "
-        + "".join(
-            f"{name} matrix product {between(name)} GFLOP/s, "
-            for name in limits[0]
-            if name != "copy"
-        )
-        + f"copying {between('copy')} GB/s."
+        f"matrix product {products}; copying {copies} GB/s."
     )

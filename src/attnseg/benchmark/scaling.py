@@ -18,6 +18,7 @@ from attnseg.benchmark.workload import Workload
 from attnseg.engine.build import build
 from attnseg.engine.schema import Benchmark
 
+START = "spawn"  # a fork of a process with busy threads hangs
 WIDTH, HEADS = 768, 12  # of the attention measured alone: ViT-B's
 COLUMNS = {
     "label": "what",
@@ -107,7 +108,7 @@ def processes(config: Benchmark) -> list[Row]:
     cpus = torch.get_num_threads()
     rates: dict[int, list[float]] = {count: [] for count in _powers(cpus)}
     for count, found in rates.items():
-        context = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context(START)
         together = context.Barrier(count)
         with ProcessPoolExecutor(
             count, context, initializer=_join, initargs=(together, max(1, cpus // count))

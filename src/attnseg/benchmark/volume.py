@@ -41,7 +41,7 @@ def measure(config: Benchmark, device: torch.device, precisions: Sequence[str]) 
     load.model.eval()
     view = View(config.image_size)
     with tempfile.TemporaryDirectory() as folder:
-        few, case = make_case(Path(folder), 2), make_case(Path(folder), config.slices)
+        few, case = make_case(Path(folder, "few"), 2), make_case(Path(folder, "all"), config.slices)
 
         def ours(case: StoredCase, precision: str) -> None:
             with load.autocast(precision):
@@ -97,15 +97,14 @@ def slice_by_slice(
 
 
 def make_case(folder: Path, slices: int) -> StoredCase:
-    """Write a volume of noise in the store's layout, `[slices, SIDE, SIDE]`."""
-    place = folder / str(slices)
-    place.mkdir()
+    """Write a volume of noise in the store's layout to a new folder, `[slices, SIDE, SIDE]`."""
+    folder.mkdir()
     shape = (slices, SIDE, SIDE)
     image = np.random.default_rng(0).integers(-1000, 1000, (*shape, 1), np.int16)
-    np.save(place / "image.npy", image, allow_pickle=False)
-    np.save(place / "mask.npy", np.zeros(shape, np.uint8), allow_pickle=False)
+    np.save(folder / "image.npy", image, allow_pickle=False)
+    np.save(folder / "mask.npy", np.zeros(shape, np.uint8), allow_pickle=False)
     return StoredCase(
-        folder=place,
+        folder=folder,
         patient="noise",
         case="noise",
         role=None,
