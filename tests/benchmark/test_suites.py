@@ -162,6 +162,11 @@ def test_parts():
     assert found[0] == ["suite=memory", "workload=cvt", "precisions=[float32]"]
     assert len(suites.parts(Asked, ["suite=memory", "model=setr"])) == 2
     assert suites.parts(Asked, ["precisions=[float32]", "model=setr"]) == []
+    Asked.suite = "cost"
+    assert len(suites.parts(Asked, ["batch_size=2"])) == len(names("model")) * len(names("attn"))
+    assert suites.parts(Asked, ["attn=kv_pos", "against=kv"]) == []
+    Asked.suite = "step"
+    assert len(suites.parts(Asked, ["attn=kv"])) == 4
     Asked.suite = "all"
     assert [words[-1] for words in suites.parts(Asked, [])] == [f"suite={s}" for s in suites.SUITES]
 

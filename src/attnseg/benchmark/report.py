@@ -64,7 +64,8 @@ def number(value: float) -> str:
 
 def conditions(found: Sequence[Mapping[str, Any]]) -> str:
     """Return one line: the machine, and its limits while this was measured."""
-    machine, limits = found[0]["machine"], {}
+    machine = found[0]["machine"]
+    limits: dict[str, list[Spread]] = {}
     for record in found:
         for name, measured in record["limits"].items():
             limits.setdefault(name, []).append(measured)

@@ -15,9 +15,7 @@ from attnseg.engine.schema import Benchmark
 log = logging.getLogger(__name__)
 
 Words = tuple[str, ...]  # of a command line
-WORKLOADS = sorted(
-    path.stem for path in (Path(__file__).parents[1] / "configs" / "workload").glob("*.yaml")
-)
+CONFIGS = Path(__file__).parents[1] / "configs"
 
 
 @dataclass(frozen=True)
@@ -35,7 +33,15 @@ class Suite:
     divided: tuple[Words, ...] = ()
 
 
-EVERY = tuple((f"workload={name}",) for name in WORKLOADS)
+def names(group: str) -> list[str]:
+    """Return the choices of a configuration group."""
+    return sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
+
+
+EVERY = tuple((f"workload={name}",) for name in names("workload"))
+VARIANTS = tuple(
+    (f"model={model}", f"attn={attn}") for model in names("model") for attn in names("attn")
+)
 SUITES = {
     "step": Suite("A training step", EVERY),
     "latency": Suite("One image", EVERY),
@@ -45,7 +51,7 @@ SUITES = {
     "loading": Suite("Loading"),
     "overhead": Suite("The engine against a bare loop"),
     "startup": Suite("Start-up"),
-    "cost": Suite("A variant"),
+    "cost": Suite("Variants", VARIANTS),
 }
 
 
@@ -54,17 +60,26 @@ def parts(config: Benchmark, words: Sequence[str]) -> list[list[str]]:
 
     Args:
         config: of the benchmark.
-        words: its command line; a workload or model that it names is the only one.
+        words: its command line; what it chooses itself is not chosen anew.
     """
     if config.suite == "all":
         return [[*words, f"suite={name}"] for name in SUITES]
     if config.suite not in SUITES:
         return []
-    suite, chosen = SUITES[config.suite], {word.partition("=")[0] for word in words}
-    each = [()] if chosen & {"workload", "model"} else suite.each or [()]
-    divided = [()] if "precisions" in chosen else suite.divided or [()]
+    suite, chosen = SUITES[config.suite], keys(words)
+    each = suite.each or [()]
+    if chosen & {"model", *keys(each[0])}:
+        each = [()]
+    divided = suite.divided or [()]
+    if chosen & keys(divided[0]):
+        divided = [()]
     found = [[*words, *one, *part] for one in each for part in divided]
     return [] if found == [[*words]] else found
+
+
+def keys(words: Sequence[str]) -> set[str]:
+    """Return what a command line sets."""
+    return {word.partition("=")[0] for word in words}
 
 
 def label(config: Benchmark) -> str:
