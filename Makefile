@@ -50,7 +50,7 @@ bench: setup
 
 bench-check: setup
 	$(PY) scripts/benchmark.py -m suite=check model=setr,transunet,cvt,dae_former model.size=tiny \
-	  image_size=128 repeats=3
+	  image_size=128 repeats=3 phantom_size=tiny
 
 audit: setup
 	$(PY) -m pip_audit --strict --disable-pip --require-hashes -r requirements/cpu.lock
