@@ -219,7 +219,7 @@ def test_check_fails_beyond_a_bound(bench, monkeypatch, ratio, code):
 
 def test_check_measures_every_ratio(bench, monkeypatch):
     monkeypatch.setattr(check, "SLICES", 2)
-    bounds = dict.fromkeys(check.RATIOS, {"default": 1e9})
+    bounds = {key: {"default": 1000000000.0} for key in check.RATIOS}
     monkeypatch.setattr(check.json, "loads", lambda text: bounds)
     code, out, err = bench("suite=check", "repeats=1", "trainer.limit_batches=3")
     assert code == 0, err
