@@ -9,6 +9,7 @@ import importlib.util
 import logging
 import os
 import re
+import select
 import signal
 import sys
 import tempfile
@@ -32,10 +33,10 @@ from attnseg.benchmark import suites
 from attnseg.engine import schema
 from attnseg.engine.child import run_in_child
 from attnseg.errors import AttnsegError, ConfigError, ResourceError, first_line
+from attnseg.help import GROUPS, help_text, names
 from attnseg.sweeps import Claimed
 
 CONFIGS = "pkg://attnseg.configs"
-GROUPS = Path(__file__).parent / "configs"
 FLAGS = (
     "--help", "--hydra-help", "--version", "--cfg", "--resolve", "--package", "--run", "--multirun",
     "--shell-completion", "--config-path", "--config-name", "--config-dir", "--info",
@@ -57,6 +58,7 @@ def main() -> NoReturn:
         "status": status,
         "evaluate": evaluate,
         "metrics_diff": metrics_diff,
+        "explain": explain,
         "compare": compare,
         "search": search,
         "benchmark": benchmark,
@@ -100,6 +102,11 @@ def metrics_diff() -> NoReturn:
     """Show how the same predictions of a run score under several metric profiles."""
     sys.argv = [re.sub("^profiles=", "profile=", word) for word in sys.argv]
     run("evaluate", calling("engine.difference:metrics_diff", schema.check_evaluate))
+
+
+def explain() -> NoReturn:
+    """Draw where a token of finished runs attends, layer by layer."""
+    run("explain", calling("engine.explain:explain", schema.check_explain))
 
 
 def compare() -> NoReturn:
@@ -253,6 +260,12 @@ def run(config_name: str, job: Job) -> NoReturn:
         sys.argv.insert(1, flag)
     try:
         check_flags(sys.argv[1:])
+        if {"-h", "--help"} & set(sys.argv):
+            print(
+                help_text(config_name, [w for w in sys.argv[1:] if not w.startswith("-")]),
+                flush=True,
+            )
+            sys.exit(0)
         hydra.main(version_base="1.3", config_path=CONFIGS, config_name=config_name)(task)()
     except KeyboardInterrupt:
         codes = [130]
@@ -354,9 +367,13 @@ def report(error: Exception) -> int:
 def can_print() -> bool:
     """Return whether anybody reads standard output; if not, as after `| head`, silence it."""
     try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        output = sys.stdout.fileno()
+    except OSError:  # not a file at all
+        return True
+    watched = select.poll()
+    watched.register(output, 0)
+    if any(event & select.POLLERR for _, event in watched.poll(0)):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), output)
         return False
     return True
 
@@ -383,7 +400,7 @@ def compose_error(error: Exception, config_name: str) -> Exception:
     text = " ".join(str(error).split())
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.rpartition("/")
-        options = error.options or [path.stem for path in (GROUPS / group).glob("*.yaml")]
+        options = error.options or names(group)
         return ConfigError(f"{group}: no {name!r}; {schema.nearest(name, options)}")
     if isinstance(error, OverrideParseException):
         return ConfigError(
@@ -424,8 +441,8 @@ def raised_by(error: Exception) -> str:
 
 def choices_of(group: str) -> str:
     """Return advice that lists the names of a group."""
-    names = sorted(path.stem for path in (GROUPS / group).glob("*.yaml"))
-    return f"choose one of {', '.join(names)}" if group and names else "see --help"
+    known = names(group) if group else []
+    return f"choose one of {', '.join(known)}" if known else "see --help"
 
 
 def known_names(config_name: str, parent: str) -> Sequence[str]:
@@ -443,9 +460,9 @@ def known_names(config_name: str, parent: str) -> Sequence[str]:
             node = hydra.compose(config_name)
     if parent:
         node = OmegaConf.select(node, parent)
-    names = [str(key) for key in node] if OmegaConf.is_dict(node) else []
-    groups = [path.name for path in GROUPS.iterdir() if any(path.glob("*.yaml"))]
-    return names if parent else sorted({*names, *groups})
+    known = [str(key) for key in node] if OmegaConf.is_dict(node) else []
+    groups = [path.name for path in GROUPS.iterdir() if names(path.name)]
+    return known if parent else sorted({*known, *groups})
 
 
 def chosen() -> list[str]:

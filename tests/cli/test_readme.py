@@ -10,7 +10,7 @@ from attnseg import cli
 
 ROOT = Path(__file__).parents[2]
 PAGES = ["README.md", "docs/benchmarks.md", "docs/data.md", "docs/metrics.md", "docs/comparison.md"]
-PAGES += ["docs/search.md", "docs/tracking.md"]
+PAGES += ["docs/search.md", "docs/tracking.md", "docs/attention_maps.md"]
 TEXT = "\n".join((ROOT / page).read_text() for page in PAGES).replace("\\\n", " ")
 COMMANDS = re.findall(r"(?m)^    \.venv/bin/python (train\.py|scripts/\w+\.py) +(.+)$", TEXT)
 COMMANDS += [

@@ -5,10 +5,11 @@ normalised along the tokens, and a learned temperature per head takes the place 
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attnseg.attention.attention import Mixing
+
+EPS = 1e-12  # the shortest length, as in `torch.nn.functional.normalize`
 
 
 class Transpose(Mixing):
@@ -31,10 +32,16 @@ class Transpose(Mixing):
                 f"transpose mixing needs as many query as key tokens, got {q.shape[2]} and "
                 f"{k.shape[2]}; project both with the same stride"
             )
-        scores = F.normalize(q, dim=2).transpose(2, 3) @ F.normalize(k, dim=2)
+        # The channels' lengths divide the scores, d x d, not queries and keys, N x d.
+        scores = q.transpose(2, 3) @ k / lengths(q).transpose(2, 3) / lengths(k)
         weights = (scores * self.temperature).softmax(3)
         return (weights @ v.transpose(2, 3)).transpose(2, 3)
 
     def macs(self, queries: int, keys: int) -> int:
         """Return the multiply-accumulates for one item."""
         return 2 * self.num_heads * queries * self.head_dim**2
+
+
+def lengths(x: Tensor) -> Tensor:
+    """Return each channel's length over the tokens of `[B, h, N, d]`: `[B, h, 1, d]`."""
+    return torch.linalg.vector_norm(x, dim=2, keepdim=True).clamp_min(EPS)

@@ -11,11 +11,11 @@ from pathlib import Path
 
 from attnseg.engine.files import write_text
 from attnseg.engine.schema import Benchmark
+from attnseg.help import names
 
 log = logging.getLogger(__name__)
 
 Words = tuple[str, ...]  # of a command line
-CONFIGS = Path(__file__).parents[1] / "configs"
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,6 @@ class Suite:
     title: str
     each: tuple[Words, ...] = ()
     divided: tuple[Words, ...] = ()
-
-
-def names(group: str) -> list[str]:
-    """Return the choices of a configuration group."""
-    return sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
 
 
 EVERY = tuple((f"workload={name}",) for name in names("workload"))

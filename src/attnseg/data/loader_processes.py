@@ -90,7 +90,7 @@ def explain(error: Exception, watched: list[WatchedDataset]) -> AttnsegError | N
     said = [text, str(error.__cause__)]
     if how := [match[1] for match in map(DIED.match, said) if match]:
         return ResourceError(
-            f"trainer.num_workers: a loader process {how[-1]} while reading {names}; free memory (and "
-            "/dev/shm) or use fewer"
+            f"trainer.num_workers: a loader process {how[-1]} while reading {names}; free memory "
+            "(and /dev/shm) or use fewer"
         )
     return None

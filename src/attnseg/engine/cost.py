@@ -40,26 +40,30 @@ def attention_macs(model: nn.Module, image: tuple[int, int, int]) -> tuple[int, 
     return closed, counted
 
 
-def _count(model: nn.Module, image: tuple[int, int, int]) -> tuple[int, int, int]:
-    shadow = copy.deepcopy(model).to("meta").eval()
-    # Whatever states its own cost is an attention.
-    attentions = {
+def attentions(model: nn.Module) -> dict[str, Any]:
+    """Return the attentions of a model by name, in order: whatever states its own cost is one."""
+    return {
         name: module
-        for name, module in shadow.named_modules()
+        for name, module in model.named_modules()
         if hasattr(module, "macs") and hasattr(module, "mix")
     }
+
+
+def _count(model: nn.Module, image: tuple[int, int, int]) -> tuple[int, int, int]:
+    shadow = copy.deepcopy(model).to("meta").eval()
+    found = attentions(shadow)
     closed = [0]
 
     def add(module: Any, inputs: tuple[Any, ...]) -> None:  # noqa: ANN401
         closed[0] += module.macs(inputs[0].shape[1], inputs[1])
 
-    for module in attentions.values():
+    for module in found.values():
         module.register_forward_pre_hook(add)
     with FlopCounterMode(display=False) as counter:
         shadow(torch.zeros(1, *image, device="meta"))
     root = type(shadow).__name__
     flops = counter.get_flop_counts()
-    inside = sum(sum(flops[f"{root}.{name}"].values()) for name in attentions)
+    inside = sum(sum(flops[f"{root}.{name}"].values()) for name in found)
     return int(counter.get_total_flops()) // 2, closed[0], inside // 2
 
 

@@ -21,7 +21,7 @@ from attnseg.engine.evaluate import score_cases
 from attnseg.engine.folders import score_folders
 from attnseg.engine.parts import build_parts
 from attnseg.engine.pipelines import DESCRIBED, compare
-from attnseg.engine.schema import Config, Evaluate, check
+from attnseg.engine.schema import Config, Evaluate, Reopen, check
 from attnseg.errors import ConfigError, DataError
 from attnseg.metrics.profiles.profile import Profile
 from attnseg.models.model import SegmentationModel
@@ -94,12 +94,14 @@ class FinishedRun:
         options: where the data are, if they have moved, and the device.
 
     Raises:
-        ConfigError: not a finished run folder.
+        ConfigError: not a finished run folder, or no GPU.
         DataError: the data or the split are not those of the run.
         CheckpointError: the weights do not fit.
     """
 
-    def __init__(self, folder: Path, options: Evaluate) -> None:
+    def __init__(self, folder: Path, options: Reopen) -> None:
+        if options.device == "cuda" and not torch.cuda.is_available():
+            raise ConfigError("device: no GPU found on this machine; use device=cpu")
         self.folder = folder
         self.config = read_config(folder, options)
         facts = json.loads((folder / "run.json").read_text())
@@ -121,7 +123,7 @@ class FinishedRun:
             load_weights(self.model, folder / "checkpoints" / "best.ckpt")
         self.model.to(torch.device(options.device)).eval()
 
-    def cases(self, options: Evaluate, purpose: str) -> list[StoredCase]:
+    def cases(self, options: Reopen, purpose: str) -> list[StoredCase]:
         """Return the cases to score; the test set's opening goes on record."""
         if options.split == "val":
             return self.data.val
@@ -176,7 +178,7 @@ class FinishedRun:
             preview.draw(path, title, case, truth, prediction, reader.classes)
 
 
-def read_config(folder: Path, options: Evaluate) -> Config:
+def read_config(folder: Path, options: Reopen) -> Config:
     """Return the configuration of a finished run.
 
     Raises:

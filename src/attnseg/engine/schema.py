@@ -36,6 +36,14 @@ def _height_and_width(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
 
+def _tuple(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _list(value: object) -> object:
+    return [value] if isinstance(value, str) else value or []
+
+
 ImageSize = Annotated[tuple[PositiveInt, PositiveInt], BeforeValidator(_height_and_width)]
 
 
@@ -242,22 +250,54 @@ class Benchmark(Config):
     outputs: Folder
 
 
-class Evaluate(Node):
+class Reopen(Node):
+    """How a finished run is opened again.
+
+    Attributes:
+        split: whose cases are asked for.
+        root: of the dataset, if it has moved.
+        data: `paths.data`, if it has moved.
+    """
+
+    split: Literal["val", "test"]
+    root: str | None
+    data: str | None
+    device: Literal["cpu", "cuda"]
+
+
+class Evaluate(Reopen):
     """What is scored, and under which profiles."""
 
     choices: dict[str, str]
     profile: dict[str, Component]
     run: str | None
-    split: Literal["val", "test"]
     pipeline: Literal["native", "zoom", "network_size"]
     pred: str | None
     truth: str | None
     classes: list[str] | None
     patient: str | None
-    root: str | None
-    data: str | None
     worst: NonNegativeInt
-    device: Literal["cpu", "cuda"]
+    outputs: str | None
+
+
+class Explain(Reopen):
+    """Whose attention is drawn, and where.
+
+    Attributes:
+        slice: its number, from 1.
+        point: row and column of a pixel of the slice, from 0.
+        layer: names or patterns of layers; none for all.
+    """
+
+    choices: dict[str, str]
+    run: str | None
+    runs: Annotated[list[str], BeforeValidator(_list)]
+    case: str | None
+    slice: PositiveInt | None
+    point: Annotated[tuple[NonNegativeInt, NonNegativeInt], BeforeValidator(_tuple)] | None
+    layer: Annotated[list[str], BeforeValidator(_list)]
+    heads: bool
+    scores: bool
     outputs: str | None
 
 
@@ -385,6 +425,18 @@ def check_evaluate(raw: Mapping[str, Any]) -> Evaluate:
     return config
 
 
+def check_explain(raw: Mapping[str, Any]) -> Explain:
+    """Turn a plain configuration of attention maps into a typed one.
+
+    Raises:
+        ConfigError: as `check_types`, or it is not clear whose attention to draw.
+    """
+    config = check_types(Explain, raw)
+    if (config.run is None) == (not config.runs):
+        raise ConfigError("run: give a run folder as run=DIR, or several as runs=[DIR,DIR]")
+    return config
+
+
 def check_search(raw: Mapping[str, Any]) -> Search:
     """Turn the plain options of a search into typed ones.
 
@@ -495,5 +547,5 @@ def _siblings(error: ValidationError, loc: tuple[Any, ...]) -> list[str]:
 
 SEARCH = (Search, Range, Choices)
 SCHEMAS: dict[str, type[BaseModel]] = {
-    schema.__name__: schema for schema in (Config, Benchmark, Evaluate, Compare, *SEARCH)
+    schema.__name__: schema for schema in (Config, Benchmark, Evaluate, Explain, Compare, *SEARCH)
 }

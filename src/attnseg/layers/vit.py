@@ -159,7 +159,9 @@ def resize_positions(pos_embed: Tensor, old: tuple[int, int], new: tuple[int, in
 
 def tokens_to_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
     """Drop prefix tokens of `[B, prefix + h * w, C]` and lay the rest out as `[B, C, h, w]`."""
-    patches: Tensor = tokens[:, -grid[0] * grid[1] :].transpose(1, 2).unflatten(2, grid)
+    if tokens.shape[1] != grid[0] * grid[1]:  # the gradient of a slice is a copy of the whole
+        tokens = tokens[:, -grid[0] * grid[1] :]
+    patches: Tensor = tokens.transpose(1, 2).unflatten(2, grid)
     return patches
 
 

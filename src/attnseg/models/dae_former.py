@@ -48,14 +48,19 @@ class MixFFN(nn.Module):
         super().__init__()
         self.fc1 = nn.Linear(dim, hidden)
         self.dwconv = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
+        identity = F.pad(torch.ones(1, 1, 1, 1), (1, 1, 1, 1))
+        self.register_buffer("identity", identity, persistent=False)
+        self.identity: Tensor
         self.norm = layer_norm(hidden)
         self.fc2 = nn.Linear(hidden, dim)
 
     def forward(self, x: Tensor, grid: Grid) -> Tensor:
         """Map tokens `[B, N, C]` on a grid (h, w) to the same shape."""
-        hidden = self.fc1(x)
-        local = self.dwconv(tokens_to_map(hidden, grid)).flatten(2).transpose(1, 2)
-        out: Tensor = self.fc2(F.gelu(self.norm(local + hidden)))
+        hidden = tokens_to_map(self.fc1(x), grid)
+        # `h` itself is added by the middle of the kernel: one pass over the largest tensor less.
+        kernel = self.dwconv.weight + self.identity.to(self.dwconv.weight)
+        mixed = F.conv2d(hidden, kernel, self.dwconv.bias, padding=1, groups=len(kernel))
+        out: Tensor = self.fc2(F.gelu(self.norm(mixed.flatten(2).transpose(1, 2))))
         return out
 
 
@@ -162,20 +167,23 @@ class EncoderStage(nn.Module):
 
 
 class PatchExpand(nn.Module):
-    """Each token to `factor` x `factor` tokens, normalised."""
+    """Each token to `factor` x `factor` tokens, normalised; `classify` maps each of them at last."""
 
-    def __init__(self, dim: int, out_dim: int, factor: int) -> None:
+    def __init__(
+        self, dim: int, out_dim: int, factor: int, classify: nn.Module | None = None
+    ) -> None:
         super().__init__()
         self.factor = factor
+        self.classify = classify or nn.Identity()
         self.expand = nn.Linear(dim, factor * factor * out_dim, bias=False)
         self.norm = layer_norm(out_dim)
 
     def forward(self, x: Tensor, grid: Grid) -> Tensor:
-        """Map tokens `[B, h * w, C]` to `[B, h * w * factor^2, out_dim]`."""
+        """Map tokens `[B, h * w, C]` to `[B, h * w * factor^2, out_dim]`, or `classify`'s width."""
         f = self.factor
         x = self.expand(x).unflatten(2, (f, f, -1)).unflatten(1, grid)  # B h w p1 p2 c
-        out: Tensor = self.norm(x.permute(0, 1, 3, 2, 4, 5).flatten(3, 4).flatten(1, 3))
-        return out
+        x = self.classify(self.norm(x))  # of each token, so before any is moved
+        return x.permute(0, 1, 3, 2, 4, 5).flatten(3, 4).flatten(1, 3)
 
 
 class DecoderStage(nn.Module):
@@ -257,10 +265,14 @@ class DAEFormer(SegmentationModel):
                 DecoderStage(
                     high // 2, mid, (block(mid), block(mid)), PatchExpand(mid, mid // 2, 2)
                 ),
-                DecoderStage(mid // 2, low, (block(low), block(low)), PatchExpand(low, low, 4)),
+                DecoderStage(
+                    mid // 2,
+                    low,
+                    (block(low), block(low)),
+                    PatchExpand(low, low, 4, nn.Linear(low, num_classes)),
+                ),
             ]
         )
-        self.classify = nn.Conv2d(low, num_classes, 1)
 
     def forward(self, image: Tensor) -> Tensor:
         """Segment images `[B, C, H, W]`; see `SegmentationModel.forward`."""
@@ -273,15 +285,14 @@ class DAEFormer(SegmentationModel):
         x = self.expand(*skips.pop())
         for stage in self.decoder:
             x = stage(x, *skips.pop())
-        logits: Tensor = self.classify(tokens_to_map(x, size))
-        return logits
+        return tokens_to_map(x, size)
 
     def official_split(self, name: str, value: Tensor) -> dict[str, Tensor]:
         """Split the channel attention's projection; 1x1 convolutions are linear layers here."""
         if name.endswith("channel_attn.qkv.weight"):
             parts = zip("qkv", value.chunk(3), strict=True)
             return {name.replace("qkv", role): part for role, part in parts}
-        if re.search(r"attn\.(keys|queries|values|reprojection)\.weight$", name):
+        if re.search(r"(attn\.(keys|queries|values|reprojection)|last_layer)\.weight$", name):
             return {name: value.flatten(1)}
         return {name: value}
 
@@ -299,7 +310,7 @@ OFFICIAL_NAMES = (
     (r"backbone\.norm(\d)\.(.+)", "stages.{0-1}.norm.{1}"),
     (r"backbone\.block(\d)\.(.+)", "stages.{0-1}.blocks.{1}"),
     (r"decoder_2\.layer_up\.(.+)", "expand.{0}"),
-    (r"decoder_0\.last_layer\.(.+)", "classify.{0}"),
+    (r"decoder_0\.last_layer\.(.+)", "decoder.1.expand.classify.{0}"),
     (r"decoder_1\.(.+)", "decoder.0.{0}"),  # runs before decoder_0
     (r"decoder_0\.(.+)", "decoder.1.{0}"),
 )
