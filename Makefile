@@ -3,6 +3,8 @@
 # make test-slurm  sweeps on a SLURM of this machine alone (Debian, as root); minutes
 # make chaos  kills, stops, floods of broken input at length; half an hour
 # make check  format, lint and types; make lock  re-resolve the dependencies
+# make bench  every suite of measurements, tables and plots to outputs/benchmark; an hour, machine to itself
+# make bench-check  ratios against plain loops, within bounds; minutes
 # make audit  known weaknesses of the locked packages; needs a network
 # TORCH=cpu|cuda chooses the lock; without it, a machine with nvidia-smi takes cuda.
 
@@ -10,7 +12,7 @@ PYTHON ?= $(or $(shell command -v python3.11),python3)
 TORCH ?= $(if $(shell command -v nvidia-smi),cuda,cpu)
 PY := .venv/bin/python
 
-.PHONY: setup demo test test-slurm chaos check audit lock
+.PHONY: setup demo test test-slurm chaos check bench bench-check audit lock
 
 setup: .venv/.ready
 
@@ -42,6 +44,13 @@ check: setup
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 	$(PY) -m mypy
+
+bench: setup
+	$(PY) scripts/benchmark.py suite=all
+
+bench-check: setup
+	$(PY) scripts/benchmark.py -m suite=check model=setr,transunet,cvt,dae_former model.size=tiny \
+	  image_size=128 repeats=3 phantom_size=tiny
 
 audit: setup
 	$(PY) -m pip_audit --strict --disable-pip --require-hashes -r requirements/cpu.lock

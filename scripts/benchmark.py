@@ -1,4 +1,4 @@
-"""Measure cost: `python scripts/benchmark.py -m model=setr attn=qkv,kv`."""
+"""Measure cost and speed: `python scripts/benchmark.py suite=step`, or --help for every choice."""
 
 from attnseg.cli import benchmark
 

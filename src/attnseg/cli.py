@@ -29,7 +29,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from attnseg import sweeps
+from attnseg.benchmark import suites
 from attnseg.engine import schema
+from attnseg.engine.child import run_in_child
 from attnseg.errors import AttnsegError, ConfigError, ResourceError, first_line
 from attnseg.help import GROUPS, help_text, names
 from attnseg.sweeps import Claimed
@@ -60,7 +62,6 @@ def main() -> NoReturn:
         "compare": compare,
         "search": search,
         "benchmark": benchmark,
-        "loading": loading,
     }
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in ("-h", "--help"):
@@ -163,27 +164,53 @@ def compose_trial(words: Sequence[str], more: Sequence[str]) -> tuple[Plain, str
     Raises:
         ConfigError: a key or choice does not exist.
     """
-    try:
-        composed = hydra.compose(
-            "search", [*words, "trainer.open_test=false", *more], return_hydra_config=True
-        )
-    except Exception as error:
-        raise compose_error(error, "search") from error
-    HydraConfig.instance().set_config(composed)
+    composed = compose("search", [*words, "trainer.open_test=false", *more])
     with open_dict(composed):
-        del composed["hydra"], composed["search"]
+        del composed["search"]
     return to_plain(composed), OmegaConf.to_yaml(composed, resolve=True)
 
 
+def compose(config_name: str, words: Sequence[str]) -> DictConfig:
+    """Compose another configuration within a command, as if it had been given these words.
+
+    Raises:
+        ConfigError: a key or choice does not exist.
+    """
+    try:
+        composed = hydra.compose(config_name, list(words), return_hydra_config=True)
+    except Exception as error:
+        raise compose_error(error, config_name) from error
+    HydraConfig.instance().set_config(composed)
+    with open_dict(composed):
+        del composed["hydra"]
+    return composed
+
+
+def call_again(job: Job, config_name: str, words: Sequence[str]) -> int:
+    """Run a job with other words; return the exit code."""
+    try:
+        call(job, compose(config_name, words), lambda folder: None)
+    except Exception as error:
+        return report(error)
+    return 0
+
+
 def benchmark() -> NoReturn:
-    """Measure what a model with an attention costs: parameters, MACs, time and memory."""
-    check = partial(schema.check_types, schema.Benchmark)
-    run("benchmark", calling("engine.benchmark:benchmark", check))
+    """Measure cost and speed, in suites: training steps, latency, memory, start-up and more."""
 
+    def job(plain: Plain, text: str, claimed: Claimed) -> None:
+        config = schema.check_benchmark(plain)
+        words = list(HydraConfig.get().overrides.task)
+        divided = suites.parts(config, words)
+        for part in divided:
+            if code := run_in_child(partial(call_again, job, "benchmark", part)):
+                raise SystemExit(code)
+        if config.suite == "all":
+            suites.join(config)
+        elif not divided:
+            suites.run(config)
 
-def loading() -> NoReturn:
-    """Measure how fast a dataset's slices are read, loaded and trained on."""
-    run("train", calling("engine.loading:measure", schema.check))
+    run("benchmark", job)
 
 
 def calling(

@@ -317,15 +317,3 @@ def test_every_dataset_has_a_phantom_and_a_contact_sheet(call, tmp_path, dataset
     assert drawn.code == 0, drawn.err
     with Image.open(drawn.out.splitlines()[-1]) as image:
         assert image.size[0] > 1000
-
-
-def test_loading_is_measured(call, tmp_path, monkeypatch):
-    for name in ("ROUNDS", "SLICES", "BATCHES", "STEPS"):
-        monkeypatch.setattr(f"attnseg.engine.loading.{name}", 2)
-    answer = call("experiment=smoke", command=cli.loading)
-    assert answer.code == 0, answer.err
-    (path,) = tmp_path.glob("outputs/benchmark/loading-phantom.json")
-    figures = json.loads(path.read_text())
-    assert {"decoding", "store (numpy memmap)", "h5py"} <= set(figures["read_us"])
-    assert figures["samples_per_s"]["median"] > 10
-    assert 0 <= figures["step"]["waiting_share"] < 1

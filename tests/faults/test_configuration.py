@@ -142,8 +142,8 @@ def test_more_memory_than_there_is(call, monkeypatch):
 
 
 def test_a_group_of_another_command(call):
-    answer = call("dataset=phantom", "model=cvt", command=cli.benchmark)
-    refused(answer, "dataset: no such key; choose one of")
+    answer = call("model=cvt", command=cli.evaluate)
+    refused(answer, "model: no such key; choose one of")
 
 
 HEAD = b"# @package _global_\n"

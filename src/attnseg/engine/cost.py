@@ -1,12 +1,11 @@
-"""What a model costs: parameters, multiply-accumulates, memory, time."""
+"""What a model costs: parameters, multiply-accumulates, memory."""
 
 import contextlib
 import copy
 import os
 import resource
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -108,39 +107,3 @@ def silent_stderr() -> Iterator[None]:
         os.dup2(kept, 2)
         os.close(kept)
         os.close(nowhere)
-
-
-def times(steps: Sequence[Callable[[], object]], repeats: int) -> list[list[float]]:
-    """Time functions in alternation, so that a drift of the machine's speed meets all of them.
-
-    Args:
-        steps: called once to warm up, then `repeats` times in turn, there and back.
-        repeats: of each.
-
-    Returns:
-        Seconds of each call, a list per function.
-    """
-    for step in steps:
-        step()
-    seconds: list[list[float]] = [[] for _ in steps]
-    pairs = list(zip(steps, seconds, strict=True))
-    for i in range(repeats):
-        for step, taken in pairs if i % 2 == 0 else reversed(pairs):
-            _wait()
-            started = time.perf_counter()
-            step()
-            _wait()
-            taken.append(time.perf_counter() - started)
-    return seconds
-
-
-def _wait() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
-def gemm_rate(device: torch.device, size: int = 2048, repeats: int = 5) -> float:
-    """Return this machine's rate of a float32 matrix product, GFLOP/s, the median of `repeats`."""
-    a = torch.randn(size, size, device=device)
-    (taken,) = times([lambda: a @ a], repeats)
-    return 2e-9 * size**3 / sorted(taken)[repeats // 2]

@@ -199,27 +199,60 @@ class Config(Node):
         return name if real else f"{name}{INVENTED}"
 
 
-class Benchmark(Node):
-    """What is measured of a model and an attention, and how often.
+class Published(Node):
+    """What a workload's published code took; see `configs/workload/dae_former.yaml`.
+
+    Attributes:
+        step: GEMM-equivalent GFLOP per image of a float32 training step.
+        step_bf16: the same under bf16 autocast.
+        work: GFLOP per image that it computes, 6 x counted MACs.
+        memory: peak of the float32 step, GiB.
+        latency: of one image, ms.
+    """
+
+    step: float
+    step_bf16: float | None
+    work: float
+    memory: float
+    latency: float
+
+
+class Benchmark(Config):
+    """What is measured, on what, and how often.
 
     Attributes:
         against: another attention, measured in alternation.
         tokens: numbers of tokens at which the attention alone is measured.
+        slices: of the volume that is segmented.
+        threads: of PyTorch; `None` is its own choice.
     """
 
-    choices: dict[str, str]
-    model: Model
-    attn: Component
-    loss: Component
+    suite: Literal[
+        "cost",
+        "step",
+        "latency",
+        "memory",
+        "volume",
+        "scaling",
+        "loading",
+        "overhead",
+        "startup",
+        "check",
+        "all",
+    ]
     against: str | None
     image_size: ImageSize
     in_channels: PositiveInt
     num_classes: Annotated[int, Field(ge=2)]
     batch_size: PositiveInt
     repeats: PositiveInt
+    precisions: Annotated[list[Literal["float32", "bf16"]], Field(min_length=1)]
     tokens: list[PositiveInt]
+    slices: PositiveInt
+    threads: PositiveInt | None
     device: Literal["cpu", "cuda"]
-    outputs: str
+    published: Published | None
+    outputs: Folder
 
 
 class Reopen(Node):
@@ -351,6 +384,23 @@ def check(raw: Mapping[str, Any]) -> Config:
         ConfigError: as `check_types`, or keys do not fit each other.
     """
     config = check_types(Config, raw)
+    check_fit(config)
+    return config
+
+
+def check_benchmark(raw: Mapping[str, Any]) -> Benchmark:
+    """Turn a plain configuration of a benchmark into a typed one; raises as `check`."""
+    config = check_types(Benchmark, raw)
+    check_fit(config)
+    return config
+
+
+def check_fit(config: Config) -> None:
+    """Refuse keys that do not fit each other.
+
+    Raises:
+        ConfigError: names the key.
+    """
     trainer = config.trainer
     if trainer.precision == "16-mixed" and trainer.accelerator == "cpu":
         raise ConfigError("trainer.precision: 16-mixed needs a GPU; use bf16-mixed or 32")
@@ -378,7 +428,6 @@ def check(raw: Mapping[str, Any]) -> Config:
         raise ConfigError(
             f"dataset.split.fold: {split.fold} of {split.folds} folds; use 0 to {split.folds - 1}"
         )
-    return config
 
 
 def check_evaluate(raw: Mapping[str, Any]) -> Evaluate:

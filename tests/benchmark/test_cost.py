@@ -1,15 +1,12 @@
 """What variants cost, and that it is counted right."""
 
 import json
-import sys
 from functools import partial
 
-import pandas as pd
 import pytest
 import torch
 
 import attnseg
-from attnseg import cli
 from attnseg.attention.attention import Attention
 from attnseg.engine import cost
 from tests.contracts.groups import names
@@ -72,13 +69,6 @@ def test_published_sizes():
     assert cost.parameters(setr)["total"] == 307_501_842 - 4_617
 
 
-def test_times_alternate():
-    order = []
-    seconds = cost.times([lambda: order.append("a"), lambda: order.append("b")], 3)
-    assert order == list("ab" + "abbaab")  # one round to warm up, then there and back
-    assert [len(taken) for taken in seconds] == [3, 3]
-
-
 def test_transient_memory_is_what_is_held_at_once():
     def step():
         for _ in range(3):
@@ -87,32 +77,18 @@ def test_transient_memory_is_what_is_held_at_once():
     assert cost.transient_memory(step) == pytest.approx(4 << 20, rel=0.01)
 
 
-@pytest.fixture
-def bench(monkeypatch, tmp_path, capfd):
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        small = ["model.size=tiny", "image_size=32", "batch_size=2", "repeats=2"]
-        monkeypatch.setattr(sys, "argv", ["benchmark.py", *small, *arguments])
-        with pytest.raises(SystemExit) as ended:
-            cli.benchmark()
-        out, err = capfd.readouterr()
-        return ended.value.code, out, err
-
-    return run
-
-
 def test_tables_and_plots_of_a_multirun(bench, tmp_path):
-    code, _, _ = bench("-m", "attn=qkv,kv", "tokens=[16,64]")
+    code, _, _ = bench("-m", "attn=qkv,kv", "precisions=[float32]")
     assert code == 0
-    folder = tmp_path / "outputs" / "benchmark"
-    table = pd.read_csv(folder / "benchmark.csv")
-    assert table["attn"].tolist() == ["kv", "qkv"]
-    assert (table["parameters"].diff().dropna() == 4 * (192 * 192 + 192)).all()
-    assert (table["attention_macs"] == table["attention_macs_counted"]).all()
-    assert (folder / "benchmark.md").read_text().count("\n| setr") == 2
-    assert {path.name for path in folder.glob("*.png")} == {"pareto.png", "tokens.png"}
-    assert set(json.loads((folder / "setr-tiny-kv.json").read_text())["tokens_ms"]) == {"16", "64"}
+    folder = tmp_path / "outputs" / "benchmark" / "cost"
+    kv, qkv = (
+        json.loads((folder / f"setr-tiny-{attn}.json").read_text()) for attn in ("kv", "qkv")
+    )
+    (kv,), (qkv,) = kv["rows"], qkv["rows"]
+    assert qkv["parameters"] - kv["parameters"] == 4 * (192 * 192 + 192)
+    assert all(row["attention_macs"] == row["attention_macs_counted"] for row in (kv, qkv))
+    assert (folder / "cost.md").read_text().count("\n| setr") == 2
+    assert [path.name for path in folder.glob("*.png")] == ["pareto.png"]
 
 
 def test_against_reports_ratios(bench):
@@ -127,9 +103,9 @@ def test_matched_variants_cost_what_qkv_does(bench, tmp_path, model, budget):
     attn = {"params": "kv", "macs": "efficient"}[budget]
     assert bench(f"model={model}", "attn=qkv")[0] == 0
     assert bench(f"model={model}", f"attn={attn}", f"model.match={budget}")[0] == 0
-    folder = tmp_path / "outputs" / "benchmark"
+    folder = tmp_path / "outputs" / "benchmark" / "cost"
     qkv, variant = (
-        json.loads((folder / f"{model}-tiny-{name}.json").read_text())
+        json.loads((folder / f"{model}-tiny-{name}.json").read_text())["rows"][0]
         for name in ("qkv", f"{attn}-{budget}")
     )
     key = {"params": "parameters", "macs": "macs"}[budget]

@@ -4,7 +4,6 @@ All figures of a run are taken in alternation, since the machine's speed drifts.
 """
 
 import importlib
-import json
 import logging
 import statistics
 import tempfile
@@ -17,15 +16,14 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.table import Table
 
+from attnseg.benchmark.report import Row
+from attnseg.benchmark.timing import spread
 from attnseg.data.datamodule import SliceDataModule
 from attnseg.data.reader import CaseRef, Reader
 from attnseg.data.slices import network_target
 from attnseg.data.store import StoredCase
 from attnseg.engine.data import load, open_reader
-from attnseg.engine.files import write_text
 from attnseg.engine.parts import Parts, build_parts
 from attnseg.engine.schema import Config
 from attnseg.engine.train import make_datamodule
@@ -36,53 +34,52 @@ ROUNDS = 7
 SLICES = 200  # read at random per round
 BATCHES = 40  # of a loader per round
 STEPS = 8  # of training
+COLUMNS = {
+    "label": "data",
+    "what": "what",
+    "us": "us per slice",
+    "speedup": "times decoding",
+    "rate": "samples/s",
+    "step_ms": "training step, ms",
+    "waiting": "of it waiting for data, %",
+}
 
-Figures = dict[str, Any]
 Read = Callable[[int, int], Any]  # case and slice
 
 
-def measure(config: Config) -> Figures:
-    """Measure a dataset's loading; print a table and write `loading.json`.
-
-    Returns:
-        Microseconds per slice of each way to read, samples per second of the loader, the share of a
-        training step spent waiting, and the machine's speed of copying.
-    """
+def measure(config: Config, device: torch.device, precisions: Sequence[str]) -> list[Row]:
+    """Measure a dataset's loading, each way to read a slice in alternation with the others."""
     reader = open_reader(config)
     parts = build_parts(config, reader)
     data = load(config, reader)
-    figures: Figures = {"copy_gb_per_s": copy_speed(), "slice": list(data.train[0].shape[1:])}
-    figures["read_us"] = read_times(reader, data.train)
+    times = read_times(reader, data.train)
+    decoding = statistics.median(times["decoding"])
+    size = "x".join(map(str, data.train[0].shape[1:]))
+    label = f"{config.dataset_name}, {size}"
+    rows: list[Row] = [
+        {
+            "label": label,
+            "what": name,
+            "us": spread(1e6 * taken for taken in found),
+            "speedup": decoding / statistics.median(found),
+        }
+        for name, found in times.items()
+    ]
     datamodule = make_datamodule(config, data, parts)
-    figures["workers"] = config.trainer.num_workers
-    figures["samples_per_s"] = loader_speed(datamodule)
-    figures["step"] = waiting(datamodule, parts, reader)
-    show(figures)
-    path = Path(config.paths.outputs, "benchmark", f"loading-{config.dataset_name}.json")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(figures, indent=1) + "\n")
-    log.info("Written: %s", path)
-    return figures
+    workers = f"loader, {config.trainer.num_workers} processes"
+    rows.append({"label": label, "what": workers, "rate": spread(loader_rates(datamodule))})
+    steps, waits = waiting(datamodule, parts, reader)
+    row: Row = {
+        "label": label,
+        "what": f"training {config.choices['model']}",
+        "step_ms": spread(1e3 * taken for taken in steps),
+        "waiting": 100 * sum(waits) / sum(steps),
+    }
+    return [*rows, row]
 
 
-def copy_speed() -> float:
-    """Return how fast memory is copied, GB/s: the limit of any loading."""
-    source = np.ones(1 << 27, np.uint8)
-    return round(len(source) / 1e9 / seconds(lambda: source.copy()), 2)
-
-
-def seconds(work: Callable[[], object]) -> float:
-    """Return the median time of some work."""
-    times = []
-    for _ in range(ROUNDS):
-        started = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - started)
-    return statistics.median(times)
-
-
-def read_times(reader: Reader, cases: Sequence[StoredCase]) -> Figures:
-    """Return the median microseconds that one random slice and its mask take, by way of reading."""
+def read_times(reader: Reader, cases: Sequence[StoredCase]) -> dict[str, list[float]]:
+    """Return the seconds that one random slice and its mask take, by way of reading."""
     ref = CaseRef(cases[0].patient, cases[0].case, tuple(map(Path, cases[0].files)))
     per_slice = len(ref.files) == cases[0].shape[0]  # else a slice needs its whole volume
     decoded = cases[0].shape[0] if per_slice else 1
@@ -101,7 +98,7 @@ def read_times(reader: Reader, cases: Sequence[StoredCase]) -> Figures:
                 for case, index in keys:
                     read(case, index)
                 times[name].append((time.perf_counter() - started) / SLICES)
-    return {name: round(1e6 * statistics.median(found), 1) for name, found in times.items()}
+    return times
 
 
 def _memmap(cases: Sequence[StoredCase]) -> Read:
@@ -159,8 +156,8 @@ def _from(made: list[list[Any]], case: int, index: int) -> tuple[Any, Any]:
     return image[index], mask[index]
 
 
-def loader_speed(datamodule: SliceDataModule) -> dict[str, float]:
-    """Return augmented training samples per second: median, least and most of the rounds."""
+def loader_rates(datamodule: SliceDataModule) -> list[float]:
+    """Return augmented training samples per second, of several rounds."""
     loader = datamodule.train_dataloader()
     rates = []
     for number in range(ROUNDS):
@@ -172,15 +169,13 @@ def loader_speed(datamodule: SliceDataModule) -> dict[str, float]:
             if count == BATCHES:
                 break
         rates.append(count * len(first["image"]) / (time.perf_counter() - started))
-    return {
-        "median": round(statistics.median(rates)),
-        "min": round(min(rates)),
-        "max": round(max(rates)),
-    }
+    return rates
 
 
-def waiting(datamodule: SliceDataModule, parts: Parts, reader: Reader) -> dict[str, float]:
-    """Return the median seconds of a training step and the share of them spent on waiting."""
+def waiting(
+    datamodule: SliceDataModule, parts: Parts, reader: Reader
+) -> tuple[list[float], list[float]]:
+    """Return the seconds of training steps, and those of each spent on waiting for the batch."""
     model, loss = parts.model.train(), parts.loss
     optimizer = parts.optimizer(params=model.parameters())
     loader = datamodule.train_dataloader()
@@ -202,28 +197,4 @@ def waiting(datamodule: SliceDataModule, parts: Parts, reader: Reader) -> dict[s
             waits.append(arrived - mark)
             steps.append(ended - mark)
         mark = time.perf_counter()
-    return {
-        "seconds": round(statistics.median(steps), 4),
-        "waiting_share": round(sum(waits) / sum(steps), 5),
-    }
-
-
-def show(figures: Figures) -> None:
-    """Print the figures."""
-    table = Table(title=f"Reading a random slice of {figures['slice']} and its mask")
-    for name in ("way", "us", "times decoding"):
-        table.add_column(name, justify="left" if name == "way" else "right")
-    decoding = figures["read_us"]["decoding"]
-    for name, value in figures["read_us"].items():
-        table.add_row(name, f"{value:.0f}", f"{decoding / value:.1f}x faster")
-    console = Console()
-    console.print(table)
-    rate, step = figures["samples_per_s"], figures["step"]
-    console.print(
-        f"Loader with {figures['workers']} workers: {rate['median']} samples/s "
-        f"({rate['min']} to {rate['max']})\n"
-        f"Training step: {step['seconds']:.3f} s, {100 * step['waiting_share']:.2f} % of it "
-        "waiting for data\n"
-        f"Memory is copied at {figures['copy_gb_per_s']} GB/s; {torch.get_num_threads()} threads",
-        highlight=False,
-    )
+    return steps, waits

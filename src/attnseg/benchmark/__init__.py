@@ -1,0 +1,1 @@
+"""What training and inference cost, measured: one file per suite of measurements."""

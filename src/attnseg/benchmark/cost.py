@@ -1,0 +1,100 @@
+"""What variants cost: parameters, MACs, time and memory of a model with an attention."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+
+from attnseg.api import attention_component
+from attnseg.benchmark.report import Row
+from attnseg.benchmark.timing import alternate, spread
+from attnseg.benchmark.workload import Workload
+from attnseg.engine import cost
+from attnseg.engine.schema import Benchmark
+
+log = logging.getLogger(__name__)
+
+MARKERS = "ovDPX^*<>"
+COLUMNS = {
+    "model": "model",
+    "size": "size",
+    "attn": "attention",
+    "parameters": "parameters",
+    "macs": "MACs",
+    "attention_macs": "of attention",
+    "forward_ms": "forward, ms",
+    "step_ms": "training step, ms",
+    "forward_mib": "forward, MiB",
+    "step_mib": "training step, MiB",
+    "against": "against",
+    "forward_ratio": "forward",
+    "step_ratio": "training step",
+}
+
+
+def measure(config: Benchmark, device: torch.device, precisions: Sequence[str]) -> list[Row]:
+    """Measure a variant in float32, in alternation with another if `against` names one."""
+    name, base = config.choices["attn"], config.against
+    loads = {name: Workload(config, device)}
+    if base is not None:
+        loads[base] = Workload(config, device, attention_component(base))
+    load = loads[name]
+    closed, counted = cost.attention_macs(load.model, load.image)
+    row: Row = {
+        "model": config.choices["model"],
+        "size": config.model.options.get("size", ""),
+        "attn": name,
+        "parameters": cost.parameters(load.model)["total"],
+        "macs": load.macs(),
+        "attention_macs": closed,
+        "attention_macs_counted": counted,
+        "against": base,
+    }
+    memory = {}
+    for kind in ("forward", "step"):
+        works = {key: getattr(found, kind) for key, found in loads.items()}
+        samples = alternate(works, config.repeats)
+        memory[kind] = {key: cost.transient_memory(work) / 2**20 for key, work in works.items()}
+        row[f"{kind}_ms"] = spread(1e3 * sample.seconds for sample in samples[name])
+        row[f"{kind}_mib"] = memory[kind][name]
+        if base is not None:
+            pairs = zip(samples[name], samples[base], strict=True)
+            row[f"{kind}_ratio"] = median(ours.seconds / theirs.seconds for ours, theirs in pairs)
+    if base is not None:
+        log.info(
+            "%s against %s, in alternation: forward %.3fx, training step %.3fx, "
+            "memory of forward %.3fx, of step %.3fx",
+            name,
+            base,
+            row["forward_ratio"],
+            row["step_ratio"],
+            *(found[name] / found[base] for found in memory.values()),
+        )
+    return [row]
+
+
+def plot(records: Sequence[Mapping[str, Any]], folder: Path) -> None:
+    """Draw training step time over parameters: a colour per model, a marker per attention."""
+    rows = [row for record in records for row in record["rows"]]
+    figure = Figure(figsize=(7.5, 4.5), dpi=100, layout="constrained")
+    axis = figure.subplots()
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    attentions = list(dict.fromkeys(row["attn"] for row in rows))
+    for row in rows:
+        colour = f"C{models.index(row['model'])}"
+        marker = MARKERS[attentions.index(row["attn"]) % len(MARKERS)]
+        point = (row["parameters"] / 1e6, row["step_ms"]["median"])
+        axis.scatter(*point, color=colour, marker=marker, alpha=0.8)
+    for i, name in enumerate(models):
+        axis.scatter([], [], color=f"C{i}", marker="s", label=name)
+    for i, name in enumerate(attentions):
+        axis.scatter([], [], color="grey", marker=MARKERS[i % len(MARKERS)], label=name)
+    axis.set_xlabel("parameters, millions")
+    axis.set_ylabel("training step, ms")
+    axis.set_yscale("log")
+    figure.legend(loc="outside right center", frameon=False)
+    figure.savefig(folder / "pareto.png", metadata={"Software": None})

@@ -1,0 +1,50 @@
+"""How long one image takes, by itself."""
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+
+from attnseg.benchmark.machine import Gemm
+from attnseg.benchmark.report import Row
+from attnseg.benchmark.step import equivalents
+from attnseg.benchmark.timing import alternate, spread
+from attnseg.benchmark.workload import Workload
+from attnseg.engine.schema import Benchmark
+
+PUBLISHED_GEMM = 195.0  # GFLOP/s, float32, beside the latencies of the published codes
+COLUMNS = {
+    "label": "model",
+    "precision": "precision",
+    "ms": "latency, ms",
+    "equivalent": "GEMM-equivalent, GFLOP",
+    "published": "published code",
+    "ratio": "ours / published",
+    "work": "2 x MACs, GFLOP",
+    "share": "share of the GEMM rate, %",
+    "gemm": "GEMM beside it, GFLOP/s",
+}
+
+
+def measure(config: Benchmark, device: torch.device, precisions: Sequence[str]) -> list[Row]:
+    """Time the forward pass of one image in each precision, a matrix product before each."""
+    load = Workload(config, device, batch_size=1)
+    works = {name: partial(load.forward, name) for name in precisions}
+    samples = alternate(works, config.repeats, Gemm(device, precisions).rates)
+    work = 2e-9 * load.macs()
+    rows: list[Row] = []
+    for name, found in samples.items():
+        equivalent = spread(equivalents(found, 1))
+        row: Row = {
+            "precision": name,
+            "ms": spread(1e3 * sample.seconds for sample in found),
+            "equivalent": equivalent,
+            "work": work,
+            "share": spread(100 * work / (s.seconds * s.gauge[name]) for s in found),
+            "gemm": spread(sample.gauge[name] for sample in found),
+        }
+        if config.published and name == "float32":
+            published = 1e-3 * config.published.latency * PUBLISHED_GEMM
+            row |= {"published": published, "ratio": equivalent["median"] / published}
+        rows.append(row)
+    return rows

@@ -1,0 +1,100 @@
+"""What the machine can do: matrix products and copies, measured beside everything else."""
+
+import logging
+import platform
+from collections.abc import Sequence
+
+import torch
+
+from attnseg.benchmark.timing import Spread, seconds, spread
+from attnseg.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+Rates = dict[str, float]  # of a matrix product in a type, GFLOP/s
+TYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
+SIZES = {"cpu": 2048, "cuda": 8192}  # of the matrices; a GPU needs larger ones to be busy
+PRODUCTS = 5  # per reading
+PROBE = 256  # size of the matrices that tell whether a type pays
+COPIED = 1 << 28  # bytes
+
+
+class Gemm:
+    """The gauge: two square matrices, and how fast they are multiplied.
+
+    Args:
+        device: CPU or GPU.
+        names: of the types beside float32.
+        size: of the matrices; `None` is the device's.
+    """
+
+    def __init__(
+        self, device: torch.device, names: Sequence[str] = (), size: int | None = None
+    ) -> None:
+        self.size = size or SIZES[device.type]
+        pair = torch.randn(2, self.size, self.size, device=device)
+        self.matrices = {
+            name: pair.to(TYPES[name]) for name in {"float32": None, **dict.fromkeys(names)}
+        }
+
+    def rate(self, name: str) -> float:
+        """Return the rate of a product, GFLOP/s: the median of a few."""
+        a, b = self.matrices[name]
+        taken = spread(seconds(lambda: a @ b) for _ in range(PRODUCTS))
+        return 2e-9 * self.size**3 / taken["median"]
+
+    def rates(self) -> Rates:
+        """Return the rates of all types."""
+        return {name: self.rate(name) for name in self.matrices}
+
+
+def choose(device: str, threads: int | None) -> torch.device:
+    """Return the device to measure on, and set PyTorch's threads.
+
+    Raises:
+        ConfigError: there is no such device.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device: no GPU found on this machine; use device=cpu")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    return torch.device(device)
+
+
+def worthwhile(names: Sequence[str], device: torch.device) -> list[str]:
+    """Return the precisions without those that this machine only imitates: bf16, on many CPUs."""
+    probe = Gemm(device, names, PROBE)
+    probe.rates()  # the first products warm up
+    rates = probe.rates()
+    kept = [name for name in names if rates[name] > rates["float32"] / 2]
+    for name in names:
+        if name not in kept:
+            log.warning(
+                "precisions: %s is not measured, its matrix product runs at %.3g of float32's rate "
+                "on this machine",
+                name,
+                rates[name] / rates["float32"],
+            )
+    return kept
+
+
+def describe(device: torch.device) -> dict[str, str | int]:
+    """Return what figures are measured on."""
+    gpu = device.type == "cuda"
+    return {
+        "device": torch.cuda.get_device_name() if gpu else platform.processor() or "CPU",
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def limits(device: torch.device, repeats: int, names: Sequence[str]) -> dict[str, Spread]:
+    """Return the machine's limits: matrix products, GFLOP/s, and copies of memory, GB/s."""
+    gemm = Gemm(device, names)
+    read = [gemm.rates() for _ in range(repeats)]
+    source = torch.ones(COPIED, dtype=torch.uint8, device=device)
+    target = torch.zeros_like(source)
+    copies = [COPIED / 1e9 / seconds(lambda: target.copy_(source)) for _ in range(repeats)]
+    found = {name: spread(rates[name] for rates in read) for name in gemm.matrices}
+    return {**found, "copy": spread(copies)}

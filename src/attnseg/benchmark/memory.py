@@ -1,0 +1,41 @@
+"""The memory of a training step: of the whole process, and what it holds for a moment."""
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+
+from attnseg.benchmark.report import Row
+from attnseg.benchmark.workload import Workload
+from attnseg.engine import cost
+from attnseg.engine.schema import Benchmark
+
+COLUMNS = {
+    "label": "model",
+    "precision": "precision",
+    "batch": "batch",
+    "weights_mib": "weights, MiB",
+    "peak_gib": "peak of the process, GiB",
+    "published": "published code",
+    "step_mib": "held during a step, MiB",
+    "forward_mib": "held during a forward pass, MiB",
+}
+
+
+def measure(config: Benchmark, device: torch.device, precisions: Sequence[str]) -> list[Row]:
+    """Measure one precision; another one's peak could not be told from it in one process."""
+    (name,) = precisions
+    load = Workload(config, device)
+    for _ in range(2):  # the second one holds the optimizer's state, too
+        load.step(name)
+    row: Row = {
+        "precision": name,
+        "batch": load.batch_size,
+        "peak_gib": cost.peak_memory() / 2**30,
+        "weights_mib": 4 * cost.parameters(load.model)["total"] / 2**20,
+        "step_mib": cost.transient_memory(partial(load.step, name)) / 2**20,
+        "forward_mib": cost.transient_memory(partial(load.forward, name)) / 2**20,
+    }
+    if config.published and name == "float32":
+        row["published"] = config.published.memory
+    return [row]

@@ -1,0 +1,178 @@
+"""What the engine costs beyond a bare PyTorch loop on the same data and model.
+
+One process trains the same model twice, epoch by epoch in turn: the engine with its default
+callbacks trains an epoch, then the bare loop does. Both are timed by the same clock, from the end
+of one optimizer step to the end of the next, loading included. The first step of an epoch, behind
+validation and checkpoints, is left out, and so are the first epoch and the bare loop's.
+"""
+
+import contextlib
+import dataclasses
+import logging
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from statistics import median
+
+import torch
+from torch import nn
+
+from attnseg.benchmark.report import Row
+from attnseg.benchmark.timing import spread, wait
+from attnseg.data.datamodule import SliceDataModule
+from attnseg.data.slices import network_target
+from attnseg.engine.data import load, open_reader
+from attnseg.engine.fit import fit
+from attnseg.engine.loggers import Row as History
+from attnseg.engine.module import parameter_groups
+from attnseg.engine.parts import Parts, build_parts
+from attnseg.engine.schema import Benchmark
+from attnseg.engine.stopping import Stopping
+from attnseg.engine.together import Together
+from attnseg.engine.train import make_datamodule
+
+log = logging.getLogger(__name__)
+
+BATCHES = 10  # per epoch, if the data has as many
+COLUMNS = {
+    "label": "model and data",
+    "loop": "loop",
+    "steps": "steps",
+    "ms": "step, ms",
+    "overhead": "beyond the bare loop, %",
+}
+
+
+class Clock:
+    """Notes the end of every optimizer step, of one loop or the other."""
+
+    def __init__(self) -> None:
+        self.steps: list[float] = []  # of the epoch so far
+        self.epochs: list[list[float]] = []  # seconds of each step but an epoch's first
+
+    def tick(self, *ignored: object) -> None:
+        """Note the time."""
+        wait()
+        self.steps.append(time.perf_counter())
+
+    def end_epoch(self) -> None:
+        """Keep the times between the epoch's steps."""
+        pairs = zip(self.steps, self.steps[1:], strict=False)
+        self.epochs.append([after - before for before, after in pairs])
+        self.steps = []
+
+
+def measure(config: Benchmark, device: torch.device, precisions: Sequence[str]) -> list[Row]:
+    """Train with the engine and with the bare loop, an epoch each in turn."""
+    trainer = config.trainer.model_copy(
+        update={
+            "max_epochs": config.repeats + 1,
+            "limit_batches": config.trainer.limit_batches or BATCHES,
+            "accelerator": "gpu" if device.type == "cuda" else "cpu",
+        }
+    )
+    config = config.model_copy(update={"trainer": trainer})
+    reader = open_reader(config)
+    data = load(config, reader)
+    engine, bare = Clock(), Clock()
+
+    def make(clock: Clock) -> tuple[Parts, SliceDataModule]:
+        torch.manual_seed(config.seed)
+        parts = build_parts(config, reader)
+        build = parts.optimizer
+
+        def timed(*args: object, **options: object) -> torch.optim.Optimizer:
+            optimizer = build(*args, **options)
+            optimizer.register_step_post_hook(clock.tick)
+            return optimizer
+
+        return dataclasses.replace(parts, optimizer=timed), make_datamodule(config, data, parts)
+
+    parts, datamodule = make(engine)
+    plain = BareLoop(config, *make(bare), device)
+
+    def watch(rows: Sequence[History]) -> None:
+        engine.end_epoch()
+        with as_before_training():
+            plain.epoch(len(rows) - 1)
+        bare.end_epoch()
+
+    with tempfile.TemporaryDirectory() as folder:
+        together = Together(1)
+        fit(config, Path(folder), data, parts, datamodule, Stopping(), together, watch=watch)
+    names = {"engine": engine.epochs[1:], "bare": bare.epochs[1:]}
+    ratios = [
+        100 * (median(ours) / median(theirs) - 1)
+        for ours, theirs in zip(*names.values(), strict=True)
+    ]
+    rows: list[Row] = [
+        {
+            "label": f"{config.choices['model']}, {config.dataset_name}",
+            "loop": name,
+            "steps": sum(map(len, epochs)),
+            "ms": spread(1e3 * taken for epoch in epochs for taken in epoch),
+        }
+        for name, epochs in names.items()
+    ]
+    rows[0]["overhead"] = spread(ratios)
+    return rows
+
+
+class BareLoop:
+    """The same training as plain PyTorch: no callbacks, no checks, no files.
+
+    Args:
+        config: of the training.
+        parts: its model, loss and optimizer.
+        datamodule: its data.
+        device: where.
+    """
+
+    def __init__(
+        self, config: Benchmark, parts: Parts, datamodule: SliceDataModule, device: torch.device
+    ) -> None:
+        self.options, self.device = config.trainer, device
+        self.model = parts.model.to(device)
+        self.loss: nn.Module = parts.loss.to(device)
+        self.optimizer = parts.optimizer(parameter_groups(self.model))
+        self.loader = datamodule.train_dataloader()
+        self.classes = len(datamodule.train.cases[0].voxels)
+        self.multilabel = parts.loss.multilabel
+
+    def epoch(self, number: int) -> None:
+        """Train as many batches as the engine does."""
+        assert self.options.limit_batches is not None
+        self.model.train()
+        self.loader.sampler.set_epoch(number)  # type: ignore[attr-defined]
+        for _, batch in zip(range(self.options.limit_batches), self.loader, strict=False):
+            image, mask = (
+                batch[key].to(self.device, non_blocking=True) for key in ("image", "mask")
+            )
+            target = network_target(mask, self.classes, self.multilabel)
+            with self.autocast():
+                main, *auxiliary = self.model.training_outputs(image)
+                loss = self.loss(main, target)
+                for output in auxiliary:
+                    loss = loss + self.options.auxiliary_weight * self.loss(output, target)
+            self.optimizer.zero_grad()
+            loss.backward()
+            if self.options.gradient_clip is not None:
+                nn.utils.clip_grad_norm_(self.model.parameters(), self.options.gradient_clip)
+            self.optimizer.step()
+
+    def autocast(self) -> torch.autocast:
+        """Return the context of the configured precision."""
+        mixed = self.options.precision == "bf16-mixed"
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=mixed)
+
+
+@contextlib.contextmanager
+def as_before_training() -> Iterator[None]:
+    """Leave deterministic algorithms, which the engine asks for, while the block runs."""
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(False)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(deterministic, warn_only=True)

@@ -1,0 +1,70 @@
+"""A model with what it is fed: one training step, and one forward pass, as plain PyTorch."""
+
+import torch
+from torch import nn
+
+from attnseg.engine import cost
+from attnseg.engine.budget import build_model
+from attnseg.engine.build import build, factory
+from attnseg.engine.module import parameter_groups
+from attnseg.engine.schema import Benchmark, Component
+
+
+class Workload:
+    """A configured model, loss and optimizer with one batch of noise.
+
+    Args:
+        config: what to build.
+        device: where.
+        attn: instead of the configured attention.
+        batch_size: instead of the configured one.
+    """
+
+    def __init__(
+        self,
+        config: Benchmark,
+        device: torch.device,
+        attn: Component | None = None,
+        batch_size: int | None = None,
+    ) -> None:
+        torch.manual_seed(0)
+        self.device = device
+        self.image = (config.in_channels, *config.image_size)
+        self.batch_size = batch_size or config.batch_size
+        self.model = build_model(
+            config.model,
+            attn or config.attn,
+            config.in_channels,
+            config.num_classes,
+            config.image_size,
+        ).to(device)
+        self.loss: nn.Module = build("loss", config.loss, multilabel=False).to(device)
+        make = factory("optimizer", config.optimizer, given=("params",))
+        self.optimizer: torch.optim.Optimizer = make(params=parameter_groups(self.model))
+        self.images = torch.randn(self.batch_size, *self.image, device=device)
+        shape = (self.batch_size, *config.image_size)
+        self.target = torch.randint(config.num_classes, shape, device=device)
+
+    def autocast(self, precision: str) -> torch.autocast:
+        """Return the context that a precision computes in."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16")
+
+    def step(self, precision: str = "float32") -> None:
+        """Train on the batch: forward, loss, backward, optimizer."""
+        self.model.train()
+        self.optimizer.zero_grad()
+        with self.autocast(precision):
+            outputs = self.model.training_outputs(self.images)
+            loss = sum(self.loss(output, self.target) for output in outputs)
+        loss.backward()
+        self.optimizer.step()
+
+    def forward(self, precision: str = "float32") -> None:
+        """Segment the batch."""
+        self.model.eval()
+        with torch.inference_mode(), self.autocast(precision):
+            self.model(self.images)
+
+    def macs(self) -> int:
+        """Return the multiply-accumulates of one image's forward pass."""
+        return cost.macs(self.model, self.image)

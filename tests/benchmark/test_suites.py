@@ -1,0 +1,261 @@
+"""Each suite runs on tiny sizes, and its numbers fit each other."""
+
+import itertools
+import json
+import time
+import typing
+from pathlib import Path
+
+import hydra
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from attnseg.benchmark import check, machine, report, scaling, startup, step, suites, timing
+from attnseg.engine import schema
+from attnseg.engine.budget import build_model
+from attnseg.errors import ConfigError
+from tests.contracts.groups import names
+
+BOTH = ["float32", "bf16"]
+
+
+@pytest.fixture
+def has_bf16(monkeypatch):
+    monkeypatch.setattr(machine, "worthwhile", lambda names, device: list(names))
+
+
+def test_works_alternate():
+    order = []
+    shown = itertools.count()
+    works = {name: lambda name=name: order.append(name) for name in "ab"}
+    samples = timing.alternate(works, 3, lambda: {"n": next(shown)})
+    assert order == list("ab" + "abbaab")  # one round to warm up, then there and back
+    assert [sample.gauge["n"] for sample in samples["a"]] == [0, 3, 4]
+    assert [sample.gauge["n"] for sample in samples["b"]] == [1, 2, 5]
+
+
+def test_identical_works_take_the_same_time_and_a_double_one_twice_as_long():
+    works = {
+        "once": lambda: time.sleep(0.01),
+        "again": lambda: time.sleep(0.01),
+        "double": lambda: time.sleep(0.02),
+    }
+    found = {
+        name: timing.spread(s.seconds for s in samples)["median"]
+        for name, samples in timing.alternate(works, 5).items()
+    }
+    assert found["again"] / found["once"] == pytest.approx(1, abs=0.4)
+    assert 1.4 < found["double"] / found["once"] < 2.6
+
+
+def test_units_by_hand():
+    """2 s at 100 GFLOP/s is 200 GFLOP, of 4 images 50 each; 40 of them counted is 80 %."""
+    samples = [timing.Sample(2.0, {"float32": 100.0})]
+    assert step.equivalents(samples, batch_size=4) == [50.0]
+    assert step.mfu(work=40.0, seconds=2.0, rate=100.0, batch_size=4) == pytest.approx(0.8)
+
+
+def test_gauge_multiplies():
+    gauge = machine.Gemm(torch.device("cpu"), ["bf16"], size=128)
+    assert gauge.rates().keys() == {"float32", "bf16"}
+    assert all(0.001 < rate < 1e5 for rate in gauge.rates().values())
+
+
+def test_imitated_precision_is_left_out(monkeypatch):
+    rates = {"float32": 100.0, "bf16": 49.0}
+    monkeypatch.setattr(machine.Gemm, "rates", lambda self: rates)
+    assert machine.worthwhile(BOTH, torch.device("cpu")) == ["float32"]
+    rates["bf16"] = 51.0
+    assert machine.worthwhile(BOTH, torch.device("cpu")) == BOTH
+
+
+def test_step(rows, has_bf16):
+    float32, bf16 = rows("step", "workload=cvt")
+    assert [float32["precision"], bf16["precision"]] == BOTH
+    # 6 x MACs over the GEMM-equivalent, both per image, is the share of the rate.
+    shares = [
+        100 * float32["work"] / float32["equivalent"][end] for end in ("max", "median", "min")
+    ]
+    found = [float32["mfu"][end] for end in ("min", "median", "max")]
+    assert found[::2] == pytest.approx(shares[::2])
+    assert found[0] <= found[1] <= found[2]
+    assert float32["ratio"] == pytest.approx(float32["equivalent"]["median"] / 39)
+    assert float32["published_mfu"] == pytest.approx(100 * 27 / 39)
+    assert float32["batch"] == 2
+    assert 0.1 < float32["peak_gib"] < 8
+    assert "published" not in bf16  # of CvT, nothing was measured under bf16
+
+
+def test_latency(rows):
+    (row,) = rows("latency", "workload=setr", "precisions=[float32]")
+    assert row["share"]["max"] == pytest.approx(100 * row["work"] / row["equivalent"]["min"])
+    assert row["published"] == pytest.approx(1.269 * 195)
+    assert row["ms"]["min"] > 0
+
+
+def test_memory_of_each_precision_is_of_a_process_of_its_own(rows, has_bf16):
+    found = rows("memory", "model=setr")
+    assert sorted(row["precision"] for row in found) == sorted(BOTH)
+    assert all(row["step_mib"] > row["forward_mib"] > 0 for row in found)
+
+
+def test_volume(rows):
+    plain, ours = rows("volume", "model=setr", "slices=3", "precisions=[float32]")
+    assert plain["speedup"] == {"median": 1, "min": 1, "max": 1}
+    assert ours["per_slice_ms"] == pytest.approx(1e3 * ours["seconds"]["median"] / 3)
+    assert ours["speedup"]["min"] <= ours["speedup"]["median"] <= ours["speedup"]["max"]
+
+
+def test_loading(rows):
+    found = {row["what"]: row for row in rows("loading", "precisions=[float32]")}
+    assert found["store (numpy memmap)"]["speedup"] > 1
+    assert found["decoding"]["speedup"] == pytest.approx(1)
+    assert found["loader, 0 processes"]["rate"]["median"] > 10
+    assert 0 <= found["training setr"]["waiting"] < 100
+
+
+def test_overhead(rows):
+    engine, bare = rows("overhead", "trainer.limit_batches=4")
+    assert engine["steps"] == bare["steps"] == 2 * 3  # of each epoch, all but the first
+    ratio = engine["ms"]["median"] / bare["ms"]["median"]
+    assert 0.3 < ratio < 3
+    assert -70 < engine["overhead"]["median"] < 200
+
+
+def test_startup(rows, monkeypatch):
+    kept = ("python (an empty program)", "train.py optimizer.lrr=1 (wrong)")
+    monkeypatch.setattr(startup, "COMMANDS", {key: startup.COMMANDS[key] for key in kept})
+    empty, wrong = rows("startup", "repeats=1")
+    assert (empty["code"], wrong["code"]) == (0, 2)
+    assert empty["seconds"]["median"] < wrong["seconds"]["median"]
+    assert wrong["torch"] == "no"
+
+
+def test_scaling(rows, tmp_path, monkeypatch):
+    monkeypatch.setattr(scaling, "START", "fork")  # the tests have one thread
+    found = rows("scaling", "model=setr", "tokens=[16,64]", "repeats=1")
+    assert {row["at"] for row in found if row["axis"] == "tokens"} == {16, 64}
+    assert [row["at"] for row in found if row["axis"] == "batch"] == [1, 2]
+    step = next(row for row in found if row["axis"] == "batch" and row["at"] == 2)
+    assert step["images_per_s"]["median"] == pytest.approx(2e3 / step["ms"]["median"])
+    (alone,) = [row for row in found if row["axis"] == "processes"]
+    assert alone["images_per_s"]["median"] > 0
+    assert (tmp_path / "outputs/benchmark/scaling/scaling.png").is_file()
+
+
+def test_every_suite_is_in_the_schema_and_has_a_module():
+    known = typing.get_args(schema.Benchmark.model_fields["suite"].annotation)
+    assert set(known) == {*suites.SUITES, "check", "all"}
+    for name in suites.SUITES:
+        assert Path(suites.__file__).with_name(f"{name}.py").is_file()
+
+
+def test_parts():
+    """One process per workload and precision, unless the command line chooses."""
+
+    class Asked:
+        suite = "memory"
+
+    found = suites.parts(Asked, ["suite=memory"])
+    assert len(found) == 2 * len(names("workload")) == 8
+    assert found[0] == ["suite=memory", "workload=cvt", "precisions=[float32]"]
+    assert len(suites.parts(Asked, ["suite=memory", "model=setr"])) == 2
+    assert suites.parts(Asked, ["precisions=[float32]", "model=setr"]) == []
+    Asked.suite = "cost"
+    assert len(suites.parts(Asked, ["batch_size=2"])) == len(names("model")) * len(names("attn"))
+    assert suites.parts(Asked, ["attn=kv_pos", "against=kv"]) == []
+    Asked.suite = "step"
+    assert len(suites.parts(Asked, ["attn=kv"])) == 4
+    Asked.suite = "all"
+    assert [words[-1] for words in suites.parts(Asked, [])] == [f"suite={s}" for s in suites.SUITES]
+
+
+def test_all_joins_the_tables(bench, tmp_path, monkeypatch):
+    kept = {name: suites.SUITES[name] for name in ("latency", "memory")}
+    monkeypatch.setattr(suites, "SUITES", kept)
+    code, _, err = bench("suite=all", "model=setr", "precisions=[float32]")
+    assert code == 0, err
+    page = (tmp_path / "outputs/benchmark/benchmarks.md").read_text()
+    assert page.count("scripts/benchmark.py suite=") == page.count("\n## ") + 1 == 2
+    assert page.count("| setr-tiny-qkv | float32 |") == 2
+
+
+@pytest.mark.parametrize("name", names("workload"))
+def test_workloads_are_published_sizes(name):
+    config = schema.check_benchmark(_compose(f"workload={name}"))
+    assert config.published is not None
+    assert config.optimizer.target == "torch.optim.SGD"
+    assert config.optimizer.options["momentum"] == 0.9
+    assert (config.loss.options["dice_weight"], config.loss.options["ce_weight"]) == (0.6, 0.4)
+    with torch.device("meta"):
+        build_model(config.model, config.attn, 3, 9, config.image_size)
+
+
+def _compose(*overrides):
+    with hydra.initialize_config_module("attnseg.configs", version_base="1.3"):
+        composed = hydra.compose("benchmark", list(overrides))
+    return {**OmegaConf.to_container(composed, resolve=True), "choices": {"dataset": "phantom"}}
+
+
+@pytest.mark.parametrize(("ratio", "code"), [(1.0, 0), (99.0, 1)])
+def test_check_fails_beyond_a_bound(bench, monkeypatch, ratio, code):
+    measured = []
+
+    def measure(config, device):
+        measured.append(ratio)
+        return ratio
+
+    assert set(json.loads(check.BOUNDS.read_text())) == set(check.RATIOS)
+    monkeypatch.setattr(check, "RATIOS", {"engine step / bare loop": measure})
+    found, out, err = bench("suite=check")
+    assert found == code, err
+    assert "engine step / bare loop: " in out
+    assert len(measured) == 1 + code  # what is beyond its bound is measured again
+    if code:
+        assert err.count("\n") == 1
+        assert "bounds: engine step / bare loop 99.0 instead of at most" in err
+
+
+def test_check_measures_every_ratio(bench, monkeypatch):
+    monkeypatch.setattr(check, "SLICES", 2)
+    bounds = {key: {"default": 1000000000.0} for key in check.RATIOS}
+    monkeypatch.setattr(check.json, "loads", lambda text: bounds)
+    code, out, err = bench("suite=check", "repeats=1", "trainer.limit_batches=3")
+    assert code == 0, err
+    assert [name for name in check.RATIOS if f"{name}: " in out] == list(check.RATIOS)
+
+
+def test_cells():
+    assert report.cell({"median": 1.2345, "min": 1, "max": 123.4}) == "1.23 (1 to 123)"
+    assert report.cell(21_490_000_000) == "21.49 G"
+    assert report.cell(29_690_201) == "29,690,201"
+    assert (report.cell(0.0228), report.cell(None), report.cell("kv")) == ("0.0228", "-", "kv")
+
+
+def test_a_column_in_which_nothing_stands_is_left_out():
+    found = [{"label": "a", "rows": [{"x": 1, "y": None}, {"x": 2}]}]
+    text = report.table({"label": "model", "x": "X", "y": "Y"}, found)
+    assert text.splitlines() == ["| model | X |", "|---|---|", "| a | 1 |", "| a | 2 |"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["suite=stepp"], "suite: 'stepp' is not allowed"),
+        (["suite=step", "workload=unet"], "workload: no 'unet'; did you mean transunet?"),
+        (["suite=step", "precisions=[]"], "precisions: [] is not allowed"),
+        (["suite=step", "threads=0"], "threads: 0 is not allowed"),
+    ],
+)
+def test_wrong_suites(bench, arguments, message):
+    code, _, err = bench(*arguments)
+    assert code == 2
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_no_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="no GPU found"):
+        machine.choose("cuda", None)
