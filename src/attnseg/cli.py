@@ -54,6 +54,7 @@ def main() -> NoReturn:
         "phantom": phantom,
         "status": status,
         "evaluate": evaluate,
+        "predict": predict,
         "metrics_diff": metrics_diff,
         "compare": compare,
         "search": search,
@@ -93,6 +94,11 @@ def status() -> NoReturn:
 def evaluate() -> NoReturn:
     """Score a finished run, or a folder of masks, under any metric profiles."""
     run("evaluate", calling("engine.rescore:evaluate", schema.check_evaluate))
+
+
+def predict() -> NoReturn:
+    """Segment NIfTI files, DICOM series, pictures or scan folders with finished runs."""
+    run("predict", calling("engine.predict:predict", schema.check_predict))
 
 
 def metrics_diff() -> NoReturn:

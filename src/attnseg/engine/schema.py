@@ -228,6 +228,39 @@ class Evaluate(Node):
     outputs: str | None
 
 
+Sizes = Annotated[float, Field(ge=0)] | dict[str, Annotated[float, Field(ge=0)]] | None
+Counts = NonNegativeInt | dict[str, NonNegativeInt] | None
+
+
+class Postprocess(Node):
+    """What is done to masks: of all classes, or of those that are named."""
+
+    largest_component: bool | list[str]
+    min_ml: Sizes
+    min_pixels: Counts
+
+
+class Predict(Node):
+    """What is segmented by what, and how."""
+
+    choices: dict[str, str]
+    run: str | Annotated[list[str], Field(min_length=1)] | None
+    study: str | None
+    capsule: str | None
+    input: Folder
+    output: Folder
+    backend: Literal["torch", "onnx"]
+    device: Literal["cpu", "cuda"]
+    threads: PositiveInt | None
+    batch_size: PositiveInt
+    flips: list[Literal["h", "v"]]
+    tiles: Annotated[float, Field(ge=0, lt=1)] | None
+    probabilities: bool
+    uncertainty: bool
+    overlays: bool
+    postprocess: Postprocess
+
+
 class Compare(Node):
     """Which runs are compared, and how."""
 
@@ -333,6 +366,20 @@ def check_evaluate(raw: Mapping[str, Any]) -> Evaluate:
     folders = config.pred is not None and config.truth is not None
     if (config.run is not None) == folders or (config.pred is None) != (config.truth is None):
         raise ConfigError("run: give a run folder as run=DIR, or masks as pred=DIR truth=DIR")
+    return config
+
+
+def check_predict(raw: Mapping[str, Any]) -> Predict:
+    """Turn a plain configuration of a prediction into a typed one.
+
+    Raises:
+        ConfigError: as `check_types`, or it is not clear what to predict with.
+    """
+    config = check_types(Predict, raw)
+    if sum(source is not None for source in (config.run, config.study, config.capsule)) != 1:
+        raise ConfigError("run: give one of run=DIR, run=[DIR,DIR], study=DIR and capsule=FILE")
+    if config.backend == "onnx" and config.device == "cuda":
+        raise ConfigError("device: backend=onnx runs on the CPU; use device=cpu or backend=torch")
     return config
 
 
@@ -446,5 +493,5 @@ def _siblings(error: ValidationError, loc: tuple[Any, ...]) -> list[str]:
 
 SEARCH = (Search, Range, Choices)
 SCHEMAS: dict[str, type[BaseModel]] = {
-    schema.__name__: schema for schema in (Config, Benchmark, Evaluate, Compare, *SEARCH)
+    schema.__name__: schema for schema in (Config, Benchmark, Evaluate, Predict, Compare, *SEARCH)
 }
