@@ -17,7 +17,8 @@ from attnseg.errors import DataError, Problems, first_line
 
 SUFFIX = ".dcm"
 UID = re.compile(r"[0-9.]{1,64}")
-DIRECTORY = "1.2.840.10008.1.3.10"  # a DICOMDIR
+# A DICOMDIR, and segmentations, which have pixels, too.
+OTHERS = ("1.2.840.10008.1.3.10", "1.2.840.10008.5.1.4.1.1.66.4")
 GAP = 0.1  # share by which distances between slices may differ
 TURN = 1e-3  # by which direction cosines of one series may differ
 LABEL_LENGTH = 64  # letters of a segment's name
@@ -47,12 +48,14 @@ def group(paths: Sequence[Path], problems: Problems) -> tuple[list[Series], list
         with problems.gathered():
             header = read(path, TAGS)
             uid = str(header.get("SeriesInstanceUID", ""))
-            if header.file_meta.get("MediaStorageSOPClassUID") == DIRECTORY or "Rows" not in header:
+            if header.file_meta.get("MediaStorageSOPClassUID") in OTHERS:
                 others.append(path)
             elif not UID.fullmatch(uid):
                 raise DataError(f"{path}: no usable SeriesInstanceUID; restore the file")
-            else:
+            elif "Rows" in header:
                 found[uid].append(path)
+            else:
+                others.append(path)
     folders = {uid: _common(files) for uid, files in found.items()}
     return [
         (folders[uid], uid, tuple(files), list(folders.values()).count(folders[uid]) == 1)

@@ -77,6 +77,11 @@ class Recipe:
         """Channels of the network's logits."""
         return len(self.classes) + (0 if self.multilabel else 1)
 
+    @property
+    def overlapping(self) -> bool:
+        """Whether one label map cannot hold the masks."""
+        return self.multilabel and len(self.classes) > 1
+
     def to_json(self) -> str:
         """Return the recipe as text."""
         return json.dumps(asdict(self), indent=1) + "\n"

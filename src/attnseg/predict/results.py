@@ -79,7 +79,7 @@ class Results:
             return [self._write("masks", ".dcm", write)]
         if self.item.kind == "scan":
             return [self._write("masks", ".csv", lambda file: file.write(self._codes(masks)))]
-        if not self.recipe.multilabel:
+        if not self.recipe.overlapping:
             return [self._png("masks", "", self._merged(masks)[0], self._described())]
         return [
             self._png("masks", f".{quote(name, safe=' ')}", 255 * mask[0].astype(np.uint8), name)
@@ -115,7 +115,7 @@ class Results:
 
     def _merged(self, masks: Masks) -> NDArray[np.uint8]:
         """Return class indices `[S, H, W]`, or `[S, H, W, classes]` if classes overlap."""
-        if self.recipe.multilabel:
+        if self.recipe.overlapping:
             return np.moveaxis(masks, 0, -1).astype(np.uint8)
         merged = np.zeros(masks.shape[1:], np.uint8)
         for number, mask in enumerate(masks, 1):
@@ -125,9 +125,9 @@ class Results:
     def _described(self) -> str:
         """Return what the values, or the last axis, of a file mean, as JSON."""
         classes = self.recipe.classes
-        first = 0 if self.recipe.multilabel else 1
+        first = 0 if self.recipe.overlapping else 1
         meaning = {str(number): name for number, name in enumerate(classes, first)}
-        key = "volumes" if self.recipe.multilabel else "labels"
+        key = "volumes" if self.recipe.overlapping else "labels"
         return json.dumps({key: meaning, "run": self.recipe.run}, ensure_ascii=False)
 
     def _to_file(self, slices: NDArray[Any]) -> NDArray[Any]:
