@@ -110,10 +110,10 @@ def read(path: Path, tags: list[str] | None = None, pixels: bool = False) -> Any
     """
     import pydicom
 
+    # What is used is checked here; of the rest there is nothing to tell.
+    pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
     try:
-        with warnings.catch_warnings():  # of values that are used are told below
-            warnings.simplefilter("ignore")
-            return pydicom.dcmread(path, stop_before_pixels=not pixels, specific_tags=tags)
+        return pydicom.dcmread(path, stop_before_pixels=not pixels, specific_tags=tags)
     except OSError as error:
         raise DataError(f"{path}: {error.strerror or error}; restore it") from error
     except Exception as error:  # made to harm, a file can have the parser raise anything

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Literal
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -162,9 +161,9 @@ def starts(length: int, size: int, overlap: float) -> list[int]:
 
 
 def bell(view: View) -> Floats:
-    """Return a tile's weights `[h, w]`: Gaussian, 1 at its middle, above 0 everywhere."""
-    sides = (cv2.getGaussianKernel(n, n * SIGMA, cv2.CV_32F)[:, 0] for n in view.size)
-    rows, columns = (side / side.max() for side in sides)
+    """Return a tile's weights `[h, w]`: Gaussian, about 1 in its middle, above 0 everywhere."""
+    offsets = ((np.arange(n) - (n - 1) / 2) / (n * SIGMA) for n in view.size)
+    rows, columns = (np.exp(-(offset**2) / 2) for offset in offsets)
     return np.asarray(np.maximum(np.outer(rows, columns), 1e-6), np.float32)
 
 
