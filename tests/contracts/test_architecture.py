@@ -16,6 +16,7 @@ ALLOWED = {
     "losses": {"losses"},
     "metrics": {"metrics"},
     "data": {"data", "errors", "progress"},
+    "predict": {"predict", "data", "errors", "files", "progress"},
     "engine": {
         "api",
         "engine",
@@ -24,7 +25,9 @@ ALLOWED = {
         "losses",
         "metrics",
         "layers",
+        "predict",
         "errors",
+        "files",
         "progress",
     },
     "study": {"study", "errors"},
@@ -32,6 +35,7 @@ ALLOWED = {
     "sweeps": {"engine", "study", "errors"},
     "api": {"engine", "models", "errors"},
     "errors": set(),
+    "files": {"errors"},
     "progress": set(),
     "configs": set(),
 }

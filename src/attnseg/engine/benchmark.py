@@ -17,9 +17,9 @@ from attnseg.api import attention_component
 from attnseg.engine import cost
 from attnseg.engine.budget import build_model
 from attnseg.engine.build import build
-from attnseg.engine.files import write_text
 from attnseg.engine.schema import Benchmark, Component
 from attnseg.errors import ConfigError
+from attnseg.files import write_text
 from attnseg.models.model import SegmentationModel
 
 log = logging.getLogger(__name__)

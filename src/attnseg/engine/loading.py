@@ -25,10 +25,10 @@ from attnseg.data.reader import CaseRef, Reader
 from attnseg.data.slices import network_target
 from attnseg.data.store import StoredCase
 from attnseg.engine.data import load, open_reader
-from attnseg.engine.files import write_text
 from attnseg.engine.parts import Parts, build_parts
 from attnseg.engine.schema import Config
 from attnseg.engine.train import make_datamodule
+from attnseg.files import write_text
 
 log = logging.getLogger(__name__)
 

@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from attnseg.data.reader import class_masks
-from attnseg.data.slices import View, network_target, network_tensor
+from attnseg.data.slices import network_target, network_tensor
 from attnseg.data.store import StoredCase
+from attnseg.data.view import View
 from attnseg.layers.conv import resize
 from attnseg.metrics.calibration import Calibration
 from attnseg.metrics.masks import predicted_masks, target_masks
