@@ -228,6 +228,45 @@ class Evaluate(Node):
     outputs: str | None
 
 
+class Export(Node):
+    """What a finished run is exported as."""
+
+    choices: dict[str, str]
+    profile: dict[str, Component]
+    run: str
+    formats: Annotated[list[Literal["onnx", "torch", "safetensors"]], Field(min_length=1)]
+    int8: bool
+    root: str | None
+    data: str | None
+    device: Literal["cpu"] = "cpu"
+
+
+class Capsule(Node):
+    """What goes into a capsule."""
+
+    choices: dict[str, str]
+    run: str
+    output: Folder
+    license: str | None
+    use: str | None
+
+
+class Verify(Node):
+    """Which capsule is verified."""
+
+    choices: dict[str, str]
+    capsule: Folder
+    threads: NonNegativeInt
+
+
+class Publish(Node):
+    """Which capsule is published, and where."""
+
+    choices: dict[str, str]
+    capsule: Folder
+    to: Folder
+
+
 class Compare(Node):
     """Which runs are compared, and how."""
 
@@ -333,6 +372,20 @@ def check_evaluate(raw: Mapping[str, Any]) -> Evaluate:
     folders = config.pred is not None and config.truth is not None
     if (config.run is not None) == folders or (config.pred is None) != (config.truth is None):
         raise ConfigError("run: give a run folder as run=DIR, or masks as pred=DIR truth=DIR")
+    return config
+
+
+def check_export(raw: Mapping[str, Any]) -> Export:
+    """Turn a plain configuration of an export into a typed one.
+
+    Raises:
+        ConfigError: as `check_types`, or keys do not fit each other.
+    """
+    config = check_types(Export, raw)
+    if config.int8 and "onnx" not in config.formats:
+        raise ConfigError("int8: made of the ONNX file; add onnx to formats")
+    if len(config.profile) != 1:
+        raise ConfigError(f"profile: {', '.join(config.profile)}; give one, what int8 costs in it")
     return config
 
 
@@ -446,5 +499,6 @@ def _siblings(error: ValidationError, loc: tuple[Any, ...]) -> list[str]:
 
 SEARCH = (Search, Range, Choices)
 SCHEMAS: dict[str, type[BaseModel]] = {
-    schema.__name__: schema for schema in (Config, Benchmark, Evaluate, Compare, *SEARCH)
+    schema.__name__: schema
+    for schema in (Config, Benchmark, Evaluate, Export, Capsule, Verify, Publish, Compare, *SEARCH)
 }

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from google.protobuf.message import DecodeError, Message
 from numpy.typing import NDArray
 
 from attnseg.errors import CheckpointError, ConfigError, first_line
@@ -116,6 +115,7 @@ def check_graph(data: bytes, name: str) -> None:
         CheckpointError: says what is wrong.
     """
     import onnx
+    from google.protobuf.message import DecodeError
 
     try:
         model = onnx.load_model_from_string(data)
@@ -145,4 +145,4 @@ def messages(message: Any) -> Iterator[Any]:  # noqa: ANN401
         yield found
         for field, value in found.ListFields():
             if field.message_type is not None:
-                waiting.extend([value] if isinstance(value, Message) else value)
+                waiting.extend([value] if hasattr(value, "ListFields") else value)
