@@ -57,6 +57,10 @@ def main() -> NoReturn:
         "predict": predict,
         "metrics_diff": metrics_diff,
         "compare": compare,
+        "export": export,
+        "capsule": capsule,
+        "verify": verify,
+        "publish": publish,
         "search": search,
         "benchmark": benchmark,
         "loading": loading,
@@ -105,6 +109,44 @@ def metrics_diff() -> NoReturn:
     """Show how the same predictions of a run score under several metric profiles."""
     sys.argv = [re.sub("^profiles=", "profile=", word) for word in sys.argv]
     run("evaluate", calling("engine.difference:metrics_diff", schema.check_evaluate))
+
+
+def export() -> NoReturn:
+    """Export a finished run as ONNX, torch.export and safetensors."""
+    run("export", calling("engine.export:export", schema.check_export))
+
+
+def capsule() -> NoReturn:
+    """Pack a finished run as one file that can be verified and predicts without torch."""
+    run("capsule", calling("engine.capsule:pack_run", partial(schema.check_types, schema.Capsule)))
+
+
+def verify() -> NoReturn:
+    """Check a capsule and replay its golden input, offline and without torch."""
+    sys.argv[1:] = [
+        f"capsule={w}" if w.endswith(".zip") and "=" not in w else w for w in sys.argv[1:]
+    ]
+    check = partial(schema.check_types, schema.Verify)
+
+    def job(plain: Plain, text: str, claimed: Claimed) -> None:
+        config = check(plain)
+        from attnseg.predict.capsule import verify
+
+        verify(config.capsule, config.threads)
+
+    run("verify", job)
+
+
+def publish() -> NoReturn:
+    """Publish a capsule in a folder or on the Hugging Face Hub."""
+
+    def job(plain: Plain, text: str, claimed: Claimed) -> None:
+        config = schema.check_types(schema.Publish, plain)
+        from attnseg.predict.hub import publish
+
+        publish(config.capsule, config.to)
+
+    run("publish", job)
 
 
 def compare() -> NoReturn:
@@ -226,7 +268,9 @@ def run(config_name: str, job: Job) -> NoReturn:
             codes.append(report(error))
 
     # Several profiles or loggers serve one job; Hydra has brackets for that.
-    sys.argv = [re.sub(r"^(profile|logger)=([\w,]+)$", r"\1=[\2]", word) for word in sys.argv]
+    sys.argv = [
+        re.sub(r"^(profile|logger|formats)=([\w,]+)$", r"\1=[\2]", word) for word in sys.argv
+    ]
     for flag in {"-m", "--multirun"} & set(sys.argv):  # argparse wants it before any KEY=VALUE
         sys.argv.remove(flag)
         sys.argv.insert(1, flag)

@@ -31,7 +31,7 @@ ALLOWED = {
         "progress",
     },
     "study": {"study", "errors"},
-    "cli": {"engine", "study", "errors", "sweeps"},
+    "cli": {"engine", "study", "predict", "errors", "sweeps"},
     "sweeps": {"engine", "study", "errors"},
     "api": {"engine", "models", "errors"},
     "errors": set(),
@@ -83,6 +83,12 @@ def test_the_bottom_needs_torch_only(package):
     for path in (ROOT / package).glob("*.py"):
         tops = {name.split(".")[0] for name in imports(path)}
         assert tops <= standard | {"attnseg", "torch", "numpy"}, path
+
+
+def test_prediction_needs_nothing_of_training():
+    barred = {"torch", "pytorch_lightning", "hydra", "omegaconf", "albumentations", "monai"}
+    for path in (ROOT / "predict").glob("*.py"):
+        assert not {name.split(".")[0] for name in imports(path)} & barred, path
 
 
 def test_models_name_no_attention_and_the_engine_no_model():

@@ -3,21 +3,18 @@
 Torch is imported only if it is what runs.
 """
 
-import importlib
 import importlib.util
 import json
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from attnseg.engine.schema import Postprocess, Predict, nearest
-from attnseg.errors import CheckpointError, ConfigError
+from attnseg.engine.schema import Postprocess, Predict, check_types, nearest
+from attnseg.errors import ConfigError
 from attnseg.predict.postprocess import Rule
 from attnseg.predict.predict import Wanted, common
 from attnseg.predict.predict import predict as segment_all
-from attnseg.predict.recipe import Recipe
 from attnseg.predict.segment import Member, Segmenter
 
 log = logging.getLogger(__name__)
@@ -31,15 +28,19 @@ def predict(config: Predict) -> None:
     Raises:
         AttnsegError: what the person at the terminal can mend.
     """
+    options = config.postprocess
     if config.capsule is not None:
-        members = [open_capsule(config.capsule)]
+        member, said = by_capsule(Path(config.capsule), config.threads)
+        members = [member]
+        if options == Postprocess():  # nothing else was asked for
+            options = check_types(Postprocess, said)
     else:
         runs = list_runs(config)
         members = (
             by_onnx(runs, config.threads) if config.backend == "onnx" else by_torch(runs, config)
         )
     recipe = common([member.recipe for member in members])
-    rules = rules_of(config.postprocess, recipe.classes)
+    rules = rules_of(options, recipe.classes)
     segmenter = Segmenter(members, config.batch_size, config.flips, config.tiles)
     wanted = Wanted(rules, config.probabilities, config.uncertainty, config.overlays)
     backend = "onnx" if config.capsule is not None else config.backend
@@ -104,37 +105,40 @@ def by_onnx(runs: Sequence[Path], threads: int | None) -> list[Member]:
     """Return what was exported of runs, by ONNX Runtime.
 
     Raises:
-        ConfigError: ONNX Runtime is not installed.
-        CheckpointError: a run was not exported.
+        ConfigError: ONNX Runtime is not installed, or a run was not exported.
+        CheckpointError: a file is not the one that was exported.
     """
-    if importlib.util.find_spec("onnxruntime") is None:
-        raise ConfigError("backend: onnxruntime is not installed; pip install 'attnseg[export]'")
-    onnx = importlib.import_module("attnseg.predict.onnx")
-    members = []
-    for run in runs:
-        folder = run / "export"
-        recipe = read_recipe(folder / "recipe.json")
-        network = onnx.OnnxNetwork(folder / "model.onnx", threads or os.cpu_count() or 1)
-        members.append(Member(recipe, network))
-    return members
+    check_runtime()
+    from attnseg.predict.exported import Exported
+
+    exported = [Exported(run / "export") for run in runs]
+    return [Member(export.recipe, export.network(threads or 0)) for export in exported]
 
 
-def read_recipe(path: Path) -> Recipe:
-    """Read an exported recipe.
+def by_capsule(path: Path, threads: int | None) -> tuple[Member, dict[str, Any]]:
+    """Return a capsule's network, and what it says of postprocessing.
 
     Raises:
-        CheckpointError: there is none, or it is not sound.
+        ConfigError: ONNX Runtime is not installed.
+        CheckpointError: not a capsule, damaged, or made to harm.
     """
-    try:
-        return Recipe.from_json(path.read_text(), path)
-    except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path}: not found; export the run: export.py run=DIR") from error
+    check_runtime()
+    from attnseg.predict.capsule import Capsule
+
+    capsule = Capsule(path)
+    member = Member(capsule.recipe, capsule.network(threads or 0))
+    return member, capsule.values("postprocessing.json")
 
 
-def open_capsule(place: str) -> Member:
-    """Return a capsule's network."""
-    capsule = importlib.import_module("attnseg.predict.capsule").Capsule(Path(place))
-    return Member(capsule.recipe, capsule.network())
+def check_runtime() -> None:
+    """Say what is to be installed.
+
+    Raises:
+        ConfigError: ONNX Runtime is missing.
+    """
+    for name in ("onnx", "onnxruntime"):
+        if importlib.util.find_spec(name) is None:
+            raise ConfigError(f"backend: {name} is not installed; pip install 'attnseg[predict]'")
 
 
 def rules_of(options: Postprocess, classes: Sequence[str]) -> dict[str, Rule]:

@@ -21,7 +21,7 @@ from attnseg.engine.folders import score_folders
 from attnseg.engine.networks import read_run
 from attnseg.engine.parts import build_parts
 from attnseg.engine.pipelines import DESCRIBED, compare
-from attnseg.engine.schema import Config, Evaluate, check
+from attnseg.engine.schema import Config, Evaluate, Export, check
 from attnseg.errors import DataError
 from attnseg.metrics.profiles.profile import Profile
 from attnseg.models.model import SegmentationModel
@@ -61,7 +61,7 @@ def evaluate(config: Evaluate) -> pd.DataFrame:
     return scores
 
 
-def build_profiles(config: Evaluate) -> list[Profile]:
+def build_profiles(config: Evaluate | Export) -> list[Profile]:
     """Build the profiles asked for."""
     return [build(f"profile.{name}", node) for name, node in config.profile.items()]
 
@@ -99,7 +99,7 @@ class FinishedRun:
         CheckpointError: the weights do not fit.
     """
 
-    def __init__(self, folder: Path, options: Evaluate) -> None:
+    def __init__(self, folder: Path, options: Evaluate | Export) -> None:
         self.folder = folder
         self.config = read_config(folder, options)
         facts = json.loads((folder / "run.json").read_text())
@@ -176,7 +176,7 @@ class FinishedRun:
             preview.draw(path, title, case, truth, prediction, reader.classes)
 
 
-def read_config(folder: Path, options: Evaluate) -> Config:
+def read_config(folder: Path, options: Evaluate | Export) -> Config:
     """Return the configuration of a finished run.
 
     Raises:

@@ -235,9 +235,9 @@ Counts = NonNegativeInt | dict[str, NonNegativeInt] | None
 class Postprocess(Node):
     """What is done to masks: of all classes, or of those that are named."""
 
-    largest_component: bool | list[str]
-    min_ml: Sizes
-    min_pixels: Counts
+    largest_component: bool | list[str] = False
+    min_ml: Sizes = None
+    min_pixels: Counts = None
 
 
 class Predict(Node):
@@ -259,6 +259,45 @@ class Predict(Node):
     uncertainty: bool
     overlays: bool
     postprocess: Postprocess
+
+
+class Export(Node):
+    """What a finished run is exported as."""
+
+    choices: dict[str, str]
+    profile: dict[str, Component]
+    run: str
+    formats: Annotated[list[Literal["onnx", "torch", "safetensors"]], Field(min_length=1)]
+    int8: bool
+    root: str | None
+    data: str | None
+    device: Literal["cpu"] = "cpu"
+
+
+class Capsule(Node):
+    """What goes into a capsule."""
+
+    choices: dict[str, str]
+    run: str
+    output: Folder
+    license: str | None
+    use: str | None
+
+
+class Verify(Node):
+    """Which capsule is verified."""
+
+    choices: dict[str, str]
+    capsule: Folder
+    threads: NonNegativeInt
+
+
+class Publish(Node):
+    """Which capsule is published, and where."""
+
+    choices: dict[str, str]
+    capsule: Folder
+    to: Folder
 
 
 class Compare(Node):
@@ -383,6 +422,20 @@ def check_predict(raw: Mapping[str, Any]) -> Predict:
     return config
 
 
+def check_export(raw: Mapping[str, Any]) -> Export:
+    """Turn a plain configuration of an export into a typed one.
+
+    Raises:
+        ConfigError: as `check_types`, or keys do not fit each other.
+    """
+    config = check_types(Export, raw)
+    if config.int8 and "onnx" not in config.formats:
+        raise ConfigError("int8: made of the ONNX file; add onnx to formats")
+    if len(config.profile) != 1:
+        raise ConfigError(f"profile: {', '.join(config.profile)}; give one, what int8 costs in it")
+    return config
+
+
 def check_search(raw: Mapping[str, Any]) -> Search:
     """Turn the plain options of a search into typed ones.
 
@@ -493,5 +546,17 @@ def _siblings(error: ValidationError, loc: tuple[Any, ...]) -> list[str]:
 
 SEARCH = (Search, Range, Choices)
 SCHEMAS: dict[str, type[BaseModel]] = {
-    schema.__name__: schema for schema in (Config, Benchmark, Evaluate, Predict, Compare, *SEARCH)
+    schema.__name__: schema
+    for schema in (
+        Config,
+        Benchmark,
+        Evaluate,
+        Predict,
+        Export,
+        Capsule,
+        Verify,
+        Publish,
+        Compare,
+        *SEARCH,
+    )
 }
