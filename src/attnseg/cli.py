@@ -123,16 +123,16 @@ def capsule() -> NoReturn:
 
 def verify() -> NoReturn:
     """Check a capsule and replay its golden input, offline and without torch."""
-    sys.argv[1:] = [
-        f"capsule={w}" if w.endswith(".zip") and "=" not in w else w for w in sys.argv[1:]
-    ]
-    check = partial(schema.check_types, schema.Verify)
+    sys.argv[1:] = [re.sub(r"^([^-=][^=]*\.zip)$", r"capsule=\1", word) for word in sys.argv[1:]]
 
     def job(plain: Plain, text: str, claimed: Claimed) -> None:
-        config = check(plain)
+        config = schema.check_types(schema.Verify, plain)
+        from attnseg.engine.predict import check_runtime
         from attnseg.predict.capsule import verify
+        from attnseg.predict.hub import fetch
 
-        verify(config.capsule, config.threads)
+        check_runtime()
+        verify(fetch(config.capsule), config.threads)
 
     run("verify", job)
 

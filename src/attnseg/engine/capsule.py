@@ -15,6 +15,7 @@ from attnseg.engine.build import build
 from attnseg.engine.export import export, made_up
 from attnseg.engine.model_card import model_card
 from attnseg.engine.networks import read_run, recipe_of
+from attnseg.engine.predict import rules_of
 from attnseg.engine.schema import Capsule, Component, Export, check_types
 from attnseg.errors import AttnsegError, ConfigError
 from attnseg.files import replacing
@@ -51,6 +52,7 @@ def pack_run(config: Capsule) -> Path:
     if licence is None:
         log.warning("license: none given; the capsule will say that the weights have none")
     recipe = recipe_of(run)
+    rules_of(config.postprocess, recipe.classes)  # names classes that there are
     exported = open_export(run, recipe)
     network = exported.network()
     images = made_up(recipe, GOLDEN)
@@ -61,7 +63,7 @@ def pack_run(config: Capsule) -> Path:
     parts = {
         MODEL: exported.read(MODEL),
         RECIPE: recipe.to_json().encode(),
-        "postprocessing.json": as_json({}),
+        "postprocessing.json": as_json(config.postprocess.model_dump()),
         "profile.json": as_json(profile.describe()),
         "metrics.json": as_json(metrics),
         "MODEL_CARD.md": card.encode(),
@@ -72,7 +74,7 @@ def pack_run(config: Capsule) -> Path:
     made = {"run": recipe.run, "made_with": f"attnseg {version('attnseg')}"}
     with replacing(output) as file:
         file.write(pack(output, parts, made))
-    verify(str(output))
+    verify(output)
     log.info("Written: %s, %.2f MB", output, output.stat().st_size / 1e6)
     return output
 

@@ -30,7 +30,7 @@ def predict(config: Predict) -> None:
     """
     options = config.postprocess
     if config.capsule is not None:
-        member, said = by_capsule(Path(config.capsule), config.threads)
+        member, said = by_capsule(config.capsule, config.threads)
         members = [member]
         if options == Postprocess():  # nothing else was asked for
             options = check_types(Postprocess, said)
@@ -115,7 +115,7 @@ def by_onnx(runs: Sequence[Path], threads: int | None) -> list[Member]:
     return [Member(export.recipe, export.network(threads or 0)) for export in exported]
 
 
-def by_capsule(path: Path, threads: int | None) -> tuple[Member, dict[str, Any]]:
+def by_capsule(place: str, threads: int | None) -> tuple[Member, dict[str, Any]]:
     """Return a capsule's network, and what it says of postprocessing.
 
     Raises:
@@ -124,8 +124,9 @@ def by_capsule(path: Path, threads: int | None) -> tuple[Member, dict[str, Any]]
     """
     check_runtime()
     from attnseg.predict.capsule import Capsule
+    from attnseg.predict.hub import fetch
 
-    capsule = Capsule(path)
+    capsule = Capsule(fetch(place))
     member = Member(capsule.recipe, capsule.network(threads or 0))
     return member, capsule.values("postprocessing.json")
 

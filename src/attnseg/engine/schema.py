@@ -282,6 +282,7 @@ class Capsule(Node):
     output: Folder
     license: str | None
     use: str | None
+    postprocess: Postprocess
 
 
 class Verify(Node):
