@@ -57,9 +57,14 @@ def main() -> NoReturn:
         "phantom": phantom,
         "status": status,
         "evaluate": evaluate,
+        "predict": predict,
         "metrics_diff": metrics_diff,
         "explain": explain,
         "compare": compare,
+        "export": export,
+        "capsule": capsule,
+        "verify": verify,
+        "publish": publish,
         "search": search,
         "benchmark": benchmark,
     }
@@ -98,6 +103,11 @@ def evaluate() -> NoReturn:
     run("evaluate", calling("engine.rescore:evaluate", schema.check_evaluate))
 
 
+def predict() -> NoReturn:
+    """Segment NIfTI files, DICOM series, pictures or scan folders with finished runs."""
+    run("predict", calling("engine.predict:predict", schema.check_predict))
+
+
 def metrics_diff() -> NoReturn:
     """Show how the same predictions of a run score under several metric profiles."""
     sys.argv = [re.sub("^profiles=", "profile=", word) for word in sys.argv]
@@ -107,6 +117,44 @@ def metrics_diff() -> NoReturn:
 def explain() -> NoReturn:
     """Draw where a token of finished runs attends, layer by layer."""
     run("explain", calling("engine.explain:explain", schema.check_explain))
+
+
+def export() -> NoReturn:
+    """Export a finished run as ONNX, torch.export and safetensors."""
+    run("export", calling("engine.export:export", schema.check_export))
+
+
+def capsule() -> NoReturn:
+    """Pack a finished run as one file that can be verified and predicts without torch."""
+    run("capsule", calling("engine.capsule:pack_run", partial(schema.check_types, schema.Capsule)))
+
+
+def verify() -> NoReturn:
+    """Check a capsule and replay its golden input, offline and without torch."""
+    sys.argv[1:] = [re.sub(r"^([^-=][^=]*\.zip)$", r"capsule=\1", word) for word in sys.argv[1:]]
+
+    def job(plain: Plain, text: str, claimed: Claimed) -> None:
+        config = schema.check_types(schema.Verify, plain)
+        from attnseg.engine.predict import check_runtime
+        from attnseg.predict.capsule import verify
+        from attnseg.predict.hub import fetch
+
+        check_runtime()
+        verify(fetch(config.capsule), config.threads)
+
+    run("verify", job)
+
+
+def publish() -> NoReturn:
+    """Publish a capsule in a folder or on the Hugging Face Hub."""
+
+    def job(plain: Plain, text: str, claimed: Claimed) -> None:
+        config = schema.check_types(schema.Publish, plain)
+        from attnseg.predict.hub import publish
+
+        publish(config.capsule, config.to)
+
+    run("publish", job)
 
 
 def compare() -> NoReturn:
@@ -254,7 +302,9 @@ def run(config_name: str, job: Job) -> NoReturn:
             codes.append(report(error))
 
     # Several profiles or loggers serve one job; Hydra has brackets for that.
-    sys.argv = [re.sub(r"^(profile|logger)=([\w,]+)$", r"\1=[\2]", word) for word in sys.argv]
+    sys.argv = [
+        re.sub(r"^(profile|logger|formats)=([\w,]+)$", r"\1=[\2]", word) for word in sys.argv
+    ]
     for flag in {"-m", "--multirun"} & set(sys.argv):  # argparse wants it before any KEY=VALUE
         sys.argv.remove(flag)
         sys.argv.insert(1, flag)

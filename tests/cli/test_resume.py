@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from attnseg.engine.files import file_digest, is_whole
 from attnseg.engine.lock import Lock
+from attnseg.files import file_digest, is_whole
 from tests.faults.runs import assert_same_end, attempt, run_of, send_at
 
 ROOT = Path(__file__).parents[2]

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from attnseg.engine.files import file_digest
+from attnseg.files import file_digest
 from tests.contracts.groups import names
 from tests.data.uw_tree import Tree
 

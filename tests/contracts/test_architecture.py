@@ -16,6 +16,7 @@ ALLOWED = {
     "losses": {"losses"},
     "metrics": {"metrics"},
     "data": {"data", "errors", "progress"},
+    "predict": {"predict", "data", "errors", "files", "progress"},
     "engine": {
         "api",
         "engine",
@@ -24,15 +25,18 @@ ALLOWED = {
         "losses",
         "metrics",
         "layers",
+        "predict",
         "errors",
+        "files",
         "progress",
     },
     "study": {"study", "errors"},
-    "benchmark": {"benchmark", "api", "engine", "data", "models", "errors", "help"},
-    "cli": {"engine", "study", "benchmark", "errors", "help", "sweeps"},
+    "benchmark": {"benchmark", "api", "engine", "data", "models", "errors", "files", "help"},
+    "cli": {"engine", "study", "benchmark", "predict", "errors", "help", "sweeps"},
     "sweeps": {"engine", "study", "errors"},
     "api": {"engine", "models", "errors"},
     "errors": set(),
+    "files": {"errors"},
     "help": set(),
     "progress": set(),
     "configs": set(),
@@ -81,6 +85,12 @@ def test_the_bottom_needs_torch_only(package):
     for path in (ROOT / package).glob("*.py"):
         tops = {name.split(".")[0] for name in imports(path)}
         assert tops <= standard | {"attnseg", "torch", "numpy"}, path
+
+
+def test_prediction_needs_nothing_of_training():
+    barred = {"torch", "pytorch_lightning", "hydra", "omegaconf", "albumentations", "monai"}
+    for path in (ROOT / "predict").glob("*.py"):
+        assert not {name.split(".")[0] for name in imports(path)} & barred, path
 
 
 def test_models_name_no_attention_and_the_engine_no_model():

@@ -9,10 +9,10 @@ from attnseg.data.readers.uw_madison import UWMadison
 from attnseg.data.slices import (
     EpochSampler,
     SliceDataset,
-    View,
     network_target,
     network_tensor,
 )
+from attnseg.data.view import View
 from attnseg.errors import ConfigError
 
 SIZE = (48, 64)

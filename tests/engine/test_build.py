@@ -23,7 +23,7 @@ def component(target: str, **options):
         "torch.load",
         "numpy.load",
         "torch.optim.Adam",
-        "attnseg.engine.files.write_text",
+        "attnseg.files.write_text",
         "attnseg.cli.main",
         "attnseg.data.store.shutil.rmtree",
         "attnseg.data.store.shutil",

@@ -6,7 +6,7 @@ import torch
 
 from attnseg.data import store
 from attnseg.data.readers.uw_madison import UWMadison
-from attnseg.data.slices import View
+from attnseg.data.view import View
 from attnseg.engine.evaluate import score_cases
 from attnseg.engine.pipelines import compare, predict, true_masks
 from attnseg.metrics.profiles.strict import Strict

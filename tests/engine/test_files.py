@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from attnseg.engine.checkpoints import AtomicCheckpointIO
-from attnseg.engine.files import (
+from attnseg.files import (
     file_digest,
     is_whole,
     remove_unfinished,

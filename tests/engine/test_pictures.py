@@ -10,7 +10,7 @@ from attnseg.data.readers.uw_madison import UWMadison
 from attnseg.data.store import prepare
 from attnseg.engine.pictures import LONGEST, Pictures
 from attnseg.engine.pipelines import true_masks
-from attnseg.engine.preview import slices_to_show
+from attnseg.predict.overlay import slices_to_show
 
 
 @pytest.fixture(scope="module")

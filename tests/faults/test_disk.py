@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-from attnseg.engine.files import is_whole
+from attnseg.files import is_whole
 from tests.faults.runs import assert_same_end, attempt, run_of
 
 

@@ -12,7 +12,7 @@ from attnseg.data import store
 from attnseg.data.reader import Case, CaseRef, check_case
 from attnseg.data.readers.nifti import read_nifti
 from attnseg.data.readers.uw_madison import UWMadison
-from attnseg.data.slices import View
+from attnseg.data.view import View
 from attnseg.errors import DataError
 from tests.data.test_isic2018 import IMAGES, PHOTO, download
 from tests.data.test_isic2018 import read as read_isic

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from attnseg.engine.callbacks import LastCheckpoint
-from attnseg.engine.files import file_digest, is_whole
 from attnseg.engine.module import SegmentationModule
+from attnseg.files import file_digest, is_whole
 from tests.faults.runs import attempt, run_of
 
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from attnseg.engine.checkpoints import AtomicCheckpointIO, read_checkpoint
-from attnseg.engine.files import check_room, is_whole, remove_unfinished
 from attnseg.errors import ResourceError
+from attnseg.files import check_room, is_whole, remove_unfinished
 
 OPERATIONS = ("open", "fdopen", "fsync", "chmod", "replace", "unlink", "close")
 KILLED, FULL = "killed", "full disk"

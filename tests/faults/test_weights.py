@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from attnseg import cli, create_model
-from attnseg.engine.files import file_digest
 from attnseg.engine.run import run_id
 from attnseg.errors import CheckpointError
+from attnseg.files import file_digest
 from attnseg.models.pretrained import load_file_into
 from tests.faults.runs import configured
 

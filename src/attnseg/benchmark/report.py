@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from attnseg.benchmark.timing import Spread
-from attnseg.engine.files import write_text
+from attnseg.files import write_text
 
 Cell = Spread | float | int | str | None
 Row = dict[str, Cell]

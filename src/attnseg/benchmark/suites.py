@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from attnseg.engine.files import write_text
 from attnseg.engine.schema import Benchmark
+from attnseg.files import write_text
 from attnseg.help import names
 
 log = logging.getLogger(__name__)

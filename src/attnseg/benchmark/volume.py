@@ -14,8 +14,8 @@ from attnseg.benchmark.machine import Gemm
 from attnseg.benchmark.report import Row
 from attnseg.benchmark.timing import Work, alternate, spread
 from attnseg.benchmark.workload import Workload
-from attnseg.data.slices import View
 from attnseg.data.store import StoredCase
+from attnseg.data.view import View
 from attnseg.engine.pipelines import predict
 from attnseg.engine.schema import Benchmark
 from attnseg.models.model import SegmentationModel

@@ -9,8 +9,9 @@ from torch.utils.data import DataLoader
 
 from attnseg.data.augment import Transforms
 from attnseg.data.loader_processes import WatchedDataset
-from attnseg.data.slices import EpochSampler, Sample, SliceDataset, View
+from attnseg.data.slices import EpochSampler, Sample, SliceDataset
 from attnseg.data.store import StoredCase
+from attnseg.data.view import View
 from attnseg.errors import ConfigError
 
 

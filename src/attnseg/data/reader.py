@@ -65,6 +65,7 @@ class Reader:
         multilabel: whether classes overlap.
         channels: channels of the image.
         volumetric: whether slices have neighbours; false for pictures.
+        plane: of the slices, if so.
         self_describing: whether classes and channels are read from the dataset's own files.
     """
 
@@ -72,6 +73,7 @@ class Reader:
     multilabel: bool
     channels: int
     volumetric: bool = True
+    plane: str = "axial"
     self_describing: bool = False
 
     def cases(self) -> list[CaseRef]:

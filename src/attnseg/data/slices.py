@@ -1,12 +1,10 @@
-"""Slices as the network takes them: one place scales and resizes, for training and prediction."""
+"""Slices to train on: augmented by seed, epoch and index alone, in an order of the seed."""
 
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import albumentations as A
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -15,53 +13,15 @@ from torch.utils.data import Dataset, Sampler
 
 from attnseg.data.augment import Transforms
 from attnseg.data.store import StoredCase
+from attnseg.data.view import View, network_input
 
 Key = tuple[int, int]  # epoch, index: all that a sample depends on
 Sample = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class View:
-    """How a slice becomes the network's input.
-
-    Attributes:
-        size: height and width for the network; the aspect ratio is not kept.
-        slices: slices that the network sees at once (2.5D), an odd number; the middle one is
-            segmented.
-        stride: distance between them, in slices; beyond the ends the last slice is repeated.
-    """
-
-    size: tuple[int, int]
-    slices: int = 1
-    stride: int = 1
-
-    def image(self, case: StoredCase, index: int) -> NDArray[np.float32]:
-        """Return a slice and its neighbours, scaled to [0, 1] and resized: `[*size, slices * C]`.
-
-        Neighbours come from the feet up, each with all its channels.
-        """
-        scaled = case.scaled(self.around(case, index))
-        stacked = scaled[0] if len(scaled) == 1 else np.concatenate(scaled, -1)
-        resized = cv2.resize(stacked, self.size[::-1], interpolation=cv2.INTER_LINEAR)
-        return np.asarray(resized, np.float32).reshape(*self.size, stacked.shape[2])
-
-    def around(self, case: StoredCase, index: int) -> NDArray[np.intp]:
-        """Return the numbers of the slices that are seen with one."""
-        reach = self.slices // 2
-        around = index + self.stride * np.arange(-reach, reach + 1)
-        return around.clip(0, case.shape[0] - 1)
-
-    def mask(self, case: StoredCase, index: int) -> NDArray[np.uint8]:
-        """Return a slice's mask (see `Case.mask`), resized without interpolation: `[*size]`."""
-        # Exact: the plain one takes each pixel's corner, half a pixel off the image.
-        nearest = cv2.INTER_NEAREST_EXACT
-        resized = cv2.resize(case.mask[index], self.size[::-1], interpolation=nearest)
-        return np.asarray(resized, np.uint8)
-
-
 def network_tensor(image: NDArray[np.float32]) -> Tensor:
     """Turn `[H, W, C]` in [0, 1] into the network's `[C, H, W]` in [-1, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))) * 2 - 1
+    return torch.from_numpy(network_input(image))
 
 
 def network_target(mask: Tensor, classes: int, multilabel: bool) -> Tensor:

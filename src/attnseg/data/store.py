@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from attnseg.data.duplicates import Signatures, signatures
 from attnseg.data.reader import Case, CaseRef, Reader, check_case
+from attnseg.data.view import scale
 from attnseg.errors import DataError, Problems, ResourceError
 from attnseg.progress import Bar
 
@@ -89,9 +90,7 @@ class StoredCase:
 
     def scaled(self, index: int | NDArray[np.intp]) -> NDArray[np.float32]:
         """Return slices in [0, 1], between `low` and `high`: `[H, W, C]`, or `[n, H, W, C]`."""
-        low, high = (np.array(ends, np.float32) for ends in (self.low, self.high))
-        values = (self.image[index].astype(np.float32) - low) / (high - low)
-        return np.asarray(values.clip(0, 1), np.float32)
+        return scale(self.image[index], self.low, self.high)
 
     @property
     def counts(self) -> NDArray[np.int32]:
@@ -212,7 +211,9 @@ def _tuples(value: Any) -> Any:  # noqa: ANN401
 def _write(case: Case, ref: CaseRef, folder: Path, source: str, reader: Reader) -> StoredCase:
     image, mask = np.ascontiguousarray(case.image), np.ascontiguousarray(case.mask)
     percentiles = np.percentile(image, PERCENTILES, axis=(0, 1, 2)).T
-    low, high = _window(case, ref, percentiles)
+    low, high = window(case.window, percentiles)
+    if case.window is None and (percentiles[:, -1] <= percentiles[:, 0]).any():
+        log.warning("%s: every voxel has nearly the same intensity", ref.case)
     pixels = hashlib.sha256(repr((image.shape, image.dtype.str)).encode() + image.tobytes())
     digest = hashlib.sha256(repr((pixels.hexdigest(), case.spacing)).encode() + mask.tobytes())
     counts, overlaps = _count(mask, len(reader.classes), reader.multilabel)
@@ -248,18 +249,20 @@ def _write(case: Case, ref: CaseRef, folder: Path, source: str, reader: Reader) 
     return stored
 
 
-def _window(
-    case: Case, ref: CaseRef, percentiles: NDArray[np.float64]
+def window(
+    fixed: tuple[float, float] | None, percentiles: NDArray[np.float64]
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return the intensities that become 0 and 1, per channel."""
-    if case.window is not None:
-        low, high = ((value,) * len(percentiles) for value in case.window)
+    """Return the intensities that become 0 and 1, per channel.
+
+    Args:
+        fixed: by the dataset; `None` for the outer percentiles, which are kept apart if equal.
+        percentiles: `[C, n]`, the lowest first.
+    """
+    if fixed is not None:
+        low, high = ((value,) * len(percentiles) for value in fixed)
         return low, high
     lowest, highest = percentiles[:, 0], percentiles[:, -1]
-    flat = highest <= lowest
-    if flat.any():
-        log.warning("%s: every voxel has nearly the same intensity", ref.case)
-    return tuple(lowest.tolist()), tuple(np.where(flat, lowest + 1, highest).tolist())
+    return tuple(lowest.tolist()), tuple(np.where(highest <= lowest, lowest + 1, highest).tolist())
 
 
 def _count(

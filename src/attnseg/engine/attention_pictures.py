@@ -14,8 +14,9 @@ from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
 from attnseg.engine.attention_maps import Reach, Site, scores
-from attnseg.engine.files import replacing
-from attnseg.engine.preview import COLOURS, Masks, legend
+from attnseg.engine.preview import Masks, legend
+from attnseg.files import replacing
+from attnseg.predict.overlay import COLOURS
 
 COLUMNS = 6  # panels in a row
 PANEL = 2.2  # inches

@@ -14,10 +14,10 @@ from pytorch_lightning.callbacks import ModelCheckpoint, WeightAveraging
 from torch import Tensor
 
 from attnseg.data.slices import Sample
-from attnseg.engine.files import write_text
 from attnseg.engine.loggers import Loggers, Row
 from attnseg.engine.stopping import Stopped, Stopping
 from attnseg.errors import ConfigError
+from attnseg.files import write_text
 from attnseg.progress import Bar
 
 log = logging.getLogger(__name__)

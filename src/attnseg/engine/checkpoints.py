@@ -11,8 +11,8 @@ import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import nn
 
-from attnseg.engine.files import is_whole, replacing, write_text
 from attnseg.errors import CheckpointError, ResourceError, first_line
+from attnseg.files import is_whole, replacing, write_text
 
 PARTS = {"epoch": int, "state_dict": dict, "callbacks": dict}  # that must be there
 WEIGHTS = "model."  # what the names of a model's weights begin with in a checkpoint

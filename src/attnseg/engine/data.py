@@ -6,14 +6,17 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from attnseg.data import duplicates, guard, splits
 from attnseg.data.reader import CaseRef, Reader
 from attnseg.data.sealed import SealedTest
-from attnseg.data.slices import View
-from attnseg.data.store import VERSION, StoredCase, prepare
+from attnseg.data.store import VERSION, StoredCase, prepare, window
+from attnseg.data.view import View
 from attnseg.engine.build import build
 from attnseg.engine.schema import Config, nearest
 from attnseg.errors import ConfigError, DataError
@@ -126,6 +129,30 @@ def load(config: Config, reader: Reader) -> Data:
         digest,
         WATERMARK if split.watch_test else None,
     )
+
+
+def described(data: Data) -> dict[str, Any]:
+    """Return what the data decided about the network and its input, for `run.json`.
+
+    Prediction goes by this and needs no dataset.
+    """
+    reader, cases = data.reader, data.train
+    ends = {(case.low, case.high) for case in cases}
+    own = all((c.low, c.high) == window(None, _outer(c)) for c in cases)
+    spacings = [case.spacing for case in cases if case.spacing is not None]
+    return {
+        "classes": list(reader.classes),
+        "multilabel": reader.multilabel,
+        "channels": reader.channels,
+        "volumetric": reader.volumetric,
+        "plane": reader.plane,
+        "window": None if own else [end[0] for end in next(iter(ends))],
+        "spacing": [list(map(end, *spacings)) for end in (min, max)] if spacings else None,
+    }
+
+
+def _outer(case: StoredCase) -> NDArray[np.float64]:
+    return np.array(case.percentiles)[:, [0, -1]]
 
 
 def select(config: Config, reader: Reader) -> tuple[pd.DataFrame | None, list[CaseRef]]:

@@ -9,10 +9,10 @@ from rich.console import Console
 from rich.table import Table
 
 from attnseg.engine import results
-from attnseg.engine.files import write_text
 from attnseg.engine.rescore import FinishedRun, build_profiles
 from attnseg.engine.schema import Evaluate
 from attnseg.errors import ConfigError
+from attnseg.files import write_text
 from attnseg.metrics.profiles.profile import VOLUMES, Metric, Profile
 
 SHOWN = 12  # cases in the table

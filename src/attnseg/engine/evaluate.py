@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 
 import pandas as pd
 
-from attnseg.data.slices import View
 from attnseg.data.store import StoredCase
+from attnseg.data.view import View
 from attnseg.engine.pipelines import Pipeline, Volume, compare
 from attnseg.metrics.calibration import Calibration
 from attnseg.metrics.profiles.profile import Profile

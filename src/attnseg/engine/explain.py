@@ -21,11 +21,11 @@ from attnseg.engine.attention_maps import Reach, Site, asymmetry, reach, record,
 from attnseg.engine.attention_pictures import Drawn, Scene
 from attnseg.engine.build import build
 from attnseg.engine.data import view
-from attnseg.engine.files import write_text
 from attnseg.engine.preview import Masks, aspect, picture
 from attnseg.engine.rescore import FinishedRun
 from attnseg.engine.schema import Explain, nearest
 from attnseg.errors import ConfigError, DataError, first_line
+from attnseg.files import write_text
 
 log = logging.getLogger(__name__)
 

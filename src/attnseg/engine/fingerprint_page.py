@@ -11,7 +11,8 @@ from attnseg.data.reader import Reader
 from attnseg.data.store import PERCENTILES, StoredCase
 from attnseg.engine.fingerprint import Facts, volume
 from attnseg.engine.pipelines import true_masks
-from attnseg.engine.preview import COLOURS, aspect, fullest, legend, picture, show
+from attnseg.engine.preview import aspect, fullest, legend, picture, show
+from attnseg.predict.overlay import COLOURS
 
 SAMPLES = 8
 ROLE_COLOURS = {"train": "#0072B2", "val": "#E69F00", "test": "#D55E00"}

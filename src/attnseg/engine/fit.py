@@ -31,7 +31,6 @@ from attnseg.engine.cluster import environment
 from attnseg.engine.compiling import compile_model
 from attnseg.engine.data import Data, view
 from attnseg.engine.evaluate import score_cases
-from attnseg.engine.files import is_whole
 from attnseg.engine.loggers import Loggers
 from attnseg.engine.module import SegmentationModule
 from attnseg.engine.parts import Parts
@@ -41,6 +40,7 @@ from attnseg.engine.schema import Trainer as Options
 from attnseg.engine.stopping import Stopped, Stopping, ending
 from attnseg.engine.together import Together
 from attnseg.errors import ConfigError, ResourceError
+from attnseg.files import is_whole
 from attnseg.layers.norm import share_batch_norm
 
 log = logging.getLogger(__name__)

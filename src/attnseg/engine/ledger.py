@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from attnseg.engine.files import write_text
+from attnseg.files import write_text
 
 FOLDER = ".sweep"  # below the outputs; a folder in it for every sweep
 

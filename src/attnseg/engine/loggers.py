@@ -22,9 +22,9 @@ from typing import Any, Literal
 from pytorch_lightning.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
 from attnseg.engine.build import build
-from attnseg.engine.files import write_text
 from attnseg.engine.schema import Config
 from attnseg.errors import ConfigError, ResourceError, first_line
+from attnseg.files import write_text
 
 log = logging.getLogger(__name__)
 Row = Mapping[str, float | str]

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from attnseg.data.store import StoredCase
-from attnseg.engine.files import write_text
-from attnseg.engine.preview import Masks, aspect, picture, slices_to_show
+from attnseg.engine.preview import Masks, aspect, picture
+from attnseg.files import write_text
+from attnseg.predict.overlay import slices_to_show
 
 LONGEST = 256  # pixels of a side
 QUALITY = 85  # of JPEG: hardly seen in a slice, a sixth of a PNG file

@@ -9,12 +9,13 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from attnseg.data.reader import class_masks
-from attnseg.data.slices import View, network_target, network_tensor
+from attnseg.data.slices import network_target, network_tensor
 from attnseg.data.store import StoredCase
-from attnseg.layers.conv import resize
+from attnseg.data.view import View
 from attnseg.metrics.calibration import Calibration
 from attnseg.metrics.masks import predicted_masks, target_masks
 from attnseg.models.model import SegmentationModel
+from attnseg.predict import decision
 
 Pipeline = Literal["native", "zoom", "network_size"]
 Volume = NDArray[np.bool_]
@@ -66,8 +67,8 @@ def predict(
             classes = probability.shape[1]
             target = network_target(shown, classes, multilabel)
             calibration.update(probability.cpu(), target_masks(target, multilabel, classes))
-        masks = predicted_masks(resize(logits, case.shape[1:]), multilabel)
-        parts.append(masks.transpose(0, 1).cpu().numpy())
+        native = decision.to_size(logits.cpu().numpy(), case.shape[1:])
+        parts.append(decision.decide(native, multilabel))
     return np.concatenate(parts, 1)
 
 

@@ -15,9 +15,9 @@ from attnseg.engine.data import (
     select,
     store_folder,
 )
-from attnseg.engine.files import write_text
 from attnseg.engine.schema import Config
 from attnseg.errors import DataError, listed
+from attnseg.files import write_text
 
 log = logging.getLogger(__name__)
 ADVICE = "mend the files or list the cases in dataset.exclude"

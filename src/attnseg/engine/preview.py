@@ -9,12 +9,9 @@ from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from attnseg.data.store import StoredCase
+from attnseg.predict.overlay import COLOURS, slices_to_show
 
 Masks = NDArray[np.bool_]
-
-# Okabe and Ito's colours, told apart with any colour vision.
-COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#F0E442", "#D55E00", "#0072B2", "#999999")
-SLICES = 3
 
 
 def draw(
@@ -94,15 +91,3 @@ def fullest(case: StoredCase) -> int:
     """Return the slice with most classes, the one with most of them if several have."""
     present = (case.counts > 0).sum(1)
     return int(np.lexsort((case.counts.sum(1), present))[-1])
-
-
-def slices_to_show(truth: Masks) -> list[int]:
-    """Return up to `SLICES` slices in order: what shows most in each third of the organs."""
-    area = truth.sum((2, 3)).astype(float)
-    # Each class counts the same, however large it is.
-    seen = (area / np.maximum(area.max(1, keepdims=True), 1)).sum(0)
-    filled = np.flatnonzero(seen)
-    if filled.size == 0:
-        return [truth.shape[1] // 2]
-    parts = np.array_split(filled, min(SLICES, filled.size))
-    return [int(part[seen[part].argmax()]) for part in parts]

@@ -10,7 +10,6 @@ from typing import Any
 import pandas as pd
 import pytorch_lightning as pl
 import torch
-import yaml
 
 from attnseg.data.store import StoredCase
 from attnseg.engine import preview, results
@@ -19,9 +18,10 @@ from attnseg.engine.checkpoints import load_weights
 from attnseg.engine.data import Data, load, open_reader, view
 from attnseg.engine.evaluate import score_cases
 from attnseg.engine.folders import score_folders
+from attnseg.engine.networks import read_run
 from attnseg.engine.parts import build_parts
 from attnseg.engine.pipelines import DESCRIBED, compare
-from attnseg.engine.schema import Config, Evaluate, Reopen, check
+from attnseg.engine.schema import Config, Evaluate, Export, Reopen, check
 from attnseg.errors import ConfigError, DataError
 from attnseg.metrics.profiles.profile import Profile
 from attnseg.models.model import SegmentationModel
@@ -61,7 +61,7 @@ def evaluate(config: Evaluate) -> pd.DataFrame:
     return scores
 
 
-def build_profiles(config: Evaluate) -> list[Profile]:
+def build_profiles(config: Evaluate | Export) -> list[Profile]:
     """Build the profiles asked for."""
     return [build(f"profile.{name}", node) for name, node in config.profile.items()]
 
@@ -184,17 +184,7 @@ def read_config(folder: Path, options: Reopen) -> Config:
     Raises:
         ConfigError: the folder holds none, or the run is not finished.
     """
-    try:
-        plain = yaml.safe_load((folder / "config.yaml").read_text())
-        facts = json.loads((folder / "run.json").read_text())
-        if not isinstance(plain, dict) or not isinstance(facts, dict):
-            raise ValueError("empty")
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ConfigError(
-            f"{folder}: not a run folder; give one that holds config.yaml and run.json"
-        ) from error
-    if facts.get("status") != "done":
-        raise ConfigError(f"{folder}: the run is {facts.get('status')}, not done; train it first")
+    plain, facts = read_run(folder)
     if options.root is not None:
         plain["dataset"]["root"] = options.root
     if options.data is not None:

@@ -9,7 +9,7 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from attnseg.engine.files import write_text
+from attnseg.files import write_text
 from attnseg.metrics.profiles.profile import VOLUMES, Metric, Profile
 
 

@@ -17,10 +17,10 @@ from typing import Any
 
 import torch
 
-from attnseg.engine.files import file_digest, remove_unfinished, write_text
 from attnseg.engine.lock import Lock
 from attnseg.engine.schema import Config
 from attnseg.errors import ConfigError, InUseError, ResourceError
+from attnseg.files import file_digest, remove_unfinished, write_text
 
 PACKAGES = ("attnseg", "torch", "pytorch-lightning", "monai", "albumentations", "numpy", "scipy")
 # Where and on what a run happens does not make it another run; the phantom is in the data digest.

@@ -306,6 +306,78 @@ class Explain(Reopen):
     outputs: str | None
 
 
+Sizes = Annotated[float, Field(ge=0)] | dict[str, Annotated[float, Field(ge=0)]] | None
+Counts = NonNegativeInt | dict[str, NonNegativeInt] | None
+
+
+class Postprocess(Node):
+    """What is done to masks: of all classes, or of those that are named."""
+
+    largest_component: bool | list[str] = False
+    min_ml: Sizes = None
+    min_pixels: Counts = None
+
+
+class Predict(Node):
+    """What is segmented by what, and how."""
+
+    choices: dict[str, str]
+    run: str | Annotated[list[str], Field(min_length=1)] | None
+    study: str | None
+    capsule: str | None
+    input: Folder
+    output: Folder
+    backend: Literal["torch", "onnx"]
+    device: Literal["cpu", "cuda"]
+    threads: PositiveInt | None
+    batch_size: PositiveInt
+    flips: list[Literal["h", "v"]]
+    tiles: Annotated[float, Field(ge=0, lt=1)] | None
+    probabilities: bool
+    uncertainty: bool
+    overlays: bool
+    postprocess: Postprocess
+
+
+class Export(Reopen):
+    """What a finished run is exported as."""
+
+    choices: dict[str, str]
+    profile: dict[str, Component]
+    run: str
+    formats: Annotated[list[Literal["onnx", "torch", "safetensors"]], Field(min_length=1)]
+    int8: bool
+    split: Literal["val"] = "val"  # the test set stays sealed
+    device: Literal["cpu"] = "cpu"
+
+
+class Capsule(Node):
+    """What goes into a capsule."""
+
+    choices: dict[str, str]
+    run: str
+    output: Folder
+    license: str | None
+    use: str | None
+    postprocess: Postprocess
+
+
+class Verify(Node):
+    """Which capsule is verified."""
+
+    choices: dict[str, str]
+    capsule: Folder
+    threads: NonNegativeInt
+
+
+class Publish(Node):
+    """Which capsule is published, and where."""
+
+    choices: dict[str, str]
+    capsule: Folder
+    to: Folder
+
+
 class Compare(Node):
     """Which runs are compared, and how."""
 
@@ -455,6 +527,34 @@ def check_explain(raw: Mapping[str, Any]) -> Explain:
     return config
 
 
+def check_predict(raw: Mapping[str, Any]) -> Predict:
+    """Turn a plain configuration of a prediction into a typed one.
+
+    Raises:
+        ConfigError: as `check_types`, or it is not clear what to predict with.
+    """
+    config = check_types(Predict, raw)
+    if sum(source is not None for source in (config.run, config.study, config.capsule)) != 1:
+        raise ConfigError("run: give one of run=DIR, run=[DIR,DIR], study=DIR and capsule=FILE")
+    if config.backend == "onnx" and config.device == "cuda":
+        raise ConfigError("device: backend=onnx runs on the CPU; use device=cpu or backend=torch")
+    return config
+
+
+def check_export(raw: Mapping[str, Any]) -> Export:
+    """Turn a plain configuration of an export into a typed one.
+
+    Raises:
+        ConfigError: as `check_types`, or keys do not fit each other.
+    """
+    config = check_types(Export, raw)
+    if config.int8 and "onnx" not in config.formats:
+        raise ConfigError("int8: made of the ONNX file; add onnx to formats")
+    if len(config.profile) != 1:
+        raise ConfigError(f"profile: {', '.join(config.profile)}; give one, what int8 costs in it")
+    return config
+
+
 def check_search(raw: Mapping[str, Any]) -> Search:
     """Turn the plain options of a search into typed ones.
 
@@ -565,5 +665,18 @@ def _siblings(error: ValidationError, loc: tuple[Any, ...]) -> list[str]:
 
 SEARCH = (Search, Range, Choices)
 SCHEMAS: dict[str, type[BaseModel]] = {
-    schema.__name__: schema for schema in (Config, Benchmark, Evaluate, Explain, Compare, *SEARCH)
+    schema.__name__: schema
+    for schema in (
+        Config,
+        Benchmark,
+        Evaluate,
+        Explain,
+        Predict,
+        Export,
+        Capsule,
+        Verify,
+        Publish,
+        Compare,
+        *SEARCH,
+    )
 }

@@ -26,13 +26,13 @@ from optuna.trial import TrialState
 from attnseg.engine import schema, search_report
 from attnseg.engine.callbacks import EndedEarly
 from attnseg.engine.child import run_in_child
-from attnseg.engine.files import write_text
 from attnseg.engine.lock import Lock, is_held
 from attnseg.engine.loggers import Row, read_history
 from attnseg.engine.run import without_places
 from attnseg.engine.schema import Config
 from attnseg.engine.train import train
 from attnseg.errors import ConfigError, DataError, InUseError, ResourceError
+from attnseg.files import write_text
 
 log = logging.getLogger(__name__)
 # What is a fault of the machine or of the data would be every other trial's, too.

@@ -20,7 +20,7 @@ from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 from rich.table import Table
 
-from attnseg.engine.files import write_text
+from attnseg.files import write_text
 
 log = logging.getLogger(__name__)
 SHOWN = 10  # trials in the printed table

@@ -20,8 +20,7 @@ from attnseg.engine.callbacks import (
     Watch,
 )
 from attnseg.engine.checkpoints import load_weights
-from attnseg.engine.data import Data, load, open_reader, view
-from attnseg.engine.files import check_room, file_digest, write_text
+from attnseg.engine.data import Data, described, load, open_reader, view
 from attnseg.engine.fit import fit
 from attnseg.engine.gpus import leased
 from attnseg.engine.loggers import Loggers
@@ -33,6 +32,7 @@ from attnseg.engine.schema import Config, revise
 from attnseg.engine.stopping import Stopping, leave_to_the_main_process
 from attnseg.engine.together import Together
 from attnseg.errors import AttnsegError, ConfigError
+from attnseg.files import check_room, file_digest, write_text
 from attnseg.models.model import SegmentationModel
 
 log = logging.getLogger(__name__)
@@ -123,6 +123,7 @@ def lead(
         write_text(run.folder / "split.csv", data.split)
         run.save(
             profile=profile.describe(),
+            data=described(data),
             data_digest=data.digest,
             split_digest=split_digest,
             parameters=cost.parameters(model),

@@ -145,7 +145,7 @@ class PatchTokens(nn.Module):
         grid = (patches.shape[2], patches.shape[3])
         tokens = patches.flatten(2).transpose(1, 2)
         if self.cls_token is not None:
-            tokens = torch.cat((self.cls_token.expand(len(image), -1, -1), tokens), 1)
+            tokens = torch.cat((self.cls_token.expand(image.shape[0], -1, -1), tokens), 1)
         return tokens + resize_positions(self.pos_embed, self.grid, grid), grid
 
 

@@ -117,7 +117,7 @@ class Stage(nn.Module):
         grid = (x.shape[2], x.shape[3])
         tokens = self.norm(x.flatten(2).transpose(1, 2))
         if self.cls_token is not None:
-            tokens = torch.cat((self.cls_token.expand(len(x), -1, -1), tokens), 1)
+            tokens = torch.cat((self.cls_token.expand(x.shape[0], -1, -1), tokens), 1)
         for block in self.blocks:
             tokens = block(tokens, grid)
         return tokens_to_map(tokens, grid), tokens[:, : -grid[0] * grid[1]]

@@ -25,6 +25,7 @@ from attnseg.data.reader import by
 from attnseg.errors import DataError
 
 PLANES = {"axial": (2, 1, 0), "coronal": (1, 2, 0), "sagittal": (0, 2, 1)}  # of axes x, y, z
+LPS = axcodes2ornt(("L", "P", "S"))
 MAX_VOXELS = 1 << 31
 SHEAR = 0.02  # cosine between axes up to which a grid counts as straight
 SHIFT = 0.1  # share of a voxel by which two files may lie apart
@@ -38,10 +39,10 @@ class Volume:
     """A decoded volume.
 
     Attributes:
-        voxels: `[S, H, W]`, oriented as in `Case`.
+        voxels: `[S, H, W]`, or `[S, H, W, C]` of several channels, oriented as in `Case`.
         spacing: voxel size along S, H, W, mm.
         affine: `[4, 4]` of the file (see `Case`).
-        shape: of the file's array.
+        shape: of the file's array, less channels.
     """
 
     voxels: NDArray[Any]
@@ -50,34 +51,43 @@ class Volume:
     shape: tuple[int, ...]
 
 
-def read_nifti(path: Path, plane: str = "axial") -> Volume:
+def read_nifti(path: Path, plane: str = "axial", channels: int = 1) -> Volume:
     """Decode a volume.
 
     Args:
         path: of a `.nii` or `.nii.gz` file.
         plane: of the slices, one of `PLANES`.
+        channels: along the file's last axis; 1 for a file without one.
 
     Returns:
         Integers as in the file, uint8, uint16 or int16 if they fit; all else float32.
 
     Raises:
-        DataError: the file is broken, not of three dimensions, has no usable geometry, or holds
-            values that are not finite.
+        DataError: the file is broken, not of three dimensions and these channels, has no usable
+            geometry, or holds values that are not finite.
     """
     try:
         image: Any = nib.load(path)
         shape = tuple(int(n) for n in image.shape)
         while len(shape) > 3 and shape[-1] == 1:
             shape = shape[:-1]
-        if len(shape) != 3 or min(shape) < 1:
+        if len(shape) == 5 and shape[3] == 1:  # vectors, as NIfTI has them
+            shape = (*shape[:3], shape[4])
+        if len(shape) == 4 and channels > 1 and shape[3] != channels:
             raise DataError(
-                f"{path}: {by(shape)} voxels, not a volume of three dimensions; "
+                f"{path}: {shape[3]} channels instead of {channels}; give those that were "
+                "trained on"
+            )
+        if len(shape) != (3 if channels == 1 else 4) or min(shape) < 1:
+            wanted = "" if channels == 1 else f" and {channels} channels"
+            raise DataError(
+                f"{path}: {by(shape)} voxels, not a volume of three dimensions{wanted}; "
                 "split it or exclude the case"
             )
         if np.prod(shape, dtype=np.int64) > MAX_VOXELS:
             raise DataError(f"{path}: {by(shape)} voxels are too many; crop or exclude the case")
         affine = np.asarray(image.affine, np.float64)
-        orientation = _orientation(path, affine)
+        check_axes(path, affine)
         _check_sizes(path, image)
         voxels = np.asanyarray(image.dataobj).reshape(shape)
         _check_sum(path)
@@ -88,12 +98,36 @@ def read_nifti(path: Path, plane: str = "axial") -> Volume:
         raise DataError(f"{path}: voxels of type {voxels.dtype}; convert them to numbers")
     if voxels.dtype.kind == "f" and not np.isfinite(voxels).all():
         raise DataError(f"{path}: NaN or infinite voxels; repair the file or exclude the case")
-    to_lps = ornt_transform(orientation, axcodes2ornt(("L", "P", "S")))
+    slices, spacing = to_slices(voxels, affine, plane)
+    return Volume(compact(slices), spacing, affine, shape[:3])
+
+
+def to_slices(
+    voxels: NDArray[Any], affine: NDArray[np.float64], plane: str
+) -> tuple[NDArray[Any], tuple[float, float, float]]:
+    """Turn a volume from the order of its file to slices as in `Case`.
+
+    Args:
+        voxels: three axes that the affine speaks of, then any others.
+        affine: as in `Case`, checked.
+        plane: of the slices, one of `PLANES`.
+
+    Returns:
+        `[S, H, W, ...]`, a view, and the voxel size along S, H, W, mm.
+    """
+    to_lps = ornt_transform(io_orientation(affine), LPS)
     turned = nib.orientations.apply_orientation(voxels, to_lps)
-    sizes = np.linalg.norm((affine @ inv_ornt_aff(to_lps, shape))[:3, :3], axis=0)
+    sizes = np.linalg.norm((affine @ inv_ornt_aff(to_lps, voxels.shape[:3]))[:3, :3], axis=0)
     axes = PLANES[plane]
     first, second, third = (float(sizes[axis]) for axis in axes)
-    return Volume(_compact(turned.transpose(axes)), (first, second, third), affine, shape)
+    return turned.transpose(*axes, *range(3, voxels.ndim)), (first, second, third)
+
+
+def from_slices(slices: NDArray[Any], affine: NDArray[np.float64], plane: str) -> NDArray[Any]:
+    """Turn slices back to the order of the file: the inverse of `to_slices`."""
+    turned = slices.transpose(*np.argsort(PLANES[plane]), *range(3, slices.ndim))
+    back = ornt_transform(LPS, io_orientation(affine))
+    return np.asarray(nib.orientations.apply_orientation(turned, back))
 
 
 def check_same_grid(first: Volume, second: Volume, paths: tuple[Path, Path]) -> None:
@@ -156,8 +190,12 @@ def _check_sum(path: Path) -> None:
                 pass
 
 
-def _orientation(path: Path, affine: NDArray[np.float64]) -> NDArray[Any]:
-    """Return nibabel's orientation of a grid with usable axes."""
+def check_axes(path: Path, affine: NDArray[np.float64]) -> None:
+    """Refuse a grid whose axes cannot be used.
+
+    Raises:
+        DataError: names the file.
+    """
     axes = affine[:3, :3]
     sizes = np.linalg.norm(axes, axis=0)
     if not np.isfinite(affine).all() or not (sizes > 0).all():
@@ -168,14 +206,12 @@ def _orientation(path: Path, affine: NDArray[np.float64]) -> NDArray[Any]:
             f"{path}: axes that are not at right angles; resample it to a straight grid"
         )
     try:
-        orientation: NDArray[Any] = io_orientation(affine)
-        axcodes2ornt(nib.orientations.ornt2axcodes(orientation))
+        axcodes2ornt(nib.orientations.ornt2axcodes(io_orientation(affine)))
     except (OrientationError, ValueError) as error:
         raise DataError(f"{path}: no usable orientation; correct the header") from error
-    return orientation
 
 
-def _compact(voxels: NDArray[Any]) -> NDArray[Any]:
+def compact(voxels: NDArray[Any]) -> NDArray[Any]:
     """Return the smallest of the stored types that holds the values exactly, or float32."""
     low, high = float(voxels.min()), float(voxels.max())
     whole = voxels.dtype.kind in "bui" or bool((voxels == np.rint(voxels)).all())

@@ -32,12 +32,16 @@ UNREADABLE = (
 )  # fmt: skip
 
 
-def read_picture(path: Path, modes: tuple[str, ...]) -> NDArray[np.generic]:
+def read_picture(
+    path: Path, modes: tuple[str, ...], kind: str | None = None
+) -> NDArray[np.generic]:
     """Decode a picture.
 
     Args:
-        path: of a file whose name ends with one of `SUFFIXES`.
+        path: of a file.
         modes: Pillow's modes that are accepted.
+        kind: Pillow's name of the format; by default what the end of the file's name, one of
+            `SUFFIXES`, stands for.
 
     Returns:
         `[H, W]`, or `[H, W, 3]` for RGB; bool, uint8 or uint16.
@@ -46,8 +50,9 @@ def read_picture(path: Path, modes: tuple[str, ...]) -> NDArray[np.generic]:
         DataError: the file is broken, of another kind, holds several pictures, or has more pixels
             than Pillow's limit.
     """
+    kind = kind or FORMATS[path.suffix.lower()]
     try:
-        with Image.open(path, formats=[FORMATS[path.suffix.lower()]]) as image:
+        with Image.open(path, formats=[kind]) as image:
             if image.mode not in modes:
                 wanted = " or ".join(WORDS[mode] for mode in modes if mode in WORDS)
                 raise DataError(
@@ -58,7 +63,6 @@ def read_picture(path: Path, modes: tuple[str, ...]) -> NDArray[np.generic]:
                 raise DataError(f"{path}: {pages} pictures in one file; split it")
             pixels = np.array(image)
     except UNREADABLE as error:
-        kind = FORMATS[path.suffix.lower()]
         reason = f"not a {kind} image" if isinstance(error, UnidentifiedImageError) else error
         raise DataError(f"{path}: {reason}; restore the file or exclude the case") from error
     return pixels.astype(np.uint16) if pixels.dtype.itemsize > 1 else pixels

@@ -14,6 +14,7 @@ import csv
 import logging
 import re
 from collections import defaultdict
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -98,41 +99,17 @@ class UWMadison(Reader):
 
     def read(self, ref: CaseRef) -> Case:
         """Decode one scan; see `Reader.read`."""
+        image, spacing = read_scan(ref.case, ref.files)
         problems = Problems()
-        folder = ref.files[0].parent
-        numbers = [parse_name(path)[0] for path in ref.files]
-        for number, following in pairwise(numbers):
-            if number == following:
-                problems.found.append(f"{folder}: slice {number} twice; keep one file")
-            if number + 1 < following:
-                log.warning("%s: no slice between %d and %d", ref.case, number, following)
-        spacings = {parse_name(path)[3:] for path in ref.files}
-        if len(spacings) > 1:
-            problems.found.append(
-                f"{folder}: slices of different spacing {sorted(spacings)}; a scan has one"
-            )
-        images: list[NDArray[np.generic]] = []
         masks: list[NDArray[np.uint8]] = []
         for path in ref.files:
             with problems.gathered():
-                image = read_picture(path, ("I;16",))
-                if images and image.shape != images[0].shape:
-                    raise DataError(
-                        f"{path}: {by(image.shape)} pixels, unlike the scan's first slice "
-                        f"({by(images[0].shape)}); restore the file"
-                    )
-                masks.append(self._slice_mask(ref, path, image.shape))
-                images.append(image)
+                masks.append(self._slice_mask(ref, path, image.shape[1:3]))
         problems.stop()
-        spacing_x, spacing_y = spacings.pop()
-        spacing = (SLICE_THICKNESS_MM, spacing_y, spacing_x)
-        return Case(np.stack(images)[..., None], np.stack(masks), spacing)
+        return Case(image, np.stack(masks), spacing)
 
     def _slice_mask(self, ref: CaseRef, path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
         """Return the mask `[H, W]` of a slice of this shape."""
-        width, height = parse_name(path)[1:3]
-        if shape not in ((height, width), (width, height)):
-            raise DataError(f"{path}: {by(shape)} pixels, unlike its name; restore the file")
         problems = Problems()
         mask = np.zeros(shape, np.uint8)
         for bit, text in enumerate(self._slice_codes(ref, path)):
@@ -208,6 +185,54 @@ class UWMadison(Reader):
                 f"{self.table}: line {line}: {row[at_id]}, {name} appears twice; keep one row"
             )
         masks[row[at_id]][name] = "" if text.strip().lower() == "nan" else text
+
+
+def read_scan(
+    name: str, files: Sequence[Path]
+) -> tuple[NDArray[np.generic], tuple[float, float, float]]:
+    """Decode the slices of a scan.
+
+    Args:
+        name: of the scan, for the log.
+        files: in the order of the slices.
+
+    Returns:
+        Image `[S, H, W, 1]` and voxel size along S, H, W, mm.
+
+    Raises:
+        DataError: files are broken or contradict each other; names every problem.
+    """
+    problems = Problems()
+    folder = files[0].parent
+    numbers = [parse_name(path)[0] for path in files]
+    for number, following in pairwise(numbers):
+        if number == following:
+            problems.found.append(f"{folder}: slice {number} twice; keep one file")
+        if number + 1 < following:
+            log.warning("%s: no slice between %d and %d", name, number, following)
+    spacings = {parse_name(path)[3:] for path in files}
+    if len(spacings) > 1:
+        problems.found.append(
+            f"{folder}: slices of different spacing {sorted(spacings)}; a scan has one"
+        )
+    images: list[NDArray[np.generic]] = []
+    for path in files:
+        with problems.gathered():
+            image = read_picture(path, ("I;16",))
+            if images and image.shape != images[0].shape:
+                raise DataError(
+                    f"{path}: {by(image.shape)} pixels, unlike the scan's first slice "
+                    f"({by(images[0].shape)}); restore the file"
+                )
+            width, height = parse_name(path)[1:3]
+            if image.shape not in ((height, width), (width, height)):
+                raise DataError(
+                    f"{path}: {by(image.shape)} pixels, unlike its name; restore the file"
+                )
+            images.append(image)
+    problems.stop()
+    spacing_x, spacing_y = spacings.pop()
+    return np.stack(images)[..., None], (SLICE_THICKNESS_MM, spacing_y, spacing_x)
 
 
 def natural_order(name: str) -> list[int]:

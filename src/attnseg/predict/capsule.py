@@ -1,0 +1,365 @@
+"""A capsule: a trained network with all that is needed to use and to verify it, in one file.
+
+A zip archive of data alone, nothing in it runs. `manifest.json` lists every other file with size
+and SHA-256, and the archive's last 64 bytes are the SHA-256 of all before them, so that a single
+flipped bit is noticed. A stranger may have made it: names and sizes are checked before anything is
+read, and nothing is unpacked to the disk.
+"""
+
+import hashlib
+import io
+import json
+import logging
+import re
+import stat
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from attnseg.errors import CheckpointError, first_line
+from attnseg.predict.network import Network
+from attnseg.predict.onnx import OnnxNetwork
+from attnseg.predict.recipe import Recipe
+
+log = logging.getLogger("attnseg.predict")
+
+VERSION = 1
+MANIFEST, MODEL, RECIPE = "manifest.json", "model.onnx", "recipe.json"
+GOLDEN_INPUT, GOLDEN_OUTPUT = "golden/input.npy", "golden/output.npy"
+PARTS = (
+    MODEL, RECIPE, "postprocessing.json", "profile.json", "metrics.json", "MODEL_CARD.md",
+    "LICENSE", GOLDEN_INPUT, GOLDEN_OUTPUT,
+)  # fmt: skip
+TOLERANCE = 1e-4  # of logits: other processors round otherwise
+MOST_TOLERANCE = 1e-2  # that a manifest may ask for
+MOST_FILES = 64
+MOST_BYTES = 8 << 30
+MOST_TEXT = 64 << 20
+MOST_RATIO = 200  # of a file to what it takes in the archive
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
+SHA256 = re.compile("[0-9a-f]{64}")
+DIGITS = 64  # of the seal
+ADVICE = "get the file again from where it was made"
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a manifest says of a file.
+
+    Attributes:
+        sha256: digest.
+        size: bytes.
+    """
+
+    sha256: str
+    size: int
+
+
+class Capsule:
+    """A capsule that has been checked as a whole; its files are checked again as they are read.
+
+    Args:
+        path: of the file.
+
+    Attributes:
+        path: of the file.
+        digest: SHA-256 that seals it.
+        manifest: what it says of itself.
+        recipe: how images become masks.
+
+    Raises:
+        CheckpointError: not a capsule, damaged, or made to harm.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.digest = sealed(path)
+        with self._archive() as archive:
+            entries = check_entries(archive, path)
+            self.manifest = self._parse(self._bounded(archive, entries[MANIFEST], MOST_TEXT))
+            self._parts = check_manifest(self.manifest, set(entries), path)
+            for name, part in self._parts.items():
+                if entries[name].file_size != part.size:
+                    raise self._bad(name, "not of the size in the manifest")
+        self.recipe = Recipe.from_json(self.text(RECIPE), f"{path}, {RECIPE}")
+
+    @property
+    def names(self) -> list[str]:
+        """Files but the manifest."""
+        return sorted(self._parts)
+
+    def read(self, name: str) -> bytes:
+        """Return a file.
+
+        Raises:
+            CheckpointError: it is not that of the manifest.
+        """
+        part = self._parts[name]
+        with self._archive() as archive:
+            data = self._bounded(archive, archive.getinfo(name), part.size)
+        if len(data) != part.size or hashlib.sha256(data).hexdigest() != part.sha256:
+            raise self._bad(name, "not the file of the manifest")
+        return data
+
+    def text(self, name: str) -> str:
+        """Return a file as text.
+
+        Raises:
+            CheckpointError: as `read`, or it is none.
+        """
+        try:
+            return self.read(name).decode()
+        except UnicodeDecodeError as error:
+            raise self._bad(name, "not text") from error
+
+    def values(self, name: str) -> dict[str, Any]:
+        """Return what a JSON file holds.
+
+        Raises:
+            CheckpointError: as `read`, or it is none.
+        """
+        return self._parse(self.read(name), name)
+
+    def array(self, name: str) -> NDArray[np.float32]:
+        """Return an array of four dimensions.
+
+        Raises:
+            CheckpointError: as `read`, or it is none.
+        """
+        try:
+            array = np.load(io.BytesIO(self.read(name)), allow_pickle=False)
+        except (ValueError, EOFError, OSError) as error:
+            raise self._bad(name, f"no array ({first_line(error)[:80]})") from error
+        if not isinstance(array, np.ndarray) or array.dtype != np.float32 or array.ndim != 4:
+            raise self._bad(name, "not four dimensions of 32-bit numbers")
+        return array
+
+    def network(self, threads: int = 0) -> Network:
+        """Return the network.
+
+        Args:
+            threads: of one computation; 0 for one per core.
+
+        Raises:
+            CheckpointError: the graph is damaged or does not fit the recipe.
+        """
+        return OnnxNetwork(self.read(MODEL), threads, self.recipe, f"{self.path}, {MODEL}")
+
+    def replay(self, threads: int = 0) -> float:
+        """Compute the golden output anew; return the largest difference of the logits.
+
+        Raises:
+            CheckpointError: they differ by more than the manifest allows.
+        """
+        images, expected = self.array(GOLDEN_INPUT), self.array(GOLDEN_OUTPUT)
+        view, outputs = self.recipe.view, self.recipe.outputs
+        channels = self.recipe.channels * self.recipe.slices
+        if images.shape[1:] != (channels, *view.size) or not 1 <= len(images) <= 64:
+            raise self._bad(GOLDEN_INPUT, "not of the recipe's shape")
+        if expected.shape != (len(images), outputs, *view.size):
+            raise self._bad(GOLDEN_OUTPUT, "not of the recipe's shape")
+        apart = float(np.abs(self.network(threads)(images) - expected).max())
+        tolerance = float(self.manifest["tolerance"])
+        if not apart <= tolerance:  # a NaN is no answer either
+            raise CheckpointError(
+                f"{self.path}: logits differ from the golden ones by {apart:.2g}, more than "
+                f"{tolerance}; do not use it on this machine, and tell who made it"
+            )
+        return apart
+
+    def _archive(self) -> zipfile.ZipFile:
+        try:
+            return zipfile.ZipFile(self.path)
+        except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError) as error:
+            raise CheckpointError(
+                f"{self.path}: no readable archive ({first_line(error)[:80]}); {ADVICE}"
+            ) from error
+
+    def _bounded(self, archive: zipfile.ZipFile, entry: zipfile.ZipInfo, most: int) -> bytes:
+        if entry.file_size > most:
+            raise self._bad(entry.filename, f"{entry.file_size} bytes, more than {most}")
+        try:
+            with archive.open(entry) as file:
+                return file.read(most + 1)
+        except Exception as error:  # made to harm, a file can have zipfile raise anything
+            raise self._bad(entry.filename, f"cannot be read ({first_line(error)[:80]})") from error
+
+    def _parse(self, data: bytes, name: str = MANIFEST) -> dict[str, Any]:
+        try:
+            values = json.loads(data)
+        except (ValueError, RecursionError) as error:
+            raise self._bad(name, "no JSON") from error
+        if not isinstance(values, dict):
+            raise self._bad(name, "no object of keys and values")
+        return values
+
+    def _bad(self, name: str, what: str) -> CheckpointError:
+        return CheckpointError(f"{self.path}, {name[:80]}: {what}; {ADVICE}")
+
+
+def sealed(path: Path) -> str:
+    """Return the SHA-256 that ends a file, which is that of all before it.
+
+    Raises:
+        CheckpointError: it is not.
+    """
+    try:
+        with path.open("rb") as file:
+            if file.read(4) != b"PK\x03\x04":
+                raise CheckpointError(f"{path}: not a capsule; give a file of attnseg capsule")
+            left = path.stat().st_size - DIGITS
+            file.seek(0)
+            digest = hashlib.sha256()
+            while left > 0:
+                block = file.read(min(left, 1 << 20))
+                if not block:
+                    break
+                digest.update(block)
+                left -= len(block)
+            seal = file.read(DIGITS)
+    except OSError as error:
+        raise CheckpointError(
+            f"{path}: {(error.strerror or 'unreadable').lower()}; give a capsule as capsule=FILE"
+        ) from error
+    if seal != digest.hexdigest().encode():
+        raise CheckpointError(f"{path}: changed since it was made, unlike its SHA-256; {ADVICE}")
+    return digest.hexdigest()
+
+
+def check_entries(archive: zipfile.ZipFile, path: Path) -> dict[str, zipfile.ZipInfo]:
+    """Refuse an archive whose entries could reach or fill anything; return them by name.
+
+    Raises:
+        CheckpointError: says which and why.
+    """
+    entries = archive.infolist()
+    total = sum(entry.file_size for entry in entries)
+    if len(entries) > MOST_FILES or total > MOST_BYTES:
+        raise CheckpointError(
+            f"{path}: {len(entries)} files of {total / 1e9:.1f} GB, more than a capsule has; "
+            f"{ADVICE}"
+        )
+    found: dict[str, zipfile.ZipInfo] = {}
+    for entry in entries:
+        name = entry.filename
+        what = None
+        # Beyond a NUL, zipfile drops what the archive says; the other name is what it says.
+        if entry.orig_filename != name or not NAME.fullmatch(name):
+            what = "a name that leads elsewhere"
+        elif name.lower() in {other.lower() for other in found}:
+            what = "listed twice"
+        elif stat.S_IFMT(entry.external_attr >> 16) not in (0, stat.S_IFREG):
+            what = "a link or device"
+        elif entry.flag_bits & 1 or entry.compress_type not in (
+            zipfile.ZIP_STORED,
+            zipfile.ZIP_DEFLATED,
+        ):
+            what = "encrypted, or packed in another way than capsules are"
+        elif entry.file_size > MOST_RATIO * max(entry.compress_size, 1):
+            what = f"{entry.file_size} bytes out of {entry.compress_size}"
+        if what is not None:
+            raise CheckpointError(f"{path}: {entry.orig_filename[:80]!r}: {what}; {ADVICE}")
+        found[name] = entry
+    if MANIFEST not in found:
+        raise CheckpointError(f"{path}: no {MANIFEST}; give a file of attnseg capsule")
+    return found
+
+
+def check_manifest(values: Mapping[str, Any], entries: set[str], path: Path) -> dict[str, Part]:
+    """Return what a manifest says of each file.
+
+    Raises:
+        CheckpointError: it is not one, or not of these entries.
+    """
+
+    def bad(what: str) -> CheckpointError:
+        return CheckpointError(f"{path}, {MANIFEST}: {what}; {ADVICE}")
+
+    if values.get("version") != VERSION:
+        raise bad(f"version {str(values.get('version'))[:20]}, not {VERSION}")
+    tolerance = values.get("tolerance")
+    if not isinstance(tolerance, float) or not 0 < tolerance <= MOST_TOLERANCE:
+        raise bad(f"a tolerance of {str(tolerance)[:20]}, not above 0 and at most {MOST_TOLERANCE}")
+    files = values.get("files")
+    if not isinstance(files, dict):
+        raise bad("no list of files")
+    if odd := sorted(set(files) ^ (entries - {MANIFEST})):
+        raise bad(f"{odd[0][:80]!r} is in {'it' if odd[0] in files else 'the archive'} alone")
+    if missing := sorted(set(PARTS) - set(files)):
+        raise bad(f"no {missing[0]}")
+    parts = {}
+    for name, said in files.items():
+        sound = isinstance(said, dict) and said.keys() == {"sha256", "bytes"}
+        digest, size = (said["sha256"], said["bytes"]) if sound else (None, None)
+        if not isinstance(digest, str) or not SHA256.fullmatch(digest):
+            raise bad(f"no SHA-256 of {name[:80]}")
+        if type(size) is not int or not 0 <= size <= MOST_BYTES:
+            raise bad(f"no size of {name[:80]}")
+        parts[name] = Part(digest, size)
+    return parts
+
+
+def verify(path: Path, threads: int = 0) -> float:
+    """Check a capsule and replay its golden input; print what it is.
+
+    Args:
+        path: of the file.
+        threads: of one computation; 0 for one per core.
+
+    Returns:
+        The largest difference of the logits.
+
+    Raises:
+        CheckpointError: not a capsule, damaged, made to harm, or computing something else.
+    """
+    capsule = Capsule(path)
+    for name in capsule.names:
+        capsule.read(name)
+    apart = capsule.replay(threads)
+    recipe = capsule.recipe
+    log.info("%s: %s with %s attention, run %s", path, recipe.model, recipe.attn, recipe.run)
+    log.info("classes: %s", ", ".join(recipe.classes))
+    log.info("%d files as in the manifest; sealed with %s", len(capsule.names), capsule.digest)
+    log.info(
+        "Golden input replayed: logits differ by %.1e at most, %.0e is allowed",
+        apart,
+        capsule.manifest["tolerance"],
+    )
+    return apart
+
+
+def pack(path: Path, parts: Mapping[str, bytes], facts: Mapping[str, Any]) -> bytes:
+    """Return a capsule's bytes; the same parts give the same ones.
+
+    Args:
+        path: of the file to be, for messages.
+        parts: every file but the manifest.
+        facts: what the manifest says beside them.
+    """
+    files = {
+        name: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+        for name, data in sorted(parts.items())
+    }
+    manifest = {"version": VERSION, "tolerance": TOLERANCE, **facts, "files": files}
+    check_manifest(manifest, {MANIFEST, *parts}, path)
+    text = json.dumps(manifest, indent=1, allow_nan=False) + "\n"
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, data in {MANIFEST: text.encode(), **dict(sorted(parts.items()))}.items():
+            entry = zipfile.ZipInfo(name)  # of 1980, whenever it is packed
+            entry.external_attr = (stat.S_IFREG | 0o644) << 16
+            packed = zipfile.ZIP_STORED if name == MODEL else zipfile.ZIP_DEFLATED
+            archive.writestr(entry, data, packed)
+        archive.comment = b"0" * DIGITS
+    return seal(buffer.getvalue())
+
+
+def seal(data: bytes) -> bytes:
+    """Return an archive with its last 64 bytes, a comment, become the SHA-256 of all before."""
+    body = data[:-DIGITS]
+    return body + hashlib.sha256(body).hexdigest().encode()

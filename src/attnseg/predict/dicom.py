@@ -1,0 +1,313 @@
+"""DICOM series in, DICOM segmentation objects out; pydicom and highdicom where they are needed."""
+
+import importlib.util
+import re
+import warnings
+from collections import defaultdict
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from attnseg.data.reader import by
+from attnseg.data.readers.nifti import MAX_VOXELS, check_axes, compact
+from attnseg.errors import ConfigError, DataError, Problems, first_line
+
+SUFFIX = ".dcm"
+NEEDED = ("pydicom", "highdicom")
+UID = re.compile(r"[0-9.]{1,64}")
+# A DICOMDIR, and segmentations, which have pixels, too.
+OTHERS = ("1.2.840.10008.1.3.10", "1.2.840.10008.5.1.4.1.1.66.4")
+GAP = 0.1  # share by which distances between slices may differ
+TURN = 1e-3  # by which direction cosines of one series may differ
+LABEL_LENGTH = 64  # letters of a segment's name
+SAME = ("Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation")
+TAGS = [
+    *SAME, "SeriesInstanceUID", "MediaStorageSOPClassUID", "NumberOfFrames", "PixelSpacing",
+    "ImagePositionPatient", "ImageOrientationPatient", "SliceThickness",
+]  # fmt: skip
+TO_RAS = np.array([-1.0, -1.0, 1.0])  # DICOM's x and y run to the left and the back
+Series = tuple[Path, str, tuple[Path, ...], bool]
+
+
+def group(paths: Sequence[Path], problems: Problems) -> tuple[list[Series], list[Path]]:
+    """Group files by series.
+
+    Args:
+        paths: DICOM files.
+        problems: is told of files that cannot be read.
+
+    Returns:
+        Of each series its folder, UID, files and whether no other has the folder; and the files
+        that hold no image.
+
+    Raises:
+        ConfigError: what reads DICOM is not installed.
+    """
+    found: dict[str, list[Path]] = defaultdict(list)
+    others = []
+    if paths and (missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]):
+        raise ConfigError(
+            f"input: {paths[0]} is DICOM, and {missing[0]} is not installed; pip install "
+            "'attnseg[predict]'"
+        )
+    for path in paths:
+        with problems.gathered():
+            header = read(path, TAGS)
+            uid = str(header.get("SeriesInstanceUID", ""))
+            if header.file_meta.get("MediaStorageSOPClassUID") in OTHERS:
+                others.append(path)
+            elif not UID.fullmatch(uid):
+                raise DataError(f"{path}: no usable SeriesInstanceUID; restore the file")
+            elif "Rows" in header:
+                found[uid].append(path)
+            else:
+                others.append(path)
+    folders = {uid: _common(files) for uid, files in found.items()}
+    return [
+        (folders[uid], uid, tuple(files), list(folders.values()).count(folders[uid]) == 1)
+        for uid, files in found.items()
+    ], others
+
+
+def read_series(
+    files: Sequence[Path],
+) -> tuple[NDArray[Any], NDArray[np.float64], tuple[Path, ...]]:
+    """Decode a series.
+
+    Args:
+        files: in any order.
+
+    Returns:
+        Voxels `[columns, rows, slices]`, rescaled as the files say; affine (see `Case`); and the
+        files in the order of the slices.
+
+    Raises:
+        DataError: slices are missing, doubled or unlike each other, or a file cannot be decoded.
+    """
+    headers = [read(path, TAGS) for path in files]
+    first = headers[0]
+    for path, header in zip(files, headers, strict=True):
+        if int(header.get("NumberOfFrames") or 1) > 1:
+            raise DataError(f"{path}: several frames in one file; convert it to one file per slice")
+        for tag in SAME:
+            if header.get(tag) != first.get(tag):
+                raise DataError(
+                    f"{path}: {tag} {header.get(tag)}, but {files[0].name} of the same series has "
+                    f"{first.get(tag)}; separate them"
+                )
+    if int(first.get("SamplesPerPixel") or 1) != 1:
+        raise DataError(f"{files[0]}: colour pixels; give a series of grey ones")
+    shape = (len(files), int(first.Rows), int(first.Columns))
+    if min(shape) < 1 or np.prod(shape, dtype=np.int64) > MAX_VOXELS:
+        raise DataError(f"{files[0]}: {by(shape)} voxels, none or too many; restore the series")
+    order, affine = _geometry(files, headers)
+    ordered = tuple(files[at] for at in order)
+    check_axes(ordered[0], affine)
+    planes = [_pixels(path, shape[1:]) for path in ordered]
+    voxels = compact(np.stack(planes))
+    return voxels.transpose(2, 1, 0), affine, ordered
+
+
+def read(path: Path, tags: list[str] | None = None, pixels: bool = False) -> Any:  # noqa: ANN401
+    """Read a file, or some of its header.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    import pydicom
+
+    # What is used is checked here; of the rest there is nothing to tell.
+    pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
+    try:
+        return pydicom.dcmread(path, stop_before_pixels=not pixels, specific_tags=tags)
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror or error}; restore it") from error
+    except Exception as error:  # made to harm, a file can have the parser raise anything
+        raise DataError(f"{path}: not readable DICOM ({first_line(error)}); restore it") from error
+
+
+def _numbers(path: Path, header: Any, tag: str, count: int) -> NDArray[np.float64]:  # noqa: ANN401
+    """Return the numbers of a decimal string.
+
+    Raises:
+        DataError: they are missing or no numbers.
+    """
+    try:
+        values = np.array(header[tag].value, np.float64).reshape(-1)
+        if len(values) != count or not np.isfinite(values).all():
+            raise ValueError(f"{len(values)} numbers")
+    except KeyError:
+        raise DataError(f"{path}: no {tag}; give a series that has it, or pictures") from None
+    except Exception as error:  # pydicom parses only now
+        reason = first_line(error)[:80]
+        raise DataError(f"{path}: {tag} is no {count} numbers ({reason}); restore it") from error
+    return values
+
+
+def _geometry(
+    files: Sequence[Path], headers: Sequence[Any]
+) -> tuple[list[int], NDArray[np.float64]]:
+    """Return the files' order along the normal, and the affine of columns, rows, slices."""
+    positions, orientations, spacings = (
+        np.array([_numbers(path, h, tag, n) for path, h in zip(files, headers, strict=True)])
+        for tag, n in (
+            ("ImagePositionPatient", 3),
+            ("ImageOrientationPatient", 6),
+            ("PixelSpacing", 2),
+        )
+    )
+    for what, values, tolerance in (
+        ("orientation", orientations, TURN),
+        ("pixel spacing", spacings, TURN * spacings[0].min()),
+    ):
+        if odd := np.flatnonzero(np.abs(values - values[0]).max(1) > tolerance).tolist():
+            raise DataError(
+                f"{files[odd[0]]}: another {what} than {files[0].name} of the same series; "
+                "separate them"
+            )
+    along_row, along_column = orientations[0, :3], orientations[0, 3:]
+    normal = np.cross(along_row, along_column)
+    order = np.argsort(positions @ normal, kind="stable").tolist()
+    heights = (positions @ normal)[order]
+    steps = np.diff(heights)
+    for (at, after), step in zip(pairwise(order), steps, strict=True):
+        if step < TURN:
+            raise DataError(
+                f"{files[after]}: at the same position as {files[at].name}; keep one of them"
+            )
+        if abs(step - np.median(steps)) > GAP * np.median(steps):
+            raise DataError(
+                f"{files[after]}: {step:.4g} mm above {files[at].name}, where slices are "
+                f"{np.median(steps):.4g} mm apart: one is missing; restore it"
+            )
+    if len(steps):
+        step_vector = (positions[order[-1]] - positions[order[0]]) / len(steps)
+    else:
+        step_vector = normal * _numbers(files[0], headers[0], "SliceThickness", 1)[0]
+    affine = np.eye(4)
+    affine[:3, 0] = along_row * spacings[0, 1]
+    affine[:3, 1] = along_column * spacings[0, 0]
+    affine[:3, 2] = step_vector
+    affine[:3, 3] = positions[order[0]]
+    affine[:3] *= TO_RAS[:, None]
+    return order, affine
+
+
+def _pixels(path: Path, shape: tuple[int, ...]) -> NDArray[Any]:
+    """Return a slice `[rows, columns]`, bright where it shall be, rescaled."""
+    header = read(path, pixels=True)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            stored = np.asarray(header.pixel_array)
+    except (NotImplementedError, RuntimeError) as error:
+        syntax = header.file_meta.get("TransferSyntaxUID")
+        name = getattr(syntax, "name", syntax)
+        raise DataError(
+            f"{path}: no decoder for {name} is installed; install pylibjpeg with its plugins, or "
+            "decompress the series"
+        ) from error
+    except Exception as error:
+        raise DataError(
+            f"{path}: pixels cannot be decoded ({first_line(error)[:100]}); restore it"
+        ) from error
+    if stored.shape != shape:
+        raise DataError(f"{path}: {by(stored.shape)} pixels, unlike its header; restore it")
+    if header.get("PhotometricInterpretation") == "MONOCHROME1":
+        bits = int(header.get("BitsStored") or 16)
+        signed = int(header.get("PixelRepresentation") or 0)
+        stored = (-1 if signed else (1 << bits) - 1) - stored.astype(np.int64)
+    slope, intercept = (
+        _numbers(path, header, tag, 1)[0] if tag in header else default
+        for tag, default in (("RescaleSlope", 1.0), ("RescaleIntercept", 0.0))
+    )
+    if slope == 0:
+        raise DataError(f"{path}: RescaleSlope is 0; correct it")
+    if (slope, intercept) == (1, 0):
+        return stored
+    return np.asarray(stored * slope + intercept, np.float32)
+
+
+def write_segmentation(
+    file: BinaryIO,
+    masks: NDArray[np.bool_],
+    files: Sequence[Path],
+    classes: Sequence[str],
+    algorithm: tuple[str, str],
+    identity: str,
+) -> None:
+    """Write masks as a DICOM segmentation that refers to its series.
+
+    Args:
+        file: to write to.
+        masks: `[classes, columns, rows, slices]`, as `read_series` returns voxels.
+        files: of the series, in the order of the slices.
+        classes: names of the segments.
+        algorithm: name and version.
+        identity: the same for the same masks of the same series.
+
+    Raises:
+        DataError: the series lacks what a segmentation must repeat of it.
+    """
+    import highdicom as hd
+    from pydicom.sr.codedict import codes
+    from pydicom.uid import generate_uid
+
+    name, version = algorithm
+    described = [
+        hd.seg.SegmentDescription(
+            segment_number=number,
+            segment_label=_label(label),
+            segmented_property_category=codes.SCT.SpatialAndRelationalConcept,
+            segmented_property_type=hd.sr.CodedConcept(
+                f"class{number}", "99ATTNSEG", _label(label)
+            ),
+            algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
+            algorithm_identification=hd.AlgorithmIdentificationSequence(
+                name=name, version=version, family=codes.DCM.ArtificialIntelligence
+            ),
+        )
+        for number, label in enumerate(classes, 1)
+    ]
+    frames = np.ascontiguousarray(masks.transpose(3, 2, 1, 0), np.uint8)
+    sources = [read(path) for path in files]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of empty masks
+            segmentation = hd.seg.Segmentation(
+                source_images=sources,
+                pixel_array=frames,
+                segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
+                segment_descriptions=described,
+                series_instance_uid=generate_uid(entropy_srcs=[identity, "series"]),
+                series_number=1,
+                sop_instance_uid=generate_uid(entropy_srcs=[identity, "instance"]),
+                instance_number=1,
+                manufacturer="attnseg",
+                manufacturer_model_name=name,
+                software_versions=version,
+                device_serial_number="0",
+                series_description="Segmentation by attnseg",
+            )
+            segmentation.save_as(file)
+    except (AttributeError, KeyError, ValueError, TypeError) as error:
+        raise DataError(
+            f"{files[0]}: no segmentation can be made of the series ({first_line(error)[:120]}); "
+            "restore its headers"
+        ) from error
+
+
+def _label(name: str) -> str:
+    return name.replace("\\", "/")[:LABEL_LENGTH]
+
+
+def _common(files: Sequence[Path]) -> Path:
+    """Return the folder that holds all files, in it or below."""
+    folder = files[0].parent
+    while not all(path.is_relative_to(folder) for path in files):
+        folder = folder.parent
+    return folder

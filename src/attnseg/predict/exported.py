@@ -1,0 +1,64 @@
+"""What an export left in a run folder, checked and opened without torch."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from attnseg.errors import CheckpointError, ConfigError
+from attnseg.predict.onnx import OnnxNetwork
+from attnseg.predict.recipe import Recipe
+
+ONNX, INT8, RECIPE, FACTS = "model.onnx", "model.int8.onnx", "recipe.json", "export.json"
+
+
+class Exported:
+    """An export of a run.
+
+    Args:
+        folder: `RUN/export`.
+
+    Attributes:
+        facts: what `export.json` says.
+        recipe: how images become masks.
+
+    Raises:
+        ConfigError: nothing was exported, or not as ONNX.
+        CheckpointError: a file is not the one that was exported.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        advice = f"run attnseg export run={folder.parent}"
+        try:
+            self.facts: dict[str, Any] = json.loads((folder / FACTS).read_text())
+            self._files = dict(self.facts["files"])
+        except OSError as error:
+            raise ConfigError(f"{folder}: nothing was exported; {advice}") from error
+        except (ValueError, TypeError, KeyError) as error:
+            raise CheckpointError(f"{folder / FACTS}: damaged; {advice}") from error
+        if ONNX not in self._files:
+            raise ConfigError(f"{folder}: not exported as ONNX; {advice}")
+        self.recipe = Recipe.from_json(self.read(RECIPE).decode(), folder / RECIPE)
+
+    def read(self, name: str) -> bytes:
+        """Return a file.
+
+        Raises:
+            CheckpointError: it is not the one that was exported.
+        """
+        path = self.folder / name
+        try:
+            data = path.read_bytes()
+            said = self._files[name]["sha256"]
+        except (OSError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{path}: missing; run attnseg export again") from error
+        if hashlib.sha256(data).hexdigest() != said:
+            raise CheckpointError(
+                f"{path}: changed since it was exported; run attnseg export again"
+            )
+        return data
+
+    def network(self, threads: int = 0) -> OnnxNetwork:
+        """Return the network; `threads` is as for `OnnxNetwork`."""
+        return OnnxNetwork(self.read(ONNX), threads, self.recipe, str(self.folder / ONNX))

@@ -1,0 +1,100 @@
+"""A picture of an item's masks: three slices with outlines, and the classes' colours."""
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageColor, ImageDraw, ImageFont
+
+from attnseg.predict.decision import Masks
+from attnseg.predict.scan import Scan
+
+# Okabe and Ito's colours, told apart with any colour vision.
+COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#F0E442", "#D55E00", "#0072B2", "#999999")
+SLICES = 3
+LONGEST = 640  # pixels of a drawn slice
+LEAST = 320  # smaller ones are enlarged
+OPACITY = 0.3
+ROW = 22  # pixels of a line of the legend
+FONT = 14
+
+
+def draw(scan: Scan, masks: Masks, classes: Sequence[str]) -> NDArray[np.uint8]:
+    """Draw slices with much to see, side by side.
+
+    Args:
+        scan: that was segmented.
+        masks: `[classes, S, H, W]`.
+        classes: names.
+
+    Returns:
+        Picture `[H, W, 3]`.
+    """
+    chosen = slices_to_show(masks)
+    drawn = np.hstack([_slice(scan, masks, index) for index in chosen])
+    numbers = [f"slice {index + 1}" for index in chosen] if scan.shape[0] > 1 else []
+    return np.vstack([drawn, _legend(drawn.shape[1], numbers, masks, classes)])
+
+
+def slices_to_show(masks: Masks) -> list[int]:
+    """Return up to `SLICES` slices in order: what shows most in each third of the organs."""
+    area = masks.sum((2, 3)).astype(float)
+    # Each class counts the same, however large it is.
+    seen = (area / np.maximum(area.max(1, keepdims=True), 1)).sum(0)
+    filled = np.flatnonzero(seen)
+    if filled.size == 0:
+        return [masks.shape[1] // 2]
+    parts = np.array_split(filled, min(SLICES, filled.size))
+    return [int(part[seen[part].argmax()]) for part in parts]
+
+
+def _slice(scan: Scan, masks: Masks, index: int) -> NDArray[np.uint8]:
+    shown = scan.scaled(np.array([index]))[0]
+    if shown.shape[2] != 3:
+        shown = shown[..., :1].repeat(3, 2)
+    tall = 1.0 if scan.spacing is None else scan.spacing[1] / scan.spacing[2]
+    height, width = shown.shape[0] * tall, float(shown.shape[1])
+    longest = max(height, width)
+    zoom = min(LONGEST, max(LEAST, longest)) / longest
+    size = max(1, round(width * zoom)), max(1, round(height * zoom))
+    drawn = cv2.resize(shown, size, interpolation=cv2.INTER_AREA if zoom < 1 else cv2.INTER_LINEAR)
+    drawn = np.ascontiguousarray(drawn * 255, np.float32)
+    for k, mask in enumerate(masks[:, index]):
+        if mask.any():
+            small = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST_EXACT)
+            colour = np.array(_colour(k), np.float32)
+            drawn[small > 0] += OPACITY * (colour - drawn[small > 0])
+            outlines, _ = cv2.findContours(small, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+            cv2.drawContours(drawn, outlines, -1, _colour(k), 1)
+    return np.asarray(drawn.round(), np.uint8)
+
+
+def _legend(
+    width: int, numbers: Sequence[str], masks: Masks, classes: Sequence[str]
+) -> NDArray[np.uint8]:
+    font = ImageFont.load_default(FONT)
+    entries = [
+        (name if mask.any() else f"{name} (none)", _colour(k))
+        for k, (name, mask) in enumerate(zip(classes, masks, strict=True))
+    ]
+    places, x, y = [], 8, ROW if numbers else 0
+    for text, colour in entries:
+        needed = 20 + round(font.getlength(text)) + 16
+        if x > 8 and x + needed > width:
+            x, y = 8, y + ROW
+        places.append((x, y, text, colour))
+        x += needed
+    picture = Image.new("RGB", (width, y + ROW + 4), "white")
+    pen = ImageDraw.Draw(picture)
+    for at, number in enumerate(numbers):
+        pen.text((8 + at * width // len(numbers), 3), number, "black", font)
+    for x, y, text, colour in places:
+        pen.rectangle((x, y + 5, x + 13, y + 18), colour)
+        pen.text((x + 20, y + 3), text, "black", font)
+    return np.asarray(picture)
+
+
+def _colour(k: int) -> tuple[int, int, int]:
+    red, green, blue, *_ = ImageColor.getrgb(COLOURS[k % len(COLOURS)])
+    return red, green, blue

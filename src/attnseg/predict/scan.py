@@ -1,0 +1,87 @@
+"""An image that was read to be segmented."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from attnseg.data.store import PERCENTILES, window
+from attnseg.data.view import scale
+from attnseg.predict.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Scan:
+    """A decoded scan, or a picture as a scan of one slice.
+
+    Attributes:
+        image: `[S, H, W, C]` (see `Case`).
+        spacing: voxel size along S, H, W, mm; `None` if unknown.
+        affine: of the file (see `Case`); `None` if it has none.
+        low: intensity that becomes 0, per channel.
+        high: intensity that becomes 1, per channel.
+    """
+
+    image: NDArray[Any]
+    spacing: tuple[float, float, float] | None
+    affine: NDArray[np.float64] | None
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Slices, height, width."""
+        return self.image.shape[0], self.image.shape[1], self.image.shape[2]
+
+    def scaled(self, index: NDArray[np.intp]) -> NDArray[np.float32]:
+        """Return slices in [0, 1], between `low` and `high`: `[n, H, W, C]`."""
+        return scale(self.image[index], self.low, self.high)
+
+    def unlike(self, recipe: Recipe) -> list[str]:
+        """Return in which ways the scan looks unlike those that a network was trained on."""
+        found = []
+        if self.spacing is not None and recipe.spacing is not None:
+            least, most = recipe.spacing
+            outside = any(
+                value < low / 2 or value > 2 * high
+                for value, low, high in zip(self.spacing, least, most, strict=True)
+            )
+            if outside:
+                found.append(
+                    f"voxels of {_mm(self.spacing)} mm, in training {_mm(least)} to {_mm(most)} mm"
+                )
+        if recipe.window is not None:
+            middle = self.image[len(self.image) // 2]
+            inside = np.mean((middle > self.low) & (middle < self.high))
+            if inside < 0.01:
+                found.append(
+                    f"hardly any intensity of the middle slice is between {self.low[0]:g} and "
+                    f"{self.high[0]:g}, the window of the training"
+                )
+        return found
+
+
+def make_scan(
+    image: NDArray[Any],
+    spacing: tuple[float, float, float] | None,
+    affine: NDArray[np.float64] | None,
+    fixed: tuple[float, float] | None,
+) -> Scan:
+    """Return a scan that is scaled as the cases of the training were.
+
+    Args:
+        image: `[S, H, W, C]`.
+        spacing: see `Scan`.
+        affine: see `Scan`.
+        fixed: intensities that become 0 and 1; `None` for percentiles.
+    """
+    if fixed is None:
+        percentiles = np.percentile(image, PERCENTILES, axis=(0, 1, 2)).T
+    else:
+        percentiles = np.empty((image.shape[3], 0))
+    return Scan(image, spacing, affine, *window(fixed, percentiles))
+
+
+def _mm(sizes: tuple[float, ...]) -> str:
+    return "x".join(f"{size:.3g}" for size in sizes)
