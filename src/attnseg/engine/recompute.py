@@ -47,11 +47,13 @@ def _contexts(
 def _without_statistics(block: nn.Module) -> Iterator[None]:
     """Let batch normalisation count a batch once, not again when it is computed again."""
     norms = [part for part in block.modules() if isinstance(part, nn.BatchNorm2d)]
-    tracking = [norm.track_running_stats for norm in norms]
-    for norm in norms:
-        norm.track_running_stats = False
+    counted = [dict(norm.named_buffers()) for norm in norms]
+    for norm, buffers in zip(norms, counted, strict=True):
+        for name, value in buffers.items():
+            setattr(norm, name, value.clone())
     try:
         yield
     finally:
-        for norm, before in zip(norms, tracking, strict=True):
-            norm.track_running_stats = before
+        for norm, buffers in zip(norms, counted, strict=True):
+            for name, value in buffers.items():
+                setattr(norm, name, value)

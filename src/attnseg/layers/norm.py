@@ -43,20 +43,16 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
         mean = summed(x.sum((0, 2, 3))) / count
         centred = x - mean[:, None, None]
         variance = summed(centred.square().sum((0, 2, 3))) / count
-        if self.track_running_stats:
-            self._count(mean, variance * count / (count - 1))
+        with torch.no_grad():
+            momentum = self.momentum or 0.1
+            assert self.running_mean is not None and self.running_var is not None
+            assert self.num_batches_tracked is not None
+            self.running_mean.lerp_(mean, momentum)
+            self.running_var.lerp_(variance * count / (count - 1), momentum)
+            self.num_batches_tracked += 1
         scaled = centred * (variance + self.eps).rsqrt()[:, None, None]
         out = scaled * self.weight[:, None, None] + self.bias[:, None, None]
         return out.to(input.dtype)
-
-    @torch.no_grad()
-    def _count(self, mean: Tensor, variance: Tensor) -> None:
-        momentum = self.momentum or 0.1
-        assert self.running_mean is not None and self.running_var is not None
-        assert self.num_batches_tracked is not None
-        self.running_mean.lerp_(mean, momentum)
-        self.running_var.lerp_(variance, momentum)
-        self.num_batches_tracked += 1
 
 
 def share_batch_norm(model: nn.Module) -> None:
