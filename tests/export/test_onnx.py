@@ -1,5 +1,7 @@
 """Exported graphs compute what PyTorch does; strange ones are refused."""
 
+from functools import cache
+
 import numpy as np
 import onnx
 import pytest
@@ -16,9 +18,11 @@ from tests.export import made
 
 PAIRS = [(model, attn) for model in names("model") for attn in names("attn")]
 SIZE = (64, 64)
+FLAT = (64, 96)
 POS_DIM = 50  # channels of KV+Pos's pair code
 
 
+@cache
 def exported(model: str, attn: str, size=SIZE, **options):
     torch.manual_seed(0)
     net = create_model(model, attn=attn, num_classes=4, image_size=size, size="tiny", **options)
@@ -37,7 +41,7 @@ def assert_equal(net, data, recipe):
 
 @pytest.mark.parametrize("attn", names("attn"))
 def test_onnx_computes_the_same(attn):
-    assert_equal(*exported("setr", attn, (32, 48), depth=1, auxiliary=False))
+    assert_equal(*exported("setr", attn, FLAT, depth=1, auxiliary=False))
 
 
 @pytest.mark.slow
@@ -59,10 +63,9 @@ def shapes(data: bytes) -> list[tuple[int, ...]]:
 
 
 def test_kv_pos_has_no_tensor_of_all_pairs_by_channels():
-    size = (64, 96)
     tokens = 1 + 8 * 12
-    _, kv_pos, _ = exported("setr", "kv_pos", size, depth=1, auxiliary=False)
-    _, kv, _ = exported("setr", "kv", size, depth=1, auxiliary=False)
+    _, kv_pos, _ = exported("setr", "kv_pos", FLAT, depth=1, auxiliary=False)
+    _, kv, _ = exported("setr", "kv", FLAT, depth=1, auxiliary=False)
     found = {"kv_pos": shapes(kv_pos), "kv": shapes(kv)}
     assert any(shape[-2:] == (tokens, tokens) for shape in found["kv_pos"])  # scores, of each head
     heads = 3
@@ -93,7 +96,7 @@ class NoGraph(nn.Module):
 
 
 def test_an_operator_that_cannot_be_exported_is_named():
-    with pytest.raises(ConfigError, match="bessel_j0.*; leave onnx out") as caught:
+    with pytest.raises(ConfigError, match=r"bessel_j0.*; leave onnx out") as caught:
         onnx_bytes(trace(NoOperator(), made.recipe()))
     assert str(caught.value).count("\n") == 0
 

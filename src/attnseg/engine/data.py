@@ -147,7 +147,9 @@ def described(data: Data) -> dict[str, Any]:
         "volumetric": reader.volumetric,
         "plane": reader.plane,
         "window": None if own else [end[0] for end in next(iter(ends))],
-        "spacing": [list(map(end, zip(*spacings, strict=True))) for end in (min, max)] if spacings else None,
+        "spacing": [list(map(end, zip(*spacings, strict=True))) for end in (min, max)]
+        if spacings
+        else None,
     }
 
 
