@@ -1,6 +1,7 @@
 """DICOM series: sorted by position, checked, and answered with a segmentation in the same place."""
 
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from pydicom.uid import (
     generate_uid,
 )
 
-from attnseg.errors import DataError
+from attnseg.errors import ConfigError, DataError
 from attnseg.predict.dicom import read_series
 from tests.predict.made import organ, segment
 
@@ -272,6 +273,14 @@ def test_files_cut_off_and_files_without_an_image(tmp_path, capfd):
     assert "cut.dcm: " in told
     assert "text.dcm: no NIfTI, DICOM or picture by its content" in told
     assert "DICOMDIR" not in told
+
+
+@pytest.mark.parametrize("name", ["pydicom", "highdicom"])
+def test_dicom_where_its_readers_are_not_installed(tmp_path, monkeypatch, name):
+    write(tmp_path / "in", organ((3, 8, 10)))
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ConfigError, match=f"{name} is not installed; pip install"):
+        segment(tmp_path / "in", tmp_path / "out")
 
 
 def test_a_uid_that_is_a_path(tmp_path):

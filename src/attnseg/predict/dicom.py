@@ -1,5 +1,6 @@
 """DICOM series in, DICOM segmentation objects out; pydicom and highdicom where they are needed."""
 
+import importlib.util
 import re
 import warnings
 from collections import defaultdict
@@ -13,9 +14,10 @@ from numpy.typing import NDArray
 
 from attnseg.data.reader import by
 from attnseg.data.readers.nifti import MAX_VOXELS, check_axes, compact
-from attnseg.errors import DataError, Problems, first_line
+from attnseg.errors import ConfigError, DataError, Problems, first_line
 
 SUFFIX = ".dcm"
+NEEDED = ("pydicom", "highdicom")
 UID = re.compile(r"[0-9.]{1,64}")
 # A DICOMDIR, and segmentations, which have pixels, too.
 OTHERS = ("1.2.840.10008.1.3.10", "1.2.840.10008.5.1.4.1.1.66.4")
@@ -41,9 +43,17 @@ def group(paths: Sequence[Path], problems: Problems) -> tuple[list[Series], list
     Returns:
         Of each series its folder, UID, files and whether no other has the folder; and the files
         that hold no image.
+
+    Raises:
+        ConfigError: what reads DICOM is not installed.
     """
     found: dict[str, list[Path]] = defaultdict(list)
     others = []
+    if paths and (missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]):
+        raise ConfigError(
+            f"input: {paths[0]} is DICOM, and {missing[0]} is not installed; pip install "
+            "'attnseg[predict]'"
+        )
     for path in paths:
         with problems.gathered():
             header = read(path, TAGS)
