@@ -132,6 +132,7 @@ ATTACKS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:Duplicate name")
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_attacks(tmp_path, attack):
     """With the right seal: these are no accidents."""
