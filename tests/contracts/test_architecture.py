@@ -47,6 +47,8 @@ OUTSIDE = {
     "omegaconf": {"cli.py", "help.py", "sweeps.py", "worker.py", "api.py"},
     "pytorch_lightning": {"engine", "datamodule.py"},
     "pydantic": {"schema.py", "build.py"},
+    "huggingface_hub": {"hub.py"},
+    "onnxruntime": {"onnx.py", "export.py"},
 }
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from attnseg.data.splits import ROLES
 from attnseg.engine.build import build
 from attnseg.engine.export import export, made_up
 from attnseg.engine.model_card import model_card
@@ -117,10 +118,8 @@ def profile_of(plain: dict[str, Any]) -> Profile:
 def counts_of(run: Path) -> dict[str, tuple[int, int]]:
     """Return patients and cases of each role."""
     table = pd.read_csv(run / "split.csv", dtype=str, keep_default_na=False)
-    return {
-        str(role): (int(own["patient"].nunique()), len(own))
-        for role, own in table.groupby("role", sort=False)
-    }
+    by_role = {role: table[table["role"] == role] for role in ROLES}
+    return {role: (int(own["patient"].nunique()), len(own)) for role, own in by_role.items()}
 
 
 def as_json(values: dict[str, Any]) -> bytes:

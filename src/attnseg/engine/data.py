@@ -139,7 +139,7 @@ def described(data: Data) -> dict[str, Any]:
     reader, cases = data.reader, data.train
     ends = {(case.low, case.high) for case in cases}
     own = all((c.low, c.high) == window(None, _outer(c)) for c in cases)
-    spacings = [case.spacing for case in cases if case.spacing is not None]
+    along = list(zip(*(c.spacing for c in cases if c.spacing is not None), strict=True))
     return {
         "classes": list(reader.classes),
         "multilabel": reader.multilabel,
@@ -147,7 +147,7 @@ def described(data: Data) -> dict[str, Any]:
         "volumetric": reader.volumetric,
         "plane": reader.plane,
         "window": None if own else [end[0] for end in next(iter(ends))],
-        "spacing": [list(map(end, *spacings)) for end in (min, max)] if spacings else None,
+        "spacing": [list(map(end, along)) for end in (min, max)] if along else None,
     }
 
 

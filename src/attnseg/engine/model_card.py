@@ -89,7 +89,8 @@ def results(split: str, summary: Mapping[str, Any], profile: Profile) -> list[st
     """Return the table of a split."""
     shown = [metric for metric in profile.metrics if metric.shown]
     lines = [
-        f"{split}: {summary['cases']} cases of {summary['patients']} patients.",
+        f"{split}: {summary['cases']} cases of {summary['patients']} patients"
+        + (", which chose the weights." if split == "val" else "."),
         "",
         "| class | "
         + " | ".join(profile.label(metric) for metric in shown)
