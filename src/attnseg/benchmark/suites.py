@@ -92,7 +92,9 @@ def run(config: Benchmark) -> None:
         ConfigError: the device is not there, or an option is wrong.
     """
     from attnseg.benchmark import machine, report  # imports torch
+    from attnseg.engine.allocator import keep_freed_memory
 
+    keep_freed_memory()  # as in training and prediction
     device = machine.choose(config.device, config.threads)
     if config.suite == "check":
         importlib.import_module("attnseg.benchmark.check").check(config, device)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.callbacks import EarlyStopping, EMAWeightAveraging
 from pytorch_lightning.strategies import ModelParallelStrategy
 
@@ -112,6 +113,8 @@ def fit(
         if is_over(progress, options.max_epochs):
             return
         datamodule.first_epoch, datamodule.first_batch = position(progress)
+    # Deterministic algorithms would also fill memory that nothing reads before it is written.
+    torch.utils.deterministic.fill_uninitialized_memory = False
     with quiet(), followers(folder):
         trainer = pl.Trainer(
             max_epochs=options.max_epochs,

@@ -9,6 +9,7 @@ import torch
 import yaml
 from numpy.typing import NDArray
 
+from attnseg.engine.allocator import keep_freed_memory
 from attnseg.engine.budget import build_model
 from attnseg.engine.checkpoints import load_weights
 from attnseg.engine.schema import Config, check
@@ -95,6 +96,7 @@ class TorchNetwork:
     def __init__(self, model: SegmentationModel, device: str = "cpu") -> None:
         if device == "cuda" and not torch.cuda.is_available():
             raise ConfigError("device: no GPU found on this machine; use device=cpu")
+        keep_freed_memory()
         self.device = torch.device(device)
         self.model = model.to(self.device)
 

@@ -13,6 +13,7 @@ import torch
 
 from attnseg.data.store import StoredCase
 from attnseg.engine import preview, results
+from attnseg.engine.allocator import keep_freed_memory
 from attnseg.engine.build import build
 from attnseg.engine.checkpoints import load_weights
 from attnseg.engine.data import Data, load, open_reader, view
@@ -102,6 +103,7 @@ class FinishedRun:
     def __init__(self, folder: Path, options: Reopen) -> None:
         if options.device == "cuda" and not torch.cuda.is_available():
             raise ConfigError("device: no GPU found on this machine; use device=cpu")
+        keep_freed_memory()
         self.folder = folder
         self.config = read_config(folder, options)
         facts = json.loads((folder / "run.json").read_text())
