@@ -114,7 +114,7 @@ def fit(
             return
         datamodule.first_epoch, datamodule.first_batch = position(progress)
     # Deterministic algorithms would also fill memory that nothing reads before it is written.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     with quiet(), followers(folder):
         trainer = pl.Trainer(
             max_epochs=options.max_epochs,
