@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from attnseg.engine import checkpoints, files
+from attnseg import files
+from attnseg.engine import checkpoints
 from attnseg.engine.module import SegmentationModule
 from tests.faults.runs import assert_same_end, attempt, run_of
 

@@ -14,7 +14,7 @@ import csv
 import logging
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -99,13 +99,12 @@ class UWMadison(Reader):
 
     def read(self, ref: CaseRef) -> Case:
         """Decode one scan; see `Reader.read`."""
-        image, spacing = read_scan(ref.case, ref.files)
-        problems = Problems()
         masks: list[NDArray[np.uint8]] = []
-        for path in ref.files:
-            with problems.gathered():
-                masks.append(self._slice_mask(ref, path, image.shape[1:3]))
-        problems.stop()
+
+        def decode(path: Path, shape: tuple[int, ...]) -> None:
+            masks.append(self._slice_mask(ref, path, shape))
+
+        image, spacing = read_scan(ref.case, ref.files, decode)
         return Case(image, np.stack(masks), spacing)
 
     def _slice_mask(self, ref: CaseRef, path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
@@ -188,13 +187,17 @@ class UWMadison(Reader):
 
 
 def read_scan(
-    name: str, files: Sequence[Path]
+    name: str,
+    files: Sequence[Path],
+    also: Callable[[Path, tuple[int, ...]], None] = lambda path, shape: None,
 ) -> tuple[NDArray[np.generic], tuple[float, float, float]]:
     """Decode the slices of a scan.
 
     Args:
         name: of the scan, for the log.
         files: in the order of the slices.
+        also: called with file and shape (H, W) of each sound slice; what it finds wrong is named
+            with the rest.
 
     Returns:
         Image `[S, H, W, 1]` and voxel size along S, H, W, mm.
@@ -230,6 +233,7 @@ def read_scan(
                     f"{path}: {by(image.shape)} pixels, unlike its name; restore the file"
                 )
             images.append(image)
+            also(path, image.shape)
     problems.stop()
     spacing_x, spacing_y = spacings.pop()
     return np.stack(images)[..., None], (SLICE_THICKNESS_MM, spacing_y, spacing_x)
