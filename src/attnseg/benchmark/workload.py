@@ -5,8 +5,9 @@ from torch import nn
 
 from attnseg.engine import cost
 from attnseg.engine.budget import build_model
-from attnseg.engine.build import build, factory
+from attnseg.engine.build import build
 from attnseg.engine.module import parameter_groups
+from attnseg.engine.parts import make_optimizer
 from attnseg.engine.schema import Benchmark, Component
 
 
@@ -39,8 +40,7 @@ class Workload:
             config.image_size,
         ).to(device)
         self.loss: nn.Module = build("loss", config.loss, multilabel=False).to(device)
-        make = factory("optimizer", config.optimizer, given=("params",))
-        self.optimizer: torch.optim.Optimizer = make(params=parameter_groups(self.model))
+        self.optimizer = make_optimizer(config)(params=parameter_groups(self.model))
         self.images = torch.randn(self.batch_size, *self.image, device=device)
         shape = (self.batch_size, *config.image_size)
         self.target = torch.randint(config.num_classes, shape, device=device)

@@ -193,11 +193,7 @@ class SegmentationModule(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:  # noqa: ANN401
         """Return the optimizer and its schedule by step."""
-        # One kernel for all parameters on a GPU; a gradient scaler would keep it from clipping.
-        alone = not isinstance(self.trainer.strategy, ModelParallelStrategy)
-        fused = self.device.type == "cuda" and alone and self.trainer.precision != "16-mixed"
-        options = {"fused": True} if fused else {}
-        optimizer = self.optimizer(parameter_groups(self.model), **options)
+        optimizer = self.optimizer(parameter_groups(self.model))
         steps = int(self.trainer.estimated_stepping_batches)
 
         def factor(step: int) -> float:

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -57,8 +58,19 @@ def build_parts(config: Config, reader: Reader) -> Parts:
     except ValueError as error:
         raise ConfigError(f"loss: {error}") from error
     build("optimizer", config.optimizer, params=[torch.nn.Parameter(torch.zeros(1))])
-    optimizer = factory("optimizer", config.optimizer, given=("params",))
     schedule = build("scheduler", config.scheduler)
     ((name, convention),) = config.profile.items()
     profile = build(f"profile.{name}", convention)
-    return Parts(model, loss, optimizer, schedule, build("augment", config.augment), profile)
+    transforms = build("augment", config.augment)
+    return Parts(model, loss, make_optimizer(config), schedule, transforms, profile)
+
+
+def make_optimizer(config: Config) -> Callable[..., torch.optim.Optimizer]:
+    """Return what builds the optimizer from parameters.
+
+    It passes over weights, gradients and averages once, not once for each of its operations, unless
+    weights are divided among processes, or a gradient scaler must see the gradients first.
+    """
+    make = factory("optimizer", config.optimizer, given=("params", "fused"))
+    trainer = config.trainer
+    return partial(make, fused=trainer.strategy != "fsdp" and trainer.precision != "16-mixed")
