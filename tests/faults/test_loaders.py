@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from attnseg.data.loader_processes import explain
 from attnseg.data.slices import SliceDataset
 from tests.faults.runs import attempt
 
@@ -62,6 +63,18 @@ def test_a_loader_process(tmp_path, fault):
     assert "while reading case" in line or "hang at case" in line or "error: case" in line
     assert "slice 4" in line
     assert "Traceback" not in output
+
+
+@pytest.mark.parametrize(
+    "cause", ["is killed by signal: Killed. ", "exited unexpectedly with exit code 1."]
+)
+def test_how_a_process_died_while_a_batch_was_waited_for(cause):
+    error = RuntimeError("DataLoader worker (pid(s) 7, 8) exited unexpectedly")
+    error.__cause__ = RuntimeError(f"DataLoader worker (pid 7) {cause}")
+    how = cause.rstrip(". ")
+    assert f"a loader process {how} while reading nothing;" in str(explain(error, []))
+    error.__cause__ = None  # the signal came at another moment
+    assert "a loader process exited unexpectedly while" in str(explain(error, []))
 
 
 def test_what_was_mended_goes_on(tmp_path):
