@@ -33,7 +33,7 @@ def test_command_composes(monkeypatch, capfd, script, options):
         getattr(cli, name)()
     out, err = capfd.readouterr()
     assert ended.value.code == 0, err
-    assert re.search(r"(?m)^(  _target_|    _target_|_target_|runs):", out)
+    assert re.search(r"(?m)^(  _target_|    _target_|_target_|runs?):", out)
 
 
 def test_make_targets_exist():

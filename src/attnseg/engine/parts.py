@@ -69,8 +69,11 @@ def make_optimizer(config: Config) -> Callable[..., torch.optim.Optimizer]:
     """Return what builds the optimizer from parameters.
 
     It passes over weights, gradients and averages once, not once for each of its operations, unless
-    weights are divided among processes, or a gradient scaler must see the gradients first.
+    weights are divided among processes, a gradient scaler must see the gradients first, or they are
+    clipped in mixed precision, which Lightning refuses then.
     """
     make = factory("optimizer", config.optimizer, given=("params", "fused"))
     trainer = config.trainer
-    return partial(make, fused=trainer.strategy != "fsdp" and trainer.precision != "16-mixed")
+    clipped = trainer.gradient_clip is not None
+    mixed = trainer.precision == "16-mixed" or (trainer.precision == "bf16-mixed" and clipped)
+    return partial(make, fused=trainer.strategy != "fsdp" and not mixed)
