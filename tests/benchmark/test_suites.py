@@ -11,7 +11,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from attnseg.benchmark import check, machine, report, scaling, startup, step, suites, timing
+from attnseg.benchmark import check, machine, report, safety, scaling, startup, step, suites, timing
 from attnseg.engine import schema
 from attnseg.engine.budget import build_model
 from attnseg.errors import ConfigError
@@ -121,6 +121,27 @@ def test_overhead(rows):
     ratio = engine["ms"]["median"] / bare["ms"]["median"]
     assert 0.3 < ratio < 3
     assert -70 < engine["overhead"]["median"] < 200
+
+
+def test_safety(rows):
+    checks, deterministic, theirs, ours = rows("safety", "trainer.limit_batches=4")
+    assert 0 < checks["ms"]["median"] < 50
+    assert checks["share"]["median"] < 50
+    assert deterministic["share"]["median"] > -100
+    assert theirs["mib"] == ours["mib"] > 1
+    assert ours["ratio"]["min"] <= ours["ratio"]["median"] <= ours["ratio"]["max"]
+
+
+def test_calls_are_timed_only_within_the_block():
+    class Sleeper:
+        def sleep(self):
+            time.sleep(0.01)
+
+    with safety.timed([(Sleeper, "sleep")]) as calls:
+        Sleeper().sleep()
+    Sleeper().sleep()
+    assert len(calls) == 1
+    assert calls[0] >= 0.01
 
 
 def test_startup(rows, monkeypatch):

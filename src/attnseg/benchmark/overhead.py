@@ -21,8 +21,9 @@ from torch import nn
 from attnseg.benchmark.report import Row
 from attnseg.benchmark.timing import spread, wait
 from attnseg.data.datamodule import SliceDataModule
+from attnseg.data.reader import Reader
 from attnseg.data.slices import network_target
-from attnseg.engine.data import load, open_reader
+from attnseg.engine.data import Data, load, open_reader
 from attnseg.engine.fit import fit
 from attnseg.engine.loggers import Row as History
 from attnseg.engine.module import parameter_groups
@@ -65,32 +66,12 @@ class Clock:
 
 def measure(config: Benchmark, device: torch.device, precisions: Sequence[str]) -> list[Row]:
     """Train with the engine and with the bare loop, an epoch each in turn."""
-    trainer = config.trainer.model_copy(
-        update={
-            "max_epochs": config.repeats + 1,
-            "limit_batches": config.trainer.limit_batches or BATCHES,
-            "accelerator": "gpu" if device.type == "cuda" else "cpu",
-        }
-    )
-    config = config.model_copy(update={"trainer": trainer})
+    config = bounded(config, device)
     reader = open_reader(config)
     data = load(config, reader)
     engine, bare = Clock(), Clock()
-
-    def make(clock: Clock) -> tuple[Parts, SliceDataModule]:
-        torch.manual_seed(config.seed)
-        parts = build_parts(config, reader)
-        build = parts.optimizer
-
-        def timed(*args: object, **options: object) -> torch.optim.Optimizer:
-            optimizer = build(*args, **options)
-            optimizer.register_step_post_hook(clock.tick)
-            return optimizer
-
-        return dataclasses.replace(parts, optimizer=timed), make_datamodule(config, data, parts)
-
-    parts, datamodule = make(engine)
-    plain = BareLoop(config, *make(bare), device)
+    parts, datamodule = prepare(config, reader, data, engine)
+    plain = BareLoop(config, *prepare(config, reader, data, bare), device)
 
     def watch(rows: Sequence[History]) -> None:
         engine.end_epoch()
@@ -117,6 +98,33 @@ def measure(config: Benchmark, device: torch.device, precisions: Sequence[str]) 
     ]
     rows[0]["overhead"] = spread(ratios)
     return rows
+
+
+def bounded(config: Benchmark, device: torch.device, **options: object) -> Benchmark:
+    """Return a configuration that trains a few short epochs on a device."""
+    few = {
+        "max_epochs": config.repeats + 1,
+        "limit_batches": config.trainer.limit_batches or BATCHES,
+        "accelerator": "gpu" if device.type == "cuda" else "cpu",
+    }
+    trainer = config.trainer.model_copy(update=few | options)
+    return config.model_copy(update={"trainer": trainer})
+
+
+def prepare(
+    config: Benchmark, reader: Reader, data: Data, clock: Clock
+) -> tuple[Parts, SliceDataModule]:
+    """Build what a run needs, always alike, with an optimizer whose steps a clock notes."""
+    torch.manual_seed(config.seed)
+    parts = build_parts(config, reader)
+    build = parts.optimizer
+
+    def timed(*args: object, **options: object) -> torch.optim.Optimizer:
+        optimizer = build(*args, **options)
+        optimizer.register_step_post_hook(clock.tick)
+        return optimizer
+
+    return dataclasses.replace(parts, optimizer=timed), make_datamodule(config, data, parts)
 
 
 class BareLoop:

@@ -45,6 +45,7 @@ SUITES = {
     "scaling": Suite("Scaling", (("workload=dae_former",),)),
     "loading": Suite("Loading"),
     "overhead": Suite("The engine against a bare loop"),
+    "safety": Suite("What safety costs"),
     "startup": Suite("Start-up"),
     "cost": Suite("Variants", VARIANTS),
 }

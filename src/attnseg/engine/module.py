@@ -113,6 +113,16 @@ class SegmentationModule(pl.LightningModule):
         loss: Tensor = self.loss(self.of_all(main), target)
         for output in auxiliary:
             loss = loss + self.auxiliary_weight * self.loss(self.of_all(output), target)
+        self.losses, self.batches = self.losses + self.check_loss(loss, batch), self.batches + 1
+        # Each process has the gradient of its own slices; the mean over processes is taken of it.
+        return loss * self.trainer.world_size
+
+    def check_loss(self, loss: Tensor, batch: Sample) -> float:
+        """Return the loss as a number, if it is one.
+
+        Raises:
+            ConfigError: it is not finite; the message names the cases of the batch.
+        """
         value = loss.item()
         if not math.isfinite(value):
             seen = self.of_all(batch["case"]).tolist()
@@ -122,9 +132,7 @@ class SegmentationModule(pl.LightningModule):
                 f"first in {self.first_broken(batch['image'])}); lower optimizer.lr or use "
                 "trainer.precision=32"
             )
-        self.losses, self.batches = self.losses + value, self.batches + 1
-        # Each process has the gradient of its own slices; the mean over processes is taken of it.
-        return loss * self.trainer.world_size
+        return value
 
     def of_all(self, own: Tensor) -> Tensor:
         """Return the slices of all processes, in the order that one process would have them.

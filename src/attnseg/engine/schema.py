@@ -236,6 +236,7 @@ class Benchmark(Config):
         "scaling",
         "loading",
         "overhead",
+        "safety",
         "startup",
         "check",
         "all",

@@ -1,0 +1,145 @@
+"""What it costs that a run can be stopped anywhere and goes on to the same end, to the bit.
+
+Of a training step: the time in everything that the engine does for it between the network's passes,
+and what deterministic algorithms take longer. Of a checkpoint: keeping it whole, with its SHA-256,
+against Lightning's own way.
+"""
+
+import contextlib
+import functools
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+import torch
+from pytorch_lightning.plugins.io import TorchCheckpointIO
+
+from attnseg.benchmark.overhead import Clock, bounded, prepare
+from attnseg.benchmark.report import Row
+from attnseg.benchmark.timing import alternate, spread
+from attnseg.benchmark.workload import Workload
+from attnseg.engine.callbacks import History, LastCheckpoint
+from attnseg.engine.checkpoints import AtomicCheckpointIO, read_checkpoint
+from attnseg.engine.data import load, open_reader
+from attnseg.engine.fit import fit
+from attnseg.engine.module import SegmentationModule
+from attnseg.engine.schema import Benchmark
+from attnseg.engine.stopping import Stopping
+from attnseg.engine.together import Together
+
+COLUMNS = {
+    "label": "model and data",
+    "what": "what",
+    "ms": "ms",
+    "share": "of a training step, %",
+    "mib": "checkpoint, MiB",
+    "ratio": "ours / Lightning's own",
+}
+# Every step: draw from seed and step, look for a loss that is no number, ask whether to stop or to
+# save, note how long the batch took to come.
+CHECKS: tuple[tuple[type, str], ...] = (
+    (SegmentationModule, "on_train_batch_start"),
+    (SegmentationModule, "check_loss"),
+    (LastCheckpoint, "on_train_batch_start"),
+    (History, "on_train_batch_start"),
+    (History, "on_train_batch_end"),
+)
+
+
+def measure(config: Benchmark, device: torch.device, precisions: Sequence[str]) -> list[Row]:
+    """Train with the engine, its checks timed; then keep its checkpoint in both ways."""
+    config = bounded(config, device, save_minutes=None)  # saving is timed by itself
+    reader = open_reader(config)
+    data, clock = load(config, reader), Clock()
+    checks: list[float] = []  # seconds per step, of each epoch
+
+    with tempfile.TemporaryDirectory() as place, timed(CHECKS) as calls:
+        folder = Path(place)
+
+        def watch(rows: object) -> None:
+            checks.append(sum(calls) / len(clock.steps))
+            calls.clear()
+            clock.end_epoch()
+
+        parts, datamodule = prepare(config, reader, data, clock)
+        fit(config, folder, data, parts, datamodule, Stopping(), Together(1), watch=watch)
+        kept = folder / "checkpoints/last.ckpt"
+        size, saves = kept.stat().st_size, save_times(kept, config.repeats)
+    step = median(taken for epoch in clock.epochs[1:] for taken in epoch)
+    exact, free = deterministic_times(config, device)
+    label = f"{config.choices['model']}, {config.dataset_name}"
+    rows: list[Row] = [
+        {
+            "what": "a step's checks",
+            "ms": spread(1e3 * taken for taken in checks[1:]),
+            "share": spread(100 * taken / step for taken in checks[1:]),
+        },
+        {
+            "what": "deterministic algorithms",
+            "ms": spread(1e3 * (a - b) for a, b in zip(exact, free, strict=True)),
+            "share": spread(100 * (a / b - 1) for a, b in zip(exact, free, strict=True)),
+        },
+    ]
+    for what, found in saves.items():
+        row: Row = {"what": what, "ms": spread(1e3 * taken for taken in found), "mib": size / 2**20}
+        rows.append(row)
+    theirs, ours = saves.values()
+    rows[-1]["ratio"] = spread(a / b for a, b in zip(ours, theirs, strict=True))
+    return [{"label": label, **row} for row in rows]
+
+
+@contextlib.contextmanager
+def timed(methods: Sequence[tuple[type, str]]) -> Iterator[list[float]]:
+    """Note the seconds of every call of some methods while the block runs."""
+    calls: list[float] = []
+    originals = [getattr(kind, name) for kind, name in methods]
+
+    def wrap(method: Callable[..., object]) -> Callable[..., object]:
+        @functools.wraps(method)
+        def run(*args: object, **options: object) -> object:
+            started = time.perf_counter()
+            try:
+                return method(*args, **options)
+            finally:
+                calls.append(time.perf_counter() - started)
+
+        return run
+
+    for (kind, name), method in zip(methods, originals, strict=True):
+        setattr(kind, name, wrap(method))
+    try:
+        yield calls
+    finally:
+        for (kind, name), method in zip(methods, originals, strict=True):
+            setattr(kind, name, method)
+
+
+def save_times(path: Path, repeats: int) -> dict[str, list[float]]:
+    """Return the seconds that a checkpoint takes to keep, Lightning's own way and ours."""
+    kept = read_checkpoint(path)
+    ways = {"Lightning's own save": TorchCheckpointIO(), "our save": AtomicCheckpointIO()}
+    works = {
+        name: partial(way.save_checkpoint, kept, path.with_name(f"{number}.ckpt"))
+        for number, (name, way) in enumerate(ways.items())
+    }
+    return {name: [s.seconds for s in found] for name, found in alternate(works, repeats).items()}
+
+
+def deterministic_times(config: Benchmark, device: torch.device) -> tuple[list[float], list[float]]:
+    """Return the seconds of a step with deterministic algorithms, and with any."""
+    load = Workload(config, device)
+
+    def step(deterministic: bool) -> None:
+        torch.use_deterministic_algorithms(deterministic, warn_only=True)
+        load.step()
+
+    before = torch.are_deterministic_algorithms_enabled()
+    try:
+        samples = alternate({kind: partial(step, kind) for kind in (True, False)}, config.repeats)
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=True)
+    exact, free = ([sample.seconds for sample in samples[kind]] for kind in (True, False))
+    return exact, free
