@@ -9,7 +9,7 @@ region_based_training.md.
 """
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -20,37 +20,16 @@ from numpy.typing import NDArray
 from attnseg.data.phantoms.abdomen import Abdomen
 from attnseg.data.phantoms.body import union
 from attnseg.data.phantoms.phantom import make_once, preset_of
-from attnseg.data.phantoms.scan import save_scan, tilted_affine
+from attnseg.data.phantoms.scan import ScanSpec, save_scan, tilted_affine
 from attnseg.progress import track
 
 VERSION = 1  # raised whenever the same specification gives other bytes
 AXES = ("RAS", "LPS", "LAS")  # of the files' arrays; cases take turns
 LARGE_BOWEL, SMALL_BOWEL, STOMACH = 1, 2, 3
 
-
-@dataclass(frozen=True)
-class NnunetSpec:
-    """How many made-up scans, and of which size.
-
-    Attributes:
-        train: number of training cases.
-        test: number of test cases.
-        slices: slices per scan.
-        frames: width and height (pixels), pixel spacing and slice distance (mm); cases take turns.
-            An abdomen fits any number of slices: it is compressed along the axis.
-        seed: another seed gives other anatomies.
-    """
-
-    train: int
-    test: int
-    slices: int
-    frames: tuple[tuple[int, int, float, float], ...]
-    seed: int = 0
-
-
 PRESETS = {
-    "tiny": NnunetSpec(5, 2, 8, ((72, 60, 5.2, 6.0), (68, 64, 5.4, 5.0))),
-    "demo": NnunetSpec(10, 4, 20, ((128, 104, 2.8, 5.0), (120, 112, 3.0, 6.0))),
+    "tiny": ScanSpec(5, 2, 8, ((72, 60, 5.2, 6.0), (68, 64, 5.4, 5.0))),
+    "demo": ScanSpec(10, 4, 20, ((128, 104, 2.8, 5.0), (120, 112, 3.0, 6.0))),
 }
 
 
@@ -127,7 +106,7 @@ def _weighted(body: Abdomen, weighting: int) -> NDArray[np.int16]:
     return np.asarray(np.minimum(image, np.iinfo(np.int16).max), np.int16)
 
 
-def _write(spec: NnunetSpec, root: Path) -> None:
+def _write(spec: ScanSpec, root: Path) -> None:
     for folder in ("imagesTr", "labelsTr", "imagesTs", "labelsTs"):
         (root / folder).mkdir()
     for case in track(range(spec.train + spec.test), "Making the phantom", "cases"):

@@ -1,5 +1,6 @@
 """Made-up scans as NIfTI files, lying askew and with axes in any order, as scanners write them."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import nibabel as nib
@@ -10,6 +11,26 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from attnseg.data.phantoms.body import Field
+
+
+@dataclass(frozen=True)
+class ScanSpec:
+    """How many made-up scans of an abdomen, and of which size.
+
+    Attributes:
+        train: number of training cases.
+        test: number of test cases.
+        slices: slices per scan.
+        frames: width and height (pixels), pixel spacing and slice distance (mm); cases take turns.
+            An abdomen fits any number of slices: it is compressed along the axis.
+        seed: another seed gives other anatomies.
+    """
+
+    train: int
+    test: int
+    slices: int
+    frames: tuple[tuple[int, int, float, float], ...]
+    seed: int = 0
 
 
 def tilted_affine(

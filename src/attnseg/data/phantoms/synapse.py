@@ -11,7 +11,7 @@ from the patient's right to the left, columns from front to back. (mmsegmentatio
 tools/dataset_converters/synapse.py arrives there by a transposition and a flip of the raw arrays.)
 """
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from scipy import ndimage
 from attnseg.data.phantoms.abdomen import Abdomen
 from attnseg.data.phantoms.body import Field, overlap, union
 from attnseg.data.phantoms.phantom import make_once, preset_of
-from attnseg.data.phantoms.scan import save_scan, tilted_affine
+from attnseg.data.phantoms.scan import ScanSpec, save_scan, tilted_affine
 from attnseg.progress import track
 
 VERSION = 1  # raised whenever the same specification gives other bytes
@@ -37,32 +37,9 @@ LAYOUTS = ("raw", "package")
 WINDOW = (-125.0, 275.0)  # HU that the package keeps
 NOISE = 12.0  # HU
 
-
-@dataclass(frozen=True)
-class SynapseSpec:
-    """How many made-up CTs, and of which size.
-
-    Attributes:
-        train: the first so many cases of the published training list.
-        test: the same of the test list.
-        slices: slices per scan.
-        frames: width and height (pixels), pixel spacing and slice distance (mm); cases take turns.
-            An abdomen fits any number of slices: it is compressed along the axis.
-        seed: another seed gives other anatomies.
-    """
-
-    train: int
-    test: int
-    slices: int
-    frames: tuple[tuple[int, int, float, float], ...]
-    seed: int = 0
-
-
 PRESETS = {
-    "tiny": SynapseSpec(4, 2, 8, ((72, 60, 5.2, 5.0), (70, 64, 5.4, 4.0))),
-    "demo": SynapseSpec(
-        8, 4, 20, ((136, 112, 2.7, 5.0), (128, 116, 2.8, 4.0), (144, 120, 2.6, 3.0))
-    ),
+    "tiny": ScanSpec(4, 2, 8, ((72, 60, 5.2, 5.0), (70, 64, 5.4, 4.0))),
+    "demo": ScanSpec(8, 4, 20, ((136, 112, 2.7, 5.0), (128, 116, 2.8, 4.0), (144, 120, 2.6, 3.0))),
 }
 
 
@@ -214,7 +191,7 @@ def _branches(body: Abdomen, rng: Generator) -> Field:
     return overlap((line - 0.28) * 12, body.liver + 5)
 
 
-def _write(spec: SynapseSpec, layout: str, root: Path) -> None:
+def _write(spec: ScanSpec, layout: str, root: Path) -> None:
     cases = [(c, "train") for c in TRAIN[: spec.train]] + [(c, "test") for c in TEST[: spec.test]]
     for turn, (case, role) in enumerate(track(cases, "Making the phantom", "scans")):
         width, height, spacing, distance = spec.frames[turn % len(spec.frames)]
