@@ -56,9 +56,14 @@ def test_a_full_file_system(tmp_path):
         options = ("trainer.max_epochs=3",)
         filler = small / "filler"
 
-        def fill() -> None:
-            free = os.statvfs(small)
-            filler.write_bytes(bytes(free.f_bavail * free.f_bsize - 55 * 2**20))
+        def fill() -> None:  # once training has begun: before, too little space is refused
+            from attnseg.engine.module import SegmentationModule
+
+            def take(self):
+                free = os.statvfs(small)
+                filler.write_bytes(bytes(free.f_bavail * free.f_bsize - 5 * 2**20))
+
+            SegmentationModule.on_validation_epoch_start = take
 
         assert attempt(small, *options, fault=fill) == 5
         output = (small / "output").read_text()
