@@ -100,6 +100,7 @@ def _run(
 ) -> None:
     os.environ.update({name: str(value) for name, value in environment.items()})
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
     LastCheckpoint.share = 1.0  # keep one as often as asked
     output = open(folder / "output", "a")
     os.dup2(output.fileno(), 1)
