@@ -29,6 +29,8 @@ def conv_bn_relu(in_channels: int, out_channels: int, kernel: int, bias: bool) -
 
 def resize(x: Tensor, size: tuple[int, int], align_corners: bool = False) -> Tensor:
     """Resize `[B, C, h, w]` bilinearly to `[B, C, *size]`."""
+    if x.shape[2:] == size:
+        return x  # what the kernel would copy, and its gradient, too
     return F.interpolate(x, size=size, mode="bilinear", align_corners=align_corners)
 
 

@@ -37,7 +37,7 @@ class QuickGELU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map any shape to the same."""
-        return x * torch.sigmoid(1.702 * x)
+        return F.silu(1.702 * x) / 1.702  # one kernel and one tensor kept instead of three
 
 
 class Mlp(nn.Module):
@@ -70,7 +70,7 @@ class DropPath(nn.Module):
         if not self.training or self.rate == 0:
             return x
         kept = torch.rand(len(x), *[1] * (x.ndim - 1), device=x.device) >= self.rate
-        return x * kept / (1 - self.rate)
+        return x * (kept / (1 - self.rate))
 
 
 class Block(nn.Module):

@@ -5,9 +5,9 @@ no published decoder for segmentation: those here are taken from the literature 
 and the choice is ours. The raw stage maps are normalised first, which CvT itself never does.
 """
 
+import functools
 import re
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -64,7 +64,8 @@ class ConvProjection(nn.Module):
         grid_map = tokens_to_map(tokens, grid)
         mixed = F.conv2d(grid_map, self.conv.weight, None, stride, 1, 1, self.conv.groups)
         mixed = self.norm(mixed).flatten(2).transpose(1, 2)
-        projected: Tensor = self.linear(torch.cat((prefix, mixed), 1))
+        joined = torch.cat((prefix, mixed), 1) if prefix.shape[1] else mixed
+        projected: Tensor = self.linear(joined)
         return projected
 
     def macs(self, tokens: int, grid: tuple[int, int], strided: bool) -> tuple[int, int]:
@@ -94,7 +95,7 @@ class Stage(nn.Module):
         self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim)) if last else None
         rates = [size.drop_path * i / max(depth - 1, 1) if last else 0.0 for i in range(depth)]
-        projection = partial(ConvProjection, stride=stride_kv)
+        projection = functools.partial(ConvProjection, stride=stride_kv)
         # As published: the scale is of the full width, not of a head's.
         self.blocks = nn.ModuleList(
             Block(
@@ -191,15 +192,23 @@ class MLPDecoder(nn.Module):
     def forward(self, maps: list[Tensor]) -> Tensor:
         """Map stage maps to logits `[B, K, h, w]` at the first one's size."""
         size = (maps[0].shape[2], maps[0].shape[3])
-        # A 1x1 convolution of concatenated, resized maps is the sum of each one's own, resized: the
-        # same, and fewer operations.
-        kernels = self.fuse[0].get_parameter("weight").chunk(len(maps), 1)
-        unified = [
-            resize(F.conv2d(unify(x), kernel), size)
-            for unify, x, kernel in zip(self.unify, maps, kernels, strict=True)
+        # A 1x1 convolution of concatenated, resized maps is the sum of each one's own, resized, and
+        # nothing is between it and the layers that unify: the same, and fewer operations.
+        kernels = self.fuse[0].get_parameter("weight").flatten(1).chunk(len(maps), 1)
+        fused = [
+            resize(self._unified(unify, kernel, x), size)
+            for unify, kernel, x in zip(self.unify, kernels, maps, strict=True)
         ]
-        logits: Tensor = self.classify(self.fuse[1:](torch.stack(unified).sum(0)))
+        x = self.fuse[1:](functools.reduce(torch.add, fused))
+        logits: Tensor = self.classify(x)
         return logits
+
+    def _unified(self, unify: nn.Module, kernel: Tensor, x: Tensor) -> Tensor:
+        norm, conv = unify.children()
+        weight = kernel @ conv.get_parameter("weight").flatten(1)
+        bias = kernel @ conv.get_parameter("bias")
+        mapped = F.linear(norm(x).permute(0, 2, 3, 1), weight, bias)
+        return mapped.permute(0, 3, 1, 2)
 
 
 class FPNDecoder(nn.Module):
