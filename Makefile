@@ -30,7 +30,7 @@ demo: setup
 	$(PY) train.py experiment=demo
 
 test: setup
-	$(PY) -m pytest -n 2 --durations=15
+	$(PY) -m pytest -n 2 --dist worksteal --durations=15
 
 test-slurm: setup
 	scripts/slurm_node.sh start

@@ -177,6 +177,10 @@ FAULTS = {
     ),
     "two dimensions": (lambda path: write(path, BODY[0]), "3x4 voxels, not a volume"),
     "not a number": (not_a_number, "NaN or infinite voxels"),
+    "beyond float32": (
+        lambda path: write(path, np.full((2, 2, 2), 1e300)),
+        "NaN or infinite voxels, or beyond",
+    ),
     "sheared": (sheared, "not at right angles"),
     "an axis of no length": (flat, "voxel size that is zero"),
     "size of zero": (zero_size, "a voxel size of zero"),
@@ -195,6 +199,14 @@ def test_fault_is_named_with_its_file(tmp_path, fault):
     assert text.startswith(f"{path}: ")
     assert "\n" not in text
     assert "; " in text
+
+
+def test_what_is_repaired_in_a_header_is_said_with_the_file(tmp_path, caplog, capfd):
+    path = tmp_path / "scan.nii"
+    patched(write(path), 252, "<h", 99)  # qform_code
+    assert read_nifti(path).shape == BODY.shape
+    assert caplog.messages == [f"{path}: qform_code 99 not valid; setting to 0"]
+    assert capfd.readouterr().err == ""
 
 
 def test_too_many_voxels_are_refused_before_decoding(tmp_path, monkeypatch):

@@ -1,8 +1,10 @@
 """Decoding NIfTI volumes, checked and turned to one orientation."""
 
+import contextlib
 import gzip
+import logging
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,9 +26,12 @@ from numpy.typing import NDArray
 from attnseg.data.reader import by
 from attnseg.errors import DataError
 
+log = logging.getLogger(__name__)
+
 PLANES = {"axial": (2, 1, 0), "coronal": (1, 2, 0), "sagittal": (0, 2, 1)}  # of axes x, y, z
 LPS = axcodes2ornt(("L", "P", "S"))
 MAX_VOXELS = 1 << 31
+LARGEST = float(np.finfo(np.float32).max)
 SHEAR = 0.02  # cosine between axes up to which a grid counts as straight
 SHIFT = 0.1  # share of a voxel by which two files may lie apart
 UNREADABLE = (
@@ -67,7 +72,8 @@ def read_nifti(path: Path, plane: str = "axial", channels: int = 1) -> Volume:
             geometry, or holds values that are not finite.
     """
     try:
-        image: Any = nib.load(path)
+        with _repairs_named(path):
+            image: Any = nib.load(path)
         shape = tuple(int(n) for n in image.shape)
         while len(shape) > 3 and shape[-1] == 1:
             shape = shape[:-1]
@@ -96,10 +102,29 @@ def read_nifti(path: Path, plane: str = "axial", channels: int = 1) -> Volume:
         raise DataError(f"{path}: not a readable NIfTI file ({reason}); restore it") from error
     if voxels.dtype.kind not in "buif":
         raise DataError(f"{path}: voxels of type {voxels.dtype}; convert them to numbers")
-    if voxels.dtype.kind == "f" and not np.isfinite(voxels).all():
-        raise DataError(f"{path}: NaN or infinite voxels; repair the file or exclude the case")
+    if not -LARGEST <= voxels.min() <= voxels.max() <= LARGEST:  # NaN is neither
+        raise DataError(
+            f"{path}: NaN or infinite voxels, or beyond {LARGEST:.1e}; repair the file or exclude "
+            "the case"
+        )
     slices, spacing = to_slices(voxels, affine, plane)
     return Volume(compact(slices), spacing, affine, shape[:3])
+
+
+@contextlib.contextmanager
+def _repairs_named(path: Path) -> Iterator[None]:
+    """Say with the file's name what nibabel takes for something else in its header."""
+
+    def name(record: logging.LogRecord) -> bool:
+        if record.levelno < logging.ERROR:  # else it is raised, too
+            log.warning("%s: %s", path, record.getMessage())
+        return False
+
+    nib.imageglobals.logger.addFilter(name)
+    try:
+        yield
+    finally:
+        nib.imageglobals.logger.removeFilter(name)
 
 
 def to_slices(
