@@ -203,7 +203,7 @@ def test_training_never_reads_the_test_set_and_openings_are_counted(call, tmp_pa
 def test_openings_are_said_in_the_report(call, tmp_path):
     for number in (1, 2):
         answer = call("experiment=smoke", "trainer.max_epochs=0", f"seed={number}")
-        assert f"These test cases were opened {number} times so far" in answer.out
+        assert f"Openings of these test cases so far: {number}" in answer.out
     facts = [json.loads(p.read_text()) for p in tmp_path.glob("outputs/*/*/*/*/run.json")]
     assert sorted(fact["test_set"]["openings"] for fact in facts) == [1, 2]
 

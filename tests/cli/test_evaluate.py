@@ -52,7 +52,7 @@ def test_a_run_scored_again_has_the_same_numbers(run, call, tmp_path):
     ledger = next(tmp_path.glob("outputs/*/test_openings.jsonl")).read_text().splitlines()
     assert len(ledger) == 2
     assert "evaluate.py strict" in ledger[1]
-    assert "opened 2 times so far" in answer.out
+    assert "Openings of these test cases so far: 2" in answer.out
 
 
 def test_every_profile_scores_a_run(run, call):

@@ -63,7 +63,7 @@ def report(
         results.show(profile, split, table, frames[split], data.watermark)
     run.save(test_set={"digest": data.test.digest, "openings": data.test.openings()})
     if config.trainer.open_test:
-        log.info("These test cases were opened %d times so far", data.test.openings())
+        log.info("Openings of these test cases so far: %d", data.test.openings())
     else:
         log.info("The test set stays sealed (trainer.open_test=false)")
 

@@ -130,7 +130,7 @@ class FinishedRun:
         if options.split == "val":
             return self.data.val
         cases = self.data.test.open(str(self.folder), purpose)
-        log.info("These test cases were opened %d times so far", self.data.test.openings())
+        log.info("Openings of these test cases so far: %d", self.data.test.openings())
         return cases
 
     def score(
