@@ -1,8 +1,9 @@
 """Has anything become slow? Ratios against plain loops, measured here and now, within bounds.
 
-A ratio holds across machines, as its two sides are measured in alternation; the bounds, in
-`bounds.json`, by model where they differ, are half as wide again as what was measured with the tiny
-sizes on a machine that others used, too.
+A ratio holds across machines, as its two sides are measured in alternation. The bounds are in
+`bounds.json`, by model where they differ. Three must hold anywhere: a small model's step at most a
+quarter beyond the bare loop's, a volume no slower than slice by slice, the store ten times as fast
+as decoding. Times over arithmetic may be half as long again as was measured with the tiny sizes.
 """
 
 import json
