@@ -69,7 +69,7 @@ def read_nifti(path: Path, plane: str = "axial", channels: int = 1) -> Volume:
 
     Raises:
         DataError: the file is broken, not of three dimensions and these channels, has no usable
-            geometry, or holds values that are not finite.
+            geometry, or holds values that are not finite in float32.
     """
     try:
         with _repairs_named(path):
@@ -102,7 +102,8 @@ def read_nifti(path: Path, plane: str = "axial", channels: int = 1) -> Volume:
         raise DataError(f"{path}: not a readable NIfTI file ({reason}); restore it") from error
     if voxels.dtype.kind not in "buif":
         raise DataError(f"{path}: voxels of type {voxels.dtype}; convert them to numbers")
-    if not -LARGEST <= voxels.min() <= voxels.max() <= LARGEST:  # NaN is neither
+    real = voxels.dtype.kind == "f"
+    if real and not -LARGEST <= voxels.min() <= voxels.max() <= LARGEST:  # NaN is neither
         raise DataError(
             f"{path}: NaN or infinite voxels, or beyond {LARGEST:.1e}; repair the file or exclude "
             "the case"
