@@ -124,10 +124,9 @@ def test_overhead(rows):
 
 
 def test_safety(rows, monkeypatch):
-    check_loss, save = (
-        safety.SegmentationModule.check_loss,
-        safety.AtomicCheckpointIO.save_checkpoint,
-    )
+    check_loss = safety.SegmentationModule.check_loss
+    save, step_of = safety.AtomicCheckpointIO.save_checkpoint, safety.Workload.step
+    modes = []
 
     def slow_check(*arguments):
         time.sleep(0.02)
