@@ -33,11 +33,28 @@ class AttentionFactory(Protocol):
 
 
 class QuickGELU(nn.Module):
-    """GELU by a sigmoid: `x sigmoid(1.702 x)`."""
+    """GELU by a sigmoid, `x sigmoid(s x)` = `silu(s x) / s`, but for its two factors.
+
+    Whoever uses it multiplies by `scale` before and divides after, where that costs nothing.
+    """
+
+    scale = 1.702  # s
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map any shape to the same."""
-        return F.silu(1.702 * x) / 1.702  # one kernel and one tensor kept instead of three
+        """Map any shape, already multiplied by s, to the same, still to be divided by s."""
+        return F.silu(x)
+
+
+def scaled_linear(layer: nn.Linear, x: Tensor, weight_scale: float, bias_scale: float) -> Tensor:
+    """Map `[B, N, C]` by a linear layer whose weight and bias are scaled within the product."""
+    if weight_scale == bias_scale == 1:
+        unscaled: Tensor = layer(x)
+        return unscaled
+    tokens = torch.addmm(
+        layer.bias, x.flatten(0, 1), layer.weight.t(), beta=bias_scale, alpha=weight_scale
+    )
+    scaled: Tensor = tokens.unflatten(0, x.shape[:2])
+    return scaled
 
 
 class Mlp(nn.Module):
@@ -54,7 +71,9 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map tokens `[B, N, C]` to tokens of the same shape."""
-        out: Tensor = self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
+        scale = getattr(self.act, "scale", 1.0)
+        hidden = self.drop(self.act(scaled_linear(self.fc1, x, scale, scale)))
+        out: Tensor = self.drop(scaled_linear(self.fc2, hidden, 1 / scale, 1.0))
         return out
 
 
@@ -163,7 +182,9 @@ def tokens_to_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
     """Drop prefix tokens of `[B, prefix + h * w, C]` and lay the rest out as `[B, C, h, w]`."""
     if tokens.shape[1] != grid[0] * grid[1]:  # the gradient of a slice is a copy of the whole
         tokens = tokens[:, -grid[0] * grid[1] :]
-    patches: Tensor = tokens.transpose(1, 2).unflatten(2, grid)
+    # In this order: of one item, the strides of `transpose`, then `unflatten`, do not tell PyTorch
+    # that it lies channels-last, and every convolution would copy it.
+    patches: Tensor = tokens.unflatten(1, grid).permute(0, 3, 1, 2)
     return patches
 
 

@@ -59,12 +59,13 @@ class ConvProjection(nn.Module):
 
     def forward(self, tokens: Tensor, grid: tuple[int, int], strided: bool) -> Tensor:
         """Project tokens `[B, N, C]` on a grid (h, w), fewer of them if `strided`."""
-        prefix = tokens[:, : -grid[0] * grid[1]]
+        first = tokens.shape[1] - grid[0] * grid[1]
+        prefix, places = tokens.tensor_split((first,), 1)
         stride = self.stride if strided else 1
-        grid_map = tokens_to_map(tokens, grid)
+        grid_map = tokens_to_map(places, grid)
         mixed = F.conv2d(grid_map, self.conv.weight, None, stride, 1, 1, self.conv.groups)
         mixed = self.norm(mixed).flatten(2).transpose(1, 2)
-        joined = torch.cat((prefix, mixed), 1) if prefix.shape[1] else mixed
+        joined = torch.cat((prefix, mixed), 1) if first else mixed
         projected: Tensor = self.linear(joined)
         return projected
 

@@ -185,27 +185,62 @@ class EncoderStage(nn.Module):
 
 
 class PatchExpand(nn.Module):
-    """Each token to `factor` x `factor` tokens, normalised, and mapped by `classify`."""
+    """Each token to `factor` x `factor` tokens, normalised."""
 
-    def __init__(
-        self, dim: int, out_dim: int, factor: int, classify: nn.Module | None = None
-    ) -> None:
+    def __init__(self, dim: int, out_dim: int, factor: int) -> None:
         super().__init__()
         self.factor = factor
-        self.classify = classify or nn.Identity()
         self.expand = nn.Linear(dim, factor * factor * out_dim, bias=False)
         self.norm = layer_norm(out_dim)
 
     def forward(self, x: Tensor, grid: Grid) -> Tensor:
-        """Map tokens `[B, h * w, C]` to `[B, h * w * factor^2, out_dim]`, or `classify`'s width."""
-        f = self.factor
-        x = self.expand(x).unflatten(2, (f, f, -1)).unflatten(1, grid)  # B h w p1 p2 c
-        x = again(self._classified, x)  # each token by itself, so before any is moved
-        return x.permute(0, 1, 3, 2, 4, 5).flatten(3, 4).flatten(1, 3)
+        """Map tokens `[B, h * w, C]` to `[B, h * w * factor^2, out_dim]`."""
+        parts = self.norm(self.expand(x).unflatten(2, (self.factor**2, -1)))
+        return spread_out(parts, grid, self.factor)
 
-    def _classified(self, x: Tensor) -> Tensor:
-        out: Tensor = self.classify(self.norm(x))
-        return out
+
+class PatchClassify(nn.Module):
+    """Each token to the logits of `factor` x `factor` pixels: expanded, normalised, classified.
+
+    All three are linear but for the length by which each pixel is divided. So logits come from the
+    tokens, by the product of the weights; the expanded pixels, by far the largest tensor, give
+    their lengths and are neither normalised nor classified.
+    """
+
+    def __init__(self, dim: int, out_dim: int, factor: int, num_classes: int) -> None:
+        super().__init__()
+        self.factor = factor
+        self.classify = nn.Linear(out_dim, num_classes)
+        self.expand = nn.Linear(dim, factor * factor * out_dim, bias=False)
+        self.norm = layer_norm(out_dim)
+
+    def forward(self, x: Tensor, grid: Grid) -> Tensor:
+        """Map tokens `[B, h * w, C]` to logits `[B, h * w * factor^2, K]`."""
+        parts = (self.factor**2, -1)
+        weight = self.expand.weight.unflatten(0, parts)
+        weight = weight - weight.mean(1, keepdim=True)  # the norm's mean is taken off here
+        pixels = F.linear(x, weight.flatten(0, 1)).unflatten(2, parts)
+        length = torch.linalg.vector_norm(pixels, dim=3, keepdim=True)
+        scale = (length.square() / pixels.shape[3] + NORM_EPS).rsqrt()
+        classes = self.classify.weight * self.norm.weight @ weight
+        bias = self.classify.weight @ self.norm.bias + self.classify.bias
+        logits = F.linear(x, classes.flatten(0, 1)).unflatten(2, parts) * scale + bias
+        return spread_out(logits, grid, self.factor)
+
+
+def spread_out(parts: Tensor, grid: Grid, factor: int) -> Tensor:
+    """Lay the parts of each token out on a finer grid.
+
+    Args:
+        parts: `[B, h * w, factor^2, D]`.
+        grid: (h, w).
+        factor: of the finer grid's sides.
+
+    Returns:
+        Tokens `[B, h * w * factor^2, D]`.
+    """
+    parts = parts.unflatten(2, (factor, factor)).unflatten(1, grid)  # B h w p1 p2 D
+    return parts.permute(0, 1, 3, 2, 4, 5).flatten(3, 4).flatten(1, 3)
 
 
 class DecoderStage(nn.Module):
@@ -216,7 +251,7 @@ class DecoderStage(nn.Module):
         in_dim: int,
         dim: int,
         blocks: tuple[DualBlock, DualBlock],
-        expand: PatchExpand,
+        expand: PatchExpand | PatchClassify,
     ) -> None:
         super().__init__()
         self.align = nn.Linear(in_dim, dim)
@@ -291,7 +326,7 @@ class DAEFormer(SegmentationModel):
                     mid // 2,
                     low,
                     (block(low), block(low)),
-                    PatchExpand(low, low, 4, nn.Linear(low, num_classes)),
+                    PatchClassify(low, low, 4, num_classes),
                 ),
             ]
         )
