@@ -46,13 +46,12 @@ class QuickGELU(nn.Module):
 
 
 def scaled_linear(layer: nn.Linear, x: Tensor, weight_scale: float, bias_scale: float) -> Tensor:
-    """Map `[B, N, C]` by a linear layer whose weight and bias are scaled within the product."""
+    """Map `[B, N, C]` by a linear layer whose weight and bias are scaled, within the product."""
     if weight_scale == bias_scale == 1:
         unscaled: Tensor = layer(x)
         return unscaled
-    tokens = torch.addmm(
-        layer.bias, x.flatten(0, 1), layer.weight.t(), beta=bias_scale, alpha=weight_scale
-    )
+    bias = layer.bias * bias_scale
+    tokens = torch.addmm(bias, x.flatten(0, 1), layer.weight.t(), alpha=weight_scale)
     scaled: Tensor = tokens.unflatten(0, x.shape[:2])
     return scaled
 

@@ -59,14 +59,21 @@ class ConvProjection(nn.Module):
 
     def forward(self, tokens: Tensor, grid: tuple[int, int], strided: bool) -> Tensor:
         """Project tokens `[B, N, C]` on a grid (h, w), fewer of them if `strided`."""
-        first = tokens.shape[1] - grid[0] * grid[1]
-        prefix, places = tokens.tensor_split((first,), 1)
+        places = grid[0] * grid[1]
+        prefix = None
+        if tokens.shape[1] > places:
+            prefix, tokens = tokens.split((tokens.shape[1] - places, places), 1)
         stride = self.stride if strided else 1
-        grid_map = tokens_to_map(places, grid)
+        grid_map = tokens_to_map(tokens, grid)
         mixed = F.conv2d(grid_map, self.conv.weight, None, stride, 1, 1, self.conv.groups)
         mixed = self.norm(mixed).flatten(2).transpose(1, 2)
-        joined = torch.cat((prefix, mixed), 1) if first else mixed
-        projected: Tensor = self.linear(joined)
+        if prefix is not None:
+            if mixed.requires_grad and not torch.compiler.is_compiling():
+                mixed.register_hook(
+                    Tensor.contiguous
+                )  # of a slice, the norm's takes six times long
+            mixed = torch.cat((prefix, mixed), 1)
+        projected: Tensor = self.linear(mixed)
         return projected
 
     def macs(self, tokens: int, grid: tuple[int, int], strided: bool) -> tuple[int, int]:
