@@ -87,3 +87,15 @@ def test_transpose_refuses_unequal_token_numbers():
     attention = Attention(C, H, mixing="transpose")
     with pytest.raises(ValueError, match="6 and 4"):
         attention(torch.randn(1, N, C), (2, 3), torch.randn(1, M, C))
+
+
+def test_channels_of_zeros_have_a_gradient_in_transpose_mixing():
+    """Padding gives such channels; a length of zero has no slope."""
+    attention = Attention(C, H, mixing="transpose")
+    with torch.no_grad():
+        for name in "qk":
+            attention.project[name].linear.weight[0] = 0
+            attention.project[name].linear.bias[0] = 0
+    out = attention(torch.randn(1, N, C), (2, 3))
+    out.square().sum().backward()
+    assert all(weight.grad.isfinite().all() for weight in attention.parameters())

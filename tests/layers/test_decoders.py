@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from attnseg.models.cvt import MLPDecoder
+from attnseg.models.dae_former import PatchClassify
 
 
 def test_mlp_decoder_is_segformers():
@@ -17,3 +18,26 @@ def test_mlp_decoder_is_segformers():
     ]
     expected = decoder.classify(decoder.fuse(torch.cat(resized, 1)))
     torch.testing.assert_close(decoder(maps), expected, rtol=0, atol=1e-6)
+
+
+def test_patch_classify_expands_normalises_and_classifies():
+    """The last layers of DAE-Former, arXiv 2212.13504, one after the other, and their gradients."""
+    torch.manual_seed(0)
+    dim, out_dim, factor, classes, (h, w) = 6, 5, 2, 3, (2, 3)
+    head = PatchClassify(dim, out_dim, factor, classes).double()
+    for weight in (head.norm.weight, head.norm.bias):
+        torch.nn.init.normal_(weight)
+    x = torch.randn(2, h * w, dim, dtype=torch.float64)
+
+    expanded = head.expand(x).view(2, h, w, factor, factor, out_dim).transpose(2, 3)
+    expected = head.classify(head.norm(expanded)).reshape(2, h * w * factor**2, classes)
+    logits = head(x, (h, w))
+    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-12)
+
+    towards = torch.randn_like(expected)
+    for ours, theirs in zip(
+        torch.autograd.grad(logits, list(head.parameters()), towards),
+        torch.autograd.grad(expected, list(head.parameters()), towards),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-11)

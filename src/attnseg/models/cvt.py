@@ -69,9 +69,8 @@ class ConvProjection(nn.Module):
         mixed = self.norm(mixed).flatten(2).transpose(1, 2)
         if prefix is not None:
             if mixed.requires_grad and not torch.compiler.is_compiling():
-                mixed.register_hook(
-                    Tensor.contiguous
-                )  # of a slice, the norm's takes six times long
+                # Its gradient is a slice, with which that of the norm takes six times as long.
+                mixed.register_hook(Tensor.contiguous)
             mixed = torch.cat((prefix, mixed), 1)
         projected: Tensor = self.linear(mixed)
         return projected

@@ -1,0 +1,43 @@
+"""Tokens, their maps, and the activation whose factors are within the products."""
+
+import pytest
+import torch
+
+from attnseg.layers.vit import Mlp, QuickGELU, tokens_to_map
+from attnseg.models.cvt import ConvProjection
+
+
+def test_mlp_with_quick_gelu():
+    torch.manual_seed(0)
+    mlp = Mlp(4, 8, act=QuickGELU).double()
+    x = torch.randn(2, 3, 4, dtype=torch.float64)
+    hidden = mlp.fc1(x)
+    expected = mlp.fc2(hidden * (1.702 * hidden).sigmoid())
+    torch.testing.assert_close(mlp(x), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("items", [1, 2])
+@pytest.mark.parametrize("prefix", [0, 1])
+def test_map_of_tokens_is_channels_last(items, prefix):
+    """By its strides, also of a single item, which is what convolutions choose their kernel by."""
+    tokens = torch.arange(items * (prefix + 6) * 4.0).view(items, prefix + 6, 4)
+    found = tokens_to_map(tokens, (2, 3))
+    assert found.stride()[1:] == (1, 12, 4)
+    assert found.stride(0) >= 24  # a smaller one of a single item would hide the layout
+    for row in range(2):
+        for column in range(3):
+            assert torch.equal(found[:, :, row, column], tokens[:, prefix + 3 * row + column])
+
+
+def test_gradient_that_reaches_a_projections_norm_is_whole():
+    """Not a slice of the gradient of all tokens, with which batch normalisation is slow."""
+    projection = ConvProjection(4, bias=True, stride=2)
+    seen = []
+
+    def watch(module, inputs, output):
+        output.register_hook(seen.append)
+
+    projection.norm.register_forward_hook(watch)
+    tokens = torch.randn(2, 1 + 16, 4, requires_grad=True)
+    projection(tokens, (4, 4), False).square().sum().backward()
+    assert seen[0].is_contiguous(memory_format=torch.channels_last)
