@@ -12,7 +12,9 @@ def test_mlp_with_quick_gelu():
     mlp = Mlp(4, 8, act=QuickGELU).double()
     x = torch.randn(2, 3, 4, dtype=torch.float64)
     hidden = mlp.fc1(x)
-    expected = mlp.fc2(hidden * (1.702 * hidden).sigmoid())
+    activated = hidden * (1.702 * hidden).sigmoid()
+    torch.testing.assert_close(mlp.act(hidden), activated, rtol=0, atol=1e-12)
+    expected = mlp.fc2(activated)
     torch.testing.assert_close(mlp(x), expected, rtol=0, atol=1e-12)
 
 

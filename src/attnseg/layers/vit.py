@@ -33,23 +33,17 @@ class AttentionFactory(Protocol):
 
 
 class QuickGELU(nn.Module):
-    """GELU by a sigmoid, `x sigmoid(s x)` = `silu(s x) / s`, but for its two factors.
-
-    Whoever uses it multiplies by `scale` before and divides after, where that costs nothing.
-    """
+    """GELU by a sigmoid, `x sigmoid(s x)` = `silu(s x) / s`."""
 
     scale = 1.702  # s
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map any shape, already multiplied by s, to the same, still to be divided by s."""
-        return F.silu(x)
+        """Map any shape to the same."""
+        return F.silu(self.scale * x) / self.scale
 
 
 def scaled_linear(layer: nn.Linear, x: Tensor, weight_scale: float, bias_scale: float) -> Tensor:
     """Map `[B, N, C]` by a linear layer whose weight and bias are scaled, within the product."""
-    if weight_scale == bias_scale == 1:
-        unscaled: Tensor = layer(x)
-        return unscaled
     bias = layer.bias * bias_scale
     tokens = torch.addmm(bias, x.flatten(0, 1), layer.weight.t(), alpha=weight_scale)
     scaled: Tensor = tokens.unflatten(0, x.shape[:2])
@@ -70,9 +64,13 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map tokens `[B, N, C]` to tokens of the same shape."""
-        scale = getattr(self.act, "scale", 1.0)
-        hidden = self.drop(self.act(scaled_linear(self.fc1, x, scale, scale)))
-        out: Tensor = self.drop(scaled_linear(self.fc2, hidden, 1 / scale, 1.0))
+        out: Tensor
+        if isinstance(self.act, QuickGELU):  # its factors would be passes over the largest tensors
+            scale = self.act.scale
+            hidden = self.drop(F.silu(scaled_linear(self.fc1, x, scale, scale)))
+            out = self.drop(scaled_linear(self.fc2, hidden, 1 / scale, 1.0))
+        else:
+            out = self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
         return out
 
 
