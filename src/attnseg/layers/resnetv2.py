@@ -3,7 +3,6 @@
 Kolesnikov et al., 2020, arXiv 1912.11370 (BiT). As published in code, units are post-activation.
 """
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -18,8 +17,7 @@ class StdConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve `[B, C, H, W]`."""
-        var, mean = torch.var_mean(self.weight, dim=(1, 2, 3), keepdim=True, correction=0)
-        weight = (self.weight - mean) / torch.sqrt(var + 1e-5)
+        weight = F.layer_norm(self.weight, self.weight.shape[1:], eps=1e-5)
         return F.conv2d(x, weight, None, self.stride, self.padding)
 
 
