@@ -30,6 +30,20 @@ CASES = [(mixing, cross) for mixing in PLAIN for cross in (False, True)]
 CASES.remove(("transpose", True))
 
 
+def by_definition(attention, mixing, x, memory):
+    """What an attention makes of tokens `[N, C]` and `[M, C]`, head by head."""
+    q, k, v = (
+        attention.project[attention.reads[role]].linear(source)
+        for role, source in (("q", x), ("k", memory), ("v", memory))
+    )
+    width = C // attention.num_heads
+    heads = [
+        PLAIN[mixing](q[:, h : h + width], k[:, h : h + width], v[:, h : h + width])
+        for h in range(0, C, width)
+    ]
+    return attention.out(torch.cat(heads, 1))
+
+
 @pytest.mark.parametrize("sharing", SHARINGS)
 @pytest.mark.parametrize(("mixing", "cross"), CASES)
 def test_equals_the_definition_head_by_head(sharing, mixing, cross):
@@ -37,17 +51,62 @@ def test_equals_the_definition_head_by_head(sharing, mixing, cross):
     attention = Attention(C, H, sharing=sharing, mixing=mixing).double()
     x = torch.randn(1, N, C, dtype=torch.double)
     context = torch.randn(1, M, C, dtype=torch.double) if cross else None
-    memory = context if cross else x
-    q, k, v = (
-        attention.project[SHARINGS[sharing][role]].linear(source)[0]
-        for role, source in (("q", x), ("k", memory), ("v", memory))
-    )
-    heads = [
-        PLAIN[mixing](q[:, h : h + C // H], k[:, h : h + C // H], v[:, h : h + C // H])
-        for h in range(0, C, C // H)
-    ]
-    wanted = attention.out(torch.cat(heads, 1))
+    wanted = by_definition(attention, mixing, x[0], (context if cross else x)[0])
     assert (attention(x, (2, 3), context)[0] - wanted).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
+@pytest.mark.parametrize("sharing", ["none", "qk"])
+@pytest.mark.parametrize(
+    ("mixing", "heads", "cross"),
+    [
+        ("efficient", 1, False),
+        ("efficient", 1, True),
+        ("transpose", 1, False),
+        ("transpose", H, False),
+    ],
+)
+def test_mixing_that_meets_the_weights_first_equals_its_definition(
+    mixing, heads, cross, sharing, bias
+):
+    """With many tokens: output, gradients, and the operations saved."""
+    torch.manual_seed(0)
+    attention = Attention(C, heads, bias, sharing=sharing, mixing=mixing).double()
+    attention.mix.forward = None  # is not called
+    x = torch.randn(2, 24, C, dtype=torch.double)
+    memory = torch.randn(2, 30, C, dtype=torch.double) if cross else x
+    out = attention(x, (4, 6), memory)
+    wanted = torch.stack(
+        [by_definition(attention, mixing, *pair) for pair in zip(x, memory, strict=True)]
+    )
+    towards = torch.randn_like(out)
+    weights = [weight for name, weight in attention.named_parameters() if "mix" not in name]
+    for ours, theirs in zip(
+        (out, *torch.autograd.grad(out, weights, towards)),
+        (wanted, *torch.autograd.grad(wanted, weights, towards)),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-11)
+
+
+def test_mixing_meets_the_weights_first_only_where_that_saves_operations():
+    for options, tokens in (
+        ({"mixing": "efficient"}, C),  # contexts are as large as the tokens
+        ({"mixing": "transpose"}, C),
+        ({"mixing": "efficient", "sharing": "k_v"}, 9 * C),  # keys need the projection, too
+        ({"mixing": "softmax"}, 9 * C),
+    ):
+        attention = Attention(C, 1, **options)
+        called = []
+        attention.mix.register_forward_hook(lambda *_, called=called: called.append(True))
+        attention(torch.randn(1, tokens, C), (1, tokens))
+        assert called, options
+
+
+def test_an_exported_attention_keeps_its_weights_as_factors():
+    attention = Attention(C, 1, mixing="efficient").eval()
+    graph = str(torch.export.export(attention, (torch.randn(1, 9 * C, C), (9, C))).graph)
+    assert graph.count("linear") >= 4
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import pkgutil
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 import attnseg.attention
@@ -70,6 +71,30 @@ class Mixing(nn.Module):
         Matrix products only, as counters count them; by default scores and their use on values.
         """
         return 2 * self.num_heads * queries * keys * self.head_dim
+
+    def absorbed(
+        self, q: Tensor, k: Tensor, tokens: Tensor, value: nn.Linear, out: nn.Linear
+    ) -> Tensor:
+        """Project tokens to values, mix them, and project the result, in another order.
+
+        What is linear may be multiplied in any order, and a mixing that does not form scores of
+        N x M can meet the weights first. Only called where `absorbed_macs` is above 0.
+
+        Args:
+            q: queries `[B, h, N, d]`.
+            k: keys `[B, h, M, d]`.
+            tokens: `[B, M, C]`, that values are projected from.
+            value: the projection to values.
+            out: the projection of what is mixed.
+
+        Returns:
+            `[B, N, C]`, as `out` of the heads of `forward(q, k, value(tokens))`.
+        """
+        raise NotImplementedError
+
+    def absorbed_macs(self, queries: int, keys: int, value: nn.Linear) -> int:
+        """Return how many multiply-accumulates `absorbed` saves for one item; by default none."""
+        return 0
 
 
 def mixing_class(name: str) -> type[Mixing]:
@@ -148,9 +173,14 @@ class Attention(nn.Module):
         mixing: name of a `Mixing`.
         mixing_options: what the mixing's constructor takes beside head width, heads and scale.
 
+    Attributes:
+        absorbs: whether a mixing may meet the weights first, where that takes fewer operations.
+
     Raises:
         ValueError: `num_heads` does not divide `dim`, or `sharing` or `mixing` is unknown.
     """
+
+    absorbs = True
 
     def __init__(
         self,
@@ -202,6 +232,12 @@ class Attention(nn.Module):
         k, v = q, q
         if self.reads["k"] != self.reads["q"] or memory is not x or self._is_strided(strided):
             k = v = self._heads("k", memory, grid, strided)
+        # Exported graphs keep their weights as factors of their own, which can be 8-bit numbers.
+        absorbs = self.absorbs and not torch.compiler.is_exporting()
+        if absorbs and self._absorbed_macs(q.shape[2], k.shape[2]) > 0:
+            value = self._projection(self.reads["v"]).linear
+            absorbed: Tensor = self.mix.absorbed(q, k, memory, value, self.out)
+            return absorbed
         if self.reads["v"] != self.reads["k"]:
             v = self._heads("v", memory, grid, strided)
         mixed: Tensor = self.mix(q, k, v)
@@ -224,7 +260,15 @@ class Attention(nn.Module):
         for name, strided in applied:
             macs, count = self._projection(name).macs(tokens, grid, strided)
             total, keys = total + macs, min(keys, count)
-        return total + self.mix.macs(tokens, keys)
+        return total + self.mix.macs(tokens, keys) - self._absorbed_macs(tokens, keys)
+
+    def _absorbed_macs(self, queries: int, keys: int) -> int:
+        """Return what is saved where values have a linear projection of their own, 0 elsewhere."""
+        project = self.project[self.reads["v"]]
+        own = self.reads["v"] not in (self.reads["q"], self.reads["k"])
+        if not own or not isinstance(project, LinearProjection):
+            return 0
+        return max(0, self.mix.absorbed_macs(queries, keys, project.linear))
 
     def _projection(self, name: str) -> Any:  # noqa: ANN401
         return self.project[name]

@@ -3,7 +3,7 @@
 Shen et al., 2021, arXiv 1812.01243. Scores are never formed, so there is nothing to scale.
 """
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from attnseg.attention.attention import Mixing
 
@@ -19,3 +19,18 @@ class Efficient(Mixing):
     def macs(self, queries: int, keys: int) -> int:
         """Return the multiply-accumulates for one item."""
         return self.num_heads * (queries + keys) * self.head_dim**2
+
+    def absorbed(
+        self, q: Tensor, k: Tensor, tokens: Tensor, value: nn.Linear, out: nn.Linear
+    ) -> Tensor:
+        """Project the d contexts instead of the tokens; shapes as in `Mixing.absorbed`.
+
+        A context takes shares of the tokens that sum to 1, so the values' bias stays what it is.
+        """
+        context = value(k.squeeze(1).softmax(1).transpose(1, 2) @ tokens)
+        mixed: Tensor = q.squeeze(1).softmax(2) @ (context @ out.weight.t())
+        return mixed if out.bias is None else mixed + out.bias
+
+    def absorbed_macs(self, queries: int, keys: int, value: nn.Linear) -> int:
+        """Return what is saved for one item; of several heads, nothing worth the copies."""
+        return (queries + keys - 2 * self.head_dim) * self.head_dim**2 if self.num_heads == 1 else 0

@@ -27,6 +27,33 @@ class Transpose(Mixing):
         Raises:
             ValueError: the number of query and key tokens differs.
         """
+        mixed: Tensor = v @ self._weights(q, k).transpose(2, 3)
+        return mixed
+
+    def absorbed(
+        self, q: Tensor, k: Tensor, tokens: Tensor, value: nn.Linear, out: nn.Linear
+    ) -> Tensor:
+        """Mix the weights' rows instead of the values; shapes and errors as in `forward`."""
+        weights = self._weights(q, k)  # [B, h, d, d]
+        heads = (self.num_heads, self.head_dim)
+        joined = out.weight @ (weights @ value.weight.unflatten(0, heads)).flatten(1, 2)
+        bias = out.bias
+        if value.bias is not None:
+            bias = out((weights @ value.bias.unflatten(0, heads)[..., None]).flatten(1))[:, None]
+        mixed: Tensor = tokens @ joined.transpose(1, 2)
+        return mixed if bias is None else mixed + bias
+
+    def absorbed_macs(self, queries: int, keys: int, value: nn.Linear) -> int:
+        """Return what is saved for one item."""
+        rows = queries - value.in_features - (value.bias is not None)
+        return rows * value.in_features * (value.in_features + self.head_dim)
+
+    def macs(self, queries: int, keys: int) -> int:
+        """Return the multiply-accumulates for one item."""
+        return 2 * self.num_heads * queries * self.head_dim**2
+
+    def _weights(self, q: Tensor, k: Tensor) -> Tensor:
+        """Return the shares `[B, h, d, d]` that every channel takes of a head's channels."""
         if q.shape[2] != k.shape[2]:
             raise ValueError(
                 f"transpose mixing needs as many query as key tokens, got {q.shape[2]} and "
@@ -35,12 +62,8 @@ class Transpose(Mixing):
         # The channels' lengths divide the scores, d x d, not queries and keys, N x d. The tokens of
         # a head are laid side by side before they are transposed, which then copies nothing.
         scores = q.contiguous().transpose(2, 3) @ k / lengths(q).transpose(2, 3) / lengths(k)
-        weights = (scores * self.temperature).softmax(3)
-        return v @ weights.transpose(2, 3)
-
-    def macs(self, queries: int, keys: int) -> int:
-        """Return the multiply-accumulates for one item."""
-        return 2 * self.num_heads * queries * self.head_dim**2
+        weights: Tensor = (scores * self.temperature).softmax(3)
+        return weights
 
 
 def lengths(x: Tensor) -> Tensor:

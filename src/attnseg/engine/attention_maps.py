@@ -133,9 +133,12 @@ def record(model: SegmentationModel, image: Tensor) -> dict[str, Site]:
 
         handles.append(attention.register_forward_pre_hook(ask, with_kwargs=True))
         handles.append(attention.mix.register_forward_hook(keep))
+        attention.absorbs = False  # the values themselves are asked for
     try:
         model(image)
     finally:
+        for attention in attentions(model).values():
+            del attention.absorbs
         for handle in handles:
             handle.remove()
     return sites
