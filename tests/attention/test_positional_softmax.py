@@ -57,7 +57,10 @@ def test_attention_of_many_tokens_agrees_in_float32():
     attention = Attention(64, 4, sharing="qk", mixing="positional_softmax")
     x = torch.randn(1, 49, 64)
     mix = attention.mix
-    k, v = (attention._heads(role, x, (7, 7), False) for role in "kv")
+    k, v = (
+        attention.project[name].linear(x).unflatten(2, (4, 16)).transpose(1, 2)
+        for name in ("qk", "v")
+    )
     theirs = published(k, k, v, mix.weight, 0.0, 0.25).transpose(1, 2).flatten(2)
     assert (attention(x, (7, 7)) - attention.out(theirs)).abs().max() < 1e-5
 

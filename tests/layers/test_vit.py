@@ -1,8 +1,11 @@
 """Tokens, their maps, and the activation whose factors are within the products."""
 
+from functools import partial
+
 import pytest
 import torch
 
+from attnseg.attention.attention import Attention
 from attnseg.layers.vit import Mlp, QuickGELU, tokens_to_map
 from attnseg.models.cvt import ConvProjection
 
@@ -43,3 +46,27 @@ def test_gradient_that_reaches_a_projections_norm_is_whole():
     tokens = torch.randn(2, 1 + 16, 4, requires_grad=True)
     projection(tokens, (4, 4), False).square().sum().backward()
     assert seen[0].is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("prefix", [0, 1])
+@pytest.mark.parametrize("grid", [(4, 4), (5, 3)], ids=str)
+def test_thinned_projection_is_the_strided_one(prefix, grid):
+    """What every second place of a convolution is: the same convolution, of stride 2."""
+    torch.manual_seed(0)
+    projection = ConvProjection(4, bias=True, stride=2).double().eval()
+    torch.nn.init.normal_(projection.norm.running_mean)
+    tokens = torch.randn(2, prefix + grid[0] * grid[1], 4, dtype=torch.float64)
+    thinned = projection.thinned(projection(tokens, grid, False), grid)
+    strided = projection(tokens, grid, True)
+    torch.testing.assert_close(thinned, strided, rtol=0, atol=1e-12)
+    assert thinned.shape[1] == projection.macs(tokens.shape[1], grid, True)[1]
+
+
+def test_keys_are_every_second_query_where_both_share_a_projection():
+    attention = Attention(4, 1, projection=partial(ConvProjection, stride=2), sharing="qk")
+    seen = []
+    attention.mix.register_forward_pre_hook(lambda mix, inputs: seen.extend(inputs))
+    attention(torch.randn(2, 12, 4), (3, 4))
+    q, k, v = seen
+    assert torch.equal(k, q.unflatten(2, (3, 4))[:, :, ::2, ::2].flatten(2, 3))
+    assert v.shape == k.shape

@@ -133,8 +133,8 @@ def make_mixing(
 class LinearProjection(nn.Module):
     """Projects each token by itself.
 
-    A projection of another kind has the same methods, and a `stride` above 1 if it can return
-    fewer tokens.
+    A projection of another kind has the same methods. If it can return fewer tokens, it also has a
+    `stride` above 1, and `thinned(projected, grid)` that picks those of them from all.
 
     Args:
         dim: C, width of the tokens in and out.
@@ -160,8 +160,8 @@ class LinearProjection(nn.Module):
 class Attention(nn.Module):
     """Multi-head self- or cross-attention with a chosen sharing and mixing.
 
-    Queries keep every token; keys and values are as many as the kind of projection makes them. A
-    projection that queries share with keys is applied to both sides, each in its own stride.
+    Queries keep every token; keys and values are as many as the kind of projection makes them. If
+    queries and keys share a projection with a stride, keys are every stride-th of the queries.
 
     Args:
         dim: C, the width of the tokens.
@@ -228,18 +228,21 @@ class Attention(nn.Module):
         """
         memory = x if context is None else context
         strided = not self.mix.equal_tokens
-        q = self._heads("q", x, grid, False)
+        queried = self._project("q", x, grid, False)
+        q = self._heads(queried)
         k, v = q, q
-        if self.reads["k"] != self.reads["q"] or memory is not x or self._is_strided(strided):
-            k = v = self._heads("k", memory, grid, strided)
+        if self.reads["k"] != self.reads["q"] or memory is not x:
+            k = v = self._heads(self._project("k", memory, grid, strided))
+        elif strided and self._projection("k").stride != 1:
+            k = v = self._heads(self._projection("k").thinned(queried, grid))
         # Exported graphs keep their weights as factors of their own, which can be 8-bit numbers.
         absorbs = self.absorbs and not torch.compiler.is_exporting()
         if absorbs and self._absorbed_macs(q.shape[2], k.shape[2]) > 0:
-            value = self._projection(self.reads["v"]).linear
+            value = self._projection("v").linear
             absorbed: Tensor = self.mix.absorbed(q, k, memory, value, self.out)
             return absorbed
         if self.reads["v"] != self.reads["k"]:
-            v = self._heads("v", memory, grid, strided)
+            v = self._heads(self._project("v", memory, grid, strided))
         mixed: Tensor = self.mix(q, k, v)
         out: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
         return out
@@ -252,14 +255,11 @@ class Attention(nn.Module):
             grid: height and width of the grid of tokens.
         """
         strided = not self.mix.equal_tokens
-        applied = {(self.reads["q"], False)}
-        for role in "kv":  # a projection without stride is applied once, whoever reads it
-            name = self.reads[role]
-            applied.add((name, strided and getattr(self.project[name], "stride", 1) != 1))
-        total, keys = tokens * self.out.in_features * self.out.out_features, tokens
-        for name, strided in applied:
-            macs, count = self._projection(name).macs(tokens, grid, strided)
-            total, keys = total + macs, min(keys, count)
+        total = tokens * self.out.in_features * self.out.out_features
+        projections: Any = self.project.items()
+        for name, projection in projections:
+            total += projection.macs(tokens, grid, strided and name != self.reads["q"])[0]
+        keys = self._projection("k").macs(tokens, grid, strided)[1]
         return total + self.mix.macs(tokens, keys) - self._absorbed_macs(tokens, keys)
 
     def _absorbed_macs(self, queries: int, keys: int) -> int:
@@ -270,13 +270,13 @@ class Attention(nn.Module):
             return 0
         return max(0, self.mix.absorbed_macs(queries, keys, project.linear))
 
-    def _projection(self, name: str) -> Any:  # noqa: ANN401
-        return self.project[name]
+    def _projection(self, role: str) -> Any:  # noqa: ANN401
+        return self.project[self.reads[role]]
 
-    def _is_strided(self, strided: bool) -> bool:
-        return strided and getattr(self.project[self.reads["k"]], "stride", 1) != 1
+    def _project(self, role: str, tokens: Tensor, grid: tuple[int, int], strided: bool) -> Tensor:
+        projected: Tensor = self._projection(role)(tokens, grid, strided)
+        return projected
 
-    def _heads(self, role: str, tokens: Tensor, grid: tuple[int, int], strided: bool) -> Tensor:
-        projected: Tensor = self.project[self.reads[role]](tokens, grid, strided)
+    def _heads(self, projected: Tensor) -> Tensor:
         heads: Tensor = projected.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
         return heads

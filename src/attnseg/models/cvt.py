@@ -75,6 +75,13 @@ class ConvProjection(nn.Module):
         projected: Tensor = self.linear(mixed)
         return projected
 
+    def thinned(self, projected: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Return of all projected tokens those at every stride-th place, and the prefix."""
+        places = grid[0] * grid[1]
+        prefix, tokens = projected.split((projected.shape[1] - places, places), 1)
+        kept = tokens.unflatten(1, grid)[:, :: self.stride, :: self.stride].flatten(1, 2)
+        return torch.cat((prefix, kept), 1)
+
     def macs(self, tokens: int, grid: tuple[int, int], strided: bool) -> tuple[int, int]:
         """Return the multiply-accumulates for one item, and how many tokens come out."""
         stride, dim = self.stride if strided else 1, self.linear.in_features
