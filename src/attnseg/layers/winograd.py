@@ -70,7 +70,8 @@ def suits(x: Tensor, conv: nn.Conv2d) -> bool:
     """
     batch, channels, height, width = x.shape
     return (
-        x.device.type == "cpu"
+        not torch.compiler.is_compiling()  # first: a graph's batch may be any number
+        and x.device.type == "cpu"
         and conv.kernel_size == (3, 3)
         and conv.stride == conv.padding == conv.dilation == (1, 1)
         and (conv.groups, conv.padding_mode) == (1, "zeros")
@@ -79,7 +80,6 @@ def suits(x: Tensor, conv: nn.Conv2d) -> bool:
         and batch * height * width >= _MIN_PIXELS
         and channels * conv.out_channels >= _MIN_CHANNELS * (channels + conv.out_channels)
         and not torch.is_autocast_enabled("cpu")
-        and not torch.compiler.is_compiling()
     )
 
 
