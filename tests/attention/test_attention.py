@@ -69,7 +69,7 @@ def test_equals_the_definition_head_by_head(sharing, mixing, cross):
 def test_mixing_that_meets_the_weights_first_equals_its_definition(
     mixing, heads, cross, sharing, bias
 ):
-    """With many tokens: output, gradients, and the operations saved."""
+    """With many tokens: output and gradients."""
     torch.manual_seed(0)
     attention = Attention(C, heads, bias, sharing=sharing, mixing=mixing).double()
     attention.mix.forward = None  # is not called

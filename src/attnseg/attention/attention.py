@@ -133,8 +133,8 @@ def make_mixing(
 class LinearProjection(nn.Module):
     """Projects each token by itself.
 
-    A projection of another kind has the same methods. If it can return fewer tokens, it also has a
-    `stride` above 1, and `thinned(projected, grid)` that picks those of them from all.
+    A projection of another kind has the same methods and a `stride`. If that is above 1, `forward`
+    can return fewer tokens, and `thinned(projected, grid)` picks those of them from all.
 
     Args:
         dim: C, width of the tokens in and out.

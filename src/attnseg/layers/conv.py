@@ -7,7 +7,7 @@ from attnseg.layers import winograd
 
 
 class Conv2d(nn.Conv2d):
-    """`torch.nn.Conv2d` of the same stride, padding and kernel on both axes, as fast as CPUs allow.
+    """`torch.nn.Conv2d` that computes on CPUs in whichever way is fastest, gradients included.
 
     3x3 kernels between many channels are convolved by Winograd's filtering, all others but 1x1
     plane by plane, whatever lies behind the input: for channels-last, as maps made of tokens are,

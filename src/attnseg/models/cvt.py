@@ -76,7 +76,15 @@ class ConvProjection(nn.Module):
         return projected
 
     def thinned(self, projected: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Return of all projected tokens those at every stride-th place, and the prefix."""
+        """Thin out what `forward` returns if not `strided` to what it returns if it is.
+
+        Args:
+            projected: tokens `[B, N, C]`.
+            grid: height and width of their grid.
+
+        Returns:
+            The prefix and every stride-th place of both axes, `[B, M, C]`.
+        """
         places = grid[0] * grid[1]
         prefix, tokens = projected.split((projected.shape[1] - places, places), 1)
         kept = tokens.unflatten(1, grid)[:, :: self.stride, :: self.stride].flatten(1, 2)
