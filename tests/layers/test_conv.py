@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from attnseg.layers import winograd
-from attnseg.layers.conv import Conv2d
+from attnseg.layers.conv import Conv2d, resize
 
 SIZES = pytest.mark.parametrize("size", [(4, 8), (2, 6)], ids=["tiles of 4", "tiles of 2"])
 MANY = 96  # channels, from which on Winograd's filtering is used
@@ -103,3 +103,21 @@ def test_outputs_may_be_changed_in_place():
     expected = F.conv2d(x, conv.weight, conv.bias, padding=1)
     torch.testing.assert_close(y, expected.relu(), rtol=0, atol=1e-4)
     torch.testing.assert_close(conv.bias.grad, (expected > 0).float().sum((0, 2, 3)))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_the_gradient_of_a_concatenated_resize(layout):
+    """Which is a slice of another tensor's."""
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 5, 4, dtype=torch.float64, requires_grad=True)
+    skip = torch.randn(2, 2, 10, 8, dtype=torch.float64).contiguous(memory_format=layout)
+
+    def joined(x):
+        return torch.cat((resize(x.contiguous(memory_format=layout), (10, 8), True), skip), 1)
+
+    assert torch.autograd.gradcheck(joined, x, check_undefined_grad=False)
+    seen = []
+    resized = resize(x.contiguous(memory_format=layout), (10, 8), True)
+    resized.register_hook(seen.append)
+    torch.cat((resized, skip), 1).square().sum().backward()
+    assert seen[0].is_contiguous(memory_format=layout)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from attnseg.attention.attention import Attention
-from attnseg.layers.vit import Mlp, QuickGELU, tokens_to_map
+from attnseg.layers.vit import Mlp, PatchTokens, QuickGELU, tokens_to_map
 from attnseg.models.cvt import ConvProjection
 
 
@@ -19,6 +19,13 @@ def test_mlp_with_quick_gelu():
     torch.testing.assert_close(mlp.act(hidden), activated, rtol=0, atol=1e-12)
     expected = mlp.fc2(activated)
     torch.testing.assert_close(mlp(x), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("class_token", [False, True])
+def test_tokens_of_patches_are_contiguous(class_token):
+    """All blocks keep what they are given."""
+    embed = PatchTokens(3, 8, 4, (2, 3), class_token)
+    assert embed(torch.randn(2, 3, 8, 12))[0].is_contiguous()
 
 
 @pytest.mark.parametrize("items", [1, 2])

@@ -18,5 +18,5 @@ class Dropout(nn.Dropout):
             -(2**63), None
         )
         bits = draws.view(torch.int16)[: input.numel()].view(input.shape)
-        kept = (bits >= dropped - 32768).to(input.dtype)
+        kept = torch.ge(bits, dropped - 32768, out=torch.empty(input.shape, dtype=input.dtype))
         return input * kept.mul_(65536 / (65536 - dropped) if dropped < 65536 else 0.0)

@@ -18,6 +18,8 @@ class StdConv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         """Convolve `[B, C, H, W]`."""
         weight = F.layer_norm(self.weight, self.weight.shape[1:], eps=1e-5)
+        if self.kernel_size == (1, 1):  # strided, PyTorch takes 1.3 to 1.7 times as long
+            return F.conv2d(x[:, :, :: self.stride[0], :: self.stride[1]], weight)
         return F.conv2d(x, weight, None, self.stride, self.padding)
 
 

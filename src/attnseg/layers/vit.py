@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attnseg.layers.dropout import Dropout
+from attnseg.layers.linear import Linear
 
 
 @runtime_checkable
@@ -42,14 +43,6 @@ class QuickGELU(nn.Module):
         return F.silu(self.scale * x) / self.scale
 
 
-def scaled_linear(layer: nn.Linear, x: Tensor, weight_scale: float, bias_scale: float) -> Tensor:
-    """Map `[B, N, C]` by a linear layer whose weight and bias are scaled, within the product."""
-    bias = layer.bias * bias_scale
-    tokens = torch.addmm(bias, x.flatten(0, 1), layer.weight.t(), alpha=weight_scale)
-    scaled: Tensor = tokens.unflatten(0, x.shape[:2])
-    return scaled
-
-
 class Mlp(nn.Module):
     """Two linear layers with an activation between, applied to each token alone."""
 
@@ -57,18 +50,19 @@ class Mlp(nn.Module):
         self, dim: int, hidden_dim: int, dropout: float = 0.0, act: type[nn.Module] = nn.GELU
     ) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.fc1 = Linear(dim, hidden_dim)
         self.act = act()
-        self.fc2 = nn.Linear(hidden_dim, dim)
+        self.fc2 = Linear(hidden_dim, dim)
         self.drop = Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map tokens `[B, N, C]` to tokens of the same shape."""
         out: Tensor
-        if isinstance(self.act, QuickGELU):  # its factors would be passes over the largest tensors
+        if isinstance(self.act, QuickGELU):  # its factors meet the tokens, not the wider hidden ones
             scale = self.act.scale
-            hidden = self.drop(F.silu(scaled_linear(self.fc1, x, scale, scale)))
-            out = self.drop(scaled_linear(self.fc2, hidden, 1 / scale, 1.0))
+            hidden = F.linear(scale * x, self.fc1.weight, scale * self.fc1.bias)
+            mixed = F.linear(self.drop(F.silu(hidden)), self.fc2.weight)
+            out = self.drop(torch.add(self.fc2.bias, mixed, alpha=1 / scale))
         else:
             out = self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
         return out
@@ -159,7 +153,8 @@ class PatchTokens(nn.Module):
         """
         patches: Tensor = self.proj(image)
         grid = (patches.shape[2], patches.shape[3])
-        tokens = patches.flatten(2).transpose(1, 2)
+        # Contiguous: the norms of all blocks would take twice as long with the map's strides.
+        tokens = patches.flatten(2).transpose(1, 2).contiguous()
         if self.cls_token is not None:
             tokens = torch.cat((self.cls_token.expand(image.shape[0], -1, -1), tokens), 1)
         return tokens + resize_positions(self.pos_embed, self.grid, grid), grid

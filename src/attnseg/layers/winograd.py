@@ -107,30 +107,39 @@ class _Convolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:  # noqa: ANN401
         ctx.save_for_backward(x, weight)
-        batch, channels, height, width = x.shape
-        m = _tile(x)
-        _, of_kernel, of_result = _matrices(x)
-        kernels = (of_kernel @ weight.permute(2, 3, 1, 0).reshape(9, -1)).view(
-            -1, channels, len(weight)
-        )
-        products = _data(x) @ kernels
-        pixels = (of_result @ products.flatten(1)).view(m, m, batch, height // m, width // m, -1)
-        return pixels.permute(2, 3, 0, 4, 1, 5).reshape(batch, height, width, -1)
+        return _convolved(x, _kernels(weight, _matrices(x).kernel).transpose(1, 2))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:  # noqa: ANN401
         x, weight = ctx.saved_tensors
         grad_x = grad_weight = None
-        if ctx.needs_input_grad[0]:
-            grad_x = convolve(grad.permute(0, 3, 1, 2), weight.flip(2, 3).transpose(0, 1))
+        m = _tile(x)
+        _, of_kernel, of_result = _matrices(x)
+        if ctx.needs_input_grad[0]:  # convolved with the kernels turned by 180 degrees
+            grad_x = _convolved(grad.permute(0, 3, 1, 2), _kernels(weight, of_kernel.flip(1)))
+            grad_x = grad_x.permute(0, 3, 1, 2)
         if ctx.needs_input_grad[1]:  # by the transforms, transposed
-            m = _tile(x)
-            _, of_kernel, of_result = _matrices(x)
-            products = (of_result.t() @ _tiles(grad, m, m)).transpose(0, 1)
-            kernels = _data(x).transpose(1, 2) @ products
-            taps = (of_kernel.t() @ kernels.flatten(1)).view(3, 3, *weight.shape[1::-1])
-            grad_weight = taps.permute(3, 2, 0, 1)
+            products = (of_result.t() @ _tiles(grad, m, m)).permute(1, 2, 0)
+            kernels = products @ _data(x)
+            grad_weight = (of_kernel.t() @ kernels.flatten(1)).t().contiguous().view_as(weight)
         return grad_x, grad_weight
+
+
+def _convolved(x: Tensor, kernels: Tensor) -> Tensor:
+    """Convolve `[B, C, H, W]` with transformed kernels `[(m + 2)^2, C, O]`; `[B, H, W, O]`."""
+    batch, _, height, width = x.shape
+    m = _tile(x)
+    products = _data(x) @ kernels
+    pixels = (_matrices(x).result @ products.flatten(1)).view(
+        m, m, batch, height // m, width // m, -1
+    )
+    return pixels.permute(2, 3, 0, 4, 1, 5).reshape(batch, height, width, -1)
+
+
+def _kernels(weight: Tensor, of_kernel: Tensor) -> Tensor:
+    """Return the transformed kernels of `[O, C, 3, 3]`, `[(m + 2)^2, O, C]`."""
+    out, channels, _, _ = weight.shape
+    return (of_kernel @ weight.reshape(out * channels, 9).t()).view(-1, out, channels)
 
 
 def _data(x: Tensor) -> Tensor:
