@@ -10,7 +10,7 @@ from attnseg.engine.schema import Dataset
 
 ROOT = Path(attnseg.__file__).parent
 ALLOWED = {
-    "attention": {"attention"},
+    "attention": {"attention", "layers"},
     "layers": {"layers"},
     "models": {"models", "layers", "errors"},
     "losses": {"losses"},

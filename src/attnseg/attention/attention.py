@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 import attnseg.attention
+from attnseg.layers.linear import Linear
 
 # The projection that each of query, key and value reads, by sharing.
 SHARINGS: dict[str, dict[str, str]] = {
@@ -145,7 +146,7 @@ class LinearProjection(nn.Module):
 
     def __init__(self, dim: int, bias: bool) -> None:
         super().__init__()
-        self.linear = nn.Linear(dim, dim, bias)
+        self.linear = Linear(dim, dim, bias)
 
     def forward(self, tokens: Tensor, grid: tuple[int, int], strided: bool) -> Tensor:
         """Project tokens `[B, N, C]` on a grid (h, w), fewer of them if `strided`."""
@@ -213,7 +214,7 @@ class Attention(nn.Module):
         self.mix = make_mixing(
             mixing, head_dim, num_heads, scale or head_dim**-0.5, mixing_options or {}
         )
-        self.out = nn.Linear(dim, dim)
+        self.out = Linear(dim, dim)
 
     def forward(self, x: Tensor, grid: tuple[int, int], context: Tensor | None = None) -> Tensor:
         """Let every token of `x` attend.

@@ -27,7 +27,8 @@ class Efficient(Mixing):
 
         A context takes shares of the tokens that sum to 1, so the values' bias stays what it is.
         """
-        context = value(k.squeeze(1).softmax(1).transpose(1, 2) @ tokens)
+        # In this order, the softmax gets its gradient in the layout that it has itself.
+        context = value((tokens.transpose(1, 2) @ k.squeeze(1).softmax(1)).transpose(1, 2))
         mixed: Tensor = q.squeeze(1).softmax(2) @ (context @ out.weight.t())
         return mixed if out.bias is None else mixed + out.bias
 

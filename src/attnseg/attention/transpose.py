@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from attnseg.attention.attention import Mixing
+from attnseg.layers.lengths import squared_length
 
 EPS = 1e-12  # the shortest length, as in `torch.nn.functional.normalize`
 
@@ -69,5 +70,4 @@ class Transpose(Mixing):
 def lengths(x: Tensor) -> Tensor:
     """Return each channel's length over the tokens of `[B, h, N, d]`: `[B, h, 1, d]`."""
     x = x.to(torch.promote_types(x.dtype, torch.float32))
-    # PyTorch's norm along an inner axis takes several times as long as a sum of squares.
-    return x.square().sum(2, keepdim=True).clamp_min(EPS**2).sqrt()
+    return squared_length(x, 2).clamp_min(EPS**2).sqrt()

@@ -58,7 +58,7 @@ class Mlp(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map tokens `[B, N, C]` to tokens of the same shape."""
         out: Tensor
-        if isinstance(self.act, QuickGELU):  # its factors meet the tokens, not the wider hidden ones
+        if isinstance(self.act, QuickGELU):  # whose factors meet the narrow tokens here
             scale = self.act.scale
             hidden = F.linear(scale * x, self.fc1.weight, scale * self.fc1.bias)
             mixed = F.linear(self.drop(F.silu(hidden)), self.fc2.weight)

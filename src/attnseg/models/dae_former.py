@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from attnseg.layers.conv import Conv2d
+from attnseg.layers.lengths import squared_length
 from attnseg.layers.vit import AttentionFactory, tokens_to_map
 from attnseg.models.model import SegmentationModel, check_divisible, translate
 
@@ -153,7 +154,7 @@ class SkipCrossAttention(nn.Module):
     def forward(self, x: Tensor, skip: Tensor, grid: Grid) -> Tensor:
         """Join the decoder's `[B, N, C]` and the skip `[B, N, C]` to `[B, N, 2 C]`."""
         values, asked = self.norm1(x), self.norm1(skip)
-        context = asked.softmax(1).transpose(1, 2) @ values
+        context = (values.transpose(1, 2) @ asked.softmax(1)).transpose(1, 2)
         # Projecting the D contexts instead of the N tokens is the same, and fewer operations.
         attended = asked.softmax(2) @ (context @ self.out.weight.T) + self.out.bias
         attended = self.out_norm(attended)
@@ -220,8 +221,7 @@ class PatchClassify(nn.Module):
         weight = self.expand.weight.unflatten(0, parts)
         weight = weight - weight.mean(1, keepdim=True)  # the norm's mean is taken off here
         pixels = F.linear(x, weight.flatten(0, 1)).unflatten(2, parts)
-        length = torch.linalg.vector_norm(pixels, dim=3, keepdim=True)
-        scale = (length.square() / pixels.shape[3] + NORM_EPS).rsqrt()
+        scale = (squared_length(pixels, 3) / pixels.shape[3] + NORM_EPS).rsqrt()
         classes = self.classify.weight * self.norm.weight @ weight
         bias = self.classify.weight @ self.norm.bias + self.classify.bias
         logits = F.linear(x, classes.flatten(0, 1)).unflatten(2, parts) * scale + bias
