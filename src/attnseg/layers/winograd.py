@@ -112,6 +112,7 @@ class _Convolution(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:  # noqa: ANN401
         x, weight = ctx.saved_tensors
+        grad = grad.contiguous()
         grad_x = grad_weight = None
         m = _tile(x)
         _, of_kernel, of_result = _matrices(x)
