@@ -38,10 +38,7 @@ def resize(x: Tensor, size: tuple[int, int], align_corners: bool = False) -> Ten
     """Resize `[B, C, h, w]` bilinearly to `[B, C, *size]`."""
     if x.shape[2:] == size:
         return x  # what the kernel would copy, and its gradient, too
-    resized = F.interpolate(x, size=size, mode="bilinear", align_corners=align_corners)
-    if resized.requires_grad and not torch.compiler.is_compiling():
-        resized.register_hook(_dense)
-    return resized
+    return whole_gradient(F.interpolate(x, size=size, mode="bilinear", align_corners=align_corners))
 
 
 def upsample(x: Tensor, factor: int, align_corners: bool = False) -> Tensor:
@@ -49,9 +46,21 @@ def upsample(x: Tensor, factor: int, align_corners: bool = False) -> Tensor:
     return resize(x, (x.shape[2] * factor, x.shape[3] * factor), align_corners)
 
 
-def _dense(grad: Tensor) -> Tensor:
-    """Copy what concatenation hands back, a slice: resizing takes five to nine times as long."""
-    channels_last = grad.stride(1) == 1
+def whole_gradient(x: Tensor) -> Tensor:
+    """Return `x`, whose gradient will be copied if it is a slice, as a concatenation hands back.
+
+    With slices, gradients of resizes and batch normalisation take five to nine times as long.
+
+    Args:
+        x: `[B, C, H, W]` in any layout, or tokens `[B, N, C]`.
+    """
+    if x.requires_grad and not torch.compiler.is_compiling():
+        x.register_hook(_whole)
+    return x
+
+
+def _whole(grad: Tensor) -> Tensor:
+    channels_last = grad.ndim == 4 and grad.stride(1) == 1
     return grad.contiguous(
         memory_format=torch.channels_last if channels_last else torch.contiguous_format
     )

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from attnseg.layers.eager import eager_float32
+
 _MIN_WEIGHTS = 2**20  # numbers; of smaller ones there is nothing to win
 _COLUMNS = 1024  # of a product at once, if it has few rows: slower at 3,136, faster at 1,028
 _MAX_ROWS = 2048
@@ -30,13 +32,7 @@ class Linear(nn.Linear):
 
 def suits(x: Tensor, layer: nn.Linear) -> bool:
     """Return whether this layer is large enough, of float32 and on the CPU, and not recorded."""
-    return (
-        not torch.compiler.is_compiling()  # first: a graph's batch may be any number
-        and x.device.type == "cpu"
-        and x.dtype == layer.weight.dtype == torch.float32
-        and layer.weight.numel() >= _MIN_WEIGHTS
-        and not torch.is_autocast_enabled("cpu")
-    )
+    return eager_float32(x, layer.weight) and layer.weight.numel() >= _MIN_WEIGHTS
 
 
 class _Product(torch.autograd.Function):

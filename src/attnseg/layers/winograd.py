@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from attnseg.layers.eager import eager_float32
+
 # Of in * out / (in + out): measured as fast as direct convolution at 48, slower at 32.
 _MIN_CHANNELS = 48
 _MIN_PIXELS = 512  # of the batch: the kernels are transformed, too; slower at 256, faster at 784
@@ -71,16 +73,13 @@ def suits(x: Tensor, conv: nn.Conv2d) -> bool:
     """
     batch, channels, height, width = x.shape
     return (
-        not torch.compiler.is_compiling()  # first: a graph's batch may be any number
-        and x.device.type == "cpu"
+        eager_float32(x, conv.weight)
         and conv.kernel_size == (3, 3)
         and conv.stride == conv.padding == conv.dilation == (1, 1)
         and (conv.groups, conv.padding_mode) == (1, "zeros")
-        and x.dtype == conv.weight.dtype == torch.float32
         and height % 2 == width % 2 == 0
         and batch * height * width >= _MIN_PIXELS
         and channels * conv.out_channels >= _MIN_CHANNELS * (channels + conv.out_channels)
-        and not torch.is_autocast_enabled("cpu")
     )
 
 
@@ -138,7 +137,7 @@ def _convolved(x: Tensor, kernels: Tensor) -> Tensor:
 
 
 def _kernels(weight: Tensor, of_kernel: Tensor) -> Tensor:
-    """Return the transformed kernels of `[O, C, 3, 3]`, `[(m + 2)^2, O, C]`."""
+    """Return the kernels of `[O, C, 3, 3]` by G `[(m + 2)^2, 9]`: `[(m + 2)^2, O, C]`."""
     out, channels, _, _ = weight.shape
     return (of_kernel @ weight.reshape(out * channels, 9).t()).view(-1, out, channels)
 

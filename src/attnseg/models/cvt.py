@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attnseg.layers.conv import conv_bn_relu, resize
+from attnseg.layers.conv import conv_bn_relu, resize, whole_gradient
 from attnseg.layers.vit import AttentionFactory, Block, QuickGELU, init_weights, tokens_to_map
 from attnseg.models.model import PublishedModule, SegmentationModel, check_positive, translate
 
@@ -68,10 +68,7 @@ class ConvProjection(nn.Module):
         mixed = F.conv2d(grid_map, self.conv.weight, None, stride, 1, 1, self.conv.groups)
         mixed = self.norm(mixed).flatten(2).transpose(1, 2)
         if prefix is not None:
-            if mixed.requires_grad and not torch.compiler.is_compiling():
-                # Its gradient is a slice, with which that of the norm takes six times as long.
-                mixed.register_hook(Tensor.contiguous)
-            mixed = torch.cat((prefix, mixed), 1)
+            mixed = torch.cat((prefix, whole_gradient(mixed)), 1)
         projected: Tensor = self.linear(mixed)
         return projected
 

@@ -154,6 +154,7 @@ class SkipCrossAttention(nn.Module):
     def forward(self, x: Tensor, skip: Tensor, grid: Grid) -> Tensor:
         """Join the decoder's `[B, N, C]` and the skip `[B, N, C]` to `[B, N, 2 C]`."""
         values, asked = self.norm1(x), self.norm1(skip)
+        # In this order, the softmax gets its gradient in the layout that it has itself.
         context = (values.transpose(1, 2) @ asked.softmax(1)).transpose(1, 2)
         # Projecting the D contexts instead of the N tokens is the same, and fewer operations.
         attended = asked.softmax(2) @ (context @ self.out.weight.T) + self.out.bias
