@@ -12,7 +12,7 @@ import torch
 from hypothesis import settings
 
 from attnseg import cli
-from attnseg.data.phantoms.uw_madison import make_uw_madison
+from attnseg.phantoms.uw_madison import make_uw_madison
 
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # in commands that tests start

@@ -7,13 +7,12 @@ from typing import Any
 from omegaconf import OmegaConf
 from torch import nn
 
-from attnseg.engine.build import ATTENTION, build, factory
-from attnseg.engine.schema import Component, nearest
+from attnseg.config.build import ATTENTION, build, factory
+from attnseg.config.folder import configs_folder
+from attnseg.config.schema import Component, nearest
 from attnseg.errors import ConfigError
 from attnseg.models.model import SegmentationModel
 from attnseg.models.pretrained import load_file_into
-
-CONFIGS = Path(__file__).parent / "configs"
 
 
 def list_models() -> list[str]:
@@ -101,13 +100,13 @@ def create_model(
 
 
 def _names(group: str) -> list[str]:
-    return sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
+    return sorted(path.stem for path in (configs_folder() / group).glob("*.yaml"))
 
 
 def _load(group: str, name: str) -> dict[str, Any]:
     if name not in _names(group):
         raise ConfigError(f"{group}: no {name!r}; {nearest(name, _names(group))}")
-    loaded: Any = OmegaConf.to_container(OmegaConf.load(CONFIGS / group / f"{name}.yaml"))
+    loaded: Any = OmegaConf.to_container(OmegaConf.load(configs_folder() / group / f"{name}.yaml"))
     return dict(loaded)
 
 

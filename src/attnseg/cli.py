@@ -30,13 +30,13 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from attnseg import sweeps
 from attnseg.benchmark import suites
-from attnseg.engine import schema
-from attnseg.engine.child import run_in_child
+from attnseg.config import schema
+from attnseg.config.folder import configs_folder
 from attnseg.errors import AttnsegError, ConfigError, ResourceError, first_line
-from attnseg.help import GROUPS, help_text, names
+from attnseg.help import help_text, names
+from attnseg.processes.fork import run_in_child
 from attnseg.sweeps import Claimed
 
-CONFIGS = "pkg://attnseg.configs"
 FLAGS = (
     "--help", "--hydra-help", "--version", "--cfg", "--resolve", "--package", "--run", "--multirun",
     "--shell-completion", "--config-path", "--config-name", "--config-dir", "--info",
@@ -86,7 +86,7 @@ def train() -> NoReturn:
 
     def job(plain: Plain, text: str, claimed: Claimed) -> None:
         config = schema.check(plain)
-        from attnseg.engine.train import train  # imports torch
+        from attnseg.training.train import train  # imports torch
 
         train(config, text, claimed)
 
@@ -95,38 +95,38 @@ def train() -> NoReturn:
 
 def status() -> NoReturn:
     """List all runs: done, training, cut off, stopped, failed."""
-    run("train", calling("engine.status:status", lambda plain: Path(plain["paths"]["outputs"])))
+    run("train", calling("runs.status:status", lambda plain: Path(plain["paths"]["outputs"])))
 
 
 def evaluate() -> NoReturn:
     """Score a finished run, or a folder of masks, under any metric profiles."""
-    run("evaluate", calling("engine.rescore:evaluate", schema.check_evaluate))
+    run("evaluate", calling("evaluation.evaluate:evaluate", schema.check_evaluate))
 
 
 def predict() -> NoReturn:
     """Segment NIfTI files, DICOM series, pictures or scan folders with finished runs."""
-    run("predict", calling("engine.predict:predict", schema.check_predict))
+    run("predict", calling("commands.predict:predict", schema.check_predict))
 
 
 def metrics_diff() -> NoReturn:
     """Show how the same predictions of a run score under several metric profiles."""
     sys.argv = [re.sub("^profiles=", "profile=", word) for word in sys.argv]
-    run("evaluate", calling("engine.difference:metrics_diff", schema.check_evaluate))
+    run("evaluate", calling("evaluation.compare_profiles:metrics_diff", schema.check_evaluate))
 
 
 def explain() -> NoReturn:
     """Draw where a token of finished runs attends, layer by layer."""
-    run("explain", calling("engine.explain:explain", schema.check_explain))
+    run("explain", calling("explain.explain:explain", schema.check_explain))
 
 
 def export() -> NoReturn:
     """Export a finished run as ONNX, torch.export and safetensors."""
-    run("export", calling("engine.export:export", schema.check_export))
+    run("export", calling("export.export:export", schema.check_export))
 
 
 def capsule() -> NoReturn:
     """Pack a finished run as one file that can be verified and predicts without torch."""
-    run("capsule", calling("engine.capsule:pack_run", partial(schema.check_types, schema.Capsule)))
+    run("capsule", calling("export.capsule:pack_run", partial(schema.check_types, schema.Capsule)))
 
 
 def verify() -> NoReturn:
@@ -135,7 +135,7 @@ def verify() -> NoReturn:
 
     def job(plain: Plain, text: str, claimed: Claimed) -> None:
         config = schema.check_types(schema.Verify, plain)
-        from attnseg.engine.predict import check_runtime
+        from attnseg.commands.predict import check_runtime
         from attnseg.predict.capsule import verify
         from attnseg.predict.hub import fetch
 
@@ -171,19 +171,19 @@ def compare() -> NoReturn:
 
 def prepare() -> NoReturn:
     """Decode, check and describe a dataset, and list all that is wrong with it."""
-    run("train", calling("engine.prepare:prepare", schema.check))
+    run("train", calling("preparation.prepare:prepare", schema.check))
 
 
 def preview() -> NoReturn:
     """Draw what the network sees of a dataset, augmented."""
-    run("train", calling("engine.contact_sheet:contact_sheet", schema.check, print))
+    run("train", calling("preparation.preview:contact_sheet", schema.check, print))
 
 
 def phantom() -> NoReturn:
     """Make a dataset's phantom, at dataset.root if that is given."""
     if not any(word.startswith("dataset.root=") for word in sys.argv):
         sys.argv.append("dataset.root=null")
-    run("train", calling("engine.data:make_phantom", schema.check, print))
+    run("train", calling("preparation.datasets:make_phantom", schema.check, print))
 
 
 def search() -> NoReturn:
@@ -193,7 +193,7 @@ def search() -> NoReturn:
         options = schema.check_search(plain.pop("search"))
         if importlib.util.find_spec("optuna") is None:
             raise ConfigError("search: optuna is not installed; pip install 'attnseg[search]'")
-        from attnseg.engine.search import search  # imports torch
+        from attnseg.search.search import search  # imports torch
 
         words = list(HydraConfig.get().overrides.task)
         if code := search(options, partial(compose_trial, words), words, report):
@@ -291,7 +291,7 @@ def run(config_name: str, job: Job) -> NoReturn:
             send_log_to_terminal()
         perform = partial(call, job, composed)
         if HydraConfig.get().mode == RunMode.MULTIRUN:
-            importlib.import_module("attnseg.engine.train")  # once, not in every child
+            importlib.import_module("attnseg.training.train")  # once, not in every child
             code = sweeps.run_job(perform, report)
             if sweeps.Sweep.current is None:  # else the ledger tells, of other processes' jobs too
                 codes.append(code)
@@ -316,7 +316,9 @@ def run(config_name: str, job: Job) -> NoReturn:
                 flush=True,
             )
             sys.exit(0)
-        hydra.main(version_base="1.3", config_path=CONFIGS, config_name=config_name)(task)()
+        hydra.main(version_base="1.3", config_path=str(configs_folder()), config_name=config_name)(
+            task
+        )()
     except KeyboardInterrupt:
         codes = [130]
     except SystemExit as error:
@@ -501,7 +503,7 @@ def known_names(config_name: str, parent: str) -> Sequence[str]:
     with (
         contextlib.nullcontext()
         if begun
-        else hydra.initialize_config_module("attnseg.configs", version_base="1.3")
+        else hydra.initialize_config_dir(str(configs_folder()), version_base="1.3")
     ):
         node: Any
         try:
@@ -511,11 +513,11 @@ def known_names(config_name: str, parent: str) -> Sequence[str]:
     if parent:
         node = OmegaConf.select(node, parent)
     known = [str(key) for key in node] if OmegaConf.is_dict(node) else []
-    groups = [path.name for path in GROUPS.iterdir() if names(path.name)]
+    groups = [path.name for path in configs_folder().iterdir() if names(path.name)]
     return known if parent else sorted({*known, *groups})
 
 
 def chosen() -> list[str]:
     """Return the choices of the command line that exist: each brings keys of its own."""
     words = (re.fullmatch(r"(\w+)=(\w+)", word) for word in sys.argv[1:])
-    return [w[0] for w in words if w and (GROUPS / w[1] / f"{w[2]}.yaml").is_file()]
+    return [w[0] for w in words if w and (configs_folder() / w[1] / f"{w[2]}.yaml").is_file()]

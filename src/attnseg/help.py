@@ -1,12 +1,11 @@
 """What `--help` prints. Hydra's own is slow: it composes anew for every group that it lists."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import hydra
 from omegaconf import OmegaConf, open_dict
 
-GROUPS = Path(__file__).parent / "configs"
+from attnseg.config.folder import configs_folder
 
 
 def help_text(config_name: str, overrides: Sequence[str]) -> str:
@@ -16,7 +15,7 @@ def help_text(config_name: str, overrides: Sequence[str]) -> str:
         config_name: of the command, `train` say.
         overrides: `KEY=VALUE` each.
     """
-    with hydra.initialize_config_module("attnseg.configs", version_base="1.3"):
+    with hydra.initialize_config_dir(str(configs_folder()), version_base="1.3"):
         composed = hydra.compose(config_name, list(overrides), return_hydra_config=True)
     about = composed.hydra.help
     known = {*composed.hydra.runtime.choices, *composed} - {"hydra"}
@@ -35,4 +34,8 @@ def help_text(config_name: str, overrides: Sequence[str]) -> str:
 
 def names(group: str) -> list[str]:
     """Return what can be chosen in a group."""
-    return [] if "/" in group else sorted(path.stem for path in (GROUPS / group).glob("*.yaml"))
+    return (
+        []
+        if "/" in group
+        else sorted(path.stem for path in (configs_folder() / group).glob("*.yaml"))
+    )

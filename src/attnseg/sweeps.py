@@ -17,11 +17,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from attnseg.engine.child import run_in_child
-from attnseg.engine.ledger import Ledger
-from attnseg.engine.schema import Study, check_types
-from attnseg.engine.status import job_state, show
+from attnseg.config.schema import Study, check_types
 from attnseg.errors import InUseError, ResourceError
+from attnseg.processes.fork import run_in_child
+from attnseg.runs.status import job_state, show
+from attnseg.runs.sweep_jobs import Ledger
 
 Claimed = Callable[[Path], None]  # is told the run folder
 log = logging.getLogger("attnseg")

@@ -8,7 +8,7 @@ import torch
 
 import attnseg
 from attnseg.attention.attention import Attention
-from attnseg.engine import cost
+from attnseg.config import cost
 from tests.contracts.groups import names
 
 PAIRS = [(model, attn) for model in names("model") for attn in names("attn")]

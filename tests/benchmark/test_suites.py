@@ -12,8 +12,9 @@ import torch
 from omegaconf import OmegaConf
 
 from attnseg.benchmark import check, machine, report, safety, scaling, startup, step, suites, timing
-from attnseg.engine import schema
-from attnseg.engine.budget import build_model
+from attnseg.config import schema
+from attnseg.config.budget import build_model
+from attnseg.config.folder import configs_folder
 from attnseg.errors import ConfigError
 from tests.contracts.groups import names
 
@@ -235,7 +236,7 @@ def test_workloads_are_published_sizes(name):
 
 
 def _compose(*overrides):
-    with hydra.initialize_config_module("attnseg.configs", version_base="1.3"):
+    with hydra.initialize_config_dir(str(configs_folder()), version_base="1.3"):
         composed = hydra.compose("benchmark", list(overrides))
     return {**OmegaConf.to_container(composed, resolve=True), "choices": {"dataset": "phantom"}}
 

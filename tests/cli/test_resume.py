@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from attnseg.engine.lock import Lock
 from attnseg.files import file_digest, is_whole
+from attnseg.processes.lock import Lock
 from tests.faults.runs import assert_same_end, attempt, run_of, send_at
 
 ROOT = Path(__file__).parents[2]
@@ -88,7 +88,7 @@ def test_a_damaged_checkpoint_is_noticed_and_training_starts_over(call, tmp_path
 
 
 def test_a_run_that_was_trained_but_not_scored_is_only_scored(call, tmp_path, monkeypatch):
-    monkeypatch.setattr("attnseg.engine.train.report", lambda *a: 1 / 0)
+    monkeypatch.setattr("attnseg.training.train.report", lambda *a: 1 / 0)
     assert call("experiment=smoke").code == 1
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
@@ -103,7 +103,7 @@ def test_a_run_that_was_trained_but_not_scored_is_only_scored(call, tmp_path, mo
 
 
 def test_a_run_that_keeps_failing_is_not_tried_for_ever(call, tmp_path, monkeypatch):
-    monkeypatch.setattr("attnseg.engine.train.report", lambda *a: 1 / 0)
+    monkeypatch.setattr("attnseg.training.train.report", lambda *a: 1 / 0)
     for _ in range(2):
         assert call("experiment=smoke", "trainer.attempts=2").code == 1
     answer = call("experiment=smoke", "trainer.attempts=2")
@@ -143,7 +143,7 @@ def test_a_moved_folder_goes_on_and_keeps_its_best(plain, tmp_path):
 def test_a_lock_is_held_by_one_and_freed_by_death(tmp_path):
     lock = Lock(tmp_path / "lock")
     assert lock.take() is None
-    code = "from attnseg.engine.lock import Lock; from pathlib import Path; "
+    code = "from attnseg.processes.lock import Lock; from pathlib import Path; "
     code += f"print(Lock(Path({str(lock.path)!r})).take())"
     ask = [sys.executable, "-c", code]
     assert "process" in subprocess.run(ask, capture_output=True, text=True).stdout
@@ -154,7 +154,7 @@ def test_a_lock_is_held_by_one_and_freed_by_death(tmp_path):
 
 def test_status_of_runs(call, tmp_path, monkeypatch):
     assert call("experiment=smoke").code == 0
-    monkeypatch.setattr("attnseg.engine.train.report", lambda *a: 1 / 0)
+    monkeypatch.setattr("attnseg.training.train.report", lambda *a: 1 / 0)
     assert call("experiment=smoke", "seed=1").code == 1
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)

@@ -16,11 +16,11 @@ import pytest
 import yaml
 
 from attnseg import cli
-from attnseg.engine import schema
-from attnseg.engine.callbacks import EndedEarly
-from attnseg.engine.loggers import read_history
-from attnseg.engine.train import train
+from attnseg.config import schema
 from attnseg.errors import ConfigError, ResourceError
+from attnseg.training.callbacks import EndedEarly
+from attnseg.training.loggers import read_history
+from attnseg.training.train import train
 from tests.contracts.groups import compose, names
 
 ROOT = Path(__file__).parents[2]
@@ -50,7 +50,7 @@ def search(call, monkeypatch, tmp_path):
     """Call the search with pretended training; return answer and table of trials."""
 
     def run(*options, train=pretend):
-        monkeypatch.setattr("attnseg.engine.search.train", train)
+        monkeypatch.setattr("attnseg.search.search.train", train)
         answer = call(*SMOKE, "search.name=one", *options, command=cli.search)
         path = tmp_path / "outputs/searches/one/trials.csv"
         return answer, pd.read_csv(path) if path.exists() else None
@@ -205,7 +205,7 @@ def worker(options):
 
 def test_three_processes_do_exactly_the_trials(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("attnseg.engine.search.train", pretend)
+    monkeypatch.setattr("attnseg.search.search.train", pretend)
     options = (*SMOKE, SPACE, "search.name=one", "search.trials=9", "search.pruner=none")
     context = multiprocessing.get_context("fork")
     processes = [context.Process(target=worker, args=(options,)) for _ in range(3)]

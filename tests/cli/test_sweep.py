@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from attnseg.engine.ledger import Ledger
-from attnseg.engine.lock import Lock
+from attnseg.processes.lock import Lock
+from attnseg.runs.sweep_jobs import Ledger
 
 ROOT = Path(__file__).parents[2]
 SMOKE = ["-m", "experiment=smoke", "trainer.limit_batches=2"]

@@ -11,8 +11,8 @@ from pytorch_lightning.plugins.environments import (
     TorchElasticEnvironment,
 )
 
-from attnseg.engine.cluster import environment
-from attnseg.engine.stopping import ECHO, Stopping
+from attnseg.processes.cluster import environment
+from attnseg.processes.signals import ECHO, Stopping
 
 BATCH = {"SLURM_NTASKS": "2", "SLURM_PROCID": "0", "SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "train"}
 STEP = {**BATCH, "SLURM_STEP_NUM_TASKS": "1", "SLURM_STEP_ID": "0"}

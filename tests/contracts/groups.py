@@ -1,14 +1,13 @@
 """The names in each configuration group, found as Hydra finds them."""
 
-from pathlib import Path
 from typing import Any
 
 import hydra
 from omegaconf import OmegaConf
 
-import attnseg.configs
+from attnseg.config.folder import configs_folder
 
-FOLDER = Path(attnseg.configs.__file__).parent
+FOLDER = configs_folder()
 
 
 def names(group: str) -> list[str]:
@@ -17,7 +16,7 @@ def names(group: str) -> list[str]:
 
 def compose(*overrides: str) -> dict[str, Any]:
     """The plain configuration for a command line, with placeholder for what is mandatory."""
-    with hydra.initialize_config_module("attnseg.configs", version_base="1.3"):
+    with hydra.initialize_config_dir(str(FOLDER), version_base="1.3"):
         composed = hydra.compose("train", list(overrides))
     if OmegaConf.is_missing(composed.dataset, "root"):
         composed.dataset.root = "somewhere"

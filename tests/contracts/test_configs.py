@@ -3,8 +3,8 @@
 import pytest
 from omegaconf import OmegaConf
 
-from attnseg.engine import schema
-from attnseg.engine.build import build, locate
+from attnseg.config import schema
+from attnseg.config.build import build, locate
 from tests.contracts.groups import FOLDER, compose, names
 
 GROUPS = {

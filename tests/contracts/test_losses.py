@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from attnseg.engine import schema
-from attnseg.engine.build import build
+from attnseg.config import schema
+from attnseg.config.build import build
 from tests.contracts.groups import compose, names
 
 LOSSES = names("loss")

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from attnseg.attention.attention import SHARINGS
-from attnseg.engine import schema
-from attnseg.engine.build import ATTENTION, build, factory
+from attnseg.config import schema
+from attnseg.config.build import ATTENTION, build, factory
 from tests.contracts.groups import compose, names
 
 MIXINGS = ("softmax", "positional_softmax", "efficient", "transpose")

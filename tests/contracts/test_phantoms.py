@@ -5,8 +5,8 @@ import hashlib
 import pytest
 from omegaconf import OmegaConf
 
-from attnseg.engine.build import build
-from attnseg.engine.schema import Component
+from attnseg.config.build import build
+from attnseg.config.schema import Component
 from attnseg.errors import AttnsegError, DataError
 from tests.contracts.groups import FOLDER, compose, names
 

@@ -5,7 +5,8 @@ import re
 import hydra
 import pytest
 
-from attnseg.engine import schema
+from attnseg.config import schema
+from attnseg.config.folder import configs_folder
 from attnseg.sweeps import jobs_of
 from tests.contracts.groups import FOLDER, compose, names
 
@@ -14,7 +15,7 @@ TWIN = "_phantom"
 
 
 def jobs(sweep: str) -> list[list[str]]:
-    with hydra.initialize_config_module("attnseg.configs", version_base="1.3"):
+    with hydra.initialize_config_dir(str(configs_folder()), version_base="1.3"):
         return jobs_of(hydra.compose("train", [f"sweep={sweep}"], return_hydra_config=True))
 
 
@@ -47,7 +48,7 @@ def test_every_study_has_a_small_twin_and_says_what_it_costs(sweep):
 
 
 def test_the_command_line_narrows_an_axis():
-    with hydra.initialize_config_module("attnseg.configs", version_base="1.3"):
+    with hydra.initialize_config_dir(str(configs_folder()), version_base="1.3"):
         config = hydra.compose(
             "train", ["sweep=kv_paper", "seed=1", "attn=kv"], return_hydra_config=True
         )

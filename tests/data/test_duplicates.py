@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from attnseg.data import duplicates
-from attnseg.data.phantoms.isic2018 import make_isic2018
 from attnseg.data.readers.isic2018 import ISIC2018
 from attnseg.data.readers.uw_madison import UWMadison
+from attnseg.phantoms.isic2018 import make_isic2018
 
 
 @pytest.fixture(scope="module")

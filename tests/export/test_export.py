@@ -9,15 +9,15 @@ import safetensors.torch
 import torch
 
 from attnseg import cli
-from attnseg.engine import export as exporting
-from attnseg.engine.budget import build_model
-from attnseg.engine.export import made_up
-from attnseg.engine.networks import load_network
-from attnseg.engine.schema import Component, Model
+from attnseg.config.budget import build_model
+from attnseg.config.schema import Component, Model
 from attnseg.errors import CheckpointError, ConfigError
+from attnseg.export import export as exporting
+from attnseg.export.export import made_up
 from attnseg.files import file_digest
 from attnseg.predict.capsule import Capsule
 from attnseg.predict.exported import Exported
+from attnseg.runs.reopen import load_network
 from tests.export import made
 from tests.faults.runs import attempt, run_of
 

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from attnseg.api import create_model
-from attnseg.engine.export import TOLERANCE, difference, latencies, made_up, onnx_bytes, trace
-from attnseg.engine.networks import TorchNetwork
 from attnseg.errors import CheckpointError, ConfigError
+from attnseg.export.export import TOLERANCE, difference, latencies, made_up, onnx_bytes, trace
 from attnseg.predict.onnx import OnnxNetwork, messages
+from attnseg.runs.reopen import TorchNetwork
 from tests.contracts.groups import names
 from tests.export import made
 

@@ -11,16 +11,17 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from hydra import compose, initialize_config_module
+from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 from attnseg import cli
-from attnseg.engine import schema
-from attnseg.engine.callbacks import LastCheckpoint
-from attnseg.engine.checkpoints import AtomicCheckpointIO
-from attnseg.engine.module import SegmentationModule
-from attnseg.engine.train import train
+from attnseg.config import schema
+from attnseg.config.folder import configs_folder
+from attnseg.runs.checkpoints import AtomicCheckpointIO
+from attnseg.training.callbacks import LastCheckpoint
+from attnseg.training.module import SegmentationModule
+from attnseg.training.train import train
 
 SMOKE = ("experiment=smoke", "attn=kv", "trainer.save_minutes=null")
 
@@ -30,7 +31,7 @@ def configured(folder: Path, *options: str) -> tuple[schema.Config, str]:
     folder.mkdir(exist_ok=True)
     GlobalHydra.instance().clear()
     paths = [f"paths.data={folder}/data", f"paths.outputs={folder}/outputs"]
-    with initialize_config_module("attnseg.configs", version_base="1.3"):
+    with initialize_config_dir(str(configs_folder()), version_base="1.3"):
         composed = compose("train", [*SMOKE, *options, *paths], return_hydra_config=True)
     choices = {k: v for k, v in composed.hydra.runtime.choices.items() if isinstance(v, str)}
     OmegaConf.set_readonly(composed, False)

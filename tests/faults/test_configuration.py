@@ -137,7 +137,7 @@ def test_more_memory_than_there_is(call, monkeypatch):
     def allocate(*arguments):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 TB")
 
-    monkeypatch.setattr("attnseg.engine.parts.build_model", allocate)
+    monkeypatch.setattr("attnseg.config.components.build_model", allocate)
     refused(call("experiment=smoke"), "lower dataset.batch_size or dataset.image_size", code=5)
 
 

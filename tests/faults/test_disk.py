@@ -16,7 +16,7 @@ def no_file_larger_than(megabytes: float, epoch: int):
     """Return a fault: from an epoch on, the system refuses to write more to any file."""
 
     def arrange() -> None:
-        from attnseg.engine.module import SegmentationModule
+        from attnseg.training.module import SegmentationModule
 
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # an error instead
 
@@ -57,7 +57,7 @@ def test_a_full_file_system(tmp_path):
         filler = small / "filler"
 
         def fill() -> None:  # once training has begun: before, too little space is refused
-            from attnseg.engine.module import SegmentationModule
+            from attnseg.training.module import SegmentationModule
 
             def take(self):
                 free = os.statvfs(small)

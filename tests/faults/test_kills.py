@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from attnseg import files
-from attnseg.engine import checkpoints
-from attnseg.engine.module import SegmentationModule
+from attnseg.runs import checkpoints
+from attnseg.training.module import SegmentationModule
 from tests.faults.runs import assert_same_end, attempt, run_of
 
 SAVES = "trainer.save_minutes=0.003"  # of the disturbed ones; the others save after epochs only

@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 
-from attnseg.engine.callbacks import LastCheckpoint
-from attnseg.engine.module import SegmentationModule
 from attnseg.files import file_digest, is_whole
+from attnseg.training.callbacks import LastCheckpoint
+from attnseg.training.module import SegmentationModule
 from tests.faults.runs import attempt, run_of
 
 

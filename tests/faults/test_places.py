@@ -10,7 +10,7 @@ import pytest
 
 from attnseg.data import store
 from attnseg.data.readers.uw_madison import UWMadison
-from attnseg.engine.module import SegmentationModule
+from attnseg.training.module import SegmentationModule
 from tests.data.uw_tree import Tree
 from tests.faults.runs import attempt
 
@@ -54,7 +54,7 @@ def test_a_temporary_folder_that_is_missing_is_not_needed(call, monkeypatch):
 
 
 def test_a_bug_of_ours_with_nowhere_to_keep_its_traceback(call, monkeypatch):
-    monkeypatch.setattr("attnseg.engine.train.load", lambda *a: [][0])
+    monkeypatch.setattr("attnseg.training.train.load", lambda *a: [][0])
     with monkeypatch.context() as patch:
         patch.setattr(tempfile, "tempdir", "/nope")
         answer = call("experiment=smoke")

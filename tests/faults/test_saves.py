@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from attnseg.engine.checkpoints import AtomicCheckpointIO, read_checkpoint
 from attnseg.errors import ResourceError
 from attnseg.files import check_room, is_whole, remove_unfinished
+from attnseg.runs.checkpoints import AtomicCheckpointIO, read_checkpoint
 
 OPERATIONS = ("open", "fdopen", "fsync", "chmod", "replace", "unlink", "close")
 KILLED, FULL = "killed", "full disk"

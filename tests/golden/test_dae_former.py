@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from attnseg.attention.attention import Attention
-from attnseg.engine import cost
+from attnseg.config import cost
 from attnseg.losses.ce import CrossEntropy
 from attnseg.losses.dice import Dice
 from attnseg.losses.dice_ce import DiceCE

@@ -418,7 +418,7 @@ segment(Path(sys.argv[1]), Path(sys.argv[2]), wanted={"probabilities": True}, si
 import attnseg.predict, pkgutil, importlib
 for module in pkgutil.iter_modules(attnseg.predict.__path__, "attnseg.predict."):
     importlib.import_module(module.name)
-import attnseg.engine.predict
+import attnseg.commands.predict
 """
 
 

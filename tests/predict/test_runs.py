@@ -14,11 +14,11 @@ import pandas as pd
 import pytest
 
 from attnseg import cli
+from attnseg.config.schema import Evaluate
 from attnseg.data.readers import rle
-from attnseg.engine.networks import recipe_of
-from attnseg.engine.pipelines import predict as scored
-from attnseg.engine.rescore import FinishedRun
-from attnseg.engine.schema import Evaluate
+from attnseg.evaluation.evaluate import FinishedRun
+from attnseg.evaluation.pipelines import predict as scored
+from attnseg.runs.reopen import recipe_of
 from tests.predict.made import TILTED, organ, recipe
 
 CLASSES = ("large_bowel", "small_bowel", "stomach")
@@ -56,7 +56,7 @@ def run(place) -> Path:
 
 
 def scans(place: Path) -> Path:
-    return next(place.glob("data/phantoms/*/train")).relative_to(place)
+    return next(place.glob("phantoms/*/train")).relative_to(place)
 
 
 def read_codes(path: Path, shape: tuple[int, int]) -> np.ndarray:

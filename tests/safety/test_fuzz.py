@@ -19,12 +19,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from attnseg import cli
+from attnseg.config import schema
+from attnseg.config.folder import configs_folder
 from attnseg.data import splits
 from attnseg.data.readers import rle
 from attnseg.data.readers.nifti import read_nifti
 from attnseg.data.readers.pictures import GREY16, read_picture
 from attnseg.data.readers.uw_madison import UWMadison
-from attnseg.engine import schema
 from attnseg.errors import AttnsegError, ConfigError, DataError
 
 SHAPE = (7, 5)
@@ -131,7 +132,7 @@ def open_volume(folder: Path, content: bytes) -> None:
 @pytest.fixture
 def composing(monkeypatch):
     monkeypatch.setattr(sys, "argv", sys.argv)
-    with hydra.initialize_config_module("attnseg.configs", version_base="1.3"):
+    with hydra.initialize_config_dir(str(configs_folder()), version_base="1.3"):
         yield
     GlobalHydra.instance().clear()
 

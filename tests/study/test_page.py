@@ -11,11 +11,11 @@ import pytest
 from PIL import Image
 
 from attnseg import cli
+from attnseg.runs.finished import group, load
 from attnseg.study import cases, drawings, page
 from attnseg.study.compare import compare
 from attnseg.study.contrasts import Pair, contrasts
 from attnseg.study.metric import Metric
-from attnseg.study.runs import group, load
 from attnseg.study.verdict import headline
 from tests.study.folders import PROFILE, add_pictures, disc_masks, make_run
 

@@ -16,7 +16,7 @@ import torch
 
 from attnseg.benchmark import latency, loading, overhead, step, volume
 from attnseg.benchmark.report import Row, number
-from attnseg.engine.schema import Benchmark
+from attnseg.config.schema import Benchmark
 from attnseg.errors import AttnsegError
 
 log = logging.getLogger(__name__)

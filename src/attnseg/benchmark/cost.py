@@ -13,8 +13,8 @@ from attnseg.api import attention_component
 from attnseg.benchmark.report import Row
 from attnseg.benchmark.timing import alternate, spread
 from attnseg.benchmark.workload import Workload
-from attnseg.engine import cost
-from attnseg.engine.schema import Benchmark
+from attnseg.config import cost
+from attnseg.config.schema import Benchmark
 
 log = logging.getLogger(__name__)
 

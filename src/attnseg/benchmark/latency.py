@@ -10,7 +10,7 @@ from attnseg.benchmark.report import Row
 from attnseg.benchmark.step import equivalents
 from attnseg.benchmark.timing import alternate, spread
 from attnseg.benchmark.workload import Workload
-from attnseg.engine.schema import Benchmark
+from attnseg.config.schema import Benchmark
 
 PUBLISHED_GEMM = 195.0  # GFLOP/s, float32, beside the latencies of the published codes
 COLUMNS = {

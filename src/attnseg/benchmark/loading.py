@@ -19,14 +19,14 @@ from numpy.typing import NDArray
 
 from attnseg.benchmark.report import Row
 from attnseg.benchmark.timing import spread
+from attnseg.config.components import Parts, build_parts
+from attnseg.config.schema import Config
 from attnseg.data.datamodule import SliceDataModule
 from attnseg.data.reader import CaseRef, Reader
 from attnseg.data.slices import network_target
 from attnseg.data.store import StoredCase
-from attnseg.engine.data import load, open_reader
-from attnseg.engine.parts import Parts, build_parts
-from attnseg.engine.schema import Config
-from attnseg.engine.train import make_datamodule
+from attnseg.preparation.datasets import load, open_reader
+from attnseg.training.train import make_datamodule
 
 log = logging.getLogger(__name__)
 

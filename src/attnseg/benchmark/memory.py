@@ -7,8 +7,8 @@ import torch
 
 from attnseg.benchmark.report import Row
 from attnseg.benchmark.workload import Workload
-from attnseg.engine import cost
-from attnseg.engine.schema import Benchmark
+from attnseg.config import cost
+from attnseg.config.schema import Benchmark
 
 COLUMNS = {
     "label": "model",

@@ -20,18 +20,18 @@ from torch import nn
 
 from attnseg.benchmark.report import Row
 from attnseg.benchmark.timing import spread, wait
+from attnseg.config.components import Parts, build_parts
+from attnseg.config.schema import Benchmark
 from attnseg.data.datamodule import SliceDataModule
 from attnseg.data.reader import Reader
 from attnseg.data.slices import network_target
-from attnseg.engine.data import Data, load, open_reader
-from attnseg.engine.fit import fit
-from attnseg.engine.loggers import Row as History
-from attnseg.engine.module import parameter_groups
-from attnseg.engine.parts import Parts, build_parts
-from attnseg.engine.schema import Benchmark
-from attnseg.engine.stopping import Stopping
-from attnseg.engine.together import Together
-from attnseg.engine.train import make_datamodule
+from attnseg.preparation.datasets import Data, load, open_reader
+from attnseg.processes.launch import Together
+from attnseg.processes.signals import Stopping
+from attnseg.training.fit import fit
+from attnseg.training.loggers import Row as History
+from attnseg.training.module import parameter_groups
+from attnseg.training.train import make_datamodule
 
 log = logging.getLogger(__name__)
 

@@ -21,14 +21,14 @@ from attnseg.benchmark.overhead import Clock, bounded, prepare
 from attnseg.benchmark.report import Row
 from attnseg.benchmark.timing import alternate, spread
 from attnseg.benchmark.workload import Workload
-from attnseg.engine.callbacks import History, LastCheckpoint
-from attnseg.engine.checkpoints import AtomicCheckpointIO, read_checkpoint
-from attnseg.engine.data import load, open_reader
-from attnseg.engine.fit import fit
-from attnseg.engine.module import SegmentationModule
-from attnseg.engine.schema import Benchmark
-from attnseg.engine.stopping import Stopping
-from attnseg.engine.together import Together
+from attnseg.config.schema import Benchmark
+from attnseg.preparation.datasets import load, open_reader
+from attnseg.processes.launch import Together
+from attnseg.processes.signals import Stopping
+from attnseg.runs.checkpoints import AtomicCheckpointIO, read_checkpoint
+from attnseg.training.callbacks import History, LastCheckpoint
+from attnseg.training.fit import fit
+from attnseg.training.module import SegmentationModule
 
 COLUMNS = {
     "label": "model and data",

@@ -15,8 +15,8 @@ from attnseg.api import attention_component, list_attentions
 from attnseg.benchmark.report import Row
 from attnseg.benchmark.timing import Sample, Work, alternate, spread
 from attnseg.benchmark.workload import Workload
-from attnseg.engine.build import build
-from attnseg.engine.schema import Benchmark
+from attnseg.config.build import build
+from attnseg.config.schema import Benchmark
 
 START = "spawn"  # a fork of a process with busy threads hangs
 WIDTH, HEADS = 768, 12  # of the attention measured alone: ViT-B's

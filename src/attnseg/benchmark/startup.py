@@ -10,7 +10,7 @@ import torch
 
 from attnseg.benchmark.report import Row
 from attnseg.benchmark.timing import alternate, spread
-from attnseg.engine.schema import Benchmark
+from attnseg.config.schema import Benchmark
 
 TORCH = "torch was imported"
 # As train.py and `attnseg` do; says at the end whether torch was needed.

@@ -9,8 +9,8 @@ from attnseg.benchmark.machine import Gemm
 from attnseg.benchmark.report import Row
 from attnseg.benchmark.timing import Sample, alternate, spread
 from attnseg.benchmark.workload import Workload
-from attnseg.engine import cost
-from attnseg.engine.schema import Benchmark
+from attnseg.config import cost
+from attnseg.config.schema import Benchmark
 
 COLUMNS = {
     "label": "model",

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from attnseg.engine.schema import Benchmark
+from attnseg.config.schema import Benchmark
 from attnseg.files import write_text
 from attnseg.help import names
 
@@ -93,7 +93,7 @@ def run(config: Benchmark) -> None:
         ConfigError: the device is not there, or an option is wrong.
     """
     from attnseg.benchmark import machine, report  # imports torch
-    from attnseg.engine.allocator import keep_freed_memory
+    from attnseg.processes.malloc import keep_freed_memory
 
     keep_freed_memory()  # as in training and prediction
     device = machine.choose(config.device, config.threads)

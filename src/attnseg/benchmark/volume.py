@@ -14,10 +14,10 @@ from attnseg.benchmark.machine import Gemm
 from attnseg.benchmark.report import Row
 from attnseg.benchmark.timing import Work, alternate, spread
 from attnseg.benchmark.workload import Workload
+from attnseg.config.schema import Benchmark
 from attnseg.data.store import StoredCase
 from attnseg.data.view import View
-from attnseg.engine.pipelines import predict
-from attnseg.engine.schema import Benchmark
+from attnseg.evaluation.pipelines import predict
 from attnseg.models.model import SegmentationModel
 
 SIDE = 512  # of a slice, pixels

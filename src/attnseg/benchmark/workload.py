@@ -3,12 +3,12 @@
 import torch
 from torch import nn
 
-from attnseg.engine import cost
-from attnseg.engine.budget import build_model
-from attnseg.engine.build import build
-from attnseg.engine.module import parameter_groups
-from attnseg.engine.parts import make_optimizer
-from attnseg.engine.schema import Benchmark, Component
+from attnseg.config import cost
+from attnseg.config.budget import build_model
+from attnseg.config.build import build
+from attnseg.config.components import make_optimizer
+from attnseg.config.schema import Benchmark, Component
+from attnseg.training.module import parameter_groups
 
 
 class Workload:

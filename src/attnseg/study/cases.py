@@ -15,9 +15,9 @@ import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
 
+from attnseg.runs.finished import Run, Variant
 from attnseg.study import values
 from attnseg.study.metric import Metric
-from attnseg.study.runs import Run, Variant
 
 NAME = re.compile(r"\d+-\d+")  # what runs call a slice's files; nothing else is opened
 

@@ -5,7 +5,7 @@ from itertools import combinations
 from typing import Any
 
 from attnseg.errors import DataError
-from attnseg.study.runs import Run, Variant
+from attnseg.runs.finished import Run, Variant
 
 # Where and on what a run happened, and what seeds and folds are for.
 INNOCENT = (

@@ -10,12 +10,12 @@ from pathlib import Path
 import pandas as pd
 
 from attnseg.errors import DataError, listed
+from attnseg.runs.finished import Run, Variant, baselines, find, group, load
 from attnseg.study import comparable, notes, page, plots, statistics, tables, values
 from attnseg.study.comparison import Comparison
 from attnseg.study.contrasts import Contrast, Pair, contrasts, paired
 from attnseg.study.costs import COSTS, costs, pareto_front
 from attnseg.study.metric import Metric, choose
-from attnseg.study.runs import Run, Variant, baselines, find, group, load
 from attnseg.study.verdict import verdict
 
 log = logging.getLogger(__name__)

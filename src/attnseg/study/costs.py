@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from attnseg.study.runs import Run
+from attnseg.runs.finished import Run
 
 Fact = Callable[[Mapping[str, Any]], float | None]
 COSTS: dict[str, Fact] = {

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from attnseg.errors import ConfigError
-from attnseg.study.runs import Run
+from attnseg.runs.finished import Run
 from attnseg.study.values import WEIGHTED
 
 LOWER = {"hd95_mm", "hd95_voxels", "hd_mm", "assd_mm", "hausdorff", "ece", "brier"}

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from attnseg.runs.finished import Variant
 from attnseg.study import comparable, statistics
 from attnseg.study.metric import Metric
-from attnseg.study.runs import Variant
 
 FEW = 50  # patients; ours: with fewer, intervals of Dice are mostly wider than what is looked for
 

@@ -11,11 +11,11 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from attnseg.runs.finished import Run, Variant
 from attnseg.study import cases, comparable, drawings, provenance, tables
 from attnseg.study.comparison import Comparison
 from attnseg.study.drawings import Curve
 from attnseg.study.metric import Metric
-from attnseg.study.runs import Run, Variant
 from attnseg.study.verdict import headline
 
 NAME = "comparison.html"

@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from attnseg.study.runs import Run, Variant
+from attnseg.runs.finished import Run, Variant
 
 SHORT = 10  # digits of a digest or commit
 

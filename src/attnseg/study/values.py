@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from attnseg.study.runs import Run, Variant
+from attnseg.runs.finished import Run, Variant
 
 # Means over classes by their true voxels in all cases, and what they are the means of.
 WEIGHTED = {"weighted_jaccard": "jaccard"}

@@ -1,0 +1,1 @@
+"""Commands: options, checks and the function that each one runs."""

@@ -1,0 +1,1 @@
+"""Configuration: its types, what they build, and what it costs."""

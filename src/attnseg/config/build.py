@@ -1,0 +1,121 @@
+"""The only place where a configuration becomes objects.
+
+A `_target_` is a class of this package or one of few named ones, never anything else: a
+configuration cannot make the program run code of its author's choice.
+"""
+
+import importlib
+import inspect
+import re
+import typing
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from pydantic import ConfigDict, ValidationError, create_model
+
+from attnseg.config.schema import SCHEMAS, Component, explain
+from attnseg.errors import ConfigError
+
+OWN = re.compile(
+    r"attnseg\.(attention|data|losses|metrics|models|phantoms|schedules|training\.loggers)(\.\w+)+"
+)
+MOVED = {  # of run folders written by version 0.1.0
+    "attnseg.data.phantoms.": "attnseg.phantoms.",
+    "attnseg.engine.loggers.": "attnseg.training.loggers.",
+    "attnseg.engine.schedules.": "attnseg.schedules.schedule.",
+}
+OTHERS = frozenset({"torch.optim.AdamW", "torch.optim.SGD"})
+ATTENTION = ("dim", "num_heads", "bias", "scale", "projection")  # what a model passes
+
+
+def locate(key: str, target: str) -> Callable[..., Any]:
+    """Return what `target` names.
+
+    Raises:
+        ConfigError: it is not one of ours or of the named others, or does not exist.
+    """
+    for old, new in MOVED.items():
+        if target.startswith(old):
+            target = new + target.removeprefix(old)
+    if not OWN.fullmatch(target) and target not in OTHERS:
+        raise ConfigError(
+            f"{key}._target_: {target!r} is not allowed; name a class of attnseg.attention, data, "
+            f"losses, metrics, models or one of {', '.join(sorted(OTHERS))}"
+        )
+    module, _, name = target.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"{key}._target_: {target!r} does not exist; {error}") from error
+    # What a module of ours merely imported, `os` say, is not ours to build.
+    if not callable(found) or (target not in OTHERS and found.__module__ != module):
+        raise ConfigError(f"{key}._target_: {target!r} is not defined there; name where it is")
+    return typing.cast("Callable[..., Any]", found)
+
+
+def factory(key: str, node: Component, given: tuple[str, ...] = ()) -> Callable[..., Any]:
+    """Return the class that `node` names with its options filled in.
+
+    Args:
+        key: the node's place in the configuration, for messages.
+        node: class and options.
+        given: arguments that whoever calls the factory passes.
+
+    Raises:
+        ConfigError: an option the class does not take, or of another type.
+    """
+    found = locate(key, node.target)
+    hints = typing.get_type_hints(found.__init__ if inspect.isclass(found) else found)
+    fields: dict[str, Any] = {}
+    for name, parameter in inspect.signature(found).parameters.items():
+        if name in given or parameter.kind is parameter.VAR_KEYWORD:
+            continue
+        default = ... if parameter.default is parameter.empty else parameter.default
+        fields[name] = (hints.get(name, Any), default)
+    title = f"{node.target} options"
+    rules = ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True)
+    # Names such as `model_...` are pydantic's own; ours are only checked, never read back.
+    rules["protected_namespaces"] = ()
+    schema = create_model(title, __config__=rules, **fields)
+    SCHEMAS[title] = schema
+    options = {
+        name: _option(f"{key}.{name}", value, hints.get(name))
+        for name, value in node.options.items()
+    }
+    try:
+        schema.model_validate(options)
+    except ValidationError as error:
+        also = type(node).model_fields.keys() - {"target"}
+        raise ConfigError(explain(error, options, key, also)) from error
+    return partial(found, **options)
+
+
+def build(key: str, node: Component, **context: object) -> Any:  # noqa: ANN401
+    """Build what `node` names.
+
+    Args:
+        key: the node's place in the configuration, for messages.
+        node: class and options.
+        context: arguments that the engine knows, beside the node's own.
+
+    Raises:
+        ConfigError: an option is unknown, of another type, or refused by the class.
+    """
+    try:
+        return factory(key, node, tuple(context))(**context)
+    except ValueError as error:
+        raise ConfigError(f"{key}: {error}") from error
+
+
+def _option(key: str, value: object, hint: object) -> object:
+    """Return an option as its class takes it.
+
+    A component within a component is an attention, which its model builds itself: it becomes a
+    factory. YAML has no tuples: a list becomes one, unless a list is asked for.
+    """
+    if isinstance(value, dict) and "_target_" in value:
+        component = Component.model_validate(value)
+        build(key, component, dim=8, num_heads=1)
+        return factory(key, component, ATTENTION)
+    return tuple(value) if isinstance(value, list) and "list" not in str(hint) else value

@@ -1,0 +1,79 @@
+"""What a configuration builds for a dataset's images."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from attnseg.config.budget import build_model
+from attnseg.config.build import build, factory
+from attnseg.config.schema import Config
+from attnseg.data.augment import Transforms
+from attnseg.data.reader import Reader
+from attnseg.errors import ConfigError
+from attnseg.losses.loss import SegmentationLoss
+from attnseg.metrics.profiles.profile import Profile
+from attnseg.models.model import SegmentationModel
+from attnseg.models.pretrained import load_file_into
+from attnseg.schedules.schedule import Schedule
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a configuration builds, all of it before any data is read."""
+
+    model: SegmentationModel
+    loss: SegmentationLoss
+    optimizer: Callable[..., torch.optim.Optimizer]
+    schedule: Schedule
+    transforms: Transforms
+    profile: Profile
+
+
+def build_parts(config: Config, reader: Reader) -> Parts:
+    """Build everything for a reader's images; each part is tried, so that none fails later.
+
+    Raises:
+        ConfigError: an option is unknown, of another type, out of range, or fits no other.
+    """
+    channels = len(reader.classes) + (0 if reader.multilabel else 1)
+    model = build_model(
+        config.model,
+        config.attn,
+        reader.channels * config.dataset.slices,
+        channels,
+        config.dataset.image_size,
+    )
+    if config.model.pretrained is not None:
+        loaded = load_file_into(model, config.model.pretrained)
+        log.info("%s: %s", config.model.pretrained, loaded)
+    loss = build("loss", config.loss, multilabel=reader.multilabel)
+    logits = torch.zeros(1, channels, 2, 2)
+    try:
+        loss(logits, logits if reader.multilabel else logits[:, 0])
+    except ValueError as error:
+        raise ConfigError(f"loss: {error}") from error
+    build("optimizer", config.optimizer, params=[torch.nn.Parameter(torch.zeros(1))])
+    schedule = build("scheduler", config.scheduler)
+    ((name, convention),) = config.profile.items()
+    profile = build(f"profile.{name}", convention)
+    transforms = build("augment", config.augment)
+    return Parts(model, loss, make_optimizer(config), schedule, transforms, profile)
+
+
+def make_optimizer(config: Config) -> Callable[..., torch.optim.Optimizer]:
+    """Return what builds the optimizer from parameters.
+
+    It passes over weights, gradients and averages once, not once for each of its operations, unless
+    weights are divided among processes, a gradient scaler must see the gradients first, or they are
+    clipped in mixed precision, which Lightning refuses then.
+    """
+    make = factory("optimizer", config.optimizer, given=("params", "fused"))
+    trainer = config.trainer
+    clipped = trainer.gradient_clip is not None
+    mixed = trainer.precision == "16-mixed" or (trainer.precision == "bf16-mixed" and clipped)
+    return partial(make, fused=trainer.strategy != "fsdp" and not mixed)

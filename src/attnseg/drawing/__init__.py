@@ -1,0 +1,1 @@
+"""Drawings of cases and masks."""

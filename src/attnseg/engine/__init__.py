@@ -1,1 +1,0 @@
-"""Training and evaluation; the only package that knows Lightning and configurations."""

@@ -1,0 +1,196 @@
+"""Scoring what is finished: a run under any profiles, or anybody's masks against the truth."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytorch_lightning as pl
+import torch
+
+from attnseg.config.build import build
+from attnseg.config.components import build_parts
+from attnseg.config.schema import Config, Evaluate, Export, Reopen, check
+from attnseg.data.store import StoredCase
+from attnseg.drawing import cases as preview
+from attnseg.errors import ConfigError, DataError
+from attnseg.evaluation import summary as results
+from attnseg.evaluation.mask_folders import score_folders
+from attnseg.evaluation.pipelines import DESCRIBED, compare
+from attnseg.evaluation.scoring import score_cases
+from attnseg.metrics.profiles.profile import Profile
+from attnseg.models.model import SegmentationModel
+from attnseg.preparation.datasets import Data, load, open_reader, view
+from attnseg.processes.malloc import keep_freed_memory
+from attnseg.runs.checkpoints import load_weights
+from attnseg.runs.reopen import read_run
+
+log = logging.getLogger(__name__)
+
+
+def evaluate(config: Evaluate) -> pd.DataFrame:
+    """Score as configured; print tables, write files.
+
+    Returns:
+        The rows that `cases.csv` holds.
+
+    Raises:
+        AttnsegError: what the person at the terminal can mend.
+    """
+    profiles = build_profiles(config)
+    if config.pred is not None and config.truth is not None:
+        what = f"{config.pred} against {config.truth}"
+        scores = score_folders(
+            Path(config.pred), Path(config.truth), profiles, config.classes, config.patient
+        )
+        folder = Path(config.outputs or "outputs/evaluation")
+        publish(folder, what, scores, profiles, {}, None)
+        return scores
+    finished = FinishedRun(Path(config.run or ""), config)
+    cases = finished.cases(config, f"evaluate.py {' '.join(config.profile)}")
+    scores = finished.score(config, cases, profiles)
+    folder = Path(config.outputs or finished.folder / "evaluation") / config.split
+    facts = {
+        "run": finished.folder.name,
+        "pipeline": f"{config.pipeline}: {DESCRIBED[config.pipeline]}",
+    }
+    publish(folder, config.split, scores, profiles, facts, finished.data.watermark)
+    finished.draw_worst(config, folder, profiles[0], cases, scores)
+    log.info("Written: %s", folder)
+    return scores
+
+
+def build_profiles(config: Evaluate | Export) -> list[Profile]:
+    """Build the profiles asked for."""
+    return [build(f"profile.{name}", node) for name, node in config.profile.items()]
+
+
+def publish(
+    folder: Path,
+    what: str,
+    scores: pd.DataFrame,
+    profiles: Sequence[Profile],
+    facts: dict[str, Any],
+    watermark: str | None,
+) -> None:
+    """Print a table per profile, and write `cases.csv` and `metrics.json`."""
+    mark = {} if watermark is None else {"watermark": watermark}
+    metrics: dict[str, Any] = {**mark, **facts, "profiles": {}}
+    for profile in profiles:
+        own = scores[scores["profile"] == profile.name]
+        table = profile.summarise(own)
+        results.show(profile, what, table, own, watermark)
+        found = results.summary(profile, table, own)
+        metrics["profiles"][profile.name] = {"profile": profile.describe(), **found}
+    results.write(folder, scores.assign(**mark), metrics)
+
+
+class FinishedRun:
+    """A run folder opened again: its data, checked to be the same, and its best weights.
+
+    Args:
+        folder: the run folder.
+        options: where the data are, if they have moved, and the device.
+
+    Raises:
+        ConfigError: not a finished run folder, or no GPU.
+        DataError: the data or the split are not those of the run.
+        CheckpointError: the weights do not fit.
+    """
+
+    def __init__(self, folder: Path, options: Reopen) -> None:
+        if options.device == "cuda" and not torch.cuda.is_available():
+            raise ConfigError("device: no GPU found on this machine; use device=cpu")
+        keep_freed_memory()
+        self.folder = folder
+        self.config = read_config(folder, options)
+        facts = json.loads((folder / "run.json").read_text())
+        reader = open_reader(self.config)
+        self.data: Data = load(self.config, reader)
+        split = hashlib.sha256(self.data.split.encode()).hexdigest()
+        for what, now, then in (
+            ("data", self.data.digest, facts["data_digest"]),
+            ("split", split, facts["split_digest"]),
+        ):
+            if now != then:
+                raise DataError(
+                    f"{folder}: the {what} is not that of the run any more; give the dataset "
+                    "it was trained on as root=DIR"
+                )
+        pl.seed_everything(self.config.seed, workers=True, verbose=False)  # as training began
+        self.model: SegmentationModel = build_parts(self.config, reader).model
+        if self.config.trainer.max_epochs:  # else the initial weights were scored
+            load_weights(self.model, folder / "checkpoints" / "best.ckpt")
+        self.model.to(torch.device(options.device)).eval()
+
+    def cases(self, options: Reopen, purpose: str) -> list[StoredCase]:
+        """Return the cases to score; the test set's opening goes on record."""
+        if options.split == "val":
+            return self.data.val
+        cases = self.data.test.open(str(self.folder), purpose)
+        log.info("Openings of these test cases so far: %d", self.data.test.openings())
+        return cases
+
+    def score(
+        self, options: Evaluate, cases: Sequence[StoredCase], profiles: Sequence[Profile]
+    ) -> pd.DataFrame:
+        """Predict and score cases."""
+        reader = self.data.reader
+        return score_cases(
+            self.model,
+            cases,
+            view(self.config),
+            reader.classes,
+            reader.multilabel,
+            self.config.dataset.batch_size,
+            profiles,
+            options.split,
+            options.pipeline,
+        )
+
+    def draw_worst(
+        self,
+        options: Evaluate,
+        folder: Path,
+        profile: Profile,
+        cases: Sequence[StoredCase],
+        scores: pd.DataFrame,
+    ) -> None:
+        """Draw the worst cases with truth and prediction."""
+        reader = self.data.reader
+        order = results.ranked(profile, scores)
+        by_name = {case.case: case for case in cases}
+        if options.pipeline == "network_size":
+            return  # there is no picture of that size
+        for place, name in enumerate(reversed(order.index[-options.worst :]), 1):
+            case = by_name[str(name)]
+            truth, prediction = compare(
+                options.pipeline,
+                self.model,
+                case,
+                view(self.config),
+                reader.multilabel,
+                self.config.dataset.batch_size,
+            )
+            title = f"{options.split} case {name}: mean {profile.label(profile.metrics[0])} "
+            title += f"{order[name]:.3f} ({profile.name})"
+            path = folder / f"worst-{place}.png"
+            preview.draw(path, title, case, truth, prediction, reader.classes)
+
+
+def read_config(folder: Path, options: Reopen) -> Config:
+    """Return the configuration of a finished run.
+
+    Raises:
+        ConfigError: the folder holds none, or the run is not finished.
+    """
+    plain, facts = read_run(folder)
+    if options.root is not None:
+        plain["dataset"]["root"] = options.root
+    if options.data is not None:
+        plain["paths"]["data"] = options.data
+    plain["paths"]["outputs"] = str(folder.resolve().parents[3])  # where the ledger is
+    return check({**plain, "choices": facts["choices"]})

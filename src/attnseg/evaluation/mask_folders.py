@@ -1,0 +1,137 @@
+"""Scoring anybody's masks: a folder of label maps against a folder with the truth."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from attnseg.data.reader import by, class_masks
+from attnseg.data.readers.nifti import check_same_grid, read_nifti
+from attnseg.data.readers.pictures import BINARY, GREY8, GREY16, SUFFIXES, read_picture
+from attnseg.errors import DataError, Problems
+from attnseg.evaluation.scoring import COLUMNS
+from attnseg.metrics.profiles.profile import Profile
+from attnseg.progress import track
+
+VOLUMES = (".nii", ".nii.gz")
+
+
+def score_folders(
+    pred: Path,
+    truth: Path,
+    profiles: Sequence[Profile],
+    classes: Sequence[str] | None = None,
+    patient: str | None = None,
+) -> pd.DataFrame:
+    """Score a folder of label maps against a folder with the truth, file by file.
+
+    Args:
+        pred: folder of the predictions.
+        truth: folder of the truth, files of the same names.
+        profiles: the metric conventions.
+        classes: names of the labels 1, 2, ...; `None` for the numbers.
+        patient: regular expression whose group is the patient in a file's name; `None` for the
+            whole name.
+
+    Returns:
+        Rows as of `score_cases`.
+
+    Raises:
+        DataError: files without a partner, of another place or size, or unreadable; all at once.
+    """
+    pairs = matched(pred, truth)
+    problems = Problems()
+    maps: dict[str, tuple[Any, Any, Any]] = {}
+    for name, files in track(list(pairs.items()), "Reading", "cases"):
+        with problems.gathered():
+            maps[name] = read_pair(*files)
+    problems.stop()
+    names = classes or _labels(maps)
+    rows = []
+    for case, (true, predicted, spacing) in track(list(maps.items()), "Scoring", "cases"):
+        truths = class_masks(true, len(names), multilabel=False)
+        predictions = class_masks(predicted, len(names), multilabel=False)
+        for profile in profiles:
+            for score in profile.score_case(truths, predictions, spacing, names):
+                rows.append(("given", patient_of(case, patient), case, *score, profile.name))
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def matched(pred: Path, truth: Path) -> dict[str, tuple[Path, Path]]:
+    """Return truth and prediction by case.
+
+    Raises:
+        DataError: a folder is missing or empty, or a file has no partner.
+    """
+    found = []
+    for folder in (truth, pred):
+        if not folder.is_dir():
+            raise DataError(f"{folder}: no such folder; give folders of masks as pred and truth")
+        endings = VOLUMES + SUFFIXES
+        files = [path for path in sorted(folder.iterdir()) if path.name.endswith(endings)]
+        found.append({case_name(path): path for path in files})
+    true, predicted = found
+    problems = Problems()
+    for name in sorted(set(true) ^ set(predicted)):
+        file = true.get(name) or predicted[name]
+        other = pred if name in true else truth
+        problems.found.append(f"{file}: no file of this name in {other}; add or remove it")
+    problems.stop()
+    if not true:
+        raise DataError(f"{truth}: no masks; expected files ending with {', '.join(VOLUMES)}, .png")
+    return {name: (true[name], predicted[name]) for name in true}
+
+
+def case_name(path: Path) -> str:
+    """Return a file's name without its ending."""
+    return re.sub(r"(\.nii(\.gz)?|\.\w+)$", "", path.name)
+
+
+def patient_of(name: str, pattern: str | None) -> str:
+    """Return whose a case is: a regular expression's group, or the case itself."""
+    match = re.search(pattern, name) if pattern else None
+    return match[1] if match and match.groups() else name
+
+
+def read_pair(
+    truth: Path, pred: Path
+) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], tuple[float, float, float] | None]:
+    """Return two label maps `[S, H, W]` and their spacing.
+
+    Raises:
+        DataError: they are not label maps, or not of the same place.
+    """
+    if truth.name.endswith(VOLUMES) != pred.name.endswith(VOLUMES):
+        raise DataError(f"{pred}: of another kind than {truth.name}; convert one of them")
+    if truth.name.endswith(VOLUMES):
+        first, second = read_nifti(truth), read_nifti(pred)
+        check_same_grid(first, second, (truth, pred))
+        return _whole(truth, first.voxels), _whole(pred, second.voxels), first.spacing
+    pictures = [read_picture(path, (*GREY8, *GREY16, *BINARY)) for path in (truth, pred)]
+    if pictures[0].shape != pictures[1].shape:
+        raise DataError(
+            f"{pred}: {by(pictures[1].shape)} pixels, but {truth.name} has "
+            f"{by(pictures[0].shape)}; resize it to the truth's size"
+        )
+    maps = [_whole(path, p)[None] for path, p in zip((truth, pred), pictures, strict=True)]
+    return maps[0], maps[1], None
+
+
+def _whole(path: Path, labels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Return labels as small whole numbers; 0 and 255 are 0 and 1."""
+    values = np.unique(labels)
+    if labels.dtype.kind == "f" or values[-1] > 255 or values[0] < 0:
+        raise DataError(f"{path}: values {values[:5].tolist()} are no labels; give a label map")
+    if set(values.tolist()) <= {0, 255}:
+        return (labels > 0).astype(np.uint8)
+    return labels.astype(np.uint8)
+
+
+def _labels(maps: dict[str, tuple[Any, Any, Any]]) -> list[str]:
+    top = max(int(labels.max()) for truth, pred, _ in maps.values() for labels in (truth, pred))
+    if top == 0:
+        raise DataError("truth: every mask is empty; nothing to score")
+    return [str(label) for label in range(1, top + 1)]

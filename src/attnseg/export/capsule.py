@@ -1,0 +1,134 @@
+"""Packing a finished run as a capsule."""
+
+import io
+import json
+import logging
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from attnseg.commands.predict import rules_of
+from attnseg.config.build import build
+from attnseg.config.schema import Capsule, Component, Export, check_types
+from attnseg.data.splits import ROLES
+from attnseg.errors import AttnsegError, ConfigError
+from attnseg.export.export import export, made_up
+from attnseg.export.model_card import model_card
+from attnseg.files import replacing
+from attnseg.metrics.profiles.profile import Profile
+from attnseg.predict.capsule import GOLDEN_INPUT, GOLDEN_OUTPUT, MODEL, RECIPE, pack, verify
+from attnseg.predict.exported import Exported
+from attnseg.predict.recipe import Recipe
+from attnseg.runs.reopen import read_run, recipe_of
+
+log = logging.getLogger(__name__)
+
+GOLDEN = 2  # images
+NO_LICENCE = (
+    "No licence was chosen for these weights: ask whoever made this capsule before you use them or "
+    "pass them on.\nThe data that they were trained on have terms of their own.\n"
+)
+
+
+def pack_run(config: Capsule) -> Path:
+    """Pack a run as configured, and verify the file.
+
+    Returns:
+        The file.
+
+    Raises:
+        ConfigError: not a finished run, or a text file that cannot be read.
+        CheckpointError: what was exported does not compute the same.
+    """
+    run, output = Path(config.run), Path(config.output)
+    if output.suffix != ".zip":
+        raise ConfigError(f"output: {output} is no .zip; name the file that is written")
+    if not output.parent.is_dir():
+        raise ConfigError(f"output: no folder {output.parent}; make it first")
+    licence, use = read_text("license", config.license), read_text("use", config.use)
+    if licence is None:
+        log.warning("license: none given; the capsule will say that the weights have none")
+    recipe = recipe_of(run)
+    rules_of(config.postprocess, recipe.classes)  # names classes that there are
+    exported = open_export(run, recipe)
+    network = exported.network()
+    images = made_up(recipe, GOLDEN)
+    plain, facts = read_run(run)
+    metrics = json.loads((run / "metrics.json").read_text())
+    profile = profile_of(plain)
+    card = model_card(recipe, facts, metrics, counts_of(run), profile, use)
+    parts = {
+        MODEL: exported.read(MODEL),
+        RECIPE: recipe.to_json().encode(),
+        "postprocessing.json": as_json(config.postprocess.model_dump()),
+        "profile.json": as_json(profile.describe()),
+        "metrics.json": as_json(metrics),
+        "MODEL_CARD.md": card.encode(),
+        "LICENSE": (licence or NO_LICENCE).encode(),
+        GOLDEN_INPUT: array_bytes(images),
+        GOLDEN_OUTPUT: array_bytes(network(images)),
+    }
+    made = {"run": recipe.run, "made_with": f"attnseg {version('attnseg')}"}
+    with replacing(output) as file:
+        file.write(pack(output, parts, made))
+    verify(output)
+    log.info("Written: %s, %.2f MB", output, output.stat().st_size / 1e6)
+    return output
+
+
+def open_export(run: Path, recipe: Recipe) -> Exported:
+    """Return a run's export to ONNX, made now unless it is there with these weights."""
+    try:
+        found = Exported(run / "export")
+        if found.recipe == recipe:
+            return found
+    except AttnsegError:
+        pass
+    log.info("Exporting to ONNX first")
+    plain = {"choices": {}, "profile": {}, "run": str(run), "formats": ["onnx"]}
+    export(check_types(Export, {**plain, "int8": False, "root": None, "data": None}))
+    return Exported(run / "export")
+
+
+def read_text(key: str, path: str | None) -> str | None:
+    """Return a text file that an option names.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    if path is None:
+        return None
+    try:
+        return Path(path).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{key}: {path} cannot be read as text; name a text file") from error
+
+
+def profile_of(plain: dict[str, Any]) -> Profile:
+    """Return the metric profile of a run."""
+    ((name, node),) = plain["profile"].items()
+    found: Profile = build(f"profile.{name}", Component.model_validate(node))
+    return found
+
+
+def counts_of(run: Path) -> dict[str, tuple[int, int]]:
+    """Return patients and cases of each role."""
+    table = pd.read_csv(run / "split.csv", dtype=str, keep_default_na=False)
+    by_role = {role: table[table["role"] == role] for role in ROLES}
+    return {role: (int(own["patient"].nunique()), len(own)) for role, own in by_role.items()}
+
+
+def as_json(values: dict[str, Any]) -> bytes:
+    """Return values as JSON."""
+    return (json.dumps(values, indent=1, allow_nan=False) + "\n").encode()
+
+
+def array_bytes(array: NDArray[np.float32]) -> bytes:
+    """Return an array as `numpy.load` reads it."""
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()

@@ -1,0 +1,414 @@
+"""A finished run as files for other programs: ONNX, torch.export, safetensors, 8-bit ONNX."""
+
+import contextlib
+import importlib.util
+import io
+import json
+import logging
+import math
+import re
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from attnseg.config.schema import Export
+from attnseg.data.store import StoredCase
+from attnseg.data.view import network_input
+from attnseg.errors import AttnsegError, CheckpointError, ConfigError, first_line
+from attnseg.evaluation.evaluate import FinishedRun, build_profiles
+from attnseg.evaluation.scoring import score_cases
+from attnseg.files import file_digest, replacing, write_text
+from attnseg.metrics.profiles.profile import Profile
+from attnseg.models.model import SegmentationModel
+from attnseg.predict.network import Network
+from attnseg.predict.onnx import OnnxNetwork
+from attnseg.predict.recipe import Recipe
+from attnseg.runs.reopen import TorchNetwork, load_model, read_run, recipe_of
+
+log = logging.getLogger(__name__)
+
+Images = NDArray[np.float32]
+TOLERANCE = 1e-4  # of logits, between PyTorch and what was exported
+SLICES = 8  # that are compared
+REPEATS = 30  # of a timing
+ONNX, INT8, TORCH, SAFETENSORS = "model.onnx", "model.int8.onnx", "model.pt2", "weights.safetensors"
+NEEDED = ("onnx", "onnxscript", "onnxruntime")
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What exports are compared on.
+
+    Attributes:
+        images: `[B, C, H, W]` in [-1, 1].
+        what: where they are from.
+        finished: the run with its data; `None` if they are not here.
+    """
+
+    images: Images
+    what: str
+    finished: FinishedRun | None
+
+
+def export(config: Export) -> Path:
+    """Export as configured; print a table, write `RUN/export/`.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ConfigError: not a finished run, or an operator that cannot be exported.
+        CheckpointError: what was exported does not compute the same; it is not kept.
+    """
+    for name in NEEDED:
+        if "onnx" in config.formats and importlib.util.find_spec(name) is None:
+            raise ConfigError(
+                f"formats: {name} is not installed; pip install 'attnseg[export]' or leave onnx out"
+            )
+    run = Path(config.run)
+    recipe, model = recipe_of(run), load_model(run)
+    seen = look(run, recipe, config)
+    folder = run / "export"
+    folder.mkdir(exist_ok=True)
+    for name in ("export.json", ONNX, INT8, TORCH, SAFETENSORS, "weights.json"):
+        (folder / name).unlink(missing_ok=True)  # of an earlier export; the facts first
+    write_text(folder / "recipe.json", recipe.to_json())
+    threads = torch.get_num_threads()
+    networks: dict[str, Network] = {"PyTorch": TorchNetwork(model)}
+    facts: dict[str, Any] = {"run": recipe.run, "compared_on": seen.what, "tolerance": TOLERANCE}
+    if "safetensors" in config.formats:
+        write_safetensors(folder, run, recipe, model)
+    if {"torch", "onnx"} & set(config.formats):
+        program = trace(model, recipe)
+        if "torch" in config.formats:
+            networks["torch.export"] = TorchNetwork(program.module())  # type: ignore[arg-type]
+            check("torch", networks, "torch.export", seen)
+            write_bytes(folder / TORCH, program_bytes(program))
+        if "onnx" in config.formats:
+            data = onnx_bytes(program)
+            networks["ONNX"] = OnnxNetwork(data, threads, recipe, ONNX)
+            check("onnx", networks, "ONNX", seen)
+            write_bytes(folder / ONNX, data)
+            if config.int8:
+                write_bytes(folder / INT8, quantised(folder / ONNX))
+                networks["ONNX int8"] = OnnxNetwork(folder / INT8, threads, recipe)
+    facts["differences"] = {
+        name: difference(networks["PyTorch"], network, seen.images)
+        for name, network in networks.items()
+        if name != "PyTorch"
+    }
+    facts["milliseconds"] = latencies(networks, seen.images[:1])
+    facts["threads"] = threads
+    if config.int8:
+        facts["validation"] = dice(networks, seen, build_profiles(config)[0], recipe)
+    facts["versions"] = {
+        name: version(name)
+        for name in ("attnseg", "torch", *NEEDED)
+        if importlib.util.find_spec(name) is not None
+    }
+    facts["files"] = {
+        path.name: {"sha256": file_digest(path), "bytes": path.stat().st_size}
+        for path in sorted(folder.iterdir())
+    }
+    show(facts, folder, list(networks))
+    write_text(folder / "export.json", json.dumps(facts, indent=1, allow_nan=False) + "\n")
+    log.info("Written: %s", folder)
+    return folder
+
+
+def look(run: Path, recipe: Recipe, config: Export) -> Seen:
+    """Return what exports are compared on: slices of the validation cases, else made-up ones."""
+    try:
+        finished = FinishedRun(run, config)
+    except AttnsegError as error:
+        log.warning("The run's data are not here (%s): compared on made-up images", error)
+        if config.int8:
+            raise ConfigError(
+                "int8: the Dice it costs is measured on the validation data, which are not here; "
+                "give them as root=DIR, or int8=false"
+            ) from error
+        return Seen(made_up(recipe, SLICES), f"{SLICES} made-up images", None)
+    cases = finished.data.val
+    every = [(case, index) for case in cases for index in range(case.shape[0])]
+    chosen = np.linspace(0, len(every) - 1, min(SLICES, len(every))).round().astype(int)
+    images = [slice_of(recipe, *every[at]) for at in chosen]
+    return Seen(np.stack(images), f"{len(images)} validation slices", finished)
+
+
+def slice_of(recipe: Recipe, case: StoredCase, index: int) -> Images:
+    """Return a slice as the network takes it, `[C, H, W]`."""
+    return network_input(recipe.view.image(case, index))
+
+
+def made_up(recipe: Recipe, count: int) -> Images:
+    """Return images like no patient's, the same every time: `[count, C, H, W]` in [-1, 1].
+
+    Soft blobs on a gradient, so that a network has something to find.
+    """
+    rng = np.random.default_rng(0)
+    height, width = recipe.size
+    y, x = np.mgrid[0 : 1 : complex(height), 0 : 1 : complex(width)]
+    shape = (count, recipe.channels * recipe.slices, 12, 1, 1)
+    centre_y, centre_x, radius, light = (rng.random(shape) for _ in range(4))
+    distance = (y - centre_y) ** 2 + (x - centre_x) ** 2
+    blobs = (light * np.exp(-distance / (0.02 + 0.1 * radius) ** 2)).sum(2)
+    return np.asarray(np.clip(blobs, 0, 1) * 2 - 1, np.float32)
+
+
+def trace(model: nn.Module, recipe: Recipe) -> ExportedProgram:
+    """Trace a model into one graph, the number of images free.
+
+    With gradients on: KV+Pos then carries its bias as one more channel. Without them it is a mask,
+    which the exporter would store for every block, tokens times tokens.
+
+    Raises:
+        ConfigError: something in it cannot be traced.
+    """
+    example = torch.zeros(2, recipe.channels * recipe.slices, *recipe.size)
+    try:
+        with torch.enable_grad(), silence():
+            return torch.export.export(
+                model, (example,), dynamic_shapes=({0: Dim("batch")},), strict=False
+            )
+    except Exception as error:  # whatever a model does, the tracer passes on
+        raise ConfigError(
+            f"formats: the model cannot be traced ({first_line(error)[:200]}); use "
+            "formats=safetensors"
+        ) from error
+
+
+def onnx_bytes(program: ExportedProgram) -> bytes:
+    """Translate a program to ONNX.
+
+    Raises:
+        ConfigError: one of its operators has no translation, or the file would be too large.
+    """
+    try:
+        with silence():
+            translated = torch.onnx.export(
+                program,
+                (),
+                dynamo=True,
+                input_names=["images"],
+                output_names=["logits"],
+                external_data=False,
+                verbose=False,
+            )
+            assert translated is not None
+            return bytes(translated.model_proto.SerializeToString())
+    except Exception as error:  # its errors have several roots
+        found = re.search(
+            r"(?:aten|prims|\w+)(?:\.|::)\w+(?:\.\w+)?(?=[\s'\"\],)>])", str(causes(error))
+        )
+        operator = found[0] if found else first_line(error)[:200]
+        raise ConfigError(
+            f"formats: onnx cannot express {operator} of this model; leave onnx out of formats"
+        ) from error
+
+
+def causes(error: BaseException) -> str:
+    """Return what an exception and all behind it say, the first cause first."""
+    said: list[str] = []
+    found: BaseException | None = error
+    while found is not None:
+        said.insert(0, str(found))
+        found = found.__cause__ or found.__context__
+    return "\n".join(said)
+
+
+def program_bytes(program: ExportedProgram) -> bytes:
+    """Return a program as `torch.export.load` reads it."""
+    buffer = io.BytesIO()
+    with silence():
+        torch.export.save(program, buffer)
+    return buffer.getvalue()
+
+
+@contextlib.contextmanager
+def silence() -> Iterator[None]:
+    """Keep the exporters' remarks about themselves off the terminal."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
+def quantised(path: Path) -> bytes:
+    """Return an ONNX model with 8-bit weights of its matrix products, their inputs as they come.
+
+    Convolutions stay as they are: their 8-bit kernels on CPUs are slower than the others.
+    """
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".int8-") as folder, silence():
+        target = Path(folder, INT8)
+        root = logging.getLogger()
+        level = root.level
+        root.setLevel(logging.ERROR)  # its advice to prepare the model first is for other ways
+        try:
+            quantize_dynamic(
+                path,
+                target,
+                op_types_to_quantize=["MatMul", "Gemm"],
+                per_channel=True,
+                reduce_range=True,  # 7 bits: processors without VNNI clip sums of 8-bit products
+                weight_type=QuantType.QInt8,
+            )
+        finally:
+            root.setLevel(level)
+        return target.read_bytes()
+
+
+def write_safetensors(folder: Path, run: Path, recipe: Recipe, model: nn.Module) -> None:
+    """Write the weights, and in `weights.json` what the model is built with."""
+    plain, _ = read_run(run)
+    built = {
+        "model": plain["model"],
+        "attn": plain["attn"],
+        "in_channels": recipe.channels * recipe.slices,
+        "num_classes": recipe.outputs,
+        "image_size": recipe.size,
+    }
+    state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    write_bytes(folder / SAFETENSORS, safetensors.torch.save(state))
+    write_text(folder / "weights.json", json.dumps(built, indent=1) + "\n")
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file, whole or not at all."""
+    with replacing(path) as file:
+        file.write(data)
+
+
+def difference(first: Network, second: Network, images: Images) -> float:
+    """Return the largest difference of the logits of two networks; batches of 1, 2 and the rest."""
+    largest = 0.0
+    for batch in (images[:1], images[1:3], images[3:]):
+        if len(batch):
+            apart = float(np.abs(first(batch) - second(batch)).max())
+            largest = max(largest, math.inf if math.isnan(apart) else apart)
+    return largest
+
+
+def check(key: str, networks: dict[str, Network], name: str, seen: Seen) -> None:
+    """Refuse what does not compute what the model does.
+
+    Raises:
+        CheckpointError: says by how much.
+    """
+    apart = difference(networks["PyTorch"], networks[name], seen.images)
+    if not apart <= TOLERANCE:
+        raise CheckpointError(
+            f"formats: {key}: logits differ from PyTorch's by {apart:.2g} on {seen.what}, more "
+            f"than {TOLERANCE}; nothing was kept, leave {key} out of formats"
+        )
+
+
+def latencies(networks: dict[str, Network], image: Images) -> dict[str, float]:
+    """Return the median milliseconds of each network for one image, measured in alternation."""
+    spent: dict[str, list[float]] = {name: [] for name in networks}
+    for _ in range(REPEATS):
+        for name, network in networks.items():
+            started = time.perf_counter()
+            network(image)
+            spent[name].append(1e3 * (time.perf_counter() - started))
+    return {name: round(statistics.median(found), 3) for name, found in spent.items()}
+
+
+class OnnxModel(SegmentationModel):
+    """An `OnnxNetwork` where a model is expected."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network
+        self.place = nn.Parameter(torch.zeros(1))  # tells that it is on the CPU
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Segment images `[B, C, H, W]`; see `SegmentationModel.forward`."""
+        return torch.from_numpy(self.network(image.numpy()))
+
+
+def dice(
+    networks: dict[str, Network], seen: Seen, profile: Profile, recipe: Recipe
+) -> dict[str, Any]:
+    """Score networks on the validation cases.
+
+    Returns:
+        The profile's name and digest, and of each network the mean of the profile's first metric
+        and those of the classes.
+    """
+    assert seen.finished is not None  # `look` has checked
+    cases = seen.finished.data.val
+    scored: dict[str, Any] = {}
+    metric = profile.metrics[0]
+    for name in ("PyTorch", "ONNX", "ONNX int8"):
+        scores = score_cases(
+            OnnxModel(networks[name]), cases, recipe.view, recipe.classes, recipe.multilabel,
+            seen.finished.config.dataset.batch_size, [profile], f"val, {name}",
+        )  # fmt: skip
+        means = profile.summarise(scores)[metric.name]
+        scored[name] = {str(row): round(float(value), 6) for row, value in means.items()}
+    return {
+        "profile": profile.name,
+        "digest": profile.digest,
+        "metric": metric.name,
+        "patients": len({case.patient for case in cases}),
+        "cases": len(cases),
+        "means": scored,
+    }
+
+
+def show(facts: dict[str, Any], folder: Path, names: list[str]) -> None:
+    """Print what was exported, how far it is from PyTorch, and how long it takes."""
+    files = {"torch.export": TORCH, "ONNX": ONNX, "ONNX int8": INT8}
+    validation = facts.get("validation")
+    table = Table()
+    table.add_column("", no_wrap=True)
+    for title in ("MB", "largest difference", "ms per image"):
+        table.add_column(title, justify="right")
+    if validation:
+        table.add_column(f"val {validation['metric']}", justify="right")
+    for name in names:
+        size = facts["files"].get(files.get(name, SAFETENSORS), {}).get("bytes")
+        apart = facts["differences"].get(name)
+        row = [
+            "-" if size is None else f"{size / 1e6:.2f}",
+            "-" if apart is None else f"{apart:.1e}",
+            f"{facts['milliseconds'][name]:.1f}",
+        ]
+        if validation:
+            mean = validation["means"].get(name, {}).get("mean")
+            row.append("-" if mean is None else f"{mean:.4f}")
+        table.add_row(name, *row)
+    console = Console()
+    threads = f"{facts['threads']} thread" + ("s" if facts["threads"] > 1 else "")
+    console.print(f"{folder}: compared on {facts['compared_on']}, {threads}", highlight=False)
+    if validation:
+        console.print(
+            f"val: {validation['cases']} cases of {validation['patients']} patients, profile "
+            f"{validation['profile']} ({validation['digest']})",
+            highlight=False,
+        )
+    console.print(table)

@@ -1,0 +1,136 @@
+"""Phantom of a dataset in nnU-Net's raw format: two made-up MR contrasts, regions for labels.
+
+    dataset.json
+    imagesTr/ABD_001_0000.nii.gz, imagesTr/ABD_001_0001.nii.gz, labelsTr/ABD_001.nii.gz
+    imagesTs/ABD_006_0000.nii.gz, imagesTs/ABD_006_0001.nii.gz, labelsTs/ABD_006.nii.gz
+
+Format: https://github.com/MIC-DKFZ/nnUNet/blob/master/documentation/dataset_format.md and
+region_based_training.md.
+"""
+
+import json
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from numpy.random import default_rng
+from numpy.typing import NDArray
+
+from attnseg.phantoms.abdomen import Abdomen
+from attnseg.phantoms.body import union
+from attnseg.phantoms.phantom import make_once, preset_of
+from attnseg.phantoms.scan import ScanSpec, save_scan, tilted_affine
+from attnseg.progress import track
+
+VERSION = 1  # raised whenever the same specification gives other bytes
+AXES = ("RAS", "LPS", "LAS")  # of the files' arrays; cases take turns
+LARGE_BOWEL, SMALL_BOWEL, STOMACH = 1, 2, 3
+
+PRESETS = {
+    "tiny": ScanSpec(5, 2, 8, ((72, 60, 5.2, 6.0), (68, 64, 5.4, 5.0))),
+    "demo": ScanSpec(10, 4, 20, ((128, 104, 2.8, 5.0), (120, 112, 3.0, 6.0))),
+}
+
+
+def make_nnunet(root: Path, preset: str = "demo", seed: int = 0) -> None:
+    """Write a phantom in nnU-Net's raw format to `root`, unless it is there already.
+
+    Args:
+        root: becomes the dataset's folder (`DatasetXXX_Name`), which holds `dataset.json`.
+        preset: one of `PRESETS`.
+        seed: another seed gives other anatomies.
+
+    Raises:
+        ValueError: no such preset.
+        DataError: `root` holds something else, or another phantom.
+    """
+    spec = replace(preset_of(PRESETS, preset), seed=seed)
+    make_once(root, {"version": VERSION, **asdict(spec)}, partial(_write, spec))
+
+
+def make_mr(
+    seed: int, case: int, shape: tuple[int, int, int], spacing: float
+) -> tuple[list[NDArray[np.int16]], NDArray[np.uint8]]:
+    """Make one patient's two scans.
+
+    Args:
+        seed: of the phantom.
+        case: number of the case.
+        shape: slices, height, width.
+        spacing: in-plane pixel size, mm.
+
+    Returns:
+        T1- and T2-weighted images and label map, each `[S, H, W]`, from the feet up, front to back
+        and the patient's right to the left.
+    """
+    body = Abdomen(default_rng([seed, case]), default_rng([seed, case, 1]), shape, spacing)
+    # T1, T2: fluid is dark in the first and bright in the second.
+    images = [_weighted(body, 0), _weighted(body, 1)]
+    label = np.zeros(shape, np.uint8)
+    label[body.large_bowel < 0] = LARGE_BOWEL
+    label[body.small_bowel < 0] = SMALL_BOWEL
+    label[body.stomach < 0] = STOMACH
+    return images, label
+
+
+def _weighted(body: Abdomen, weighting: int) -> NDArray[np.int16]:
+    """Return the image of one weighting; organs are painted in the order of their labels."""
+    tissues = (
+        (body.skin, (0.35, 0.30), 0.03),
+        (body.skin + 3, (0.82, 0.60), 0.04),  # fat
+        (body.muscle, (0.36, 0.20), 0.03),
+        (body.cavity, (0.72, 0.50), 0.07),  # fat
+        (body.lungs, (0.05, 0.05), 0.02),
+        (body.heart, (0.20, 0.25), 0.05),
+        (body.spine, (0.46, 0.36), 0.04),
+        (body.arch, (0.30, 0.22), 0.04),
+        (body.canal, (0.15, 0.85), 0.02),
+        (body.ribs, (0.24, 0.14), 0.03),
+        (body.liver, (0.52, 0.28), 0.02),
+        (body.spleen, (0.36, 0.52), 0.02),
+        (union(body.vena_cava, body.aorta), (0.14, 0.08), 0.02),
+        (union(body.right_kidney, body.left_kidney), (0.44, 0.58), 0.02),
+        (union(body.right_kidney, body.left_kidney) + 8, (0.34, 0.68), 0.04),
+        (body.pancreas, (0.58, 0.38), 0.04),
+        (body.portal_vein, (0.16, 0.12), 0.02),
+        (body.gallbladder, (0.18, 0.95), 0.02),
+        (body.large_bowel, (0.40, 0.34), 0.03),
+        (body.large_bowel + 3, (0.56, 0.18), 0.08),
+        (body.small_bowel, (0.44, 0.40), 0.03),
+        (body.small_bowel + 3, (0.26, 0.80), 0.08),
+        (body.stomach, (0.42, 0.36), 0.03),
+        (body.stomach + 4, (0.14, 0.94), 0.05),
+    )
+    image = body.mr(((field, values[weighting], grain) for field, values, grain in tissues), ())
+    return np.asarray(np.minimum(image, np.iinfo(np.int16).max), np.int16)
+
+
+def _write(spec: ScanSpec, root: Path) -> None:
+    for folder in ("imagesTr", "labelsTr", "imagesTs", "labelsTs"):
+        (root / folder).mkdir()
+    for case in track(range(spec.train + spec.test), "Making the phantom", "cases"):
+        width, height, spacing, distance = spec.frames[case % len(spec.frames)]
+        shape = (spec.slices, height, width)
+        images, label = make_mr(spec.seed, case, shape, spacing)
+        affine = tilted_affine(
+            default_rng([spec.seed, case, 2]), shape, (distance, spacing, spacing)
+        )
+        part = "Tr" if case < spec.train else "Ts"
+        name, axes = f"ABD_{case + 1:03d}", AXES[case % len(AXES)]
+        for channel, image in enumerate(images):
+            save_scan(root / f"images{part}" / f"{name}_{channel:04d}.nii.gz", image, affine, axes)
+        save_scan(root / f"labels{part}" / f"{name}.nii.gz", label, affine, axes)
+    description = {
+        "channel_names": {"0": "T1", "1": "T2"},
+        "labels": {
+            "background": 0,
+            "bowel": [LARGE_BOWEL, SMALL_BOWEL],
+            "small_bowel": [SMALL_BOWEL],
+            "stomach": [STOMACH],
+        },
+        "regions_class_order": [LARGE_BOWEL, SMALL_BOWEL, STOMACH],
+        "numTraining": spec.train,
+        "file_ending": ".nii.gz",
+    }
+    (root / "dataset.json").write_text(json.dumps(description, indent=1) + "\n")

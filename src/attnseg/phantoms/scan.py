@@ -1,0 +1,75 @@
+"""Made-up scans as NIfTI files, lying askew and with axes in any order, as scanners write them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from nibabel.orientations import axcodes2ornt, inv_ornt_aff, ornt_transform
+from numpy.random import Generator
+from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
+
+from attnseg.phantoms.body import Field
+
+
+@dataclass(frozen=True)
+class ScanSpec:
+    """How many made-up scans of an abdomen, and of which size.
+
+    Attributes:
+        train: number of training cases.
+        test: number of test cases.
+        slices: slices per scan.
+        frames: width and height (pixels), pixel spacing and slice distance (mm); cases take turns.
+            An abdomen fits any number of slices: it is compressed along the axis.
+        seed: another seed gives other anatomies.
+    """
+
+    train: int
+    test: int
+    slices: int
+    frames: tuple[tuple[int, int, float, float], ...]
+    seed: int = 0
+
+
+def tilted_affine(
+    rng: Generator, shape: tuple[int, int, int], spacing: tuple[float, float, float]
+) -> Field:
+    """Return where a patient who lies a few degrees askew is in the scanner.
+
+    Args:
+        rng: draws how askew.
+        shape: slices, height, width.
+        spacing: along the same, mm.
+
+    Returns:
+        `[4, 4]` from voxel indices along width, height and slices to mm (NIfTI's axes: right,
+        front, up).
+    """
+    affine = np.eye(4)
+    turn = Rotation.from_euler("xyz", rng.uniform(-7, 7, 3), degrees=True).as_matrix()
+    thick, high, wide = spacing
+    affine[:3, :3] = turn @ np.diag([-wide, -high, thick])
+    middle = (np.array(shape[::-1]) - 1) / 2
+    affine[:3, 3] = rng.uniform(-40, 40, 3) - affine[:3, :3] @ middle
+    return affine
+
+
+def save_scan(path: Path, scan: NDArray[np.generic], affine: Field, axes: str) -> None:
+    """Write a scan as NIfTI.
+
+    Args:
+        path: of the file.
+        scan: `[S, H, W]`, from the feet up, front to back, right to left.
+        affine: of `tilted_affine`.
+        axes: where the axes of the file's array point to: `RAS` is right, front, up.
+    """
+    turn = ornt_transform(axcodes2ornt("LPS"), axcodes2ornt(tuple(axes)))
+    array = scan.transpose(2, 1, 0)
+    turned = affine @ inv_ornt_aff(turn, array.shape)
+    image = nib.Nifti1Image(nib.orientations.apply_orientation(array, turn), None)
+    image.set_sform(turned, 1)
+    image.set_qform(turned, 1)
+    image.header.set_xyzt_units("mm")
+    nib.save(image, path)

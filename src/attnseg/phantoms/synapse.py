@@ -1,0 +1,230 @@
+"""Phantom of the Synapse (BTCV) abdomen: made-up CTs in the same files and layout.
+
+Two layouts are known, of the same scans (https://www.synapse.org/#!Synapse:syn3193805):
+
+    RawData/Training/img/img0001.nii.gz, RawData/Training/label/label0001.nii.gz
+    train_npz/case0005_slice000.npz, test_vol_h5/case0001.npy.h5
+
+The second is TransUNet's package (https://github.com/Beckschen/TransUNet): intensities are clipped
+to -125..275 HU and scaled to 0..1, 8 of the 13 organs are left, and slices lie on their side: rows
+from the patient's right to the left, columns from front to back. (mmsegmentation's
+tools/dataset_converters/synapse.py arrives there by a transposition and a flip of the raw arrays.)
+"""
+
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+
+import h5py
+import numpy as np
+from numpy.random import Generator, default_rng
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from attnseg.phantoms.abdomen import Abdomen
+from attnseg.phantoms.body import Field, overlap, union
+from attnseg.phantoms.phantom import make_once, preset_of
+from attnseg.phantoms.scan import ScanSpec, save_scan, tilted_affine
+from attnseg.progress import track
+
+VERSION = 1  # raised whenever the same specification gives other bytes
+# The published split by case number: TransUNet's lists.
+TRAIN = (5, 6, 7, 9, 10, 21, 23, 24, 26, 27, 28, 30, 31, 33, 34, 37, 39, 40)
+TEST = (8, 22, 38, 36, 32, 2, 29, 3, 1, 4, 25, 35)
+AXES = ("LAS", "RAS", "LPS", "PSL")  # of the files' arrays; cases take turns
+PACKAGE = {8: 1, 4: 2, 3: 3, 2: 4, 6: 5, 11: 6, 1: 7, 7: 8}  # TransUNet's numbers of the organs
+LAYOUTS = ("raw", "package")
+WINDOW = (-125.0, 275.0)  # HU that the package keeps
+NOISE = 12.0  # HU
+
+PRESETS = {
+    "tiny": ScanSpec(4, 2, 8, ((72, 60, 5.2, 5.0), (70, 64, 5.4, 4.0))),
+    "demo": ScanSpec(8, 4, 20, ((136, 112, 2.7, 5.0), (128, 116, 2.8, 4.0), (144, 120, 2.6, 3.0))),
+}
+
+
+def make_synapse(root: Path, preset: str = "demo", seed: int = 0, layout: str = "raw") -> None:
+    """Write a phantom of the Synapse abdomen to `root`, unless it is there already.
+
+    Args:
+        root: becomes what the reader takes as its root.
+        preset: one of `PRESETS`.
+        seed: another seed gives other anatomies.
+        layout: `raw` or `package`, of the same scans.
+
+    Raises:
+        ValueError: no such preset or layout.
+        DataError: `root` holds something else, or another phantom.
+    """
+    if layout not in LAYOUTS:
+        raise ValueError(f"no layout {layout!r}; choose one of {', '.join(LAYOUTS)}")
+    spec = replace(preset_of(PRESETS, preset), seed=seed)
+    described = {"version": VERSION, "layout": layout, **asdict(spec)}
+    make_once(root, described, partial(_write, spec, layout))
+
+
+def make_ct(
+    seed: int, case: int, shape: tuple[int, int, int], spacing: float
+) -> tuple[NDArray[np.int16], NDArray[np.uint8]]:
+    """Make one CT.
+
+    Args:
+        seed: of the phantom.
+        case: number of the case.
+        shape: slices, height, width.
+        spacing: in-plane pixel size, mm.
+
+    Returns:
+        Image `[S, H, W]` in HU and the numbers of the 13 organs `[S, H, W]`, from the feet up,
+        front to back and the patient's right to the left.
+    """
+    today = default_rng([seed, case, 1])
+    body = Abdomen(default_rng([seed, case]), today, shape, spacing)
+    return _image(body, today), _label(body)
+
+
+def _label(body: Abdomen) -> NDArray[np.uint8]:
+    label = np.zeros(body.shape, np.uint8)
+    for number, organ in (
+        (6, body.liver),
+        (7, body.stomach),
+        (1, body.spleen),
+        (9, body.vena_cava),
+        (8, body.aorta),
+        (2, body.right_kidney),
+        (3, body.left_kidney),
+        (11, body.pancreas),
+        (10, body.portal_vein),
+        (4, body.gallbladder),
+        (5, body.oesophagus),
+        (12, body.right_adrenal),
+        (13, body.left_adrenal),
+    ):
+        label[organ < 0] = number
+    return label
+
+
+def _image(body: Abdomen, rng: Generator) -> NDArray[np.int16]:
+    """Return a CT in the portal venous phase; organs are painted in the order of their labels."""
+    contrast = rng.uniform(0.9, 1.1)  # of the vessels and what they feed
+    kidneys = union(body.right_kidney, body.left_kidney)
+    image = body.paint(
+        -1000.0,
+        (
+            (_table(body), 40, 10),
+            (body.skin, 15, 10),
+            (body.skin + 3, -105, 12),
+            (body.muscle, 58, 12),
+            (body.cavity, -98, 20),
+            (_strands(body, rng), -35, 25),
+            (body.lungs, -860, 60),
+            (body.heart, 115 * contrast, 12),
+            (body.spine, 360, 30),
+            (body.spine + 2.5, 190, 45),
+            (body.arch, 400, 50),
+            (body.canal, 35, 5),
+            (body.ribs, 430, 80),
+            (body.small_bowel, 90, 10),
+            (body.small_bowel + 3, 38, 18),
+            (body.large_bowel, 70, 10),
+            (body.large_bowel + 3, 15, 70),
+            (_gas(body, rng), -820, 60),
+            (body.liver, 105 * contrast, 8),
+            (_branches(body, rng), 140 * contrast, 5),
+            (body.stomach, 75, 10),
+            (body.stomach + 4, 28, 14),
+            (_bubble(body), -930, 10),
+            (body.spleen, 122 * contrast, 8),
+            (body.vena_cava, 140 * contrast, 8),
+            (body.aorta, 160 * contrast, 5),
+            (kidneys, 185 * contrast, 12),  # cortex
+            (kidneys + 8, 150 * contrast, 25),
+            (body.sinuses, -60, 30),
+            (body.pancreas, 88 * contrast, 22),
+            (body.portal_vein, 165 * contrast, 5),
+            (body.gallbladder, 8, 4),
+            (body.oesophagus, 45, 8),
+            (union(body.right_adrenal, body.left_adrenal), 75 * contrast, 6),
+        ),
+    )
+    blurred = ndimage.gaussian_filter(image, (0, 0.45, 0.45))
+    noise = ndimage.gaussian_filter(rng.standard_normal(body.shape), (0, 0.6, 0.6))
+    noisy = np.rint(blurred + NOISE * noise / noise.std())
+    return np.asarray(np.clip(noisy, -1024, 3071), np.int16)
+
+
+def _table(body: Abdomen) -> Field:
+    """Return the curved table under the back."""
+    x, y = body.x[None, None, :], body.y[None, :, None]
+    plate = np.abs(y - (108 * body.depth + 9 - 0.0009 * x**2)) - 2.5
+    return np.broadcast_to(plate, body.shape)
+
+
+def _strands(body: Abdomen, rng: Generator) -> Field:
+    """Return the fine vessels that run through the fat of the cavity."""
+    slow = (0.7, 9 / body.spacing, 9 / body.spacing)
+    noise = ndimage.gaussian_filter(rng.standard_normal(body.shape), slow)
+    return overlap((np.abs(noise / noise.std()) - 0.15) * 8, body.cavity + 12)
+
+
+def _gas(body: Abdomen, rng: Generator) -> Field:
+    """Return pockets of gas in the large bowel."""
+    slow = (1, 10 / body.spacing, 10 / body.spacing)
+    noise = ndimage.gaussian_filter(rng.standard_normal(body.shape), slow)
+    return overlap((0.5 - noise / noise.std()) * 10, body.large_bowel + 5)
+
+
+def _bubble(body: Abdomen) -> Field:
+    """Return the gas of the stomach, in front as the patient lies on the back."""
+    level = body.y[None, :, None] + 46 * body.depth
+    return overlap(level, body.stomach + 5)
+
+
+def _branches(body: Abdomen, rng: Generator) -> Field:
+    """Return the veins of the liver."""
+    slow = (1.5, 14 / body.spacing, 14 / body.spacing)
+    first, second = (
+        ndimage.gaussian_filter(rng.standard_normal(body.shape), slow) for _ in range(2)
+    )
+    # Where two slow fields are both near zero there is a line in space.
+    line = np.hypot(first / first.std(), second / second.std())
+    return overlap((line - 0.28) * 12, body.liver + 5)
+
+
+def _write(spec: ScanSpec, layout: str, root: Path) -> None:
+    cases = [(c, "train") for c in TRAIN[: spec.train]] + [(c, "test") for c in TEST[: spec.test]]
+    for turn, (case, role) in enumerate(track(cases, "Making the phantom", "scans")):
+        width, height, spacing, distance = spec.frames[turn % len(spec.frames)]
+        shape = (spec.slices, height, width)
+        image, label = make_ct(spec.seed, case, shape, spacing)
+        if layout == "raw":
+            affine = tilted_affine(
+                default_rng([spec.seed, case, 2]), shape, (distance, spacing, spacing)
+            )
+            folder = root / "RawData" / "Training"
+            axes = AXES[turn % len(AXES)]
+            for kind, scan in (("img", image), ("label", label)):
+                (folder / kind).mkdir(parents=True, exist_ok=True)
+                save_scan(folder / kind / f"{kind}{case:04d}.nii.gz", scan, affine, axes)
+        else:
+            _write_package(root, case, role, image, label)
+
+
+def _write_package(
+    root: Path, case: int, role: str, image: NDArray[np.int16], label: NDArray[np.uint8]
+) -> None:
+    low, high = WINDOW
+    scaled = (np.clip(image, low, high).astype(np.float32) - low) / (high - low)
+    numbers = np.zeros(14, np.uint8)
+    numbers[list(PACKAGE)] = list(PACKAGE.values())
+    volumes = scaled.transpose(0, 2, 1), numbers[label].transpose(0, 2, 1)
+    if role == "test":
+        (root / "test_vol_h5").mkdir(exist_ok=True)
+        with h5py.File(root / "test_vol_h5" / f"case{case:04d}.npy.h5", "w") as file:
+            for name, volume in zip(("image", "label"), volumes, strict=True):
+                file.create_dataset(name, data=volume)
+        return
+    (root / "train_npz").mkdir(exist_ok=True)
+    for index, (picture, organs) in enumerate(zip(*volumes, strict=True)):
+        name = f"case{case:04d}_slice{index:03d}.npz"
+        np.savez(root / "train_npz" / name, image=picture, label=organs)

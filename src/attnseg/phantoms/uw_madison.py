@@ -1,0 +1,111 @@
+"""Phantom of the UW-Madison download: made-up abdomens in the same files and layout.
+
+Every patient has an anatomy of its own (body, liver, spleen, kidneys, spine, and the stomach, large
+and small bowel to segment); every day of a patient moves the body, refills the stomach and lays the
+bowel loops anew. Slices are MR-like: soft edges, a bias field, Rician noise, another brightness per
+scan. The same specification gives the same bytes.
+"""
+
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from numpy.random import default_rng
+from numpy.typing import NDArray
+from PIL import Image
+
+from attnseg.data.readers import rle
+from attnseg.data.readers.uw_madison import COLUMNS, UWMadison
+from attnseg.phantoms.body import Body
+from attnseg.phantoms.phantom import make_once, preset_of
+from attnseg.progress import track
+
+VERSION = 1  # raised whenever the same specification gives other bytes
+SPEC_FILE = "phantom.json"
+
+
+@dataclass(frozen=True)
+class PhantomSpec:
+    """How many made-up scans, and of which size.
+
+    Attributes:
+        patients: number of patients.
+        max_days: patient n has 1 + n % max_days scans.
+        slices: slices per scan, 3 mm apart.
+        frames: width and height (pixels) and pixel spacing (mm) of the scanners; patients take
+            turns.
+        seed: another seed gives other anatomies.
+    """
+
+    patients: int
+    max_days: int
+    slices: int
+    frames: tuple[tuple[int, int, float], ...]
+    seed: int = 0
+
+
+PRESETS = {
+    "tiny": PhantomSpec(6, 2, 8, ((72, 60, 5.5), (56, 64, 5.8))),
+    "demo": PhantomSpec(15, 3, 20, ((144, 120, 2.45), (128, 144, 2.6), (160, 136, 2.3))),
+    "native": PhantomSpec(6, 1, 48, ((266, 266, 1.5),)),  # slices of the download's usual size
+}
+
+
+def make_uw_madison(root: Path, preset: str = "demo", seed: int = 0) -> None:
+    """Write a phantom in the UW-Madison layout to `root`, unless it is there already.
+
+    Args:
+        root: becomes what the reader takes as its root.
+        preset: one of `PRESETS`.
+        seed: another seed gives other anatomies.
+
+    Raises:
+        ValueError: no such preset.
+        DataError: `root` holds something else, or another phantom.
+    """
+    spec = replace(preset_of(PRESETS, preset), seed=seed)
+    make_once(root, {"version": VERSION, **asdict(spec)}, partial(_write, spec))
+
+
+def _write(spec: PhantomSpec, root: Path) -> None:
+    rows = [",".join(COLUMNS)]
+    days = [(p, d) for p in range(spec.patients) for d in range(1 + p % spec.max_days)]
+    for patient, day in track(days, "Making the phantom", "scans"):
+        width, height, spacing = spec.frames[patient % len(spec.frames)]
+        # Numbers with gaps, as in the download.
+        scan = f"case{2 * patient + 1}_day{5 * day}"
+        folder = root / "train" / scan.split("_")[0] / scan / "scans"
+        folder.mkdir(parents=True)
+        shape = (spec.slices, height, width)
+        image, masks = make_scan(spec.seed, patient, day, shape, spacing)
+        for index in range(spec.slices):
+            number = f"{index + 1:04d}"
+            name = f"slice_{number}_{width}_{height}_{spacing:.2f}_{spacing:.2f}.png"
+            Image.fromarray(image[index]).save(folder / name)
+            for organ, mask in zip(UWMadison.classes, masks[:, index], strict=True):
+                rows.append(f"{scan}_slice_{number},{organ},{rle.encode(mask)}")
+    (root / "train.csv").write_text("\n".join(rows) + "\n")
+
+
+def make_scan(
+    seed: int, patient: int, day: int, shape: tuple[int, int, int], spacing: float
+) -> tuple[NDArray[np.uint16], NDArray[np.bool_]]:
+    """Make one scan.
+
+    Args:
+        seed: of the phantom.
+        patient: number of the patient, from 0.
+        day: number of the scan, from 0.
+        shape: slices, height, width.
+        spacing: in-plane pixel size, mm.
+
+    Returns:
+        Image `[S, H, W]` and masks `[3, S, H, W]` in the order of `UWMadison.classes`.
+    """
+    body = Body(default_rng([seed, patient]), default_rng([seed, patient, 1 + day]), shape, spacing)
+    masks = np.stack([body.large_bowel, body.small_bowel, body.stomach]) < 0
+    # The first slice and the last one or two carry no mask, as in the download.
+    masks[:, 0] = False
+    masks[:, -max(1, shape[0] // 12) :] = False
+    return body.render(), masks

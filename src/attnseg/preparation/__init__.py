@@ -1,0 +1,1 @@
+"""Preparation, description and preview of datasets."""

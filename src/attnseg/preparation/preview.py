@@ -1,0 +1,69 @@
+"""A contact sheet of what the network really sees: slices, resized, augmented, with their masks."""
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from attnseg.config.build import build
+from attnseg.config.schema import Config
+from attnseg.data.reader import class_masks
+from attnseg.data.slices import SliceDataset
+from attnseg.drawing.cases import fullest, legend, show
+from attnseg.errors import ConfigError
+from attnseg.preparation.datasets import load, open_reader, view
+
+ROWS, EPOCHS = 6, 5
+
+
+def contact_sheet(config: Config) -> Path:
+    """Draw training slices as loaded, then as five epochs augment them.
+
+    Slices are those with most classes, of as many cases as there are rows. With several channels
+    the middle one is shown, or colours if there are three.
+
+    Returns:
+        The PNG file.
+
+    Raises:
+        AttnsegError: as for training.
+    """
+    reader = open_reader(config)
+    data = load(config, reader)
+    transforms = build("augment", config.augment)
+    try:
+        augmented = SliceDataset(data.train, view(config), transforms, config.seed)
+    except ValueError as error:
+        raise ConfigError(f"augment: {error}") from error
+    plain = SliceDataset(data.train, view(config))
+    classes, height = len(reader.classes), config.dataset.image_size[0]
+    rows = _rows(plain)
+    ratio = height / config.dataset.image_size[1]
+    size = (2.0 * (EPOCHS + 1), 2.0 * ratio * len(rows) + 1)
+    figure = Figure(figsize=size, dpi=100, layout="constrained")
+    axes = figure.subplots(len(rows), EPOCHS + 1, squeeze=False)
+    for row, index in zip(axes, rows, strict=True):
+        for column, axis in enumerate(row):
+            sample = plain[0, index] if column == 0 else augmented[column - 1, index]
+            image = sample["image"].numpy().transpose(1, 2, 0) / 2 + 0.5
+            colours = image.shape[-1] == 3 and config.dataset.slices == 1
+            shown = image if colours else image[..., image.shape[-1] // 2]
+            masks = class_masks(sample["mask"].numpy(), classes, reader.multilabel)
+            show(axis, shown, masks, 1.0)
+        case = data.train[plain.index[index][0]].case
+        row[0].set_ylabel(f"{case}\nslice {plain.index[index][1] + 1}", fontsize=8)
+    for column, axis in enumerate(axes[0]):
+        axis.set_title("as loaded" if column == 0 else f"epoch {column}", fontsize=10)
+    legend(figure, reader.classes)
+    name = f"{config.dataset_name}-{config.choices['augment']}"
+    figure.suptitle(f"{name}, {height}x{config.dataset.image_size[1]}", fontsize=12)
+    path = Path(config.paths.outputs, "previews", f"{name}.png")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, metadata={"Software": None})
+    return path
+
+
+def _rows(data: SliceDataset) -> list[int]:
+    """Return the fullest slice of each of a few cases."""
+    chosen = np.linspace(0, len(data.cases) - 1, min(ROWS, len(data.cases))).astype(int)
+    return [data.index.index((int(case), fullest(data.cases[case]))) for case in chosen]

@@ -1,0 +1,1 @@
+"""Processes of a run: forks, launched ranks, GPU leases, signals and locks."""

@@ -1,0 +1,1 @@
+"""Run folders: the only reader and writer of a run."""

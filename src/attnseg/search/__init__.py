@@ -1,0 +1,1 @@
+"""Searches of options by many trials."""

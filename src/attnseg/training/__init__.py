@@ -1,0 +1,1 @@
+"""Training runs, from a checked configuration to a complete run folder."""

@@ -1,0 +1,287 @@
+"""One training run, from a checked configuration to a complete run folder."""
+
+import contextlib
+import hashlib
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+
+from attnseg.config import cost
+from attnseg.config.components import Parts, build_parts
+from attnseg.config.schema import Config, revise
+from attnseg.data.datamodule import SliceDataModule
+from attnseg.data.sealed import describe
+from attnseg.errors import AttnsegError, ConfigError
+from attnseg.files import check_room, file_digest, write_text
+from attnseg.models.model import SegmentationModel
+from attnseg.preparation.datasets import Data, described, load, open_reader, view
+from attnseg.processes.gpus import leased
+from attnseg.processes.launch import Together
+from attnseg.processes.malloc import keep_freed_memory
+from attnseg.processes.signals import Stopping, leave_to_the_main_process
+from attnseg.runs.checkpoints import load_weights
+from attnseg.runs.run_folder import Run, run_id
+from attnseg.training.auto_batch import largest_batch
+from attnseg.training.callbacks import (
+    EndedEarly,
+    Watch,
+)
+from attnseg.training.final_evaluation import report
+from attnseg.training.fit import fit
+from attnseg.training.loggers import Loggers
+from attnseg.training.precision import resolve
+
+log = logging.getLogger(__name__)
+
+
+def train(
+    config: Config,
+    text: str,
+    claimed: Callable[[Path], None] = lambda folder: None,
+    watch: Watch = lambda rows: None,
+) -> Path:
+    """Train, validate and test as configured.
+
+    Args:
+        config: checked.
+        text: the same as YAML, to be kept.
+        claimed: is told the run folder as soon as it is this run's.
+        watch: is told the history after every epoch; may raise `EndedEarly`.
+
+    Returns:
+        The run folder.
+
+    Raises:
+        AttnsegError: what the person at the terminal can mend.
+        EndedEarly: `watch` has seen enough.
+    """
+    keep_freed_memory()
+    config, text = resolve(config, text)
+    together = Together(config.trainer.devices, text)
+    check_device(config, together.processes)
+    if together.follows:
+        folder = together.wait()
+        if folder is not None:
+            follow(config, folder, together)
+        return folder or Path(config.paths.outputs)
+    try:
+        return lead(config, text, claimed, watch, together)
+    finally:
+        together.tell(None)
+
+
+def lead(
+    config: Config,
+    text: str,
+    claimed: Callable[[Path], None],
+    watch: Watch,
+    together: Together,
+) -> Path:
+    """Be the process that makes the run folder, and the only one that writes and evaluates.
+
+    Args:
+        config: checked.
+        text: the same as YAML.
+        claimed: as for `train`.
+        watch: as for `train`.
+        together: the other processes, if they are there already.
+
+    Returns:
+        The run folder.
+    """
+    reader = open_reader(config)
+    pl.seed_everything(config.seed, workers=True, verbose=False)
+    parts = build_parts(config, reader)
+    loggers = Loggers(config)
+    model = parts.model
+    data = load(config, reader)
+    image = (reader.channels * config.dataset.slices, *config.dataset.image_size)
+    if config.trainer.auto_batch:
+        fits = largest_batch(config, parts, image, len(reader.classes), reader.multilabel)
+        fits = min(fits, sum(case.shape[0] for case in data.train))
+        config, text = revise(config, text, "dataset", batch_size=fits)
+    datamodule = make_datamodule(config, data, parts)
+    split_digest = hashlib.sha256(data.split.encode()).hexdigest()
+    run = Run(config, text, run_id(config, data.digest, split_digest))
+    claimed(run.folder)
+    if run.finished:
+        log.info("Done before, not run again (trainer.repeat=true would): %s", run.folder)
+        return run.folder
+    handler = run.log_to_file()
+    profile = parts.profile
+    stopping = Stopping()
+    stopping.install()
+    held = contextlib.ExitStack()
+    try:
+        check_room(run.folder, checkpoint_bytes(config, model))
+        held.enter_context(leased(config))
+        run.note_device(config)
+        write_text(run.folder / "split.csv", data.split)
+        run.save(
+            profile=profile.describe(),
+            data=described(data),
+            data_digest=data.digest,
+            split_digest=split_digest,
+            parameters=cost.parameters(model),
+            macs=cost.macs(model, image),
+        )
+        announce(config, run, data)
+        loggers.open(run.folder, data.watermark)
+        if data.watermark is not None:
+            run.save(watermark=data.watermark)
+            data.test.open(str(run.folder), "watched after every epoch")
+        if config.trainer.max_epochs == 0:
+            log.info("No training (trainer.max_epochs=0): the initial weights are evaluated")
+        else:
+            together.tell(run.folder)
+            with run.timing("fit"):
+                fit(config, run.folder, data, parts, datamodule, stopping, together, loggers, watch)
+            if config.trainer.strategy == "fsdp":
+                model = build_parts(config, reader).model  # the other is in pieces
+            load_best(config, run, model)
+        with run.timing("evaluate"):
+            report(config, run, data, model, profile)
+        run.save(peak_memory_bytes=cost.peak_memory())
+        loggers.finish("success")
+        run.end("done")
+        log.info("Done in %.0f s: %s", run.facts["seconds"]["total"], run.folder)
+    except (KeyboardInterrupt, SystemExit) as error:
+        loggers.finish("stopped")
+        run.end("stopped", type(error).__name__)
+        raise
+    except EndedEarly as error:
+        loggers.finish("stopped")
+        run.end("stopped", str(error))
+        raise
+    except BaseException as error:
+        loggers.finish("failed")
+        run.end("failed", f"{type(error).__name__}: {error}")
+        log.debug("The run failed", exc_info=True)
+        raise
+    finally:
+        held.close()
+        stopping.restore()
+        logging.getLogger("attnseg").removeHandler(handler)
+        handler.close()
+    return run.folder
+
+
+def checkpoint_bytes(config: Config, model: SegmentationModel) -> int:
+    """Return the room for the best and the last checkpoint, and one that is being written."""
+    copies = 3 if config.trainer.ema_decay is None else 4  # weights, two averages of gradients
+    return 3 * copies * sum(p.numel() * p.element_size() for p in model.parameters())
+
+
+def check_device(config: Config, processes: int) -> None:
+    """Refuse devices that this machine lacks.
+
+    Args:
+        config: checked.
+        processes: of the run on this machine.
+
+    Raises:
+        ConfigError: says what there is.
+    """
+    if config.trainer.accelerator == "gpu":
+        found = torch.cuda.device_count()
+        if found == 0:
+            raise ConfigError("trainer.accelerator: no GPU found on this machine; use trainer=cpu")
+        if processes > found:
+            raise ConfigError(f"trainer.devices: {processes} asked for, {found} found")
+
+
+def announce(config: Config, run: Run, data: Data) -> None:
+    """Say what is about to be trained on what."""
+    choices, facts = config.choices, run.facts
+    log.info(
+        "%s with %s attention, %.2f M parameters, %.2f GMAC per %dx%d slice",
+        choices["model"],
+        choices["attn"],
+        facts["parameters"]["total"] / 1e6,
+        facts["macs"] / 1e9,
+        *config.dataset.image_size,
+    )
+    parts = []
+    described = {"train": describe(data.train), "val": describe(data.val)}
+    for role, counted in {**described, "test": data.test.described}.items():
+        parts.append(f"{role} " + ", ".join(f"{count} {what}" for what, count in counted.items()))
+    log.info("%s: %s", config.dataset_name, "; ".join(parts))
+    log.info("Run folder: %s", run.folder)
+
+
+def follow(config: Config, folder: Path, together: Together) -> None:
+    """Be one of the other processes of a distributed run: train, and leave no trace.
+
+    Args:
+        config: of the run.
+        folder: the run folder that the first process made.
+        together: the processes.
+
+    Raises:
+        SystemExit: training failed; what only this process knows of is said.
+    """
+    logging.getLogger("attnseg").setLevel(logging.ERROR)
+    reader = open_reader(config)
+    pl.seed_everything(config.seed, workers=True, verbose=False)
+    parts = build_parts(config, reader)
+    data = load(config, reader)
+    stopping = Stopping()
+    stopping.install()
+    try:
+        fit(config, folder, data, parts, make_datamodule(config, data, parts), stopping, together)
+    except AttnsegError as error:
+        if not isinstance(error, ConfigError):  # that, all processes find
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        raise SystemExit(error.exit_code) from error
+    finally:
+        stopping.restore()
+
+
+def make_datamodule(config: Config, data: Data, parts: Parts) -> SliceDataModule:
+    """Return the loaders for training and validation.
+
+    Raises:
+        ConfigError: the batches of all processes hold more slices than there are.
+    """
+    slices, processes = sum(case.shape[0] for case in data.train), config.trainer.devices
+    if slices // processes < config.dataset.batch_size and processes > 1:
+        raise ConfigError(
+            f"dataset.batch_size: {config.dataset.batch_size} in each of {processes} processes is "
+            f"more than the {slices} training slices; use at most {slices // processes}"
+        )
+    return SliceDataModule(
+        data.train,
+        data.val,
+        view(config),
+        parts.transforms,
+        config.dataset.batch_size,
+        config.trainer.num_workers,
+        config.seed,
+        config.dataset.foreground,
+        config.trainer.loader_timeout or 0,
+        leave_to_the_main_process,
+    )
+
+
+def load_best(config: Config, run: Run, model: SegmentationModel) -> None:
+    """Load the weights of the best epoch by `trainer.monitor`.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    checkpoints = run.folder / "checkpoints"
+    if not (checkpoints / "best.ckpt").exists():
+        raise ConfigError(
+            f"trainer.monitor: {config.trainer.monitor} was not finite after any epoch; lower "
+            "optimizer.lr or use trainer.precision=32"
+        )
+    best = load_weights(model, checkpoints / "best.ckpt")
+    run.save(
+        best_epoch=best["epoch"] + 1,
+        checkpoints={p.name: file_digest(p) for p in sorted(checkpoints.glob("*.ckpt"))},
+    )
+    log.info("Best epoch by %s: %d", config.trainer.monitor, best["epoch"] + 1)

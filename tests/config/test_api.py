@@ -1,0 +1,67 @@
+"""The same names and options as on the command line, from Python."""
+
+import pytest
+import torch
+
+import attnseg
+from attnseg.attention.attention import Attention
+from attnseg.config import schema
+from attnseg.config.build import ATTENTION, build, factory
+from attnseg.errors import CheckpointError, ConfigError
+from tests.contracts.groups import compose, names
+
+
+def test_names_are_those_of_the_configuration():
+    assert attnseg.list_models() == names("model")
+    assert attnseg.list_attentions() == names("attn")
+
+
+@pytest.mark.parametrize("name", names("attn"))
+def test_every_attention(name):
+    attention = attnseg.create_attention(name, dim=24, num_heads=3)
+    x = torch.randn(2, 12, 24)
+    assert attention(x, grid=(3, 4)).shape == x.shape
+
+
+@pytest.mark.parametrize("name", names("model"))
+def test_a_model_is_the_one_of_the_command_line(name):
+    """Its published attention included."""
+    model = attnseg.create_model(
+        name, in_channels=2, num_classes=4, size="tiny", image_size=(32, 32)
+    )
+    config = schema.check(compose(f"model={name}", "model.size=tiny"))
+    other = build(
+        "model",
+        config.model,
+        in_channels=2,
+        num_classes=4,
+        image_size=(32, 32),
+        attn=factory("attn", config.attn, ATTENTION),
+    )
+    shapes = [{n: p.shape for n, p in m.state_dict().items()} for m in (model, other)]
+    assert shapes[0] == shapes[1]
+
+
+def test_options_and_own_attentions():
+    model = attnseg.create_model(
+        "setr", attn="kv", num_classes=4, head="mla", size="tiny", image_size=(32, 32)
+    )
+    assert model(torch.randn(1, 1, 32, 32)).shape == (1, 4, 32, 32)
+    assert model.encoder[0].attn.reads["k"] == "qk"
+    own = attnseg.create_model("setr", attn=Attention, size="tiny", image_size=(32, 32))
+    assert isinstance(own.encoder[0].attn, Attention)
+    pos = attnseg.create_attention("kv_pos", dim=8, num_heads=1, mixing_options={"pos_dim": 10})
+    assert pos.mix.weight.shape == (10,)
+
+
+def test_wrong_names_and_options():
+    with pytest.raises(ConfigError, match="did you mean setr"):
+        attnseg.create_model("setrr")
+    with pytest.raises(ConfigError, match="did you mean kv_pos"):
+        attnseg.create_model("setr", attn="kv_poss")
+    with pytest.raises(ConfigError, match="no such option; did you mean head"):
+        attnseg.create_model("setr", haed="pup")
+    with pytest.raises(CheckpointError, match="no such file"):
+        attnseg.create_model("setr", size="tiny", pretrained="nowhere.npz")
+    with pytest.raises(AttributeError):
+        attnseg.create_modle  # noqa: B018

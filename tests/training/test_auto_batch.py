@@ -1,0 +1,67 @@
+"""The largest batch: the arithmetic, and that the measured batch does fit."""
+
+import resource
+
+import pytest
+import torch
+
+from attnseg.config.components import build_parts
+from attnseg.errors import ResourceError
+from attnseg.preparation.datasets import open_reader
+from attnseg.training import auto_batch
+from attnseg.training.auto_batch import batch_that_fits, free_memory, largest_batch
+from tests.faults.runs import attempt, configured, run_of
+
+IMAGE = (1, 64, 64)
+
+
+@pytest.mark.parametrize(
+    ("small", "larger", "room", "batch"),
+    [
+        (100, 120, 1000, 91),  # 10 a slice: 100 + 90 x 10
+        (100, 120, 99, 0),
+        (100, 120, 100, 1),
+        (100, 100, 100, 1),
+    ],
+)
+def test_arithmetic(small, larger, room, batch):
+    assert batch_that_fits(small, larger, room) == batch
+
+
+def test_free_memory_is_what_the_machine_has():
+    pages = resource.getpagesize()
+    assert pages < free_memory() < 1 << 50
+
+
+def test_what_is_found_follows_the_memory_there_is(tmp_path, monkeypatch):
+    config, _ = configured(tmp_path)
+    reader = open_reader(config)
+    parts = build_parts(config, reader)
+    before = {name: value.clone() for name, value in parts.model.state_dict().items()}
+    found = []
+    for megabytes in (200, 400):
+        monkeypatch.setattr(auto_batch, "free_memory", lambda: megabytes << 20)  # noqa: B023
+        found.append(largest_batch(config, parts, IMAGE, 3, multilabel=True))
+    assert 1 < found[0] < found[1] < 4 * found[0]
+    assert all(torch.equal(before[n], v) for n, v in parts.model.state_dict().items())
+    monkeypatch.setattr(auto_batch, "free_memory", lambda: 1 << 20)
+    with pytest.raises(ResourceError, match="one slice needs"):
+        largest_batch(config, parts, IMAGE, 3, multilabel=True)
+
+
+def test_a_run_notes_the_batch_it_found(tmp_path):
+    options = ("trainer.auto_batch=true", "trainer.precision=auto", "trainer.max_epochs=1")
+    assert attempt(tmp_path, *options) == 0
+    output = (tmp_path / "output").read_text()
+    assert "trainer.auto_batch: " in output
+    assert "trainer.precision=" in output
+    text = (run_of(tmp_path) / "config.yaml").read_text()
+    assert "precision: auto" not in text
+    assert f"batch_size: {configured(tmp_path)[0].dataset.batch_size}\n" not in text
+
+
+def test_with_one_device_only(tmp_path):
+    from attnseg.errors import ConfigError
+
+    with pytest.raises(ConfigError, match=r"trainer\.auto_batch: for one device"):
+        configured(tmp_path, "trainer=ddp", "trainer.auto_batch=true")
