@@ -1,5 +1,7 @@
 """The names in each configuration group, found as Hydra finds them."""
 
+import copy
+from functools import cache
 from typing import Any
 
 import hydra
@@ -16,6 +18,11 @@ def names(group: str) -> list[str]:
 
 def compose(*overrides: str) -> dict[str, Any]:
     """The plain configuration for a command line, with placeholder for what is mandatory."""
+    return copy.deepcopy(_composed(overrides))
+
+
+@cache
+def _composed(overrides: tuple[str, ...]) -> dict[str, Any]:
     with hydra.initialize_config_dir(str(FOLDER), version_base="1.3"):
         composed = hydra.compose("train", list(overrides))
     if OmegaConf.is_missing(composed.dataset, "root"):

@@ -1,0 +1,52 @@
+"""Pairs of models and attentions: a cover for the default tier, the product for the full one."""
+
+import importlib
+from pathlib import Path
+
+import pytest
+
+from attnseg.attention import attention
+from tests.contracts.groups import names
+
+
+def product() -> list[tuple[str, str]]:
+    """Every model with every attention, as `configs/` has them."""
+    return [(model, attn) for model in names("model") for attn in names("attn")]
+
+
+def cover() -> list[tuple[str, str]]:
+    """The fewest neighbouring pairs in which every model and every attention occurs."""
+    models, attns = names("model"), names("attn")
+    at_model = at_attn = 0
+    pairs = [(models[0], attns[0])]
+    while (at_model, at_attn) != (len(models) - 1, len(attns) - 1):
+        # A staircase through the product: it steps to the side that has more left to cover.
+        if (len(attns) - 1 - at_attn) * len(models) > (len(models) - 1 - at_model) * len(attns):
+            at_attn += 1
+        else:
+            at_model += 1
+        pairs.append((models[at_model], attns[at_attn]))
+    return pairs
+
+
+def mixings() -> list[str]:
+    """The files of `attention/` that hold a mixing."""
+    stems = sorted(path.stem for path in Path(attention.__file__).parent.glob("*.py"))
+    return [stem for stem in stems if _holds_mixing(stem)]
+
+
+def _holds_mixing(stem: str) -> bool:
+    module = importlib.import_module(f"attnseg.attention.{stem}")
+    candidate = getattr(module, "".join(part.capitalize() for part in stem.split("_")), None)
+    return isinstance(candidate, type) and issubclass(candidate, attention.Mixing)
+
+
+_COVER = frozenset(cover())
+# Decorates a test of (model, attn): the cover runs by default, the other pairs with `-m full`.
+each_pair = pytest.mark.parametrize(
+    ("model", "attn"),
+    [
+        pytest.param(*pair, id="-".join(pair), marks=() if pair in _COVER else pytest.mark.full)
+        for pair in product()
+    ],
+)
