@@ -14,7 +14,11 @@ BASE = {"errors", "files", "progress"}
 LEARNING = {"models", "losses", "metrics", "layers", "schedules"}
 SLICES = {"data", "drawing", "predict"} | BASE
 RUNS = {"runs", "processes", "config"} | LEARNING | SLICES
+# Bottom to top: a room may only be allowed what stands above it here, so no circle can arise.
 ALLOWED = {  # and itself
+    "errors": set(),
+    "progress": set(),
+    "files": {"errors"},
     "layers": set(),
     "attention": {"layers"},
     "models": {"layers", "errors"},
@@ -26,17 +30,20 @@ ALLOWED = {  # and itself
     "predict": {"data"} | BASE,
     "drawing": {"data", "predict"},
     "config": {"data"} | LEARNING | BASE,
+    "api": {"config", "models", "errors"},
+    "help": {"config"},
     "processes": {"config"} | BASE,
     "runs": RUNS,
     "preparation": RUNS,
     "evaluation": {"preparation"} | RUNS,
     "training": {"evaluation", "preparation"} | RUNS,
     "explain": {"evaluation", "preparation"} | RUNS,
-    "export": {"evaluation", "preparation", "commands"} | RUNS,
     "search": {"training", "evaluation", "preparation"} | RUNS,
     "study": {"runs", "errors", "files", "config"},
+    "sweeps": {"study"} | RUNS,
     "benchmark": {"api", "training", "evaluation", "preparation", "help"} | RUNS,
-    "commands": {"export", "explain", "training", "evaluation", "preparation"} | RUNS,
+    "commands": {"explain", "training", "evaluation", "preparation"} | RUNS,
+    "export": {"evaluation", "preparation", "commands"} | RUNS,
     "cli": {
         "commands",
         "export",
@@ -49,12 +56,6 @@ ALLOWED = {  # and itself
         "training",
     }
     | RUNS,
-    "sweeps": {"study"} | RUNS,
-    "api": {"config", "models", "errors"},
-    "help": {"config"},
-    "errors": set(),
-    "files": {"errors"},
-    "progress": set(),
 }
 FILES = sorted(ROOT.rglob("*.py"))
 OUTSIDE = {
