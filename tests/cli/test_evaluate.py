@@ -51,7 +51,7 @@ def test_a_run_scored_again_has_the_same_numbers(run, call, tmp_path):
             assert min(image.size) > 300
     ledger = next(tmp_path.glob("outputs/*/test_openings.jsonl")).read_text().splitlines()
     assert len(ledger) == 2
-    assert "evaluate.py strict" in ledger[1]
+    assert "evaluate strict" in ledger[1]
     assert "Openings of these test cases so far: 2" in answer.out
 
 

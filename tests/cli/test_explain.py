@@ -80,7 +80,7 @@ def test_opening_the_test_set_goes_on_record(explain, place, kv):
     assert answer.code == 0, answer.err
     lines = ledger.read_text().splitlines()
     assert len(lines) == before + 1
-    assert json.loads(lines[-1])["purpose"] == "explain.py"
+    assert json.loads(lines[-1])["purpose"] == "explain"
 
 
 FAULTS = {

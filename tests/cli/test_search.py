@@ -23,7 +23,6 @@ from attnseg.training.loggers import read_history
 from attnseg.training.train import train
 from tests.contracts.groups import compose, names
 
-ROOT = Path(__file__).parents[2]
 SPACE = "search.space={optimizer.lr:{low:1e-4,high:1e-2,log:true}}"
 SMOKE = ("experiment=smoke", "trainer.limit_batches=2", "logger=none")
 
@@ -310,7 +309,7 @@ def test_a_run_that_is_watched_can_be_ended_and_goes_on_later(tmp_path, monkeypa
 def test_a_search_killed_in_the_middle_goes_on_to_the_same_trials(search, tmp_path):
     """The real thing: two trials, of which the first is killed with its worker."""
     options = (*SMOKE, SPACE, "search.name=one", "search.trials=2", "trainer.max_epochs=3")
-    command = [sys.executable, ROOT / "scripts/search.py", *options]
+    command = [Path(sys.executable).with_name("attnseg"), "search", *options]
     (tmp_path / "real").mkdir()
     with subprocess.Popen(
         command, cwd=tmp_path / "real", stdout=subprocess.PIPE, text=True

@@ -490,7 +490,8 @@ def check_fit(config: Config) -> None:
         raise ConfigError("dataset.root: not set; give the folder of the download")
     if len(config.profile) != 1:
         raise ConfigError(
-            f"profile: {', '.join(config.profile)}; train with one and compare with evaluate.py"
+            f"profile: {', '.join(config.profile)}; train with one and compare with `attnseg "
+            "evaluate`"
         )
     if config.dataset.slices % 2 == 0:
         raise ConfigError(

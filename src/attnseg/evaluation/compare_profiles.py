@@ -31,7 +31,7 @@ def metrics_diff(config: Evaluate) -> pd.DataFrame:
     if len(profiles) < 2 or config.run is None:
         raise ConfigError("profile: give a run and two profiles or more: profiles=strict,transunet")
     finished = FinishedRun(Path(config.run), config)
-    cases = finished.cases(config, f"metrics_diff.py {' '.join(config.profile)}")
+    cases = finished.cases(config, f"metrics_diff {' '.join(config.profile)}")
     scores = finished.score(config, cases, profiles)
     show_means(profiles, scores, config.split)
     differing = differences(profiles, scores)

@@ -50,7 +50,7 @@ def evaluate(config: Evaluate) -> pd.DataFrame:
         publish(folder, what, scores, profiles, {}, None)
         return scores
     finished = FinishedRun(Path(config.run or ""), config)
-    cases = finished.cases(config, f"evaluate.py {' '.join(config.profile)}")
+    cases = finished.cases(config, f"evaluate {' '.join(config.profile)}")
     scores = finished.score(config, cases, profiles)
     folder = Path(config.outputs or finished.folder / "evaluation") / config.split
     facts = {

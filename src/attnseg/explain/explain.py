@@ -58,7 +58,7 @@ def explain(config: Explain) -> pd.DataFrame:
         AttnsegError: what the person at the terminal can mend.
     """
     runs = [FinishedRun(folder, config) for folder in folders(config)]
-    by_name = [{case.case: case for case in run.cases(config, "explain.py")} for run in runs]
+    by_name = [{case.case: case for case in run.cases(config, "explain")} for run in runs]
     name = config.case or median_case(runs[0], by_name[0], config.split)
     cases = [find_case(run, known, name) for run, known in zip(runs, by_name, strict=True)]
     case = cases[0]

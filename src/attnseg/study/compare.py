@@ -90,7 +90,7 @@ def _command(runs: Sequence[str], by: Sequence[str], **options: object) -> str:
     """Return the command line that compares the same."""
     words = [f"runs=[{','.join(runs)}]", f"by=[{','.join(by)}]"]
     words += [f"{key}={value}" for key, value in options.items()]
-    return shlex.join(["python", "scripts/compare.py", *words])
+    return shlex.join(["attnseg", "compare", *words])
 
 
 def build(
