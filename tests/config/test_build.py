@@ -43,7 +43,7 @@ def test_targets_outside_the_registry_are_refused(target):
 
 def test_options_fill_the_class():
     loss = build(
-        "loss", component("attnseg.losses.dice_ce.DiceCE", dice_weight=1.0), multilabel=True
+        "loss", component("attnseg.losses.dice_ce.DiceCE", dice_weight=1.0), overlapping=True
     )
     assert (loss.dice_weight, loss.ce_weight) == (1.0, 0.4)
 
@@ -61,7 +61,7 @@ def test_options_fill_the_class():
 )
 def test_wrong_options_are_named(options, message):
     with pytest.raises(ConfigError, match=re.escape(message)):
-        build("loss", component("attnseg.losses.dice_ce.DiceCE", **options), multilabel=True)
+        build("loss", component("attnseg.losses.dice_ce.DiceCE", **options), overlapping=True)
 
 
 def test_named_optimizers_are_checked_like_ours():

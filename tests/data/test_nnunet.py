@@ -71,7 +71,7 @@ def test_a_scan_reads_voxel_by_voxel(tmp_path):
     assert case.window == (-100, 200)
     assert data.read().window is None
     reader = data.reader()
-    assert (reader.classes, reader.multilabel, reader.channels, reader.volumetric) == (
+    assert (reader.classes, reader.labels.overlapping, reader.channels, reader.volumetric) == (
         ("edema", "necrosis", "enhancing"), False, 1, True,
     )  # fmt: skip
     (ref,) = reader.cases()
@@ -97,7 +97,7 @@ def test_regions_become_bits_in_the_order_written(tmp_path):
     labels = {"background": 0, "core": [2, 3], "whole": [1, 2, 3], "enhancing": 3}
     data = Dataset(tmp_path, labels=labels, regions_class_order=[1, 2, 3]).case()
     reader = data.reader()
-    assert (reader.classes, reader.multilabel) == (("core", "whole", "enhancing"), True)
+    assert (reader.classes, reader.labels.overlapping) == (("core", "whole", "enhancing"), True)
     expected = np.array([0, 0b010, 0b011, 0b111], np.uint8)  # of labels 0 to 3
     assert np.array_equal(data.read().mask, expected[LABELS])
 
@@ -294,7 +294,7 @@ def test_a_description_that_is_none(tmp_path, text, message):
     if text is not None:
         (tmp_path / "dataset.json").write_bytes(text)
     reader = NNUNet(tmp_path)  # reads nothing
-    for ask in (reader.cases, lambda: reader.classes, lambda: reader.multilabel):
+    for ask in (reader.cases, lambda: reader.classes, lambda: reader.labels.overlapping):
         with pytest.raises(DataError) as error:
             ask()
         check(str(error.value), message, tmp_path)

@@ -5,11 +5,11 @@ import torch
 
 from attnseg.data import augment, store
 from attnseg.data.datamodule import SliceDataModule
+from attnseg.data.labels import Labels
 from attnseg.data.readers.uw_madison import UWMadison
 from attnseg.data.slices import (
     EpochSampler,
     SliceDataset,
-    network_target,
     network_tensor,
 )
 from attnseg.data.view import View
@@ -59,7 +59,7 @@ def test_a_sample_is_the_stored_slice(cases):
     assert (sample["case"], sample["slice"]) == (0, 5)
     assert sample["image"].shape == (1, *case.shape[1:])
     bits = [(case.mask[5] >> k) & 1 for k in range(3)]
-    target = network_target(sample["mask"][None], 3, True)[0]
+    target = Labels(("a", "b", "c"), overlapping=True).target(sample["mask"][None])[0]
     assert np.array_equal(target.numpy(), np.stack(bits))
     low, high = case.low[0], case.high[0]
     expected = (case.image[5, ..., 0].astype(float) - low) / (high - low)
@@ -109,8 +109,7 @@ PHOTOMETRIC = (A.RandomBrightnessContrast, A.RandomGamma, A.GaussianBlur, A.Down
 
 def test_exclusive_classes_keep_their_index(cases):
     mask = SliceDataset(cases, View(SIZE))[0, 4]["mask"]
-    assert network_target(mask[None], 7, False)[0] is not None
-    assert torch.equal(network_target(mask[None], 7, False)[0], mask)
+    assert torch.equal(Labels(tuple("abcdefg")).target(mask[None])[0], mask)
 
 
 def test_neighbours_become_channels_and_repeat_at_the_ends():

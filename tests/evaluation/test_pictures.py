@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from attnseg.data.labels import Labels
 from attnseg.data.readers.uw_madison import UWMadison
 from attnseg.data.store import prepare
 from attnseg.evaluation.pictures import LONGEST, Pictures
-from attnseg.evaluation.pipelines import true_masks
 from attnseg.predict.overlay import slices_to_show
 
 
@@ -23,17 +23,17 @@ def case(reader, tmp_path_factory):
     return prepare(reader, reader.cases()[:1], tmp_path_factory.mktemp("store"))[0]
 
 
-def kept(folder, case, truth, prediction, classes, multilabel=True):
-    pictures = Pictures(folder, "test", classes, multilabel)
+def kept(folder, case, truth, prediction, labels):
+    pictures = Pictures(folder, "test", labels)
     pictures.add(case, truth, prediction)
     pictures.close()
     return json.loads((folder / "index.json").read_text())
 
 
 def test_masks_come_back_without_loss(tmp_path, reader, case):
-    truth = true_masks(case, len(reader.classes), reader.multilabel)
+    truth = reader.labels.split(case.mask)
     prediction = np.roll(truth, 3, axis=-1)
-    index = kept(tmp_path, case, truth, prediction, reader.classes)
+    index = kept(tmp_path, case, truth, prediction, reader.labels)
     (entry,) = index["cases"]
     assert (entry["case"], entry["patient"], entry["of"]) == (
         case.case,
@@ -56,9 +56,9 @@ def test_masks_come_back_without_loss(tmp_path, reader, case):
 
 
 def test_slices_do_not_depend_on_the_prediction(tmp_path, reader, case):
-    truth = true_masks(case, len(reader.classes), reader.multilabel)
-    one = kept(tmp_path / "a", case, truth, truth, reader.classes)
-    other = kept(tmp_path / "b", case, truth, np.zeros_like(truth), reader.classes)
+    truth = reader.labels.split(case.mask)
+    one = kept(tmp_path / "a", case, truth, truth, reader.labels)
+    other = kept(tmp_path / "b", case, truth, np.zeros_like(truth), reader.labels)
     assert one == other
     name = one["cases"][0]["slices"][0]["name"]
     for kept_same in ("image.jpg", "truth.png"):
@@ -71,7 +71,7 @@ def test_exclusive_classes_become_indices(tmp_path, case):
     labels[:, 2:9, 3:7] = 1
     labels[:, 9:12, 3:7] = 2
     truth = np.stack([labels == 1, labels == 2])
-    index = kept(tmp_path, case, truth, ~truth[::-1] & truth, ("a", "b"), multilabel=False)
+    index = kept(tmp_path, case, truth, ~truth[::-1] & truth, Labels(("a", "b")))
     name = index["cases"][0]["slices"][0]["name"]
     with Image.open(tmp_path / f"{name}-truth.png") as image:
         assert (np.asarray(image) == labels[0]).all()
@@ -81,7 +81,7 @@ def test_large_and_flat_voxels_become_small_square_pixels(tmp_path, case, monkey
     monkeypatch.setattr("attnseg.evaluation.pictures.LONGEST", 20)
     monkeypatch.setattr("attnseg.evaluation.pictures.aspect", lambda case: 0.5)
     truth = np.zeros((1, *case.shape), bool)  # a case without any class has pictures, too
-    index = kept(tmp_path, case, truth, truth, ("a",))
+    index = kept(tmp_path, case, truth, truth, Labels(("a",), overlapping=True))
     name = index["cases"][0]["slices"][0]["name"]
     with Image.open(tmp_path / f"{name}-image.jpg") as image:
         width, height = image.size

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from attnseg.data import store
+from attnseg.data.labels import Labels
 from attnseg.data.reader import Case, CaseRef, check_case
 from attnseg.data.readers.nifti import read_nifti
 from attnseg.data.readers.uw_madison import UWMadison
@@ -61,7 +62,7 @@ def test_a_photo_of_other_pixels(tmp_path, fault):
 
 
 class Channels:
-    classes, multilabel, channels = ("organ",), False, 3
+    labels, channels = Labels(("organ",)), 3
 
 
 @pytest.mark.parametrize("channels", [1, 2, 4, 5])

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from attnseg.data.labels import Labels
 from attnseg.data.reader import Case, CaseRef, check_case
 from attnseg.data.readers.uw_madison import UWMadison
 from attnseg.errors import DataError
@@ -120,21 +121,21 @@ def test_whole_labels_of_any_type_are_the_same_mask(tmp_path, dtype):
 
 
 class OneClass:
-    classes, multilabel, channels = ("organ",), False, 1
+    labels, channels = Labels(("organ",)), 1
 
 
-def checked(mask, multilabel=False):
+def checked(mask, overlapping=False):
     reader = OneClass()
-    reader.multilabel = multilabel
+    reader.labels = Labels(("organ",), overlapping)
     image = np.zeros((*np.shape(mask), 1), np.uint8)
     check_case(Case(image, mask, None), CaseRef("p", "c", ()), reader)
 
 
 def test_values_beyond_the_classes_are_refused_whatever_the_reader():
     checked(np.ones((1, 4, 4), np.uint8))
-    for multilabel in (False, True):
+    for overlapping in (False, True):
         with pytest.raises(DataError, match="the mask holds 2, but there are 1 classes"):
-            checked(np.full((1, 4, 4), 2, np.uint8), multilabel)
+            checked(np.full((1, 4, 4), 2, np.uint8), overlapping)
 
 
 def test_a_mask_of_another_shape_is_refused_whatever_the_reader():

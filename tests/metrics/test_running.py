@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from attnseg.metrics.masks import areas, predicted_masks, target_masks
+from attnseg.data.labels import Labels
 from attnseg.metrics.profiles.strict import Strict
-from attnseg.metrics.running import CaseDice
+from attnseg.metrics.running import CaseDice, count_areas
 
 SHAPE, SPACING = (4, 6, 8), (3.0, 1.0, 2.0)
 ORGAN = np.zeros(SHAPE, bool)
@@ -40,7 +40,7 @@ def test_running_dice_agrees_with_the_profile():
     for case, at in [(c, s) for s in range(4) for c in range(3)]:
         logits = torch.from_numpy(prediction[case, :, at])[None] * 2.0 - 1
         target = torch.from_numpy(truth[case, :, at])[None].to(torch.uint8)
-        metric.update(areas(logits, target, True), torch.tensor([case]))
+        metric.update(count_areas(logits, target, True), torch.tensor([case]))
     for k, value in enumerate(metric.compute().tolist()):
         scores = [
             Strict().score(truth[c, k], prediction[c, k], (1, 1, 1))["dice"] for c in range(3)
@@ -48,20 +48,13 @@ def test_running_dice_agrees_with_the_profile():
         assert value == pytest.approx(np.nanmean(scores))
 
 
-def test_decisions():
-    logits = torch.tensor([[[[2.0, -1.0]], [[1.0, 3.0]], [[-1.0, 2.9]]]])
-    assert predicted_masks(logits, True).int().tolist() == [[[[1, 0]], [[1, 1]], [[0, 1]]]]
-    assert predicted_masks(logits, False).int().tolist() == [[[[0, 1]], [[0, 0]]]]
-    target = torch.tensor([[[2, 0]]])
-    assert target_masks(target, False, 2).int().tolist() == [[[[0, 0]], [[1, 0]]]]
-
-
 def test_areas_of_exclusive_classes_are_those_of_their_masks():
     torch.manual_seed(0)
     logits, target = torch.randn(3, 4, 5, 6), torch.randint(0, 4, (3, 5, 6), dtype=torch.uint8)
-    predicted, true = predicted_masks(logits, False), target_masks(target, False, 3)
-    expected = [mask.sum((2, 3)) for mask in (predicted & true, predicted, true)]
-    assert torch.equal(areas(logits, target, False), torch.stack(expected, -1))
+    labels = Labels(("a", "b", "c"))
+    predicted, true = labels.decide(logits.numpy()), labels.split(target.numpy())
+    expected = [mask.sum((2, 3)).T for mask in (predicted & true, predicted, true)]
+    assert np.array_equal(count_areas(logits, target, False).numpy(), np.stack(expected, -1))
 
 
 def test_tolerances_by_class():

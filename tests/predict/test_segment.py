@@ -32,21 +32,14 @@ def test_logits_are_resized_as_pytorch_does(size):
     assert np.abs(decision.to_size(logits, size) - expected).max() < 1e-4
 
 
-def test_decisions_and_probabilities_are_those_of_pytorch():
+def test_probabilities_are_those_of_pytorch():
     logits = np.random.default_rng(0).normal(size=(2, 4, 20, 20)).astype(np.float32)
-    best = torch.from_numpy(logits).argmax(1).numpy()
-    assert np.array_equal(
-        decision.decide(logits, False), best == np.arange(1, 4)[:, None, None, None]
-    )
-    assert np.array_equal(decision.decide(logits, True), (logits > 0).swapaxes(0, 1))
-    for multilabel, function in ((True, torch.sigmoid), (False, lambda x: x.softmax(1))):
-        found = decision.probabilities(logits, multilabel)
+    for overlapping, function in ((True, torch.sigmoid), (False, lambda x: x.softmax(1))):
+        found = decision.probabilities(logits, overlapping)
         assert found.dtype == np.float32
         assert np.abs(found - function(torch.from_numpy(logits)).numpy()).max() < 1e-6
     extreme = np.array([-1e4, 0, 1e4], np.float32).reshape(1, 3, 1, 1)
     assert np.isfinite(decision.probabilities(extreme, True)).all()
-    tie = np.zeros((1, 3, 1, 1), np.float32)
-    assert not decision.decide(tie, False).any()  # the background comes first
 
 
 def test_runs_vote_by_their_mean_probability():

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from attnseg.config.components import build_parts
+from attnseg.data.labels import Labels
 from attnseg.errors import ResourceError
 from attnseg.preparation.datasets import open_reader
 from attnseg.training import auto_batch
@@ -41,12 +42,12 @@ def test_what_is_found_follows_the_memory_there_is(tmp_path, monkeypatch):
     found = []
     for megabytes in (200, 400):
         monkeypatch.setattr(auto_batch, "free_memory", lambda: megabytes << 20)  # noqa: B023
-        found.append(largest_batch(config, parts, IMAGE, 3, multilabel=True))
+        found.append(largest_batch(config, parts, IMAGE, Labels(("a", "b", "c"), overlapping=True)))
     assert 1 < found[0] < found[1] < 4 * found[0]
     assert all(torch.equal(before[n], v) for n, v in parts.model.state_dict().items())
     monkeypatch.setattr(auto_batch, "free_memory", lambda: 1 << 20)
     with pytest.raises(ResourceError, match="one slice needs"):
-        largest_batch(config, parts, IMAGE, 3, multilabel=True)
+        largest_batch(config, parts, IMAGE, Labels(("a", "b", "c"), overlapping=True))
 
 
 def test_a_run_notes_the_batch_it_found(tmp_path):

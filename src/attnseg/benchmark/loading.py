@@ -23,7 +23,6 @@ from attnseg.config.components import Parts, build_parts
 from attnseg.config.schema import Config
 from attnseg.data.datamodule import SliceDataModule
 from attnseg.data.reader import CaseRef, Reader
-from attnseg.data.slices import network_target
 from attnseg.data.store import StoredCase
 from attnseg.preparation.datasets import load, open_reader
 from attnseg.training.train import make_datamodule
@@ -188,7 +187,7 @@ def waiting(
             batches = iter(loader)
             batch = next(batches)
         arrived = time.perf_counter()
-        target = network_target(batch["mask"], len(reader.classes), reader.multilabel)
+        target = reader.labels.target(batch["mask"])
         loss(model(batch["image"]), target).backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -23,8 +23,8 @@ from attnseg.benchmark.timing import spread, wait
 from attnseg.config.components import Parts, build_parts
 from attnseg.config.schema import Benchmark
 from attnseg.data.datamodule import SliceDataModule
+from attnseg.data.labels import Labels
 from attnseg.data.reader import Reader
-from attnseg.data.slices import network_target
 from attnseg.preparation.datasets import Data, load, open_reader
 from attnseg.processes.launch import Together
 from attnseg.processes.signals import Stopping
@@ -71,7 +71,7 @@ def measure(config: Benchmark, device: torch.device, precisions: Sequence[str]) 
     data = load(config, reader)
     engine, bare = Clock(), Clock()
     parts, datamodule = prepare(config, reader, data, engine)
-    plain = BareLoop(config, *prepare(config, reader, data, bare), device)
+    plain = BareLoop(config, *prepare(config, reader, data, bare), reader.labels, device)
 
     def watch(rows: Sequence[History]) -> None:
         engine.end_epoch()
@@ -134,19 +134,24 @@ class BareLoop:
         config: of the training.
         parts: its model, loss and optimizer.
         datamodule: its data.
+        labels: foreground classes.
         device: where.
     """
 
     def __init__(
-        self, config: Benchmark, parts: Parts, datamodule: SliceDataModule, device: torch.device
+        self,
+        config: Benchmark,
+        parts: Parts,
+        datamodule: SliceDataModule,
+        labels: Labels,
+        device: torch.device,
     ) -> None:
         self.options, self.device = config.trainer, device
         self.model = parts.model.to(device)
         self.loss: nn.Module = parts.loss.to(device)
         self.optimizer = parts.optimizer(parameter_groups(self.model))
         self.loader = datamodule.train_dataloader()
-        self.classes = len(datamodule.train.cases[0].voxels)
-        self.multilabel = parts.loss.multilabel
+        self.labels = labels
 
     def epoch(self, number: int) -> None:
         """Train as many batches as the engine does."""
@@ -157,7 +162,7 @@ class BareLoop:
             image, mask = (
                 batch[key].to(self.device, non_blocking=True) for key in ("image", "mask")
             )
-            target = network_target(mask, self.classes, self.multilabel)
+            target = self.labels.target(mask)
             with self.autocast():
                 main, *auxiliary = self.model.training_outputs(image)
                 loss = self.loss(main, target)

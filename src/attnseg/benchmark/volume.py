@@ -15,6 +15,7 @@ from attnseg.benchmark.report import Row
 from attnseg.benchmark.timing import Work, alternate, spread
 from attnseg.benchmark.workload import Workload
 from attnseg.config.schema import Benchmark
+from attnseg.data.labels import Labels
 from attnseg.data.store import StoredCase
 from attnseg.data.view import View
 from attnseg.evaluation.pipelines import predict
@@ -40,12 +41,13 @@ def measure(config: Benchmark, device: torch.device, precisions: Sequence[str]) 
     load = Workload(config, device, batch_size=1)
     load.model.eval()
     view = View(config.image_size)
+    labels = Labels(tuple(f"class {number}" for number in range(1, config.num_classes)))
     with tempfile.TemporaryDirectory() as folder:
         few, case = make_case(Path(folder, "few"), 2), make_case(Path(folder, "all"), config.slices)
 
         def ours(case: StoredCase, precision: str) -> None:
             with load.autocast(precision):
-                predict(load.model, case, view, False, config.batch_size)
+                predict(load.model, case, view, labels, config.batch_size)
 
         def works(case: StoredCase) -> dict[tuple[str, str], Work]:
             plain = {(PLAIN, "float32"): partial(slice_by_slice, load.model, case, view.size)}

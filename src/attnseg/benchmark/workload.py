@@ -39,7 +39,7 @@ class Workload:
             config.num_classes,
             config.image_size,
         ).to(device)
-        self.loss: nn.Module = build("loss", config.loss, multilabel=False).to(device)
+        self.loss: nn.Module = build("loss", config.loss, overlapping=False).to(device)
         self.optimizer = make_optimizer(config)(params=parameter_groups(self.model))
         self.images = torch.randn(self.batch_size, *self.image, device=device)
         shape = (self.batch_size, *config.image_size)

@@ -40,21 +40,20 @@ def build_parts(config: Config, reader: Reader) -> Parts:
     Raises:
         ConfigError: an option is unknown, of another type, out of range, or fits no other.
     """
-    channels = len(reader.classes) + (0 if reader.multilabel else 1)
     model = build_model(
         config.model,
         config.attn,
         reader.channels * config.dataset.slices,
-        channels,
+        reader.labels.channels,
         config.dataset.image_size,
     )
     if config.model.pretrained is not None:
         loaded = load_file_into(model, config.model.pretrained)
         log.info("%s: %s", config.model.pretrained, loaded)
-    loss = build("loss", config.loss, multilabel=reader.multilabel)
-    logits = torch.zeros(1, channels, 2, 2)
+    loss = build("loss", config.loss, overlapping=reader.labels.overlapping)
+    logits = torch.zeros(1, reader.labels.channels, 2, 2)
     try:
-        loss(logits, logits if reader.multilabel else logits[:, 0])
+        loss(logits, logits if reader.labels.overlapping else logits[:, 0])
     except ValueError as error:
         raise ConfigError(f"loss: {error}") from error
     build("optimizer", config.optimizer, params=[torch.nn.Parameter(torch.zeros(1))])

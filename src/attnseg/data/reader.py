@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from attnseg.data.labels import Labels
 from attnseg.errors import DataError
 
 DTYPES = ("uint8", "uint16", "int16", "float32")  # of stored images
-MAX_OVERLAPPING = 8  # classes, a bit each
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,7 @@ class Case:
 
     Attributes:
         image: `[S, H, W, C]`, one of `DTYPES`, in the file's own values.
-        mask: `[S, H, W]` uint8. Where classes overlap, bit k is set in pixels of class k;
-            otherwise the class index, 0 the background.
+        mask: label map `[S, H, W]` (see `labels`).
         spacing: voxel size along S, H, W, mm; `None` if unknown.
         affine: `[4, 4]` from the voxel indices of the file to mm, as NIfTI has it (x to the
             patient's right, y to the front, z up); `None` if the file has none.
@@ -61,20 +60,23 @@ class Reader:
     is prepared from it. Its constructor reads nothing: the root may not be there yet.
 
     Attributes:
-        classes: foreground classes, in the order of the mask's bits or indices.
-        multilabel: whether classes overlap.
+        labels: the foreground classes, and how masks hold them.
         channels: channels of the image.
         volumetric: whether slices have neighbours; false for pictures.
         plane: of the slices, if so.
         self_describing: whether classes and channels are read from the dataset's own files.
     """
 
-    classes: tuple[str, ...]
-    multilabel: bool
+    labels: Labels
     channels: int
     volumetric: bool = True
     plane: str = "axial"
     self_describing: bool = False
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the foreground classes."""
+        return self.labels.names
 
     def cases(self) -> list[CaseRef]:
         """List the cases in a fixed order, from file names and tables only.
@@ -123,10 +125,9 @@ def check_case(case: Case, ref: CaseRef, reader: Reader) -> None:
         raise DataError(
             f"{place}: NaN or infinite intensities; repair the file or exclude the case"
         )
-    top = (1 << len(reader.classes)) - 1 if reader.multilabel else len(reader.classes)
-    if mask.size and mask.max() > top:
+    if mask.size and mask.max() > reader.labels.largest_value:
         raise DataError(
-            f"{place}: the mask holds {mask.max()}, but there are {len(reader.classes)} classes; "
+            f"{place}: the mask holds {mask.max()}, but there are {len(reader.labels)} classes; "
             "correct the mask or the dataset's options"
         )
 
@@ -134,9 +135,3 @@ def check_case(case: Case, ref: CaseRef, reader: Reader) -> None:
 def by(shape: tuple[int, ...]) -> str:
     """Return a shape as people write it: 8x60x72."""
     return "x".join(map(str, shape))
-
-
-def class_masks(mask: NDArray[np.uint8], classes: int, multilabel: bool) -> NDArray[np.bool_]:
-    """Return a mask as `Case` has it as one of each class: `[classes, *mask.shape]`."""
-    values = [(mask >> k) & 1 if multilabel else mask == k + 1 for k in range(classes)]
-    return np.stack(values).astype(bool)

@@ -24,18 +24,6 @@ def network_tensor(image: NDArray[np.float32]) -> Tensor:
     return torch.from_numpy(network_input(image))
 
 
-def network_target(mask: Tensor, classes: int, multilabel: bool) -> Tensor:
-    """Turn masks `[B, H, W]` (see `Case.mask`) into a target as `SegmentationLoss` takes it, uint8.
-
-    Overlapping classes travel as bits of one byte and get channels of their own only here, on the
-    network's device.
-    """
-    if not multilabel:
-        return mask
-    bits = torch.arange(classes, dtype=mask.dtype, device=mask.device)[:, None, None]
-    return (mask[:, None] >> bits) & 1
-
-
 class SliceDataset(Dataset[Sample]):
     """Slices of prepared cases, augmented by (seed, epoch, index) alone.
 
@@ -84,7 +72,7 @@ class SliceDataset(Dataset[Sample]):
             key: epoch and index of the slice.
 
         Returns:
-            `image` `[C, H, W]` float32; `mask` `[H, W]` uint8 (see `network_target`); `case`, index
+            `image` `[C, H, W]` float32; `mask`, the label map `[H, W]`; `case`, index
             into `cases`; `slice`, its number in the case from 0.
         """
         epoch, index = key

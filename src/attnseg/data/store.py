@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attnseg.data.duplicates import Signatures, signatures
+from attnseg.data.labels import Labels
 from attnseg.data.reader import Case, CaseRef, Reader, check_case
 from attnseg.data.view import scale
 from attnseg.errors import DataError, Problems, ResourceError
@@ -216,7 +217,7 @@ def _write(case: Case, ref: CaseRef, folder: Path, source: str, reader: Reader) 
         log.warning("%s: every voxel has nearly the same intensity", ref.case)
     pixels = hashlib.sha256(repr((image.shape, image.dtype.str)).encode() + image.tobytes())
     digest = hashlib.sha256(repr((pixels.hexdigest(), case.spacing)).encode() + mask.tobytes())
-    counts, overlaps = _count(mask, len(reader.classes), reader.multilabel)
+    counts, overlaps = _count(mask, reader.labels)
     stored = StoredCase(
         folder=_place(folder, ref),
         patient=ref.patient,
@@ -265,16 +266,12 @@ def window(
     return tuple(lowest.tolist()), tuple(np.where(highest <= lowest, lowest + 1, highest).tolist())
 
 
-def _count(
-    mask: NDArray[np.uint8], classes: int, multilabel: bool
-) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+def _count(mask: NDArray[np.uint8], labels: Labels) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
     """Return pixels of each class per slice `[S, classes]` and overlaps `[classes, classes]`."""
+    classes, values = len(labels), labels.largest_value + 1
     counts = np.zeros((len(mask), classes), np.int32)
     overlaps = np.zeros((classes, classes), np.int64)
-    values = 1 << classes if multilabel else classes + 1
-    codes = np.arange(values)
-    bits = (codes[:, None] >> np.arange(classes)) & 1
-    members = bits if multilabel else codes[:, None] == np.arange(1, classes + 1)
+    members = labels.split(np.arange(values)).T.astype(np.int64)
     for index, plane in enumerate(mask):
         found = np.bincount(plane.ravel(), minlength=values)
         counts[index] = found @ members

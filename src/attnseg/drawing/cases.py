@@ -8,10 +8,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
+from attnseg.data.labels import Masks
 from attnseg.data.store import StoredCase
 from attnseg.predict.overlay import COLOURS, slices_to_show
-
-Masks = NDArray[np.bool_]
 
 
 def draw(

@@ -138,13 +138,11 @@ class FinishedRun:
         self, options: Evaluate, cases: Sequence[StoredCase], profiles: Sequence[Profile]
     ) -> pd.DataFrame:
         """Predict and score cases."""
-        reader = self.data.reader
         return score_cases(
             self.model,
             cases,
             view(self.config),
-            reader.classes,
-            reader.multilabel,
+            self.data.reader.labels,
             self.config.dataset.batch_size,
             profiles,
             options.split,
@@ -172,7 +170,7 @@ class FinishedRun:
                 self.model,
                 case,
                 view(self.config),
-                reader.multilabel,
+                reader.labels,
                 self.config.dataset.batch_size,
             )
             title = f"{options.split} case {name}: mean {profile.label(profile.metrics[0])} "

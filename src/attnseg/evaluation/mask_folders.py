@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from attnseg.data.reader import by, class_masks
+from attnseg.data.labels import Labels
+from attnseg.data.reader import by
 from attnseg.data.readers.nifti import check_same_grid, read_nifti
 from attnseg.data.readers.pictures import BINARY, GREY8, GREY16, SUFFIXES, read_picture
 from attnseg.errors import DataError, Problems
@@ -49,13 +50,13 @@ def score_folders(
         with problems.gathered():
             maps[name] = read_pair(*files)
     problems.stop()
-    names = classes or _labels(maps)
+    labels = Labels(tuple(classes or _labels(maps)))
     rows = []
     for case, (true, predicted, spacing) in track(list(maps.items()), "Scoring", "cases"):
-        truths = class_masks(true, len(names), multilabel=False)
-        predictions = class_masks(predicted, len(names), multilabel=False)
+        truths = labels.split(true)
+        predictions = labels.split(predicted)
         for profile in profiles:
-            for score in profile.score_case(truths, predictions, spacing, names):
+            for score in profile.score_case(truths, predictions, spacing, labels.names):
                 rows.append(("given", patient_of(case, patient), case, *score, profile.name))
     return pd.DataFrame(rows, columns=list(COLUMNS))
 

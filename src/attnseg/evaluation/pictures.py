@@ -11,11 +11,11 @@ from typing import Any
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
+from attnseg.data.labels import Labels, Masks
 from attnseg.data.store import StoredCase
-from attnseg.drawing.cases import Masks, aspect, picture
+from attnseg.drawing.cases import aspect, picture
 from attnseg.files import write_text
 from attnseg.predict.overlay import slices_to_show
 
@@ -29,19 +29,16 @@ class Pictures:
     Args:
         folder: is made.
         split: what the cases are.
-        classes: foreground classes.
-        multilabel: whether they overlap.
+        labels: foreground classes.
     """
 
-    def __init__(
-        self, folder: Path, split: str, classes: tuple[str, ...], multilabel: bool
-    ) -> None:
+    def __init__(self, folder: Path, split: str, labels: Labels) -> None:
         self.folder = folder
-        self.multilabel = multilabel
+        self.labels = labels
         self.index: dict[str, Any] = {
             "split": split,
-            "classes": list(classes),
-            "overlapping": multilabel,
+            "classes": list(labels.names),
+            "overlapping": labels.overlapping,
             "cases": [],
         }
         folder.mkdir(parents=True, exist_ok=True)
@@ -64,7 +61,7 @@ class Pictures:
             Image.fromarray(pixels).save(self.folder / f"{name}-image.jpg", quality=QUALITY)
             for what, masks in (("truth", truth), ("prediction", prediction)):
                 mask = cv2.resize(
-                    self._merged(masks[:, at]),
+                    self.labels.merge(masks[:, at]),
                     (width, height),
                     interpolation=cv2.INTER_NEAREST_EXACT,
                 )
@@ -77,16 +74,6 @@ class Pictures:
     def close(self) -> None:
         """Write what is there."""
         write_text(self.folder / "index.json", json.dumps(self.index, indent=1) + "\n")
-
-    def _merged(self, masks: Masks) -> NDArray[np.uint8]:
-        """Return masks `[classes, H, W]` as one `[H, W]`, as `Case.mask`."""
-        merged = np.zeros(masks.shape[1:], np.uint8)
-        for k, mask in enumerate(masks):
-            if self.multilabel:
-                merged |= mask.astype(np.uint8) << k
-            else:
-                merged[mask] = k + 1
-        return merged
 
 
 def _size(case: StoredCase) -> tuple[int, int]:

@@ -8,12 +8,11 @@ import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from attnseg.data.reader import class_masks
-from attnseg.data.slices import network_target, network_tensor
+from attnseg.data.labels import Labels
+from attnseg.data.slices import network_tensor
 from attnseg.data.store import StoredCase
 from attnseg.data.view import View
 from attnseg.metrics.calibration import Calibration
-from attnseg.metrics.masks import predicted_masks, target_masks
 from attnseg.models.model import SegmentationModel
 from attnseg.predict import decision
 
@@ -28,17 +27,12 @@ DESCRIBED = {
 }
 
 
-def true_masks(case: StoredCase, classes: int, multilabel: bool) -> Volume:
-    """Return a case's masks `[classes, S, H, W]`."""
-    return class_masks(case.mask, classes, multilabel)
-
-
 @torch.inference_mode()
 def predict(
     model: SegmentationModel,
     case: StoredCase,
     view: View,
-    multilabel: bool,
+    labels: Labels,
     batch_size: int,
     calibration: Calibration | None = None,
 ) -> Volume:
@@ -50,7 +44,7 @@ def predict(
         model: in evaluation mode, on the device to use.
         case: prepared.
         view: how slices become the network's input.
-        multilabel: whether classes overlap.
+        labels: foreground classes.
         batch_size: slices at a time.
         calibration: told of every probability, at the network's size.
 
@@ -62,19 +56,17 @@ def predict(
         indices = range(start, min(start + batch_size, case.shape[0]))
         logits = _logits(model, [view.image(case, index) for index in indices])
         if calibration is not None:
-            probability = logits.sigmoid() if multilabel else logits.softmax(1)[:, 1:]
-            shown = torch.from_numpy(np.stack([view.mask(case, index) for index in indices]))
-            classes = probability.shape[1]
-            target = network_target(shown, classes, multilabel)
-            calibration.update(probability.cpu(), target_masks(target, multilabel, classes))
+            probability = logits.sigmoid() if labels.overlapping else logits.softmax(1)[:, 1:]
+            true = labels.split(np.stack([view.mask(case, index) for index in indices]))
+            calibration.update(probability.cpu(), torch.from_numpy(true).transpose(0, 1))
         native = decision.to_size(logits.cpu().numpy(), case.shape[1:])
-        parts.append(decision.decide(native, multilabel))
+        parts.append(labels.decide(native))
     return np.concatenate(parts, 1)
 
 
 @torch.inference_mode()
 def predict_zoomed(
-    model: SegmentationModel, case: StoredCase, view: View, multilabel: bool, batch_size: int
+    model: SegmentationModel, case: StoredCase, view: View, labels: Labels, batch_size: int
 ) -> Volume:
     """Segment one case as TransUNet's and DAE-Former's published code; see `predict`."""
     factors = (view.size[0] / case.shape[1], view.size[1] / case.shape[2])
@@ -84,24 +76,24 @@ def predict_zoomed(
         for index in range(start, min(start + batch_size, case.shape[0])):
             stacked = np.concatenate(case.scaled(view.around(case, index)), -1)
             images.append(ndimage.zoom(stacked, (*factors, 1), order=3))
-        masks = predicted_masks(_logits(model, images), multilabel).cpu().numpy()
+        masks = labels.decide(_logits(model, images).cpu().numpy())
         back = (1, 1, 1 / factors[0], 1 / factors[1])
         parts.append(ndimage.zoom(masks.astype(np.uint8), back, order=0).astype(bool))
-    return np.concatenate(parts).swapaxes(0, 1)
+    return np.concatenate(parts, 1)
 
 
 @torch.inference_mode()
 def compare_at_network_size(
-    model: SegmentationModel, case: StoredCase, view: View, multilabel: bool, batch_size: int
+    model: SegmentationModel, case: StoredCase, view: View, labels: Labels, batch_size: int
 ) -> tuple[Volume, Volume]:
     """Return truth and prediction `[classes, S, *view.size]` at the network's size."""
     parts = []
     for start in range(0, case.shape[0], batch_size):
         indices = range(start, min(start + batch_size, case.shape[0]))
         logits = _logits(model, [view.image(case, index) for index in indices])
-        parts.append(predicted_masks(logits, multilabel).transpose(0, 1).cpu().numpy())
+        parts.append(labels.decide(logits.cpu().numpy()))
     prediction = np.concatenate(parts, 1)
-    truth = true_masks(case, len(prediction), multilabel).astype(np.float32)
+    truth = labels.split(case.mask).astype(np.float32)
     shrunk = [[cv2.resize(plane, view.size[::-1]) > 0.5 for plane in planes] for planes in truth]
     return np.array(shrunk), prediction
 
@@ -111,18 +103,18 @@ def compare(
     model: SegmentationModel,
     case: StoredCase,
     view: View,
-    multilabel: bool,
+    labels: Labels,
     batch_size: int,
     calibration: Calibration | None = None,
 ) -> tuple[Volume, Volume]:
     """Return truth and prediction as a pipeline compares them; arguments as for `predict`."""
     if pipeline == "network_size":
-        return compare_at_network_size(model, case, view, multilabel, batch_size)
+        return compare_at_network_size(model, case, view, labels, batch_size)
     if pipeline == "zoom":
-        prediction = predict_zoomed(model, case, view, multilabel, batch_size)
+        prediction = predict_zoomed(model, case, view, labels, batch_size)
     else:
-        prediction = predict(model, case, view, multilabel, batch_size, calibration)
-    return true_masks(case, len(prediction), multilabel), prediction
+        prediction = predict(model, case, view, labels, batch_size, calibration)
+    return labels.split(case.mask), prediction
 
 
 def _logits(model: SegmentationModel, images: list[NDArray[np.float32]]) -> torch.Tensor:

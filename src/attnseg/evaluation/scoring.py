@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 import pandas as pd
 
+from attnseg.data.labels import Labels
 from attnseg.data.store import StoredCase
 from attnseg.data.view import View
 from attnseg.evaluation.pipelines import Pipeline, Volume, compare
@@ -19,8 +20,7 @@ def score_cases(
     model: SegmentationModel,
     cases: Sequence[StoredCase],
     view: View,
-    classes: tuple[str, ...],
-    multilabel: bool,
+    labels: Labels,
     batch_size: int,
     profiles: Sequence[Profile],
     split: str,
@@ -33,8 +33,7 @@ def score_cases(
         model: in evaluation mode, on the device to use.
         cases: prepared.
         view: how slices become the network's input.
-        classes: foreground classes.
-        multilabel: whether they overlap.
+        labels: foreground classes.
         batch_size: slices at a time.
         profiles: the metric conventions.
         split: what the cases are, for the table and the progress.
@@ -46,18 +45,16 @@ def score_cases(
     """
     rows = []
     for case in track(cases, f"Evaluating {split}", "cases"):
-        calibration = Calibration(len(classes)) if pipeline == "native" else None
-        truth, prediction = compare(
-            pipeline, model, case, view, multilabel, batch_size, calibration
-        )
+        calibration = Calibration(len(labels)) if pipeline == "native" else None
+        truth, prediction = compare(pipeline, model, case, view, labels, batch_size, calibration)
         if watch is not None:
             watch(case, truth, prediction)
         for profile in profiles:
-            scores = profile.score_case(truth, prediction, case.spacing, classes)
+            scores = profile.score_case(truth, prediction, case.spacing, labels.names)
             named = {metric.name for metric in profile.metrics}
             if calibration is not None and "ece" in named:
                 for metric, values in (("ece", calibration.ece()), ("brier", calibration.brier())):
-                    found = zip(classes, values.tolist(), strict=True)
+                    found = zip(labels.names, values.tolist(), strict=True)
                     scores += [(name, metric, value) for name, value in found]
             rows += [(split, case.patient, case.case, *score, profile.name) for score in scores]
     return pd.DataFrame(rows, columns=list(COLUMNS))

@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
-from attnseg.drawing.cases import Masks, legend
+from attnseg.data.labels import Masks
+from attnseg.drawing.cases import legend
 from attnseg.explain.attention_maps import Reach, Site, scores
 from attnseg.files import replacing
 from attnseg.predict.overlay import COLOURS

@@ -15,10 +15,10 @@ from rich.table import Table
 
 from attnseg.config.build import build
 from attnseg.config.schema import Explain, nearest
-from attnseg.data.reader import class_masks
+from attnseg.data.labels import Masks
 from attnseg.data.slices import network_tensor
 from attnseg.data.store import StoredCase
-from attnseg.drawing.cases import Masks, aspect, picture
+from attnseg.drawing.cases import aspect, picture
 from attnseg.errors import ConfigError, DataError, first_line
 from attnseg.evaluation import summary as results
 from attnseg.evaluation.evaluate import FinishedRun
@@ -69,7 +69,7 @@ def explain(config: Explain) -> pd.DataFrame:
             )
     index = choose_slice(case, config.slice)
     reader = runs[0].data.reader
-    masks = class_masks(case.mask[index], len(reader.classes), reader.multilabel)
+    masks = reader.labels.split(case.mask[index])
     point = choose_point(masks, config.point)
     explained = [attend(run, case, index, point, config.layer) for run in runs]
     unit = "pixels" if case.spacing is None else "mm"

@@ -365,7 +365,7 @@ def dice(
     metric = profile.metrics[0]
     for name in ("PyTorch", "ONNX", "ONNX int8"):
         scores = score_cases(
-            OnnxModel(networks[name]), cases, recipe.view, recipe.classes, recipe.multilabel,
+            OnnxModel(networks[name]), cases, recipe.view, recipe.labels,
             seen.finished.config.dataset.batch_size, [profile], f"val, {name}",
         )  # fmt: skip
         means = profile.summarise(scores)[metric.name]

@@ -11,13 +11,13 @@ class CrossEntropy(SegmentationLoss):
     """Mean cross-entropy over pixels.
 
     Args:
-        multilabel: see `SegmentationLoss`.
+        overlapping: see `SegmentationLoss`.
         class_weights: factor of each channel; `None` is 1 for all.
     """
 
-    def __init__(self, multilabel: bool, class_weights: Sequence[float] | None = None) -> None:
-        super().__init__(multilabel)
-        self.ce = CrossEntropyTerm(multilabel, class_weights)
+    def __init__(self, overlapping: bool, class_weights: Sequence[float] | None = None) -> None:
+        super().__init__(overlapping)
+        self.ce = CrossEntropyTerm(overlapping, class_weights)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return the scalar loss; shapes as in `SegmentationLoss`."""

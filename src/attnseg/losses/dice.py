@@ -17,7 +17,7 @@ class Dice(SegmentationLoss):
     """One minus soft Dice, mean over classes.
 
     Args:
-        multilabel: see `SegmentationLoss`.
+        overlapping: see `SegmentationLoss`.
         squared: sum squares in the denominator, `sum(p^2) + sum(g^2)`, not `sum(p) + sum(g)`.
         batch: sum over the whole batch before dividing, not per image.
         smooth: added to numerator and denominator.
@@ -26,21 +26,21 @@ class Dice(SegmentationLoss):
 
     def __init__(
         self,
-        multilabel: bool,
+        overlapping: bool,
         squared: bool = True,
         batch: bool = True,
         smooth: float = 1e-5,
         include_background: bool = True,
     ) -> None:
-        super().__init__(multilabel)
+        super().__init__(overlapping)
         self.squared = squared
         self.axes = (0, 2, 3) if batch else (2, 3)
         self.smooth = smooth
-        self.first = 0 if include_background or multilabel else 1
+        self.first = 0 if include_background or overlapping else 1
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return the scalar loss; shapes as in `SegmentationLoss`."""
-        if self.multilabel:
+        if self.overlapping:
             p, g = logits.float().sigmoid(), target.float()
         else:
             classes = torch.arange(logits.shape[1], device=logits.device)[:, None, None]

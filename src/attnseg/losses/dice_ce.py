@@ -12,7 +12,7 @@ class DiceCE(SegmentationLoss):
     """`dice_weight * Dice + ce_weight * cross-entropy`, binary per channel if classes overlap.
 
     Args:
-        multilabel: see `SegmentationLoss`.
+        overlapping: see `SegmentationLoss`.
         dice_weight: factor of the Dice loss.
         ce_weight: factor of the cross-entropy.
         squared: as in `Dice`.
@@ -24,7 +24,7 @@ class DiceCE(SegmentationLoss):
 
     def __init__(
         self,
-        multilabel: bool,
+        overlapping: bool,
         dice_weight: float = 0.6,
         ce_weight: float = 0.4,
         squared: bool = True,
@@ -33,15 +33,15 @@ class DiceCE(SegmentationLoss):
         include_background: bool = True,
         class_weights: Sequence[float] | None = None,
     ) -> None:
-        super().__init__(multilabel)
+        super().__init__(overlapping)
         if dice_weight < 0 or ce_weight < 0 or dice_weight + ce_weight == 0:
             raise ValueError(
                 f"dice_weight {dice_weight} and ce_weight {ce_weight} must be 0 or more, not both 0"
             )
         self.dice_weight = dice_weight
         self.ce_weight = ce_weight
-        self.dice = Dice(multilabel, squared, batch, smooth, include_background)
-        self.ce = CrossEntropyTerm(multilabel, class_weights)
+        self.dice = Dice(overlapping, squared, batch, smooth, include_background)
+        self.ce = CrossEntropyTerm(overlapping, class_weights)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return the scalar loss; shapes as in `SegmentationLoss`."""

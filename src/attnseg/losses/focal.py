@@ -13,17 +13,17 @@ class Focal(SegmentationLoss):
     """`(1 - p)^gamma` times cross-entropy, mean over pixels and classes.
 
     Args:
-        multilabel: see `SegmentationLoss`.
+        overlapping: see `SegmentationLoss`.
         gamma: how fast the weight of well-classified pixels falls; 0 is cross-entropy.
         alpha: weight of the positive pixels, in [0, 1]; `None` weighs both the same.
     """
 
-    def __init__(self, multilabel: bool, gamma: float = 2.0, alpha: float | None = None) -> None:
-        super().__init__(multilabel)
+    def __init__(self, overlapping: bool, gamma: float = 2.0, alpha: float | None = None) -> None:
+        super().__init__(overlapping)
         if gamma < 0:
             raise ValueError(f"gamma {gamma} is negative; use 0 or more")
         self.focal = FocalLoss(
-            to_onehot_y=not multilabel, gamma=gamma, alpha=alpha, use_softmax=not multilabel
+            to_onehot_y=not overlapping, gamma=gamma, alpha=alpha, use_softmax=not overlapping
         )
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:

@@ -11,14 +11,14 @@ class SegmentationLoss(nn.Module):
     """Base of the losses.
 
     Args:
-        multilabel: classes may overlap: a sigmoid per channel and target `[B, K, H, W]` of 0 and 1;
-            otherwise a softmax over channels, channel 0 the background, and target `[B, H, W]` of
-            class indices.
+        overlapping: whether classes may overlap. If so, a sigmoid per channel and a target
+            `[B, K, H, W]` of 0 and 1; otherwise a softmax over channels, of which 0 is the
+            background, and a target `[B, H, W]` of class indices.
     """
 
-    def __init__(self, multilabel: bool) -> None:
+    def __init__(self, overlapping: bool) -> None:
         super().__init__()
-        self.multilabel = multilabel
+        self.overlapping = overlapping
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return the scalar loss of logits `[B, K, H, W]` against a target as described above."""
@@ -26,7 +26,7 @@ class SegmentationLoss(nn.Module):
 
     def monai_target(self, target: Tensor) -> Tensor:
         """Return the target as MONAI takes it: float channels, or one channel of indices."""
-        return target.float() if self.multilabel else target[:, None].long()
+        return target.float() if self.overlapping else target[:, None].long()
 
 
 class CrossEntropyTerm(nn.Module):
@@ -34,9 +34,9 @@ class CrossEntropyTerm(nn.Module):
 
     weight: Tensor | None
 
-    def __init__(self, multilabel: bool, class_weights: Sequence[float] | None) -> None:
+    def __init__(self, overlapping: bool, class_weights: Sequence[float] | None) -> None:
         super().__init__()
-        self.multilabel = multilabel
+        self.overlapping = overlapping
         if class_weights and not (min(class_weights) >= 0 < max(class_weights)):
             raise ValueError(f"class_weights {class_weights} must be 0 or more, not all 0")
         weight = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
@@ -53,7 +53,7 @@ class CrossEntropyTerm(nn.Module):
                 f"class_weights has {len(self.weight)} values; give one for each of the "
                 f"{logits.shape[1]} channels"
             )
-        if not self.multilabel:
+        if not self.overlapping:
             return F.cross_entropy(logits, target.long(), self.weight)
         weight = None if self.weight is None else self.weight[:, None, None]
         return F.binary_cross_entropy_with_logits(logits, target.to(logits.dtype), weight)

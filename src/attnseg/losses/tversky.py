@@ -13,7 +13,7 @@ class Tversky(SegmentationLoss):
     """One minus `tp / (tp + alpha fp + beta fn)`, mean over classes.
 
     Args:
-        multilabel: see `SegmentationLoss`.
+        overlapping: see `SegmentationLoss`.
         alpha: price of false positives.
         beta: price of false negatives; the paper's best is 0.7 beside an alpha of 0.3.
         batch: sum over the whole batch before dividing, not per image.
@@ -22,19 +22,19 @@ class Tversky(SegmentationLoss):
 
     def __init__(
         self,
-        multilabel: bool,
+        overlapping: bool,
         alpha: float = 0.3,
         beta: float = 0.7,
         batch: bool = True,
         smooth: float = 1e-5,
     ) -> None:
-        super().__init__(multilabel)
+        super().__init__(overlapping)
         if alpha < 0 or beta < 0 or alpha + beta == 0:
             raise ValueError(f"alpha {alpha} and beta {beta} must be at least 0, not both 0")
         self.tversky = TverskyLoss(
-            to_onehot_y=not multilabel,
-            sigmoid=multilabel,
-            softmax=not multilabel,
+            to_onehot_y=not overlapping,
+            sigmoid=overlapping,
+            softmax=not overlapping,
             alpha=alpha,
             beta=beta,
             smooth_nr=smooth,

@@ -83,7 +83,7 @@ def _write(spec: PhantomSpec, root: Path) -> None:
             number = f"{index + 1:04d}"
             name = f"slice_{number}_{width}_{height}_{spacing:.2f}_{spacing:.2f}.png"
             Image.fromarray(image[index]).save(folder / name)
-            for organ, mask in zip(UWMadison.classes, masks[:, index], strict=True):
+            for organ, mask in zip(UWMadison.labels.names, masks[:, index], strict=True):
                 rows.append(f"{scan}_slice_{number},{organ},{rle.encode(mask)}")
     (root / "train.csv").write_text("\n".join(rows) + "\n")
 
@@ -101,7 +101,7 @@ def make_scan(
         spacing: in-plane pixel size, mm.
 
     Returns:
-        Image `[S, H, W]` and masks `[3, S, H, W]` in the order of `UWMadison.classes`.
+        Image `[S, H, W]` and masks `[3, S, H, W]` in the order of `UWMadison.labels`.
     """
     body = Body(default_rng([seed, patient]), default_rng([seed, patient, 1 + day]), shape, spacing)
     masks = np.stack([body.large_bowel, body.small_bowel, body.stomach]) < 0

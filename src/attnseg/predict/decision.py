@@ -2,10 +2,8 @@
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
-Masks = NDArray[np.bool_]
-Floats = NDArray[np.float32]
+from attnseg.data.labels import Floats
 
 
 def to_size(logits: Floats, size: tuple[int, int]) -> Floats:
@@ -20,46 +18,21 @@ def to_size(logits: Floats, size: tuple[int, int]) -> Floats:
     return resized
 
 
-def decide(logits: Floats, multilabel: bool) -> Masks:
-    """Decide each pixel.
-
-    Args:
-        logits: `[B, K, H, W]`.
-        multilabel: each channel by itself (probability above 0.5); otherwise the largest channel
-            wins and channel 0, the background, is left out.
-
-    Returns:
-        Masks `[classes, B, H, W]`.
-    """
-    return (logits > 0).swapaxes(0, 1) if multilabel else winners(logits)
-
-
-def winners(values: Floats) -> Masks:
-    """Return where each channel but the first is the largest: `[K - 1, B, H, W]`."""
-    best = values[:, 0].copy()
-    index = np.zeros(best.shape, np.uint8)
-    for k in range(1, values.shape[1]):  # faster than argmax over an axis that is not the last
-        index[values[:, k] > best] = k
-        np.maximum(best, values[:, k], out=best)
-    classes = np.arange(1, values.shape[1], dtype=np.uint8)
-    return np.asarray(index == classes[:, None, None, None])
-
-
-def probabilities(logits: Floats, multilabel: bool) -> Floats:
+def probabilities(logits: Floats, overlapping: bool) -> Floats:
     """Return each channel's probability, `[B, K, H, W]`: sigmoid, or softmax over the channels."""
-    if multilabel:
+    if overlapping:
         return np.asarray(1 / (1 + np.exp(-logits.clip(-80, 80))), np.float32)
     raised = np.exp(logits - logits.max(1, keepdims=True))
     return np.asarray(raised / raised.sum(1, keepdims=True), np.float32)
 
 
-def entropy(probability: Floats, multilabel: bool) -> Floats:
+def entropy(probability: Floats, overlapping: bool) -> Floats:
     """Return how undecided each pixel is, from 0 to 1: `[B, H, W]`.
 
     The entropy of the classes over its largest possible value; where classes overlap, that of the
     class that is most undecided.
     """
-    if multilabel:
+    if overlapping:
         return np.asarray((_surprise(probability) + _surprise(1 - probability)).max(1) / np.log(2))
     return np.asarray(_surprise(probability).sum(1) / np.log(probability.shape[1]), np.float32)
 

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
-from attnseg.predict.decision import Masks
+from attnseg.data.labels import Masks
 from attnseg.predict.scan import Scan
 
 # Okabe and Ito's colours, told apart with any colour vision.

@@ -7,13 +7,12 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
-from attnseg.data.reader import MAX_OVERLAPPING
+from attnseg.data.labels import MAX_EXCLUSIVE, MAX_OVERLAPPING, Labels
 from attnseg.data.readers.nifti import PLANES
 from attnseg.data.view import View
 from attnseg.errors import CheckpointError
 
 VERSION = 1
-MAX_CLASSES = 255  # indices of a mask
 MAX_SIDE = 1 << 15
 SHA256 = re.compile("[0-9a-f]{64}")
 Triple = tuple[float, float, float]
@@ -73,14 +72,14 @@ class Recipe:
         return View(self.size, self.slices, self.stride)
 
     @property
-    def outputs(self) -> int:
-        """Channels of the network's logits."""
-        return len(self.classes) + (0 if self.multilabel else 1)
+    def labels(self) -> Labels:
+        """Foreground classes, and whether they overlap."""
+        return Labels(self.classes, self.multilabel)
 
     @property
-    def overlapping(self) -> bool:
-        """Whether one label map cannot hold the masks."""
-        return self.multilabel and len(self.classes) > 1
+    def outputs(self) -> int:
+        """Channels of the network's logits."""
+        return self.labels.channels
 
     def to_json(self) -> str:
         """Return the recipe as text."""
@@ -119,7 +118,7 @@ class Recipe:
             _check(_is_name(getattr(self, name)), name)
         _check(_is_flag(self.multilabel), "multilabel")
         _check(_is_flag(self.volumetric), "volumetric")
-        most = MAX_OVERLAPPING if self.multilabel else MAX_CLASSES
+        most = MAX_OVERLAPPING if self.multilabel else MAX_EXCLUSIVE
         _check(isinstance(self.classes, tuple) and 1 <= len(self.classes) <= most, "classes")
         _check(all(map(_is_name, self.classes)), "classes")
         _check(len(set(self.classes)) == len(self.classes), "classes")

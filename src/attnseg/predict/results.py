@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from attnseg.data.labels import Floats, Masks
 from attnseg.data.readers import rle
 from attnseg.data.readers.nifti import from_slices
 from attnseg.data.readers.uw_madison import COLUMNS
 from attnseg.errors import ResourceError
 from attnseg.files import replacing
-from attnseg.predict.decision import Floats, Masks
 from attnseg.predict.dicom import write_segmentation
 from attnseg.predict.inputs import Item
 from attnseg.predict.recipe import Recipe
@@ -79,7 +79,7 @@ class Results:
             return [self._write("masks", ".dcm", write)]
         if self.item.kind == "scan":
             return [self._write("masks", ".csv", lambda file: file.write(self._codes(masks)))]
-        if not self.recipe.overlapping:
+        if self.recipe.labels.one_per_pixel:
             return [self._png("masks", "", self._merged(masks)[0], self._described())]
         return [
             self._png("masks", f".{quote(name, safe=' ')}", 255 * mask[0].astype(np.uint8), name)
@@ -114,20 +114,18 @@ class Results:
         return [self._png("overlays", "", picture, self._described())]
 
     def _merged(self, masks: Masks) -> NDArray[np.uint8]:
-        """Return class indices `[S, H, W]`, or `[S, H, W, classes]` if classes overlap."""
-        if self.recipe.overlapping:
-            return np.moveaxis(masks, 0, -1).astype(np.uint8)
-        merged = np.zeros(masks.shape[1:], np.uint8)
-        for number, mask in enumerate(masks, 1):
-            merged[mask] = number
-        return merged
+        """Return a label map `[S, H, W]`, or `[S, H, W, classes]` if classes overlap."""
+        labels = self.recipe.labels
+        if labels.one_per_pixel:
+            return labels.merge(masks)
+        return np.moveaxis(masks, 0, -1).astype(np.uint8)
 
     def _described(self) -> str:
         """Return what the values, or the last axis, of a file mean, as JSON."""
         classes = self.recipe.classes
-        first = 0 if self.recipe.overlapping else 1
+        first = 1 if self.recipe.labels.one_per_pixel else 0
         meaning = {str(number): name for number, name in enumerate(classes, first)}
-        key = "volumes" if self.recipe.overlapping else "labels"
+        key = "labels" if self.recipe.labels.one_per_pixel else "volumes"
         return json.dumps({key: meaning, "run": self.recipe.run}, ensure_ascii=False)
 
     def _to_file(self, slices: NDArray[Any]) -> NDArray[Any]:

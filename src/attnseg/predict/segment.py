@@ -8,10 +8,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from attnseg.data.labels import Floats, Masks
 from attnseg.data.view import Slices, View, network_input
 from attnseg.errors import CheckpointError
 from attnseg.predict import decision
-from attnseg.predict.decision import Floats, Masks
 from attnseg.predict.network import Network
 from attnseg.predict.recipe import Recipe
 
@@ -72,9 +72,9 @@ class Segmenter:
             probabilities: whether they are wanted.
             uncertainty: whether it is wanted.
         """
-        recipe = self.members[0].recipe
+        labels = self.members[0].recipe.labels
         count = scan.shape[0]
-        classes = len(recipe.classes)
+        classes = len(labels)
         masks = np.empty((classes, *scan.shape), bool)
         kept = np.empty((classes, *scan.shape), np.float32) if probabilities else None
         entropies = np.empty(scan.shape, np.float32) if uncertainty else None
@@ -84,19 +84,18 @@ class Segmenter:
             mean = np.zeros((), np.float32)
             for number, logits in enumerate(self._passes(scan, range(at.start, at.stop)), 1):
                 if alone:
-                    masks[:, at] = decision.decide(logits, recipe.multilabel)
+                    masks[:, at] = labels.decide(logits)
                     if not probabilities and not uncertainty:
                         break
-                share = decision.probabilities(logits, recipe.multilabel)
+                share = decision.probabilities(logits, labels.overlapping)
                 mean = share if number == 1 else mean + (share - mean) / np.float32(number)
             else:
                 if not alone:
-                    voted = mean.swapaxes(0, 1) > 0.5
-                    masks[:, at] = voted if recipe.multilabel else decision.winners(mean)
+                    masks[:, at] = labels.decide_probabilities(mean)
                 if kept is not None:
                     kept[:, at] = mean[:, -classes:].swapaxes(0, 1)
                 if entropies is not None:
-                    entropies[at] = decision.entropy(mean, recipe.multilabel)
+                    entropies[at] = decision.entropy(mean, labels.overlapping)
         return Segmented(masks, kept, entropies)
 
     def _passes(self, scan: Slices, indices: range) -> Iterator[Floats]:

@@ -142,7 +142,7 @@ def described(data: Data) -> dict[str, Any]:
     along = list(zip(*(c.spacing for c in cases if c.spacing is not None), strict=True))
     return {
         "classes": list(reader.classes),
-        "multilabel": reader.multilabel,
+        "multilabel": reader.labels.overlapping,
         "channels": reader.channels,
         "volumetric": reader.volumetric,
         "plane": reader.plane,

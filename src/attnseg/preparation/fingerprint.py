@@ -42,7 +42,7 @@ def describe(
             for role in dict.fromkeys(roles.values())
         },
         "digest": hashlib.sha256("".join(c.digest for c in cases).encode()).hexdigest(),
-        "multilabel": reader.multilabel,
+        "multilabel": reader.labels.overlapping,
         "channels": reader.channels,
         "sizes": dict(Counter(by(c.shape[1:]) for c in cases).most_common()),
         "slices": spread([c.shape[0] for c in cases]),

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from attnseg.data.reader import Reader, class_masks
+from attnseg.data.reader import Reader
 from attnseg.data.store import PERCENTILES, StoredCase
 from attnseg.drawing.cases import aspect, fullest, legend, picture, show
 from attnseg.predict.overlay import COLOURS
@@ -151,6 +151,6 @@ def _positions(axis: Any, reader: Reader, cases: Sequence[StoredCase]) -> None: 
 
 def _sample(axis: Any, reader: Reader, case: StoredCase) -> None:  # noqa: ANN401
     index = fullest(case)
-    truth = class_masks(case.mask, len(reader.classes), reader.multilabel)
+    truth = reader.labels.split(case.mask)
     show(axis, picture(case, index), truth[:, index], aspect(case))
     axis.set_title(f"{case.case}, slice {index + 1} of {case.shape[0]}", fontsize=9)

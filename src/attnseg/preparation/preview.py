@@ -7,7 +7,6 @@ from matplotlib.figure import Figure
 
 from attnseg.config.build import build
 from attnseg.config.schema import Config
-from attnseg.data.reader import class_masks
 from attnseg.data.slices import SliceDataset
 from attnseg.drawing.cases import fullest, legend, show
 from attnseg.errors import ConfigError
@@ -36,7 +35,7 @@ def contact_sheet(config: Config) -> Path:
     except ValueError as error:
         raise ConfigError(f"augment: {error}") from error
     plain = SliceDataset(data.train, view(config))
-    classes, height = len(reader.classes), config.dataset.image_size[0]
+    height = config.dataset.image_size[0]
     rows = _rows(plain)
     ratio = height / config.dataset.image_size[1]
     size = (2.0 * (EPOCHS + 1), 2.0 * ratio * len(rows) + 1)
@@ -48,7 +47,7 @@ def contact_sheet(config: Config) -> Path:
             image = sample["image"].numpy().transpose(1, 2, 0) / 2 + 0.5
             colours = image.shape[-1] == 3 and config.dataset.slices == 1
             shown = image if colours else image[..., image.shape[-1] // 2]
-            masks = class_masks(sample["mask"].numpy(), classes, reader.multilabel)
+            masks = reader.labels.split(sample["mask"].numpy())
             show(axis, shown, masks, 1.0)
         case = data.train[plain.index[index][0]].case
         row[0].set_ylabel(f"{case}\nslice {plain.index[index][1] + 1}", fontsize=8)

@@ -11,7 +11,7 @@ import torch
 
 from attnseg.config.components import Parts
 from attnseg.config.schema import Config
-from attnseg.data.slices import network_target
+from attnseg.data.labels import Labels
 from attnseg.errors import ResourceError
 from attnseg.training.module import parameter_groups
 
@@ -22,9 +22,7 @@ SMALL, LARGER = 1, 3  # batches that are tried, to learn what a slice takes
 Step = Callable[[int], object]  # trains on a batch of that many slices
 
 
-def largest_batch(
-    config: Config, parts: Parts, image: tuple[int, int, int], classes: int, multilabel: bool
-) -> int:
+def largest_batch(config: Config, parts: Parts, image: tuple[int, int, int], labels: Labels) -> int:
     """Return how many slices a training step can take at once.
 
     Memory is linear in the batch: two small batches are tried. The model is left as it was.
@@ -33,8 +31,7 @@ def largest_batch(
         config: of the run.
         parts: built from it.
         image: C, H, W of the network's input.
-        classes: foreground classes.
-        multilabel: whether they overlap.
+        labels: foreground classes.
 
     Raises:
         ResourceError: not even one slice fits.
@@ -50,7 +47,7 @@ def largest_batch(
         mask = torch.zeros(batch, *image[1:], dtype=torch.uint8, device=device)
         with torch.autocast(device.type, dtype, enabled=dtype is not None):
             outputs = model.training_outputs(pixels)
-            target = network_target(mask, classes, multilabel)
+            target = labels.target(mask)
             loss = torch.stack([parts.loss(output, target) for output in outputs]).sum()
         loss.backward()
         optimizer.step()

@@ -11,7 +11,7 @@ from attnseg.data.store import StoredCase
 from attnseg.drawing import cases as preview
 from attnseg.evaluation import summary as results
 from attnseg.evaluation.pictures import Pictures
-from attnseg.evaluation.pipelines import predict, true_masks
+from attnseg.evaluation.pipelines import predict
 from attnseg.evaluation.scoring import score_cases
 from attnseg.metrics.profiles.profile import Profile
 from attnseg.models.model import SegmentationModel
@@ -41,14 +41,13 @@ def report(
     shown = list(scored)[-1]
     pictures = None
     if config.trainer.keep_pictures:
-        pictures = Pictures(run.folder / "pictures", shown, reader.classes, reader.multilabel)
+        pictures = Pictures(run.folder / "pictures", shown, reader.labels)
     for split, members in scored.items():
         frames[split] = score_cases(
             model,
             members,
             view(config),
-            reader.classes,
-            reader.multilabel,
+            reader.labels,
             config.dataset.batch_size,
             [profile],
             split,
@@ -94,7 +93,7 @@ def draw_previews(
             f"{label} {split} case {case.case}: mean {metric} {order.iloc[at]:.3f} "
             f"({profile.name}){mark}",
             case,
-            true_masks(case, len(reader.classes), reader.multilabel),
-            predict(model, case, view(config), reader.multilabel, config.dataset.batch_size),
+            reader.labels.split(case.mask),
+            predict(model, case, view(config), reader.labels, config.dataset.batch_size),
             reader.classes,
         )

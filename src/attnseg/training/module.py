@@ -12,11 +12,11 @@ from pytorch_lightning.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
-from attnseg.data.slices import Sample, network_target
+from attnseg.data.labels import Labels
+from attnseg.data.slices import Sample
 from attnseg.errors import ConfigError
 from attnseg.losses.loss import SegmentationLoss
-from attnseg.metrics.masks import areas
-from attnseg.metrics.running import CaseDice
+from attnseg.metrics.running import CaseDice, count_areas
 from attnseg.models.model import SegmentationModel
 from attnseg.schedules.schedule import Schedule
 
@@ -32,8 +32,7 @@ class SegmentationModule(pl.LightningModule):
     Args:
         model: what is trained.
         loss: of each of the model's outputs.
-        classes: foreground classes.
-        multilabel: whether they overlap.
+        labels: foreground classes.
         train_cases: names of the training cases, for messages.
         val_cases: names of the validation cases.
         optimizer: builds the optimizer from parameter groups.
@@ -46,8 +45,7 @@ class SegmentationModule(pl.LightningModule):
         self,
         model: SegmentationModel,
         loss: SegmentationLoss,
-        classes: tuple[str, ...],
-        multilabel: bool,
+        labels: Labels,
         train_cases: list[str],
         val_cases: list[str],
         optimizer: Callable[..., torch.optim.Optimizer],
@@ -58,15 +56,14 @@ class SegmentationModule(pl.LightningModule):
         super().__init__()
         self.model = model
         self.loss = loss
-        self.classes = classes
-        self.multilabel = multilabel
+        self.labels = labels
         self.train_cases, self.val_cases = train_cases, val_cases
         self.optimizer = optimizer
         self.schedule = schedule
         self.auxiliary_weight = auxiliary_weight
         self.seed = seed
         # Every process counts the slices of all.
-        self.val_dice = CaseDice(len(val_cases), len(classes), sync_on_compute=False)
+        self.val_dice = CaseDice(len(val_cases), len(labels), sync_on_compute=False)
         self.divided = False
         self.broken: set[int] = set()  # validation cases with logits that are not finite
         self.losses, self.batches = 0.0, 0  # of this epoch so far; kept in checkpoints
@@ -109,7 +106,7 @@ class SegmentationModule(pl.LightningModule):
         """
         main, *auxiliary = self.model.training_outputs(batch["image"])
         mask = self.of_all(batch["mask"])
-        target = network_target(mask, len(self.classes), self.multilabel)
+        target = self.labels.target(mask)
         loss: Tensor = self.loss(self.of_all(main), target)
         for output in auxiliary:
             loss = loss + self.auxiliary_weight * self.loss(self.of_all(output), target)
@@ -177,9 +174,9 @@ class SegmentationModule(pl.LightningModule):
         real = len(data.val) - batch_idx * data.batch_size * self.trainer.world_size
         logits = self.of_all(self.model(batch["image"]))[:real]
         mask, case = self.of_all(batch["mask"])[:real], self.of_all(batch["case"])[:real]
-        target = network_target(mask, len(self.classes), self.multilabel)
+        target = self.labels.target(mask)
         self.log("val/loss", self.loss(logits, target), batch_size=len(logits))
-        self.val_dice.update(areas(logits, target, self.multilabel), case)
+        self.val_dice.update(count_areas(logits, target, self.labels.overlapping), case)
         finite = torch.isfinite(logits).flatten(1).all(1)
         if not bool(finite.all()):
             self.broken.update(case[~finite].tolist())
@@ -194,7 +191,7 @@ class SegmentationModule(pl.LightningModule):
             log.warning("The network's output for %s is not finite; this epoch has no Dice", names)
             dice = torch.full_like(dice, torch.nan)
             self.broken.clear()
-        for name, value in zip(self.classes, dice, strict=True):
+        for name, value in zip(self.labels.names, dice, strict=True):
             self.log(f"val/dice/{name}", value.float())
         self.log("val/dice", dice.nanmean().float())
         self.log("train/loss", self.losses / max(self.batches, 1))

@@ -101,7 +101,7 @@ def lead(
     data = load(config, reader)
     image = (reader.channels * config.dataset.slices, *config.dataset.image_size)
     if config.trainer.auto_batch:
-        fits = largest_batch(config, parts, image, len(reader.classes), reader.multilabel)
+        fits = largest_batch(config, parts, image, reader.labels)
         fits = min(fits, sum(case.shape[0] for case in data.train))
         config, text = revise(config, text, "dataset", batch_size=fits)
     datamodule = make_datamodule(config, data, parts)

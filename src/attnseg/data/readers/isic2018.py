@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from attnseg.data.labels import Labels
 from attnseg.data.reader import Case, CaseRef, Reader, by
 from attnseg.data.readers.pictures import BINARY, GREY8, RGB, read_picture
 from attnseg.errors import DataError, Problems
@@ -45,8 +46,7 @@ class ISIC2018(Reader):
         ValueError: `max_side` is below 2.
     """
 
-    classes = ("lesion",)
-    multilabel = False
+    labels = Labels(("lesion",))
     channels = 3
     volumetric = False
 

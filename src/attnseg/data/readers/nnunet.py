@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from attnseg.data.reader import MAX_OVERLAPPING, Case, CaseRef, Reader, by
+from attnseg.data.labels import MAX_EXCLUSIVE, MAX_OVERLAPPING, Labels
+from attnseg.data.reader import Case, CaseRef, Reader, by
 from attnseg.data.readers.nifti import PLANES, check_same_grid, mask_of, read_nifti
 from attnseg.data.readers.pictures import GREY8, GREY16, RGB, read_picture
 from attnseg.errors import DataError, Problems
@@ -30,7 +31,6 @@ from attnseg.errors import DataError, Problems
 VOLUMES = (".nii.gz", ".nii")
 PICTURES = (".png", ".bmp", ".tif")
 REQUIRED = {"channel_names": dict, "labels": dict, "file_ending": str}
-MAX_CLASSES = 255  # indices of a mask
 Files = tuple[list[Path], Path]  # of the channels and of the label
 
 
@@ -91,14 +91,9 @@ class NNUNet(Reader):
         self.patient = None if patient is None else _one_group(patient)
 
     @cached_property
-    def classes(self) -> tuple[str, ...]:  # type: ignore[override]
-        """Names of the foreground classes."""
-        return tuple(self._described.regions)
-
-    @cached_property
-    def multilabel(self) -> bool:  # type: ignore[override]
-        """Whether classes are regions."""
-        return self._described.overlapping
+    def labels(self) -> Labels:  # type: ignore[override]
+        """The foreground classes; they overlap if they are regions."""
+        return Labels(tuple(self._described.regions), self._described.overlapping)
 
     @cached_property
     def channels(self) -> int:  # type: ignore[override]
@@ -166,7 +161,7 @@ class NNUNet(Reader):
         meaning: dict[int, int] = defaultdict(int, {0: 0})
         for at, values in enumerate(regions):
             for value in values:
-                meaning[value] += 1 << at if self.multilabel else at + 1
+                meaning[value] += 1 << at if self.labels.overlapping else at + 1
         return dict(meaning)
 
     def _pairs(self, part: str, problems: Problems) -> dict[str, Files]:
@@ -415,7 +410,7 @@ def _regions(path: Path, labels: dict[str, Any]) -> tuple[dict[str, tuple[int, .
     regions.pop("background", None)
     if not overlapping:
         regions = dict(sorted(regions.items(), key=lambda item: item[1]))
-    most = MAX_OVERLAPPING if overlapping else MAX_CLASSES
+    most = MAX_OVERLAPPING if overlapping else MAX_EXCLUSIVE
     if not 1 <= len(regions) <= most:
         raise DataError(
             f"{path}: {len(regions)} {'regions' if overlapping else 'labels'} beside the "

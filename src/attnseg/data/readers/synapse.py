@@ -27,6 +27,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from attnseg.data.labels import Labels
 from attnseg.data.reader import Case, CaseRef, Reader, by
 from attnseg.data.readers.nifti import MAX_VOXELS, check_same_grid, mask_of, read_nifti
 from attnseg.errors import DataError, Problems
@@ -82,7 +83,6 @@ class Synapse(Reader):
         ValueError: no such number of organs or order, or an empty window.
     """
 
-    multilabel = False
     channels = 1
 
     def __init__(
@@ -99,7 +99,7 @@ class Synapse(Reader):
         if not window[0] < window[1]:
             raise ValueError(f"window {window[0]:g} to {window[1]:g} is empty; give low, high")
         self.root = Path(root)
-        self.classes = ORDERS[order] if organs == 8 else ORGANS
+        self.labels = Labels(ORDERS[order] if organs == 8 else ORGANS)
         self.window = (float(window[0]), float(window[1]))
 
     def cases(self) -> list[CaseRef]:

@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from attnseg.data.labels import Labels
 from attnseg.data.reader import Case, CaseRef, Reader, by
 from attnseg.data.readers import rle
 from attnseg.data.readers.pictures import read_picture
@@ -41,8 +42,7 @@ class UWMadison(Reader):
         root: folder that holds `train.csv` and `train/`.
     """
 
-    classes = ("large_bowel", "small_bowel", "stomach")
-    multilabel = True
+    labels = Labels(("large_bowel", "small_bowel", "stomach"), overlapping=True)
     channels = 1
 
     def __init__(self, root: str | Path) -> None:

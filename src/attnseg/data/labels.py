@@ -1,0 +1,113 @@
+"""The foreground classes of a dataset, and the forms that their masks take.
+
+Four forms are in use. A *label map* is what readers, the store and files hold: one uint8 per pixel,
+the number of its class from 1, or 0 for background; where classes overlap, bit k for class k.
+*Masks* are booleans with one leading axis for the classes: what is scored, drawn and written. A
+*target* is what a loss takes. *Logits* are what a network returns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Masks = NDArray[np.bool_]
+Floats = NDArray[np.float32]
+
+MAX_EXCLUSIVE, MAX_OVERLAPPING = 255, 8  # classes that the uint8 of a label map can hold
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Names the foreground classes and converts between the forms of their masks.
+
+    Attributes:
+        names: in the order of the numbers, bits and channels.
+        overlapping: whether a pixel may belong to several classes. Each channel is then decided by
+            a sigmoid; otherwise a softmax decides, and channel 0 is the background.
+    """
+
+    names: tuple[str, ...]
+    overlapping: bool = False
+
+    def __len__(self) -> int:
+        """Return the number of foreground classes."""
+        return len(self.names)
+
+    @property
+    def channels(self) -> int:
+        """Number of channels of the logits."""
+        return len(self.names) + (not self.overlapping)
+
+    @property
+    def largest_value(self) -> int:
+        """Largest value that a label map may hold."""
+        return (1 << len(self.names)) - 1 if self.overlapping else len(self.names)
+
+    @property
+    def one_per_pixel(self) -> bool:
+        """Whether no pixel can belong to two classes: a single class cannot overlap."""
+        return not self.overlapping or len(self.names) == 1
+
+    def mask_of(self, label_map: NDArray[Any], index: int) -> Masks:
+        """Return the mask of one class, of the shape of the label map."""
+        chosen = label_map >> index & 1 == 1 if self.overlapping else label_map == index + 1
+        return np.asarray(chosen, bool)
+
+    def split(self, label_map: NDArray[Any]) -> Masks:
+        """Return a label map as masks `[classes, *label_map.shape]`."""
+        return np.stack([self.mask_of(label_map, index) for index in range(len(self.names))])
+
+    def merge(self, masks: Masks) -> NDArray[np.uint8]:
+        """Return masks `[classes, ...]` as a label map; the last of exclusive classes wins."""
+        label_map = np.zeros(masks.shape[1:], np.uint8)
+        for index, mask in enumerate(masks):
+            if self.overlapping:
+                label_map |= mask.astype(np.uint8) << index
+            else:
+                label_map[mask] = index + 1
+        return label_map
+
+    def target(self, label_maps: Tensor) -> Tensor:
+        """Return label maps `[B, H, W]` as the target of a `SegmentationLoss`, uint8.
+
+        Overlapping classes share one byte until they are on the network's device, and get channels
+        of their own, `[B, classes, H, W]`, only here.
+        """
+        if not self.overlapping:
+            return label_maps
+        import torch
+
+        bits = torch.arange(len(self), dtype=label_maps.dtype, device=label_maps.device)
+        return (label_maps[:, None] >> bits[:, None, None]) & 1
+
+    def decide(self, logits: Floats) -> Masks:
+        """Return the masks `[classes, B, H, W]` that logits `[B, K, H, W]` stand for.
+
+        Overlapping classes are present where their own probability is above 0.5. Otherwise the
+        largest channel wins, the first of equal ones.
+        """
+        return (logits > 0).swapaxes(0, 1) if self.overlapping else _find_largest(logits)
+
+    def decide_probabilities(self, probabilities: Floats) -> Masks:
+        """Return masks as `decide` does, from the probabilities of the channels."""
+        if self.overlapping:
+            return (probabilities > 0.5).swapaxes(0, 1)
+        return _find_largest(probabilities)
+
+
+def _find_largest(values: Floats) -> Masks:
+    """Return where each channel but the first is the largest: `[K - 1, B, H, W]`."""
+    best = values[:, 0].copy()
+    index = np.zeros(best.shape, np.uint8)
+    for k in range(1, values.shape[1]):  # This is faster than argmax over an inner axis.
+        index[values[:, k] > best] = k
+        np.maximum(best, values[:, k], out=best)
+    classes = np.arange(1, values.shape[1], dtype=np.uint8)
+    return np.asarray(index == classes[:, None, None, None])
