@@ -44,7 +44,7 @@ FLAGS = (
 )  # fmt: skip
 NO_MEMORY = re.compile("out of memory|not enough memory|can't allocate memory")  # torch's words
 Plain = dict[str, Any]
-Job = Callable[[Plain, str, Claimed], None]  # of the configuration, its YAML text
+Job = Callable[[Plain, Claimed], None]
 log = logging.getLogger("attnseg")
 
 
@@ -84,11 +84,11 @@ def main() -> NoReturn:
 def train() -> NoReturn:
     """Train, validate and test one model, or several with -m."""
 
-    def job(plain: Plain, text: str, claimed: Claimed) -> None:
+    def job(plain: Plain, claimed: Claimed) -> None:
         config = schema.check(plain)
         from attnseg.training.train import train  # imports torch
 
-        train(config, text, claimed)
+        train(config, claimed)
 
     run("train", job)
 
@@ -133,7 +133,7 @@ def verify() -> NoReturn:
     """Check a capsule and replay its golden input, offline and without torch."""
     sys.argv[1:] = [re.sub(r"^([^-=][^=]*\.zip)$", r"capsule=\1", word) for word in sys.argv[1:]]
 
-    def job(plain: Plain, text: str, claimed: Claimed) -> None:
+    def job(plain: Plain, claimed: Claimed) -> None:
         config = schema.check_types(schema.Verify, plain)
         from attnseg.commands.predict import check_runtime
         from attnseg.predict.capsule import verify
@@ -148,7 +148,7 @@ def verify() -> NoReturn:
 def publish() -> NoReturn:
     """Publish a capsule in a folder or on the Hugging Face Hub."""
 
-    def job(plain: Plain, text: str, claimed: Claimed) -> None:
+    def job(plain: Plain, claimed: Claimed) -> None:
         config = schema.check_types(schema.Publish, plain)
         from attnseg.predict.hub import publish
 
@@ -160,7 +160,7 @@ def publish() -> NoReturn:
 def compare() -> NoReturn:
     """Compare the variants among finished runs, with intervals over patients, beside cost."""
 
-    def job(plain: Plain, text: str, claimed: Claimed) -> None:
+    def job(plain: Plain, claimed: Claimed) -> None:
         config = schema.check_types(schema.Compare, plain)
         from attnseg.study.compare import compare
 
@@ -189,7 +189,7 @@ def phantom() -> NoReturn:
 def search() -> NoReturn:
     """Search options for the best validation score, by many trials."""
 
-    def job(plain: Plain, text: str, claimed: Claimed) -> None:
+    def job(plain: Plain, claimed: Claimed) -> None:
         options = schema.check_search(plain.pop("search"))
         if importlib.util.find_spec("optuna") is None:
             raise ConfigError("search: optuna is not installed; pip install 'attnseg[search]'")
@@ -202,20 +202,20 @@ def search() -> NoReturn:
     run("search", job)
 
 
-def compose_trial(words: Sequence[str], more: Sequence[str]) -> tuple[Plain, str]:
-    """Return the configuration of a trial, plain and as YAML; its test set stays sealed.
+def compose_trial(words: Sequence[str], more: Sequence[str]) -> schema.Config:
+    """Return the configuration of a trial; its test set stays sealed.
 
     Args:
         words: overrides of the command line.
         more: the trial's own.
 
     Raises:
-        ConfigError: a key or choice does not exist.
+        ConfigError: a key or choice does not exist, or a value is not allowed.
     """
     composed = compose("search", [*words, "trainer.open_test=false", *more])
     with open_dict(composed):
         del composed["search"]
-    return to_plain(composed), OmegaConf.to_yaml(composed, resolve=True)
+    return schema.check(to_plain(composed))
 
 
 def compose(config_name: str, words: Sequence[str]) -> DictConfig:
@@ -246,7 +246,7 @@ def call_again(job: Job, config_name: str, words: Sequence[str]) -> int:
 def benchmark() -> NoReturn:
     """Measure cost and speed, in suites: training steps, latency, memory, start-up and more."""
 
-    def job(plain: Plain, text: str, claimed: Claimed) -> None:
+    def job(plain: Plain, claimed: Claimed) -> None:
         config = schema.check_benchmark(plain)
         words = list(HydraConfig.get().overrides.task)
         divided = suites.parts(config, words)
@@ -272,7 +272,7 @@ def calling(
         show: is given what the function returns.
     """
 
-    def job(plain: Plain, text: str, claimed: Claimed) -> None:
+    def job(plain: Plain, claimed: Claimed) -> None:
         config = check(plain)
         module, function = target.split(":")
         show(getattr(importlib.import_module(f"attnseg.{module}"), function)(config))
@@ -337,7 +337,7 @@ def run(config_name: str, job: Job) -> NoReturn:
 
 def call(job: Job, composed: DictConfig, claimed: Claimed) -> None:
     """Run a job with what Hydra composed."""
-    job(to_plain(composed), OmegaConf.to_yaml(composed, resolve=True), claimed)
+    job(to_plain(composed), claimed)
 
 
 def check_flags(arguments: Sequence[str]) -> None:

@@ -27,7 +27,7 @@ SPACE = "search.space={optimizer.lr:{low:1e-4,high:1e-2,log:true}}"
 SMOKE = ("experiment=smoke", "trainer.limit_batches=2", "logger=none")
 
 
-def pretend(config, text, claimed, watch):
+def pretend(config, claimed, watch):
     """Train in no time: the better, the nearer the learning rate is to 1e-3; goes on if cut off."""
     lr = config.optimizer.lr
     folder = Path(config.paths.outputs, "phantom", "model", config.choices["attn"], f"{lr:.9f}")
@@ -167,7 +167,7 @@ def test_trials_behind_the_others_are_pruned(search):
 
 
 def test_a_curve_that_begins_at_zero_is_told_as_it_is(search, tmp_path):
-    def at_first_nothing(config, text, claimed, watch):
+    def at_first_nothing(config, claimed, watch):
         folder = tmp_path / "outputs/phantom/model/qkv" / str(config.optimizer.lr)
         folder.mkdir(parents=True)
         rows = [{"epoch": epoch, "val/dice": value} for epoch, value in ((1, 0.0), (2, 0.5))]
@@ -221,14 +221,14 @@ def test_three_processes_do_exactly_the_trials(monkeypatch, tmp_path):
 
 
 def test_a_killed_trial_goes_on_and_one_that_never_gets_on_is_given_up(search, tmp_path):
-    def killed_once(config, text, claimed, watch):
+    def killed_once(config, claimed, watch):
         def die(rows):
             watch(rows)
             if len(rows) == 1 and not (tmp_path / "died").exists():
                 (tmp_path / "died").touch()
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        return pretend(config, text, claimed, die)
+        return pretend(config, claimed, die)
 
     answer, table = search(SPACE, "search.trials=2", train=killed_once)
     assert answer.code == 0, answer.err
@@ -236,7 +236,7 @@ def test_a_killed_trial_goes_on_and_one_that_never_gets_on_is_given_up(search, t
     assert list(table["status"]) == ["done", "done"]
     assert sorted(p.read_text() for p in tmp_path.glob("outputs/**/began")) == ["x", "xx"]
 
-    def killed_always(config, text, claimed, watch):
+    def killed_always(config, claimed, watch):
         os.kill(os.getpid(), signal.SIGKILL)
 
     answer, table = search(SPACE, "search.trials=3", train=killed_always)
@@ -247,10 +247,10 @@ def test_a_killed_trial_goes_on_and_one_that_never_gets_on_is_given_up(search, t
 
 
 def test_what_fails_for_its_parameters_is_noted_and_what_ails_the_machine_stops_the_search(search):
-    def high_ones_fail(config, text, claimed, watch):
+    def high_ones_fail(config, claimed, watch):
         if config.optimizer.lr > 2e-3:
             raise ConfigError("training: the loss became nan; lower optimizer.lr")
-        return pretend(config, text, claimed, watch)
+        return pretend(config, claimed, watch)
 
     answer, table = search(SPACE, "search.trials=6", train=high_ones_fail)
     assert answer.code == 0, answer.err
@@ -259,7 +259,7 @@ def test_what_fails_for_its_parameters_is_noted_and_what_ails_the_machine_stops_
     assert list(table["status"] == "failed") == list(failed)
     assert set(table["reason"][failed]) == {"training: the loss became nan; lower optimizer.lr"}
 
-    def disk_full(config, text, claimed, watch):
+    def disk_full(config, claimed, watch):
         raise ResourceError("outputs: no space left on device; free some")
 
     answer, table = search(SPACE, "search.trials=8", train=disk_full)
@@ -273,7 +273,7 @@ def test_what_fails_for_its_parameters_is_noted_and_what_ails_the_machine_stops_
 
 
 def test_a_search_in_which_everything_fails_ends(search):
-    def fail(config, text, claimed, watch):
+    def fail(config, claimed, watch):
         raise ConfigError("model.size: no such size; choose another")
 
     answer, table = search(SPACE, "search.trials=20", train=fail)
@@ -294,12 +294,12 @@ def test_a_run_that_is_watched_can_be_ended_and_goes_on_later(tmp_path, monkeypa
             raise EndedEarly("pruned after 2 of 3 epochs")
 
     with pytest.raises(EndedEarly):
-        train(config, yaml.safe_dump(plain), watch=watch)
+        train(config, watch=watch)
     (path,) = tmp_path.glob("outputs/*/*/*/*/run.json")
     facts = json.loads(path.read_text())
     assert (facts["status"], facts["reason"]) == ("stopped", "pruned after 2 of 3 epochs")
     assert seen == [[1], [1, 2]]
-    train(config, yaml.safe_dump(plain))
+    train(config)
     facts = json.loads(path.read_text())
     assert [one["status"] for one in facts["attempts"]] == ["stopped", "done"]
     assert len(read_history(path.parent / "history.csv")) == 3

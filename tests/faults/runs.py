@@ -26,7 +26,7 @@ from attnseg.training.train import train
 SMOKE = ("experiment=smoke", "attn=kv", "trainer.save_minutes=null")
 
 
-def configured(folder: Path, *options: str) -> tuple[schema.Config, str]:
+def configured(folder: Path, *options: str) -> schema.Config:
     """Compose a small run with all its files in `folder`."""
     folder.mkdir(exist_ok=True)
     GlobalHydra.instance().clear()
@@ -39,7 +39,7 @@ def configured(folder: Path, *options: str) -> tuple[schema.Config, str]:
     del composed["hydra"]
     plain = OmegaConf.to_container(composed, resolve=True)
     names = {name: choice for name, choice in sorted(choices.items()) if "/" not in name}
-    return schema.check({**plain, "choices": names}), OmegaConf.to_yaml(composed, resolve=True)
+    return schema.check({**plain, "choices": names})
 
 
 def attempt(
@@ -65,7 +65,7 @@ def attempts(
     timeout: float = 120,
 ) -> list[int]:
     """Run once in several processes, as `torchrun` starts them; return their exit codes."""
-    config, text = configured(folder, *options)
+    config = configured(folder, *options)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -79,7 +79,7 @@ def attempts(
         if processes == 1:
             environment = {}
         fault = faults[rank] if faults else lambda: None
-        arguments = (folder, config, text, fault, environment)
+        arguments = (folder, config, fault, environment)
         children.append(multiprocessing.get_context("fork").Process(target=_run, args=arguments))
         children[-1].start()
     for child in children:
@@ -95,7 +95,6 @@ def attempts(
 def _run(
     folder: Path,
     config: schema.Config,
-    text: str,
     fault: Callable[[], None],
     environment: Mapping[str, object],
 ) -> None:
@@ -111,7 +110,7 @@ def _run(
     code = 0
     try:
         fault()
-        train(config, text)
+        train(config)
     except KeyboardInterrupt:
         code = 130
     except SystemExit as ended:

@@ -132,21 +132,21 @@ CHANGES = (
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_run_is_never_resumed_with_other_options(tmp_path, change):
     """Another option is another run, in a folder of its own, so nothing can be mixed up."""
-    plain, _ = configured(tmp_path)
-    changed, _ = configured(tmp_path, change)
+    plain = configured(tmp_path)
+    changed = configured(tmp_path, change)
     assert run_id(changed, "data", "split") != run_id(plain, "data", "split")
 
 
 @pytest.mark.parametrize("what", [("other", "split"), ("data", "other")])
 def test_a_run_is_never_resumed_with_other_data_or_another_fold(tmp_path, what):
-    plain, _ = configured(tmp_path)
+    plain = configured(tmp_path)
     assert run_id(plain, *what) != run_id(plain, "data", "split")
 
 
 @pytest.mark.parametrize("change", ["trainer.num_workers=2", "trainer.save_minutes=5"])
 def test_a_run_goes_on_with_other_loaders(tmp_path, change):
-    plain, _ = configured(tmp_path)
-    changed, _ = configured(tmp_path, change)
+    plain = configured(tmp_path)
+    changed = configured(tmp_path, change)
     assert run_id(changed, "data", "split") == run_id(plain, "data", "split")
 
 

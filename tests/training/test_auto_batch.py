@@ -35,7 +35,7 @@ def test_free_memory_is_what_the_machine_has():
 
 
 def test_what_is_found_follows_the_memory_there_is(tmp_path, monkeypatch):
-    config, _ = configured(tmp_path)
+    config = configured(tmp_path)
     reader = open_reader(config)
     parts = build_parts(config, reader)
     before = {name: value.clone() for name, value in parts.model.state_dict().items()}
@@ -58,7 +58,7 @@ def test_a_run_notes_the_batch_it_found(tmp_path):
     assert "trainer.precision=" in output
     text = (run_of(tmp_path) / "config.yaml").read_text()
     assert "precision: auto" not in text
-    assert f"batch_size: {configured(tmp_path)[0].dataset.batch_size}\n" not in text
+    assert f"batch_size: {configured(tmp_path).dataset.batch_size}\n" not in text
 
 
 def test_with_one_device_only(tmp_path):

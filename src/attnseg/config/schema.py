@@ -7,7 +7,7 @@ component (a node with `_target_`) are checked against its constructor when it i
 import difflib
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import (
@@ -197,6 +197,34 @@ class Config(Node):
         name = self.choices["dataset"]
         real = self.dataset.root is not None or f"-{name}".endswith(INVENTED)
         return name if real else f"{name}{INVENTED}"
+
+    def to_yaml(self) -> str:
+        """Return the configuration as YAML that Hydra, OmegaConf and PyYAML read alike.
+
+        The names chosen in the groups are left out: they are not keys of the command line.
+        """
+        plain = self.model_dump(mode="json", by_alias=True, exclude={"choices"})
+        return yaml.dump(plain, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+    def revise(self, part: str, **values: object) -> Self:
+        """Return the configuration with other values in a part, such as `trainer`."""
+        revised = getattr(self, part).model_copy(update=values)
+        return self.model_copy(update={part: revised})
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes text that looks like a number: for OmegaConf `1e5` is one, for PyYAML it is not."""
+
+    def represent_text(self, text: str) -> yaml.ScalarNode:
+        """Return a scalar, in quotes where it needs them."""
+        try:
+            float(text)
+        except ValueError:
+            return self.represent_str(text)
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style="'")
+
+
+_Dumper.add_representer(str, _Dumper.represent_text)
 
 
 class Published(Node):
@@ -425,14 +453,6 @@ class Search(Node):
 
 
 Schema = TypeVar("Schema", bound=Node)
-
-
-def revise(config: Config, text: str, part: str, **values: object) -> tuple[Config, str]:
-    """Return a configuration and its YAML with other values in a part: what `auto` stood for."""
-    plain = yaml.safe_load(text)
-    plain[part].update(values)
-    revised = getattr(config, part).model_copy(update=values)
-    return config.model_copy(update={part: revised}), yaml.safe_dump(plain, sort_keys=False)
 
 
 def check_types(schema: type[Schema], raw: Mapping[str, Any]) -> Schema:

@@ -81,7 +81,6 @@ class Run:
 
     Args:
         config: of the run.
-        text: the configuration as YAML, to be kept in the folder.
         identity: from `run_id`.
 
     Attributes:
@@ -94,7 +93,7 @@ class Run:
         InUseError: another process works on it.
     """
 
-    def __init__(self, config: Config, text: str, identity: str) -> None:
+    def __init__(self, config: Config, identity: str) -> None:
         choices = config.choices
         parent = Path(config.paths.outputs, config.dataset_name, choices["model"], choices["attn"])
         try:
@@ -121,7 +120,7 @@ class Run:
         attempts = before.get("attempts", [])
         self._check_attempts(attempts, config.trainer.attempts)
         remove_unfinished(self.folder)
-        write_text(self.folder / "config.yaml", text)
+        write_text(self.folder / "config.yaml", config.to_yaml())
         now = datetime.now(UTC).isoformat(timespec="seconds")
         self.facts = {
             "id": identity,

@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import optuna
 from optuna.storages import JournalStorage
@@ -40,7 +39,7 @@ log = logging.getLogger(__name__)
 OURS_TO_STOP = (DataError, ResourceError, OSError)
 FRUITLESS = 3  # attempts or trials in a row without anything to show, before it is given up
 
-Compose = Callable[[Sequence[str]], tuple[dict[str, Any], str]]
+Compose = Callable[[Sequence[str]], Config]
 Report = Callable[[Exception], int]
 
 
@@ -52,7 +51,7 @@ class Search:
         options: of the search.
         base: the configuration that the trials vary.
         folder: of the journal and the report.
-        compose: returns the configuration, plain and as YAML, with some keys overridden.
+        compose: returns the configuration with some keys overridden.
         report: prints an error and returns its exit code.
     """
 
@@ -115,8 +114,7 @@ def search(options: schema.Search, compose: Compose, words: Sequence[str], repor
     for key in options.space or {}:
         if key in given:
             raise ConfigError(f"{key}: set, and in search.space; leave it out of one of them")
-    plain, text = compose(())
-    base = schema.check(plain)
+    base = compose(())
     check(options, base, compose)
     identity = describe(options, base)
     folder = Path(base.paths.outputs, "searches", options.name or identity)
@@ -133,7 +131,7 @@ def search(options: schema.Search, compose: Compose, words: Sequence[str], repor
                 "choose another name"
             )
         study.set_user_attr("identity", identity)
-        write_text(folder / "search.yaml", text)
+        write_text(folder / "search.yaml", base.to_yaml())
     code = 0
     if not options.report:
         log.info("Search: %s, %d trials", folder, options.trials)
@@ -163,7 +161,7 @@ def check(options: schema.Search, base: Config, compose: Compose) -> None:
     for key, node in (options.space or {}).items():
         ends = node.choices if isinstance(node, schema.Choices) else (node.low, node.high)
         for value in ends:
-            schema.check(compose([f"{key}={word(value)}"])[0])
+            compose([f"{key}={word(value)}"])
 
 
 def describe(options: schema.Search, base: Config) -> str:
@@ -286,8 +284,7 @@ def history(found: Search, trial: optuna.Trial) -> list[Row]:
         EndedEarly: the run is not worth its remaining epochs.
         AttnsegError: as `train`.
     """
-    plain, text = found.compose([f"{key}={word(value)}" for key, value in trial.params.items()])
-    config = schema.check(plain)
+    config = found.compose([f"{key}={word(value)}" for key, value in trial.params.items()])
 
     def note(folder: Path) -> None:
         trial.set_user_attr("run", str(folder.relative_to(config.paths.outputs)))
@@ -302,7 +299,7 @@ def history(found: Search, trial: optuna.Trial) -> list[Row]:
 
     while True:
         try:
-            folder = train(config, text, note, watch)
+            folder = train(config, note, watch)
             break
         except InUseError as error:  # another trial with these parameters, or one that is ending
             log.info("Waiting: %s", str(error).partition(";")[0])

@@ -4,7 +4,7 @@ import logging
 
 import torch
 
-from attnseg.config.schema import Config, Precision, revise
+from attnseg.config.schema import Config, Precision
 
 log = logging.getLogger(__name__)
 
@@ -24,18 +24,10 @@ def choose(accelerator: str) -> tuple[Precision, str]:
     return 32, "this CPU has no instructions for bfloat16 matrices, and would only emulate them"
 
 
-def resolve(config: Config, text: str) -> tuple[Config, str]:
-    """Put what is chosen in place of `auto`, before the run gets its id.
-
-    Args:
-        config: checked.
-        text: the same as YAML.
-
-    Returns:
-        Both, the same if nothing was to choose.
-    """
+def resolve(config: Config) -> Config:
+    """Replace `trainer.precision=auto` by the chosen precision, before the run id is computed."""
     if config.trainer.precision != "auto":
-        return config, text
+        return config
     precision, why = choose(config.trainer.accelerator)
     log.info("trainer.precision=%s, since %s", precision, why)
-    return revise(config, text, "trainer", precision=precision)
+    return config.revise("trainer", precision=precision)

@@ -12,7 +12,7 @@ import torch
 
 from attnseg.config import cost
 from attnseg.config.components import Parts, build_parts
-from attnseg.config.schema import Config, revise
+from attnseg.config.schema import Config
 from attnseg.data.datamodule import SliceDataModule
 from attnseg.data.sealed import describe
 from attnseg.errors import AttnsegError, ConfigError
@@ -40,7 +40,6 @@ log = logging.getLogger(__name__)
 
 def train(
     config: Config,
-    text: str,
     claimed: Callable[[Path], None] = lambda folder: None,
     watch: Watch = lambda rows: None,
 ) -> Path:
@@ -48,7 +47,6 @@ def train(
 
     Args:
         config: checked.
-        text: the same as YAML, to be kept.
         claimed: is told the run folder as soon as it is this run's.
         watch: is told the history after every epoch; may raise `EndedEarly`.
 
@@ -60,8 +58,8 @@ def train(
         EndedEarly: `watch` has seen enough.
     """
     keep_freed_memory()
-    config, text = resolve(config, text)
-    together = Together(config.trainer.devices, text)
+    config = resolve(config)
+    together = Together(config.trainer.devices, config.to_yaml())
     check_device(config, together.processes)
     if together.follows:
         folder = together.wait()
@@ -69,14 +67,13 @@ def train(
             follow(config, folder, together)
         return folder or Path(config.paths.outputs)
     try:
-        return lead(config, text, claimed, watch, together)
+        return lead(config, claimed, watch, together)
     finally:
         together.tell(None)
 
 
 def lead(
     config: Config,
-    text: str,
     claimed: Callable[[Path], None],
     watch: Watch,
     together: Together,
@@ -85,7 +82,6 @@ def lead(
 
     Args:
         config: checked.
-        text: the same as YAML.
         claimed: as for `train`.
         watch: as for `train`.
         together: the other processes, if they are there already.
@@ -103,10 +99,10 @@ def lead(
     if config.trainer.auto_batch:
         fits = largest_batch(config, parts, image, reader.labels)
         fits = min(fits, sum(case.shape[0] for case in data.train))
-        config, text = revise(config, text, "dataset", batch_size=fits)
+        config = config.revise("dataset", batch_size=fits)
     datamodule = make_datamodule(config, data, parts)
     split_digest = hashlib.sha256(data.split.encode()).hexdigest()
-    run = Run(config, text, run_id(config, data.digest, split_digest))
+    run = Run(config, run_id(config, data.digest, split_digest))
     claimed(run.folder)
     if run.finished:
         log.info("Done before, not run again (trainer.repeat=true would): %s", run.folder)
