@@ -171,12 +171,12 @@ def compare() -> NoReturn:
 
 def prepare() -> NoReturn:
     """Decode, check and describe a dataset, and list all that is wrong with it."""
-    run("train", calling("preparation.prepare:prepare", schema.check))
+    run("train", calling("preparation.prepare:prepare_dataset", schema.check))
 
 
 def preview() -> NoReturn:
     """Draw what the network sees of a dataset, augmented."""
-    run("train", calling("preparation.preview:contact_sheet", schema.check, print))
+    run("train", calling("preparation.preview:draw_contact_sheet", schema.check, print))
 
 
 def phantom() -> NoReturn:

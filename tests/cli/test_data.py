@@ -192,7 +192,7 @@ def test_training_never_reads_the_test_set_and_openings_are_counted(call, tmp_pa
     for case in held:
         for array in tmp_path.glob(f"data/prepared/*/case-{case}/[im]*.npy"):
             array.unlink()
-    store._open.cache_clear()
+    store._map_array.cache_clear()
     options = ["trainer.max_epochs=1", "trainer.open_test=false"]
     assert train(call, tree.root, *options).code == 0
     assert train(call, tree.root, "trainer.max_epochs=1").code == 5

@@ -49,30 +49,31 @@ RECODED = {
 def test_a_recoded_picture_is_found(pictures, change):
     for image in pictures:
         cases = [
-            duplicates.signatures(picture[None]) for picture in (image, RECODED[change](image))
+            duplicates.compute_signatures(picture[None])
+            for picture in (image, RECODED[change](image))
         ]
-        (pair,) = duplicates.find(cases, ["a", "b"], ["p", "q"])
+        (pair,) = duplicates.find_duplicates(cases, ["a", "b"], ["p", "q"])
         assert (pair.first, pair.second, pair.slices) == (0, 1, (0, 0))
-        assert pair.similarity > duplicates.SAME
+        assert pair.similarity > duplicates.MIN_SIMILARITY
 
 
 def test_two_pictures_are_two(pictures):
-    cases = [duplicates.signatures(picture[None]) for picture in pictures]
+    cases = [duplicates.compute_signatures(picture[None]) for picture in pictures]
     names = [str(i) for i in range(len(cases))]
-    assert duplicates.find(cases, names, names) == []
+    assert duplicates.find_duplicates(cases, names, names) == []
     (nearest, *_) = sorted(
-        (p.similarity for p in duplicates.find(cases, names, names, 0.0)), reverse=True
+        (p.similarity for p in duplicates.find_duplicates(cases, names, names, 0.0)), reverse=True
     )
-    assert nearest < duplicates.SAME - 0.1
+    assert nearest < duplicates.MIN_SIMILARITY - 0.1
 
 
 def test_scans_of_two_patients_share_no_slice_and_those_of_one_are_not_compared(phantom):
     reader = UWMadison(phantom)
     refs = reader.cases()
-    cases = [duplicates.signatures(reader.read(ref).image) for ref in refs]
+    cases = [duplicates.compute_signatures(reader.read(ref).image) for ref in refs]
     names = [ref.case for ref in refs]
-    assert duplicates.find(cases, [ref.patient for ref in refs], names) == []
-    assert duplicates.find([cases[0], cases[0]], ["a", "a"], ["p", "p"]) == []
+    assert duplicates.find_duplicates(cases, [ref.patient for ref in refs], names) == []
+    assert duplicates.find_duplicates([cases[0], cases[0]], ["a", "a"], ["p", "p"]) == []
 
 
 def test_one_shared_slice_is_enough_and_is_named(phantom):
@@ -80,31 +81,31 @@ def test_one_shared_slice_is_enough_and_is_named(phantom):
     one, two = (reader.read(reader.cases()[i]).image for i in (0, 3))
     mixed = two.copy()
     mixed[5] = cv2.resize(one[2, ..., 0], two.shape[2:0:-1])[..., None] // 2
-    (pair,) = duplicates.find(
-        [duplicates.signatures(c) for c in (one, mixed)], ["a", "b"], ["p", "q"]
+    (pair,) = duplicates.find_duplicates(
+        [duplicates.compute_signatures(c) for c in (one, mixed)], ["a", "b"], ["p", "q"]
     )
     assert pair.slices == (2, 5)
 
 
 def test_flat_slices_are_like_nothing():
-    flat = duplicates.signatures(np.full((3, 20, 30, 1), 7, np.uint16))
+    flat = duplicates.compute_signatures(np.full((3, 20, 30, 1), 7, np.uint16))
     assert not flat.any()
-    assert duplicates.find([flat, flat], ["a", "b"], ["p", "q"]) == []
-    assert duplicates.find([], [], []) == []
+    assert duplicates.find_duplicates([flat, flat], ["a", "b"], ["p", "q"]) == []
+    assert duplicates.find_duplicates([], [], []) == []
 
 
 def test_equal_pixels_are_found_however_small_or_flat():
-    small = duplicates.signatures(np.arange(40).reshape(2, 4, 5, 1))
+    small = duplicates.compute_signatures(np.arange(40).reshape(2, 4, 5, 1))
     assert not small.any()
-    (pair,) = duplicates.find([small] * 3, ["a", "a", "b"], ["p", "q", "q"])
+    (pair,) = duplicates.find_duplicates([small] * 3, ["a", "a", "b"], ["p", "q", "q"])
     assert (pair.first, pair.second) == (1, 2)
 
 
 def test_comparison_in_blocks_finds_the_same(pictures, monkeypatch):
-    cases = [duplicates.signatures(picture[None]) for picture in [*pictures, pictures[3]]]
+    cases = [duplicates.compute_signatures(picture[None]) for picture in [*pictures, pictures[3]]]
     names = [str(i) for i in range(len(cases))]
-    whole = duplicates.find(cases, names, names, 0.3)
+    whole = duplicates.find_duplicates(cases, names, names, 0.3)
     assert whole
     monkeypatch.setattr(duplicates, "ROWS", 5)
-    found = duplicates.find(cases, names, names, 0.3)
+    found = duplicates.find_duplicates(cases, names, names, 0.3)
     assert [(p.first, p.second) for p in found] == [(p.first, p.second) for p in whole]

@@ -3,7 +3,7 @@ from dataclasses import dataclass
 import pytest
 
 from attnseg.data import guard
-from attnseg.data.duplicates import Pair
+from attnseg.data.duplicates import DuplicatePair
 from attnseg.errors import DataError
 
 
@@ -30,23 +30,23 @@ ROLES = {"a0": "train", "b0": "train", "c0": "val", "d0": "test"}
 
 def problems(cases=CASES, roles=ROLES, pairs=()):
     with pytest.raises(DataError) as error:
-        guard.check(cases, roles, pairs)
+        guard.check_split(cases, roles, pairs)
     return error.value.problems
 
 
 def test_a_clean_split_passes():
-    guard.check(CASES, ROLES, [])
+    guard.check_split(CASES, ROLES, [])
 
 
 def test_a_patient_in_two_roles_is_refused_with_both_files():
     cases = [*CASES, Prepared("a", "a1")]
     (problem,) = problems(cases, {**ROLES, "a1": "test"})
     assert "patient a: in train (/data/a0.png) and test (/data/a1.png)" in problem
-    guard.check(cases, {**ROLES, "a1": "train"}, [])
+    guard.check_split(cases, {**ROLES, "a1": "train"}, [])
 
 
 def test_every_pair_across_roles_is_named_with_both_files():
-    pairs = [Pair(0, 3, (0, 0), 0.91), Pair(1, 2, (0, 0), 1.0)]
+    pairs = [DuplicatePair(0, 3, (0, 0), 0.91), DuplicatePair(1, 2, (0, 0), 1.0)]
     near, other = problems(pairs=pairs)
     assert near.startswith("/data/a0.png and /data/d0.png: nearly the same picture")
     assert "similarity 0.91" in near
@@ -57,28 +57,32 @@ def test_every_pair_across_roles_is_named_with_both_files():
 
 def test_equal_pixels_are_called_so_and_slices_of_scans_are_named():
     cases = [Prepared("a", "a0", "same"), Prepared("d", "d0", "same")]
-    assert "the same pixels" in problems(cases, ROLES, [Pair(0, 1, (0, 0), 1.0)])[0]
+    assert "the same pixels" in problems(cases, ROLES, [DuplicatePair(0, 1, (0, 0), 1.0)])[0]
     scans = [Prepared(name, f"{name}0", name, (9, 4, 4)) for name in "ad"]
-    assert "slices 3 and 8" in problems(scans, ROLES, [Pair(0, 1, (2, 7), 0.95)])[0]
+    assert "slices 3 and 8" in problems(scans, ROLES, [DuplicatePair(0, 1, (2, 7), 0.95)])[0]
 
 
 def test_a_pair_within_a_role_is_only_warned_of(caplog):
     import logging
 
     logging.getLogger("attnseg").propagate = True
-    guard.check(CASES, ROLES, [Pair(0, 1, (0, 0), 0.99)])
+    guard.check_split(CASES, ROLES, [DuplicatePair(0, 1, (0, 0), 0.99)])
     assert "/data/a0.png and /data/b0.png" in caplog.text
 
 
 def test_groups_join_patients_over_several_pairs():
     cases = [Prepared(name, f"{name}{n}") for name in "abcdef" for n in range(2)]
-    pairs = [Pair(0, 4, (0, 0), 1), Pair(5, 8, (0, 0), 1)]  # a with c, c with e
-    groups = guard.groups(cases, pairs)
+    pairs = [DuplicatePair(0, 4, (0, 0), 1), DuplicatePair(5, 8, (0, 0), 1)]  # a with c, c with e
+    groups = guard.group_patients(cases, pairs)
     assert {groups[f"{name}{n}"] for name in "ace" for n in range(2)} == {"a"}
     assert groups["b0"] == "b"
-    assert guard.groups(CASES, []) == {case.case: case.patient for case in CASES}
+    assert guard.group_patients(CASES, []) == {case.case: case.patient for case in CASES}
 
 
 def test_what_is_dropped_is_never_of_the_test_set():
-    pairs = [Pair(0, 3, (0, 0), 1), Pair(2, 3, (0, 0), 1), Pair(0, 1, (0, 0), 1)]
-    assert guard.drop(CASES, ROLES, pairs) == {"a0", "c0"}
+    pairs = [
+        DuplicatePair(0, 3, (0, 0), 1),
+        DuplicatePair(2, 3, (0, 0), 1),
+        DuplicatePair(0, 1, (0, 0), 1),
+    ]
+    assert guard.choose_left_out(CASES, ROLES, pairs) == {"a0", "c0"}

@@ -8,7 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from attnseg.data.readers.nifti import check_same_grid, mask_of, read_nifti
+from attnseg.data.readers.nifti import check_same_grid, map_labels, read_nifti
 from attnseg.errors import DataError
 
 # Value 100 x + 10 y + z at step x to the left, y to the back, z up.
@@ -233,7 +233,7 @@ def test_two_files_must_lie_in_one_place(tmp_path):
 def test_labels_get_their_meaning_and_others_are_named(tmp_path):
     meaning = {0: 0, 7: 2, 300: 1}
     labels = np.array([[300, 7], [0, 7]], np.uint16)
-    assert mask_of(tmp_path, labels, meaning).tolist() == [[1, 2], [0, 2]]
-    assert mask_of(tmp_path, labels.astype(np.float32), meaning).dtype == np.uint8
+    assert map_labels(tmp_path, labels, meaning).tolist() == [[1, 2], [0, 2]]
+    assert map_labels(tmp_path, labels.astype(np.float32), meaning).dtype == np.uint8
     with pytest.raises(DataError, match=r"unknown labels -1, 0\.5, nan \(known are 0, 7, 300\)"):
-        mask_of(tmp_path, np.array([0, -1, 0.5, np.nan]), meaning)
+        map_labels(tmp_path, np.array([0, -1, 0.5, np.nan]), meaning)

@@ -12,7 +12,7 @@ from attnseg.data.slices import (
     SliceDataset,
     network_tensor,
 )
-from attnseg.data.view import View
+from attnseg.data.slicing import SliceView
 from attnseg.errors import ConfigError
 
 SIZE = (48, 64)
@@ -31,12 +31,12 @@ class Scan:
 @pytest.fixture(scope="module")
 def cases(phantom, tmp_path_factory):
     reader = UWMadison(phantom)
-    return store.prepare(reader, reader.cases(), tmp_path_factory.mktemp("store"))
+    return store.prepare_cases(reader, reader.cases(), tmp_path_factory.mktemp("store"))
 
 
 def module(cases, workers, seed=0, batch_size=4):
     return SliceDataModule(
-        cases[:3], cases[3:4], View(SIZE), augment.light(), batch_size, workers, seed
+        cases[:3], cases[3:4], SliceView(SIZE), augment.light(), batch_size, workers, seed
     )
 
 
@@ -47,14 +47,14 @@ def epoch(data, number):
 
 
 def test_intensities_are_scaled_and_clipped():
-    scaled = View((2, 2)).image(Scan([[[[50], [100]], [[150], [300]]]], (100,), (200,)), 0)
+    scaled = SliceView((2, 2)).image(Scan([[[[50], [100]], [[150], [300]]]], (100,), (200,)), 0)
     assert scaled[..., 0].tolist() == [[0, 0], [0.5, 1]]
     assert network_tensor(scaled).tolist() == [[[-1, -1], [0, 1]]]
 
 
 def test_a_sample_is_the_stored_slice(cases):
     case = cases[0]
-    data = SliceDataset(cases, View(case.shape[1:]))
+    data = SliceDataset(cases, SliceView(case.shape[1:]))
     sample = data[0, 5]
     assert (sample["case"], sample["slice"]) == (0, 5)
     assert sample["image"].shape == (1, *case.shape[1:])
@@ -71,7 +71,7 @@ PRESETS = ["none", "light", "strong", "transunet", "dae_former"]
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_masks_are_never_interpolated_and_images_stay_in_range(cases, preset):
-    data = SliceDataset(cases, View((64, 64)), getattr(augment, preset)(), seed=1)
+    data = SliceDataset(cases, SliceView((64, 64)), getattr(augment, preset)(), seed=1)
     known = set(np.unique(np.concatenate([case.mask.ravel() for case in cases])).tolist())
     changed = 0
     for index in range(len(data)):
@@ -97,7 +97,7 @@ def test_image_and_mask_move_together(cases):
         image = masks[..., None].astype(np.uint8)
         scan = Scan(image, (0,), (1,), masks)
         transforms = [t for t in getattr(augment, preset)() if not isinstance(t, PHOTOMETRIC)]
-        data = SliceDataset([scan], View((56, 56)), transforms, seed=2)
+        data = SliceDataset([scan], SliceView((56, 56)), transforms, seed=2)
         for index in range(len(data)):
             sample = data[0, index]
             agree = ((sample["image"][0] > 0) == sample["mask"].bool()).float().mean()
@@ -108,7 +108,7 @@ PHOTOMETRIC = (A.RandomBrightnessContrast, A.RandomGamma, A.GaussianBlur, A.Down
 
 
 def test_exclusive_classes_keep_their_index(cases):
-    mask = SliceDataset(cases, View(SIZE))[0, 4]["mask"]
+    mask = SliceDataset(cases, SliceView(SIZE))[0, 4]["mask"]
     assert torch.equal(Labels(tuple("abcdefg")).target(mask[None])[0], mask)
 
 
@@ -116,16 +116,16 @@ def test_neighbours_become_channels_and_repeat_at_the_ends():
     image = np.arange(6)[:, None, None, None] * np.ones((1, 2, 2, 1)) * 10
     scan = Scan(image, (0,), (50,))
     for index, around in ((0, (0, 0, 2)), (3, (1, 3, 5)), (5, (3, 5, 5))):
-        seen = View((2, 2), slices=3, stride=2).image(scan, index)[0, 0]
+        seen = SliceView((2, 2), slices=3, stride=2).image(scan, index)[0, 0]
         assert seen.tolist() == pytest.approx([a / 5 for a in around])
-    assert View((2, 2), slices=5).image(scan, 2)[0, 0].tolist() == pytest.approx(
+    assert SliceView((2, 2), slices=5).image(scan, 2)[0, 0].tolist() == pytest.approx(
         [0, 0.2, 0.4, 0.6, 0.8]
     )
 
 
 def test_every_neighbour_brings_all_its_channels():
     image = np.arange(6).reshape(3, 1, 1, 2).repeat(2, 1).repeat(2, 2)
-    seen = View((2, 2), slices=3).image(Scan(image, (0, 1), (10, 11)), 1)[0, 0]
+    seen = SliceView((2, 2), slices=3).image(Scan(image, (0, 1), (10, 11)), 1)[0, 0]
     assert seen.tolist() == pytest.approx([0, 0, 0.2, 0.2, 0.4, 0.4])
 
 
@@ -144,7 +144,7 @@ def test_favoured_slices_get_their_share_and_the_epoch_its_length():
 
 
 def test_slices_with_any_class_are_known(cases):
-    data = SliceDataset(cases, View(SIZE))
+    data = SliceDataset(cases, SliceView(SIZE))
     found = [
         i for i in range(len(data)) if data.cases[data.index[i][0]].mask[data.index[i][1]].any()
     ]
@@ -153,19 +153,19 @@ def test_slices_with_any_class_are_known(cases):
 
 
 def test_sample_depends_on_seed_epoch_and_index_alone(cases):
-    data = SliceDataset(cases, View(SIZE), augment.light(), seed=1)
+    data = SliceDataset(cases, SliceView(SIZE), augment.light(), seed=1)
     first = data[2, 5]["image"]
     data[0, 1], np.random.rand(), torch.rand(1)
     assert torch.equal(first, data[2, 5]["image"])
     assert not torch.equal(first, data[3, 5]["image"])
-    other = SliceDataset(cases, View(SIZE), augment.light(), seed=2)
+    other = SliceDataset(cases, SliceView(SIZE), augment.light(), seed=2)
     assert not torch.equal(first, other[2, 5]["image"])
 
 
 def test_transforms_draw_independently(cases):
     """Left alone are the share of slices that both transforms skip, not that the rarer one does."""
-    plain = SliceDataset(cases, View(SIZE))
-    data = SliceDataset(cases, View(SIZE), augment.light(), seed=1)
+    plain = SliceDataset(cases, SliceView(SIZE))
+    data = SliceDataset(cases, SliceView(SIZE), augment.light(), seed=1)
     keys = [(epoch, index) for epoch in range(20) for index in range(20)]
     alone = [torch.equal(data[key]["image"], plain[key]["image"]) for key in keys]
     assert np.mean(alone) == pytest.approx(0.1 * 0.2, abs=0.02)
@@ -230,7 +230,7 @@ def test_a_batch_larger_than_the_data(cases):
 def test_a_resized_mask_lies_where_its_image_lies(size):
     mask = np.zeros((1, 60, 60), np.uint8)
     mask[0, 15:45, 20:40] = 1
-    scan, view = Scan(mask[..., None], (0,), (1,), mask), View(size)
+    scan, view = Scan(mask[..., None], (0,), (1,), mask), SliceView(size)
     image, resized = view.image(scan, 0)[..., 0], view.mask(scan, 0)
     for axis in (0, 1):
         centre = [(v.sum(1 - axis) @ np.arange(size[axis])) / v.sum() for v in (image, resized)]

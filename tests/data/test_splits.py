@@ -21,50 +21,50 @@ def assign(roles, groups=None, presence=None, fold=None, count=0, seed=0, valida
     groups = groups or {case: case[0] for case in roles}
     presence = presence or {case: [True] for case in roles}
     options = {"fold": fold, "count": count, "seed": seed, "validate": validate}
-    return splits.assign(groups, roles, presence, val=0.2, test=0.2, **options)
+    return splits.assign_roles(groups, roles, presence, val=0.2, test=0.2, **options)
 
 
 @example(count=4, val=0.375, test=0.375, seed=0)  # both shares rounded up would take all
 @given(st.integers(3, 60), st.floats(0.01, 0.4), st.floats(0.01, 0.4), st.integers(0, 99))
 def test_every_patient_has_one_role_and_every_role_a_patient(count, val, test, seed):
     patients = [f"p{n}" for n in range(count)]
-    roles = splits.draw(patients + patients, {"test": test, "val": val}, seed)
+    roles = splits.draw_roles(patients + patients, {"test": test, "val": val}, seed)
     assert sorted(roles) == sorted(patients)
     assert set(roles.values()) == set(splits.ROLES)
     assert abs(list(roles.values()).count("val") - val * count) <= 1
 
 
 def test_order_of_the_names_does_not_matter_and_the_seed_does():
-    roles = splits.draw(PATIENTS, SHARES, 0)
-    assert roles == splits.draw(PATIENTS[::-1], SHARES, 0)
-    assert roles != splits.draw(PATIENTS, SHARES, 1)
+    roles = splits.draw_roles(PATIENTS, SHARES, 0)
+    assert roles == splits.draw_roles(PATIENTS[::-1], SHARES, 0)
+    assert roles != splits.draw_roles(PATIENTS, SHARES, 1)
     assert list(roles.values()).count("test") == 4
 
 
 @pytest.mark.parametrize("patients", [[], ["a"], ["a", "b"], ["a", "a", "a"]])
 def test_too_few_patients(patients):
     with pytest.raises(DataError, match="cannot be split"):
-        splits.draw(patients, SHARES, 0)
+        splits.draw_roles(patients, SHARES, 0)
 
 
 def test_limit_takes_many_patients_before_many_days():
     refs = [CaseRef(p, f"{p}_day{d}", ()) for p in PATIENTS[:4] for d in range(3)]
     roles = dict.fromkeys([ref.case for ref in refs])
     for count, patients in ((3, 3), (4, 4), (6, 4)):
-        kept = splits.limit(refs, roles, count, 0)
+        kept = splits.limit_cases(refs, roles, count, 0)
         assert len(kept) == count
         assert len({ref.patient for ref in kept}) == patients
         assert kept == [ref for ref in refs if ref in kept]
-    assert splits.limit(refs, roles, None, 0) == refs
-    assert splits.limit(refs, roles, 99, 0) == refs
+    assert splits.limit_cases(refs, roles, None, 0) == refs
+    assert splits.limit_cases(refs, roles, 99, 0) == refs
 
 
 def test_limit_leaves_no_role_empty():
     refs = [CaseRef(p, p, ()) for p in PATIENTS]
     roles = {p: "test" if p in ("case3", "case4", "case5") else "train" for p in PATIENTS}
-    kept = [roles[ref.case] for ref in splits.limit(refs, roles, 6, 0)]
+    kept = [roles[ref.case] for ref in splits.limit_cases(refs, roles, 6, 0)]
     assert sorted(kept) == ["test"] * 3 + ["train"] * 3
-    assert len(splits.limit(refs, roles, 10, 0)) == 10
+    assert len(splits.limit_cases(refs, roles, 10, 0)) == 10
 
 
 def test_what_is_given_is_kept_and_only_the_rest_drawn():
@@ -108,7 +108,7 @@ def test_with_a_test_set_every_other_patient_validates_once():
 def test_folds_share_a_rare_class():
     presence = {p: [True, n % 4 == 0] for n, p in enumerate(PATIENTS)}  # 5 of 20 have the second
     for seed in range(5):
-        dealt = splits.folds(presence, 5, seed)
+        dealt = splits.divide_into_folds(presence, 5, seed)
         assert sorted(name for fold in dealt for name in fold) == sorted(PATIENTS)
         assert [len(fold) for fold in dealt] == [4] * 5
         assert [sum(presence[name][1] for name in fold) for fold in dealt] == [1] * 5
@@ -122,16 +122,16 @@ def test_folds_that_cannot_be(count, message):
 
 def test_the_file_names_patient_case_role_and_digest_and_is_read_back(phantom, tmp_path):
     reader = UWMadison(phantom)
-    cases = store.prepare(reader, reader.cases(), tmp_path / "store")
-    drawn = splits.draw([case.patient for case in cases], SHARES, 0)
-    text = splits.table(cases, {case.case: drawn[case.patient] for case in cases})
+    cases = store.prepare_cases(reader, reader.cases(), tmp_path / "store")
+    drawn = splits.draw_roles([case.patient for case in cases], SHARES, 0)
+    text = splits.format_split(cases, {case.case: drawn[case.patient] for case in cases})
     table = pd.read_csv(io.StringIO(text), dtype=str)
     assert list(table.columns) == ["patient", "case", "role", "digest"]
     assert table["case"].tolist() == [case.case for case in cases]
     assert table.groupby("patient")["role"].nunique().max() == 1
     assert table["digest"].str.fullmatch("[0-9a-f]{64}").all()
     (tmp_path / "split.csv").write_text(text)
-    again = splits.read(tmp_path / "split.csv")
+    again = splits.read_split(tmp_path / "split.csv")
     assert again["role"].to_dict() == {case.case: drawn[case.patient] for case in cases}
     splits.check_digests("split.csv", again, cases)
     again.loc[cases[1].case, "digest"] = "0" * 64
@@ -153,25 +153,25 @@ def test_a_split_file_that_cannot_be_used(tmp_path, fault):
     path = tmp_path / "split.csv"
     path.write_text(f"patient,case,role,digest\n{rows}\n")
     with pytest.raises(DataError, match=re.escape(message)):
-        splits.read(path)
+        splits.read_split(path)
 
 
 def test_columns_and_ids_of_a_split_file(tmp_path):
     path = tmp_path / "split.csv"
     path.write_text("patient;case;role;digest\n")
     with pytest.raises(DataError, match="expected patient,case,role,digest"):
-        splits.read(path)
+        splits.read_split(path)
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DataError, match="not a split file"):
-        splits.read(path)
+        splits.read_split(path)
     path.write_text("patient,case,role,digest\n007,007,train,\nNA,1e5,test,\n")
-    assert splits.read(path).index.tolist() == ["007", "1e5"]
-    assert splits.read(path)["patient"].tolist() == ["007", "NA"]
+    assert splits.read_split(path).index.tolist() == ["007", "1e5"]
+    assert splits.read_split(path)["patient"].tolist() == ["007", "NA"]
 
 
 def test_published_splits_are_found_by_name():
-    assert "synapse_18_12" in splits.published()
-    path = splits.locate("synapse_18_12")
+    assert "synapse_18_12" in splits.list_published_splits()
+    path = splits.find_split_file("synapse_18_12")
     assert isinstance(path, Path)
-    assert splits.read(path)["role"].value_counts().to_dict() == {"train": 18, "test": 12}
-    assert splits.locate("nope") is None
+    assert splits.read_split(path)["role"].value_counts().to_dict() == {"train": 18, "test": 12}
+    assert splits.find_split_file("nope") is None

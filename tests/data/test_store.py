@@ -22,7 +22,7 @@ def reads(monkeypatch):
 
 def prepare(root, folder):
     reader = UWMadison(root)
-    return reader, store.prepare(reader, reader.cases(), folder)
+    return reader, store.prepare_cases(reader, reader.cases(), folder)
 
 
 def test_what_is_stored_is_what_was_read(phantom, tmp_path):

@@ -8,7 +8,7 @@ from PIL import Image
 
 from attnseg.data.labels import Labels
 from attnseg.data.readers.uw_madison import UWMadison
-from attnseg.data.store import prepare
+from attnseg.data.store import prepare_cases
 from attnseg.evaluation.pictures import LONGEST, Pictures
 from attnseg.predict.overlay import slices_to_show
 
@@ -20,7 +20,7 @@ def reader(phantom):
 
 @pytest.fixture(scope="module")
 def case(reader, tmp_path_factory):
-    return prepare(reader, reader.cases()[:1], tmp_path_factory.mktemp("store"))[0]
+    return prepare_cases(reader, reader.cases()[:1], tmp_path_factory.mktemp("store"))[0]
 
 
 def kept(folder, case, truth, prediction, labels):

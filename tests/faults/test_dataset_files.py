@@ -163,12 +163,12 @@ def test_names_with_spaces_and_letters_of_any_language_work(tmp_path):
     for name in names:
         data.case(name)
     reader = data.reader()
-    cases = store.prepare(reader, reader.cases(), tmp_path / "vor bereitet")
+    cases = store.prepare_cases(reader, reader.cases(), tmp_path / "vor bereitet")
     assert sorted(case.case for case in cases) == sorted(names)
     for case in cases:
         assert np.array_equal(case.image[..., 0], SCAN)
         assert np.array_equal(case.mask, LABELS)
-    assert store.prepare(reader, reader.cases(), tmp_path / "vor bereitet") == cases
+    assert store.prepare_cases(reader, reader.cases(), tmp_path / "vor bereitet") == cases
 
 
 def test_the_whole_command_in_a_folder_with_a_space_and_an_umlaut(
@@ -186,7 +186,7 @@ def test_a_prepared_file_that_is_cut_off(call, tree, tmp_path):
     shutil.rmtree(tmp_path / "outputs")
     for path in tmp_path.glob("data/prepared/*/case-*/image.npy"):
         path.write_bytes(path.read_bytes()[:130])
-    store._open.cache_clear()
+    store._map_array.cache_clear()
     answer = call(*options(root))
     refused(answer, "image.npy: damaged since it was prepared")
     shutil.rmtree(tmp_path / "data/prepared")  # as the message says
@@ -195,20 +195,20 @@ def test_a_prepared_file_that_is_cut_off(call, tree, tmp_path):
 
 def test_a_description_of_a_prepared_case_that_is_cut_off_is_made_again(tree, tmp_path):
     reader = UWMadison(tree.write())
-    cases = store.prepare(reader, reader.cases(), tmp_path / "store")
+    cases = store.prepare_cases(reader, reader.cases(), tmp_path / "store")
     path = cases[0].folder / "case.json"
     path.write_text(path.read_text()[:50])
-    assert store.prepare(reader, reader.cases(), tmp_path / "store") == cases
+    assert store.prepare_cases(reader, reader.cases(), tmp_path / "store") == cases
 
 
 def test_a_file_that_changes_between_preparation_and_training_is_read_again(tree, tmp_path):
     reader = UWMadison(tree.write())
-    before = store.prepare(reader, reader.cases(), tmp_path / "store")
+    before = store.prepare_cases(reader, reader.cases(), tmp_path / "store")
     path = sorted(tree.root.rglob("*.png"))[0]
     tree.files = {name: pixels + 1 for name, pixels in tree.files.items()}
     tree.write()
     os.utime(path, ns=(1, 1))
-    after = store.prepare(reader, reader.cases(), tmp_path / "store")
+    after = store.prepare_cases(reader, reader.cases(), tmp_path / "store")
     assert all(a.digest != b.digest for a, b in zip(after, before, strict=True))
 
 
@@ -217,4 +217,4 @@ def test_a_file_that_disappears_after_it_was_listed(tree, tmp_path):
     refs = reader.cases()
     refs[0].files[0].unlink()
     with pytest.raises(DataError, match=r"No such file or directory; restore it"):
-        store.prepare(reader, refs, tmp_path / "store")
+        store.prepare_cases(reader, refs, tmp_path / "store")

@@ -13,7 +13,7 @@ from attnseg.data.labels import Labels
 from attnseg.data.reader import Case, CaseRef, check_case
 from attnseg.data.readers.nifti import read_nifti
 from attnseg.data.readers.uw_madison import UWMadison
-from attnseg.data.view import View
+from attnseg.data.slicing import SliceView
 from attnseg.errors import DataError
 from tests.data.test_isic2018 import IMAGES, PHOTO, download
 from tests.data.test_isic2018 import read as read_isic
@@ -151,9 +151,9 @@ def test_a_constant_picture_is_warned_of_and_stays_finite(tmp_path, caplog):
     tree.files = {name: np.full((4, 5), 300, np.uint16) for name in tree.files}
     reader = UWMadison(tree.write())
     with caplog.at_level(logging.WARNING, "attnseg"):
-        (case,) = store.prepare(reader, reader.cases(), tmp_path / "store")
+        (case,) = store.prepare_cases(reader, reader.cases(), tmp_path / "store")
     assert "every voxel has nearly the same intensity" in caplog.text
-    assert np.isfinite(View((16, 16)).image(case, 0)).all()
+    assert np.isfinite(SliceView((16, 16)).image(case, 0)).all()
 
 
 @pytest.mark.parametrize("size", [(2, 2), (16, 16), (3, 64)])
@@ -161,8 +161,8 @@ def test_an_image_larger_or_smaller_than_the_network_takes_fits(tmp_path, size):
     """Images are resized, not cropped: none is too small."""
     tree = Tree(tmp_path / "root")
     reader = UWMadison(tree.write())
-    (case,) = store.prepare(reader, reader.cases(), tmp_path / "store")
-    view = View(size)
+    (case,) = store.prepare_cases(reader, reader.cases(), tmp_path / "store")
+    view = SliceView(size)
     assert view.image(case, 0).shape == (*size, 1)
     assert view.mask(case, 0).shape == size
 

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from attnseg.data.loader_processes import explain
+from attnseg.data.loader_processes import explain_loader_error
 from attnseg.data.slices import SliceDataset
 from tests.faults.runs import attempt
 
@@ -72,9 +72,9 @@ def test_how_a_process_died_while_a_batch_was_waited_for(cause):
     error = RuntimeError("DataLoader worker (pid(s) 7, 8) exited unexpectedly")
     error.__cause__ = RuntimeError(f"DataLoader worker (pid 7) {cause}")
     how = cause.rstrip(". ")
-    assert f"a loader process {how} while reading nothing;" in str(explain(error, []))
+    assert f"a loader process {how} while reading nothing;" in str(explain_loader_error(error, []))
     error.__cause__ = None  # the signal came at another moment
-    assert "a loader process exited unexpectedly while" in str(explain(error, []))
+    assert "a loader process exited unexpectedly while" in str(explain_loader_error(error, []))
 
 
 def test_what_was_mended_goes_on(tmp_path):

@@ -71,7 +71,7 @@ def test_processes_that_prepare_one_dataset_at_once(tmp_path):
     def prepare(start):
         start.wait()
         reader = UWMadison(tree.root)
-        store.prepare(reader, reader.cases(), folder)
+        store.prepare_cases(reader, reader.cases(), folder)
 
     context = multiprocessing.get_context("fork")
     for _ in range(3):  # the first makes, the others find, an outdated case in the way

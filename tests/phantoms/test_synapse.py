@@ -7,7 +7,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from attnseg.phantoms.synapse import PACKAGE, TEST, TRAIN, make_ct, make_synapse
+from attnseg.phantoms.synapse import PACKAGE_LABELS, TEST, TRAIN, make_ct, make_synapse
 
 LIVER, RIGHT_KIDNEY, LEFT_KIDNEY, SPLEEN = 6, 2, 3, 1
 # HU of organs, by label.
@@ -111,7 +111,7 @@ def test_tissues_have_their_hounsfield_units(case):
 
 def test_the_package_is_the_same_scans_clipped_and_renumbered(raw, package):
     pairs = {8: 1, 4: 2, 3: 3, 2: 4, 6: 5, 11: 6, 1: 7, 7: 8}
-    assert pairs == PACKAGE
+    assert pairs == PACKAGE_LABELS
     names = sorted(path.name for path in (package / "train_npz").iterdir())
     assert names == [f"case{c:04d}_slice{s:03d}.npz" for c in (5, 6, 7, 9) for s in range(8)]
     image, label = (upright(volume) for volume in load(raw, 6))

@@ -6,7 +6,7 @@ import pytest
 from attnseg.data.readers.uw_madison import UWMadison
 from attnseg.errors import DataError
 from attnseg.phantoms.phantom import make_once
-from attnseg.phantoms.uw_madison import PRESETS, make_scan, make_uw_madison
+from attnseg.phantoms.uw_madison import UW_MADISON_PRESETS, make_mr_scan, make_uw_madison
 
 
 def test_demo_is_made_in_20_seconds_and_is_like_the_download(tmp_path):
@@ -18,7 +18,7 @@ def test_demo_is_made_in_20_seconds_and_is_like_the_download(tmp_path):
     days = {ref.patient: 0 for ref in refs}
     for ref in refs:
         days[ref.patient] += 1
-    assert len(days) == PRESETS["demo"].patients
+    assert len(days) == UW_MADISON_PRESETS["demo"].patients
     assert set(days.values()) == {1, 2, 3}
     shapes = set()
     for ref in refs:
@@ -38,7 +38,7 @@ def test_patients_differ_more_than_days():
     """Large bowel and stomach stay where they are from day to day."""
 
     def masks(patient, day):
-        return make_scan(0, patient, day, (20, 60, 72), 5.0)[1][[0, 2]]
+        return make_mr_scan(0, patient, day, (20, 60, 72), 5.0)[1][[0, 2]]
 
     def agreement(a, b):
         return 2 * (a & b).sum() / (a.sum() + b.sum())
@@ -60,7 +60,7 @@ def test_it_is_made_once_and_never_over_something_else(phantom, tmp_path):
 
 
 def test_an_interrupted_phantom_leaves_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr("attnseg.phantoms.uw_madison.make_scan", lambda *a: 1 / 0)
+    monkeypatch.setattr("attnseg.phantoms.uw_madison.make_mr_scan", lambda *a: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         make_uw_madison(tmp_path / "new", "tiny")
     assert list(tmp_path.iterdir()) == []

@@ -60,7 +60,7 @@ def read_table(folder: Path, content: bytes) -> None:
     (folder / "split.csv").write_bytes(content)
     for read in (
         lambda: UWMadison(folder)._read_table(),
-        lambda: splits.read(folder / "split.csv"),
+        lambda: splits.read_split(folder / "split.csv"),
     ):
         try:
             read()

@@ -24,7 +24,7 @@ from attnseg.config.schema import Config
 from attnseg.data.datamodule import SliceDataModule
 from attnseg.data.reader import CaseRef, Reader
 from attnseg.data.store import StoredCase
-from attnseg.preparation.datasets import load, open_reader
+from attnseg.preparation.datasets import load_dataset, open_reader
 from attnseg.training.train import make_datamodule
 
 log = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ def measure(config: Config, device: torch.device, precisions: Sequence[str]) -> 
     """Measure a dataset's loading, each way to read a slice in alternation with the others."""
     reader = open_reader(config)
     parts = build_parts(config, reader)
-    data = load(config, reader)
+    data = load_dataset(config, reader)
     times = read_times(reader, data.train)
     decoding = statistics.median(times["decoding"])
     size = "x".join(map(str, data.train[0].shape[1:]))

@@ -25,7 +25,7 @@ from attnseg.config.schema import Benchmark
 from attnseg.data.datamodule import SliceDataModule
 from attnseg.data.labels import Labels
 from attnseg.data.reader import Reader
-from attnseg.preparation.datasets import Data, load, open_reader
+from attnseg.preparation.datasets import PreparedData, load_dataset, open_reader
 from attnseg.processes.launch import Together
 from attnseg.processes.signals import Stopping
 from attnseg.training.fit import fit
@@ -68,7 +68,7 @@ def measure(config: Benchmark, device: torch.device, precisions: Sequence[str]) 
     """Train with the engine and with the bare loop, an epoch each in turn."""
     config = bounded(config, device)
     reader = open_reader(config)
-    data = load(config, reader)
+    data = load_dataset(config, reader)
     engine, bare = Clock(), Clock()
     parts, datamodule = prepare(config, reader, data, engine)
     plain = BareLoop(config, *prepare(config, reader, data, bare), reader.labels, device)
@@ -112,7 +112,7 @@ def bounded(config: Benchmark, device: torch.device, **options: object) -> Bench
 
 
 def prepare(
-    config: Benchmark, reader: Reader, data: Data, clock: Clock
+    config: Benchmark, reader: Reader, data: PreparedData, clock: Clock
 ) -> tuple[Parts, SliceDataModule]:
     """Build what a run needs, always alike, with an optimizer whose steps a clock notes."""
     torch.manual_seed(config.seed)

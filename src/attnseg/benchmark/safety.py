@@ -22,7 +22,7 @@ from attnseg.benchmark.report import Row
 from attnseg.benchmark.timing import alternate, spread
 from attnseg.benchmark.workload import Workload
 from attnseg.config.schema import Benchmark
-from attnseg.preparation.datasets import load, open_reader
+from attnseg.preparation.datasets import load_dataset, open_reader
 from attnseg.processes.launch import Together
 from attnseg.processes.signals import Stopping
 from attnseg.runs.checkpoints import AtomicCheckpointIO, read_checkpoint
@@ -53,7 +53,7 @@ def measure(config: Benchmark, device: torch.device, precisions: Sequence[str]) 
     """Train with the engine, its checks timed; then keep its checkpoint in both ways."""
     config = bounded(config, device, save_minutes=None)  # saving is timed by itself
     reader = open_reader(config)
-    data, clock = load(config, reader), Clock()
+    data, clock = load_dataset(config, reader), Clock()
     checks: list[float] = []  # seconds per step, of each epoch
 
     with tempfile.TemporaryDirectory() as place, timed(CHECKS) as calls:

@@ -16,8 +16,8 @@ from attnseg.benchmark.timing import Work, alternate, spread
 from attnseg.benchmark.workload import Workload
 from attnseg.config.schema import Benchmark
 from attnseg.data.labels import Labels
+from attnseg.data.slicing import SliceView
 from attnseg.data.store import StoredCase
-from attnseg.data.view import View
 from attnseg.evaluation.pipelines import predict
 from attnseg.models.model import SegmentationModel
 
@@ -40,7 +40,7 @@ def measure(config: Benchmark, device: torch.device, precisions: Sequence[str]) 
     config = config.model_copy(update={"in_channels": 1})  # as scans have
     load = Workload(config, device, batch_size=1)
     load.model.eval()
-    view = View(config.image_size)
+    view = SliceView(config.image_size)
     labels = Labels(tuple(f"class {number}" for number in range(1, config.num_classes)))
     with tempfile.TemporaryDirectory() as folder:
         few, case = make_case(Path(folder, "few"), 2), make_case(Path(folder, "all"), config.slices)

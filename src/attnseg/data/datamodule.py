@@ -10,8 +10,8 @@ from torch.utils.data import DataLoader
 from attnseg.data.augment import Transforms
 from attnseg.data.loader_processes import WatchedDataset
 from attnseg.data.slices import EpochSampler, Sample, SliceDataset
+from attnseg.data.slicing import SliceView
 from attnseg.data.store import StoredCase
-from attnseg.data.view import View
 from attnseg.errors import ConfigError
 
 
@@ -41,7 +41,7 @@ class SliceDataModule(pl.LightningDataModule):
         self,
         train: Sequence[StoredCase],
         val: Sequence[StoredCase],
-        view: View,
+        view: SliceView,
         transforms: Transforms,
         batch_size: int,
         num_workers: int,

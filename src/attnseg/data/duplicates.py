@@ -13,16 +13,16 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-SIDE = 32
+THUMBNAIL_SIDE = 32
 BLUR = 3  # pixels of the thumbnail
-SAME = 0.85  # similarity from which two slices count as one; measured, see docs/data.md
+MIN_SIMILARITY = 0.85  # similarity from which two slices count as one; measured, see docs/data.md
 ROWS = 2048  # compared at once
 
 Signatures = NDArray[np.float16]
 
 
 @dataclass(frozen=True)
-class Pair:
+class DuplicatePair:
     """Two cases of different patients that share a slice.
 
     Attributes:
@@ -38,17 +38,17 @@ class Pair:
     similarity: float
 
 
-def signatures(image: NDArray[np.generic]) -> Signatures:
+def compute_signatures(image: NDArray[np.generic]) -> Signatures:
     """Return the signatures `[S, 1024]` of a case's slices `[S, H, W, C]`.
 
     Slices that are flat, or smaller than a thumbnail, have zeros: they are like nothing.
     """
-    vectors = np.zeros((image.shape[0], SIDE * SIDE), np.float16)
-    if min(image.shape[1:3]) < SIDE:
+    vectors = np.zeros((image.shape[0], THUMBNAIL_SIDE * THUMBNAIL_SIDE), np.float16)
+    if min(image.shape[1:3]) < THUMBNAIL_SIDE:
         return vectors
     for index, picture in enumerate(image):
         grey = picture.mean(-1, dtype=np.float32)
-        small = cv2.resize(grey, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
+        small = cv2.resize(grey, (THUMBNAIL_SIDE, THUMBNAIL_SIDE), interpolation=cv2.INTER_AREA)
         detail = small - cv2.blur(small, (BLUR, BLUR))
         usual = float(np.median(np.abs(detail)))
         if usual > 0:
@@ -57,12 +57,12 @@ def signatures(image: NDArray[np.generic]) -> Signatures:
     return vectors
 
 
-def find(
+def find_duplicates(
     cases: Sequence[Signatures],
     patients: Sequence[str],
     pixels: Sequence[str],
-    threshold: float = SAME,
-) -> list[Pair]:
+    threshold: float = MIN_SIMILARITY,
+) -> list[DuplicatePair]:
     """Find the pairs of cases of different patients that share a slice, or all of their pixels.
 
     Args:
@@ -75,7 +75,7 @@ def find(
         One pair per two cases, with their most similar slices.
     """
     best = {
-        (i, j): Pair(i, j, (0, 0), 1.0)
+        (i, j): DuplicatePair(i, j, (0, 0), 1.0)
         for i, j in combinations(range(len(cases)), 2)
         if pixels[i] == pixels[j] and patients[i] != patients[j]
     }
@@ -88,7 +88,7 @@ def find(
 
 def _similar_slices(
     cases: Sequence[Signatures], patients: Sequence[str], threshold: float
-) -> Iterator[Pair]:
+) -> Iterator[DuplicatePair]:
     if not cases:
         return
     vectors = np.concatenate(cases).astype(np.float32)
@@ -103,4 +103,4 @@ def _similar_slices(
             a, b = start + int(i), start + int(j)
             if case[a] < case[b]:
                 shared = (int(number[a]), int(number[b]))
-                yield Pair(int(case[a]), int(case[b]), shared, float(similarity[i, j]))
+                yield DuplicatePair(int(case[a]), int(case[b]), shared, float(similarity[i, j]))

@@ -3,16 +3,16 @@
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 
-from attnseg.data.duplicates import Pair
+from attnseg.data.duplicates import DuplicatePair
 from attnseg.data.store import StoredCase
 from attnseg.errors import Problems
 
 log = logging.getLogger(__name__)
 
-SHOWN = 5  # pairs within a role that are named in the log
+MAX_LOGGED_PAIRS = 5  # pairs within a role that are named in the log
 
 
-def groups(cases: Sequence[StoredCase], pairs: Iterable[Pair]) -> dict[str, str]:
+def group_patients(cases: Sequence[StoredCase], pairs: Iterable[DuplicatePair]) -> dict[str, str]:
     """Return whose each case is: a patient, or the first of the patients that share a picture."""
     parent = {case.patient: case.patient for case in cases}
 
@@ -27,7 +27,9 @@ def groups(cases: Sequence[StoredCase], pairs: Iterable[Pair]) -> dict[str, str]
     return {case.case: top(case.patient) for case in cases}
 
 
-def check(cases: Sequence[StoredCase], roles: Mapping[str, str], pairs: Sequence[Pair]) -> None:
+def check_split(
+    cases: Sequence[StoredCase], roles: Mapping[str, str], pairs: Sequence[DuplicatePair]
+) -> None:
     """Refuse a split with a patient or a picture in two roles.
 
     Args:
@@ -53,19 +55,23 @@ def check(cases: Sequence[StoredCase], roles: Mapping[str, str], pairs: Sequence
         sides = {roles[cases[pair.first].case], roles[cases[pair.second].case]}
         if len(sides) > 1:
             problems.found.append(
-                f"{describe(cases, pair, roles)}; list one in dataset.exclude, or set "
+                f"{describe_pair(cases, pair, roles)}; list one in dataset.exclude, or set "
                 "dataset.split.duplicates=group (one side for both) or drop (train without them)"
             )
         else:
             within.append(pair)
-    for pair in within[:SHOWN]:
-        log.warning("%s", describe(cases, pair, roles))
-    if len(within) > SHOWN:
-        log.warning("%d more pairs of the same picture within a role", len(within) - SHOWN)
+    for pair in within[:MAX_LOGGED_PAIRS]:
+        log.warning("%s", describe_pair(cases, pair, roles))
+    if len(within) > MAX_LOGGED_PAIRS:
+        log.warning(
+            "%d more pairs of the same picture within a role", len(within) - MAX_LOGGED_PAIRS
+        )
     problems.stop()
 
 
-def drop(cases: Sequence[StoredCase], roles: Mapping[str, str], pairs: Sequence[Pair]) -> set[str]:
+def choose_left_out(
+    cases: Sequence[StoredCase], roles: Mapping[str, str], pairs: Sequence[DuplicatePair]
+) -> set[str]:
     """Return the cases to leave out so that no picture is in two roles.
 
     Training gives way to validation, and both to the test.
@@ -81,7 +87,9 @@ def drop(cases: Sequence[StoredCase], roles: Mapping[str, str], pairs: Sequence[
     return left_out
 
 
-def describe(cases: Sequence[StoredCase], pair: Pair, roles: Mapping[str, str]) -> str:
+def describe_pair(
+    cases: Sequence[StoredCase], pair: DuplicatePair, roles: Mapping[str, str]
+) -> str:
     """Return one line that names both files of a pair."""
     first, second = cases[pair.first], cases[pair.second]
     files = first.file(pair.slices[0]), second.file(pair.slices[1])

@@ -7,7 +7,7 @@ import signal
 
 from torch.utils.data import Dataset, get_worker_info
 
-from attnseg.data.slices import Key, Sample, SliceDataset
+from attnseg.data.slices import Sample, SampleKey, SliceDataset
 from attnseg.errors import AttnsegError, DataError, ResourceError, first_line
 
 DIED = re.compile(r"DataLoader worker \(pid(?:\(s\))? [\d, ]+\) (.*?)(?:\. |\.?$)")  # torch's words
@@ -30,7 +30,7 @@ class WatchedDataset(Dataset[Sample]):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, key: Key) -> Sample:
+    def __getitem__(self, key: SampleKey) -> Sample:
         """Return a sample.
 
         Raises:
@@ -69,7 +69,7 @@ class WatchedDataset(Dataset[Sample]):
                 os.kill(pid, signal.SIGKILL)
 
 
-def explain(error: Exception, watched: list[WatchedDataset]) -> AttnsegError | None:
+def explain_loader_error(error: Exception, watched: list[WatchedDataset]) -> AttnsegError | None:
     """Return what an exception of a `DataLoader` means; `None` if it is not of one.
 
     Args:

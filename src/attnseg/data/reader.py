@@ -109,11 +109,13 @@ def check_case(case: Case, ref: CaseRef, reader: Reader) -> None:
     image, mask = case.image, case.mask
     if image.ndim != 4 or image.shape[:3] != mask.shape:
         raise DataError(
-            f"{place}: an image of {by(image.shape[:3])} and a mask of {by(mask.shape)} voxels; "
-            "restore the pair or exclude the case"
+            f"{place}: an image of {shape_text(image.shape[:3])} and a mask of "
+            f"{shape_text(mask.shape)} voxels; restore the pair or exclude the case"
         )
     if min(image.shape[1:3]) < 2 or image.shape[0] < 1:
-        raise DataError(f"{place}: {by(image.shape[:3])} voxels are no picture; exclude the case")
+        raise DataError(
+            f"{place}: {shape_text(image.shape[:3])} voxels are no picture; exclude the case"
+        )
     if image.shape[3] != reader.channels:
         raise DataError(
             f"{place}: {image.shape[3]} channels instead of {reader.channels}; "
@@ -132,6 +134,6 @@ def check_case(case: Case, ref: CaseRef, reader: Reader) -> None:
         )
 
 
-def by(shape: tuple[int, ...]) -> str:
+def shape_text(shape: tuple[int, ...]) -> str:
     """Return a shape as people write it: 8x60x72."""
     return "x".join(map(str, shape))

@@ -1,4 +1,4 @@
-"""The test set behind a seal: every opening leaves a line in a ledger that nothing removes."""
+"""The test set behind a seal: every opening leaves a line in a file that nothing removes."""
 
 import hashlib
 import json
@@ -11,7 +11,7 @@ from attnseg.data.store import StoredCase
 from attnseg.errors import ResourceError
 
 
-def describe(cases: Sequence[StoredCase]) -> dict[str, int]:
+def count_cases(cases: Sequence[StoredCase]) -> dict[str, int]:
     """Return numbers of patients, cases and slices."""
     patients, slices = len({c.patient for c in cases}), sum(c.shape[0] for c in cases)
     return {"patients": patients, "cases": len(cases), "slices": slices}
@@ -22,12 +22,12 @@ class SealedTest:
 
     Args:
         cases: the test set.
-        ledger: file of one JSON line per opening.
+        openings: file that gets one JSON line per opening.
     """
 
-    def __init__(self, cases: Sequence[StoredCase], ledger: Path) -> None:
+    def __init__(self, cases: Sequence[StoredCase], openings: Path) -> None:
         self._cases = list(cases)
-        self.ledger = ledger
+        self.openings = openings
         self.digest = hashlib.sha256("".join(sorted(c.digest for c in cases)).encode()).hexdigest()
 
     def __len__(self) -> int:
@@ -35,9 +35,9 @@ class SealedTest:
         return len(self._cases)
 
     @property
-    def described(self) -> dict[str, int]:
+    def counts(self) -> dict[str, int]:
         """Numbers of patients, cases and slices."""
-        return describe(self._cases)
+        return count_cases(self._cases)
 
     def open(self, run: str, purpose: str) -> list[StoredCase]:
         """Return the cases, once the opening is on record.
@@ -47,7 +47,7 @@ class SealedTest:
             purpose: what for.
 
         Raises:
-            ResourceError: the ledger cannot be written.
+            ResourceError: the file of openings cannot be written.
         """
         line = {
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -56,18 +56,18 @@ class SealedTest:
             "purpose": purpose,
         }
         try:
-            self.ledger.parent.mkdir(parents=True, exist_ok=True)
-            with self.ledger.open("ab", buffering=0) as file:  # one write: jobs may run at once
+            self.openings.parent.mkdir(parents=True, exist_ok=True)
+            with self.openings.open("ab", buffering=0) as file:  # one write: jobs may run at once
                 file.write((json.dumps(line) + "\n").encode())
                 os.fsync(file.fileno())
         except OSError as error:
             raise ResourceError(
-                f"{self.ledger}: cannot be written ({error.strerror}); the test set stays sealed"
+                f"{self.openings}: cannot be written ({error.strerror}); the test set stays sealed"
             ) from error
         return list(self._cases)
 
-    def openings(self) -> int:
+    def count_openings(self) -> int:
         """Return how often these very cases have been opened, by any run."""
-        if not self.ledger.is_file():
+        if not self.openings.is_file():
             return 0
-        return self.ledger.read_text().count(f'"test_set": "{self.digest}"')
+        return self.openings.read_text().count(f'"test_set": "{self.digest}"')

@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from attnseg.data.augment import Transforms
+from attnseg.data.slicing import SliceView, network_input
 from attnseg.data.store import StoredCase
-from attnseg.data.view import View, network_input
 
-Key = tuple[int, int]  # epoch, index: all that a sample depends on
+SampleKey = tuple[int, int]  # epoch, index: all that a sample depends on
 Sample = dict[str, Any]
 
 
@@ -42,7 +42,7 @@ class SliceDataset(Dataset[Sample]):
     def __init__(
         self,
         cases: Sequence[StoredCase],
-        view: View,
+        view: SliceView,
         transforms: Transforms | None = None,
         seed: int = 0,
     ) -> None:
@@ -65,7 +65,7 @@ class SliceDataset(Dataset[Sample]):
     def __len__(self) -> int:
         return len(self.index)
 
-    def __getitem__(self, key: Key) -> Sample:
+    def __getitem__(self, key: SampleKey) -> Sample:
         """Return a sample.
 
         Args:
@@ -104,7 +104,7 @@ class SliceDataset(Dataset[Sample]):
         return np.clip(changed["image"], 0, 1), changed["mask"]
 
 
-class EpochSampler(Sampler[Key]):
+class EpochSampler(Sampler[SampleKey]):
     """Keys of one epoch: an order that depends on seed and epoch alone, shared among processes.
 
     The batches of all processes together are those that one process would have with as many slices
@@ -152,7 +152,7 @@ class EpochSampler(Sampler[Key]):
         """
         return self.length // self.world if self.shuffle else -(-self.length // self.world)
 
-    def __iter__(self) -> Iterator[Key]:
+    def __iter__(self) -> Iterator[SampleKey]:
         if self.shuffle:
             order = self._shuffled()
         else:

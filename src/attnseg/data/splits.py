@@ -1,7 +1,7 @@
 """Who trains, validates and tests: by patient, from a file, from the dataset, or drawn.
 
 A split is a table of patient, case, role and digest of the prepared voxels. Every run writes its
-own, and `read` takes it back.
+own, and `read_split` takes it back.
 """
 
 import csv
@@ -18,16 +18,16 @@ from attnseg.data.store import StoredCase
 from attnseg.errors import DataError, Problems
 
 ROLES = ("train", "val", "test")
-COLUMNS = ("patient", "case", "role", "digest")
+SPLIT_COLUMNS = ("patient", "case", "role", "digest")
 PUBLISHED = resources.files("attnseg.data.published")
 
 
-def shuffled(names: Sequence[str], seed: int) -> list[str]:
+def shuffle_names(names: Sequence[str], seed: int) -> list[str]:
     """Order names by a hash of seed and name, so that adding one moves no other."""
     return sorted(set(names), key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest())
 
 
-def draw(patients: Sequence[str], shares: Mapping[str, float], seed: int) -> dict[str, str]:
+def draw_roles(patients: Sequence[str], shares: Mapping[str, float], seed: int) -> dict[str, str]:
     """Give every patient a role.
 
     Args:
@@ -41,7 +41,7 @@ def draw(patients: Sequence[str], shares: Mapping[str, float], seed: int) -> dic
     Raises:
         DataError: too few patients, none left to train.
     """
-    drawn = shuffled(patients, seed)
+    drawn = shuffle_names(patients, seed)
     counts = {role: max(1, round(share * len(drawn))) for role, share in shares.items()}
     if sum(shares.values()) < 1:  # rounded up, they may leave nobody to train
         while sum(counts.values()) >= len(drawn) and max(counts.values(), default=0) > 1:
@@ -58,7 +58,9 @@ def draw(patients: Sequence[str], shares: Mapping[str, float], seed: int) -> dic
     return dict(zip(drawn, roles, strict=True))
 
 
-def folds(presence: Mapping[str, Sequence[bool]], count: int, seed: int) -> list[list[str]]:
+def divide_into_folds(
+    presence: Mapping[str, Sequence[bool]], count: int, seed: int
+) -> list[list[str]]:
     """Divide patients into folds in which every class is about equally frequent.
 
     The rarest class is dealt out first, each patient to the fold with the fewest of that class,
@@ -75,7 +77,7 @@ def folds(presence: Mapping[str, Sequence[bool]], count: int, seed: int) -> list
     Raises:
         DataError: fewer patients than folds.
     """
-    waiting = shuffled(list(presence), seed)
+    waiting = shuffle_names(list(presence), seed)
     if len(waiting) < count:
         raise DataError(
             f"dataset.split.folds: {len(waiting)} patients for {count} folds; "
@@ -97,7 +99,7 @@ def folds(presence: Mapping[str, Sequence[bool]], count: int, seed: int) -> list
     return dealt
 
 
-def limit(
+def limit_cases(
     refs: Sequence[CaseRef], roles: Mapping[str, str | None], count: int | None, seed: int
 ) -> list[CaseRef]:
     """Keep `count` cases of as many patients as possible, every role in turn.
@@ -108,7 +110,7 @@ def limit(
         count: how many to keep; `None` for all.
         seed: of the order in which patients are taken.
     """
-    order = {patient: i for i, patient in enumerate(shuffled([r.patient for r in refs], seed))}
+    order = {patient: i for i, patient in enumerate(shuffle_names([r.patient for r in refs], seed))}
     days: dict[str, int] = {}
     turns: dict[tuple[int, str | None], int] = {}
     ranked = []
@@ -121,7 +123,7 @@ def limit(
     return [ref for ref in refs if ref.case in kept]
 
 
-def locate(name: str) -> Path | None:
+def find_split_file(name: str) -> Path | None:
     """Return the file that `name` means: a path, or a published split; `None` if there is none."""
     for path in (Path(name), Path(str(PUBLISHED / f"{name}.csv"))):
         if path.is_file():
@@ -129,31 +131,33 @@ def locate(name: str) -> Path | None:
     return None
 
 
-def published() -> list[str]:
+def list_published_splits() -> list[str]:
     """Return the names of the published splits."""
     return sorted(p.name.removesuffix(".csv") for p in PUBLISHED.iterdir() if ".csv" in p.name)
 
 
-def read(path: Path) -> pd.DataFrame:
+def read_split(path: Path) -> pd.DataFrame:
     """Read a split.
 
     Returns:
         A row per case, indexed by case: `patient`, `role` and `digest` (empty if unknown).
 
     Raises:
-        DataError: not a table of `COLUMNS`, a role that does not exist, a case twice, or a patient
-            in two roles; names every problem.
+        DataError: not a table of `SPLIT_COLUMNS`, a role that does not exist, a case twice, or
+            a patient in two roles; names every problem.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as lines:
             header, *rows = [*csv.reader(lines)] or [[]]
     except (OSError, ValueError, csv.Error) as error:
         raise DataError(f"{path}: not a split file ({error}); give a CSV file") from error
-    if sorted(header) != sorted(COLUMNS):
-        raise DataError(f"{path}: columns {','.join(header)[:80]!r}; expected {','.join(COLUMNS)}")
+    if sorted(header) != sorted(SPLIT_COLUMNS):
+        raise DataError(
+            f"{path}: columns {','.join(header)[:80]!r}; expected {','.join(SPLIT_COLUMNS)}"
+        )
     problems = Problems()
     for number, row in enumerate(rows, 2):
-        if len(row) != len(COLUMNS):
+        if len(row) != len(SPLIT_COLUMNS):
             problems.found.append(f"{path}: line {number} has {len(row)} cells; correct it")
     problems.stop()
     table = pd.DataFrame(rows, columns=header, dtype=str)
@@ -188,16 +192,16 @@ def check_digests(path: Path | str, split: pd.DataFrame, cases: Sequence[StoredC
     problems.stop()
 
 
-def table(cases: Sequence[StoredCase], roles: Mapping[str, str]) -> str:
+def format_split(cases: Sequence[StoredCase], roles: Mapping[str, str]) -> str:
     """Return a split as CSV text; `roles` are by case."""
     rows = [(c.patient, c.case, roles[c.case], c.digest) for c in cases]
     out = io.StringIO()
-    frame = pd.DataFrame(rows, columns=list(COLUMNS))
+    frame = pd.DataFrame(rows, columns=list(SPLIT_COLUMNS))
     frame.to_csv(out, index=False, lineterminator="\n")
     return out.getvalue()
 
 
-def assign(
+def assign_roles(
     groups: Mapping[str, str],
     given: Mapping[str, str | None],
     presence: Mapping[str, Sequence[bool]],
@@ -240,7 +244,7 @@ def assign(
             ]
             for name in names
         }
-        dealt = folds(found, count, seed)
+        dealt = divide_into_folds(found, count, seed)
         if "test" not in has and count < 3:
             raise DataError("dataset.split.folds: 2 leave nobody to train; use 3 or more")
         special = {fold: "val"} if "test" in has else {fold: "test", (fold + 1) % count: "val"}
@@ -249,6 +253,6 @@ def assign(
         shares = {} if "test" in has else {"test": test}
         if validate and "val" not in has:
             shares["val"] = val
-        drawn = draw(names, shares, seed)
+        drawn = draw_roles(names, shares, seed)
     kept = {case: role for case, role in given.items() if role is not None}
     return kept | {case: drawn[groups[case]] for case in free}

@@ -26,16 +26,16 @@ from urllib.parse import quote
 import numpy as np
 from numpy.typing import NDArray
 
-from attnseg.data.duplicates import Signatures, signatures
+from attnseg.data.duplicates import Signatures, compute_signatures
 from attnseg.data.labels import Labels
 from attnseg.data.reader import Case, CaseRef, Reader, check_case
-from attnseg.data.view import scale
+from attnseg.data.slicing import scale_intensities
 from attnseg.errors import DataError, Problems, ResourceError
 from attnseg.progress import Bar
 
 log = logging.getLogger(__name__)
 
-VERSION = 2  # raised whenever a prepared case would hold something else
+STORE_VERSION = 2  # raised whenever a prepared case would hold something else
 PERCENTILES = (0.5, 5.0, 25.0, 50.0, 75.0, 95.0, 99.5)  # first and last become 0 and 1
 
 
@@ -82,16 +82,16 @@ class StoredCase:
     @property
     def image(self) -> NDArray[np.generic]:
         """Image `[S, H, W, C]`, memory-mapped."""
-        return _open(self.folder / "image.npy", self.digest)
+        return _map_array(self.folder / "image.npy", self.digest)
 
     @property
     def mask(self) -> NDArray[np.uint8]:
         """Mask `[S, H, W]` (see `Case.mask`), memory-mapped."""
-        return _open(self.folder / "mask.npy", self.digest)
+        return _map_array(self.folder / "mask.npy", self.digest)
 
     def scaled(self, index: int | NDArray[np.intp]) -> NDArray[np.float32]:
         """Return slices in [0, 1], between `low` and `high`: `[H, W, C]`, or `[n, H, W, C]`."""
-        return scale(self.image[index], self.low, self.high)
+        return scale_intensities(self.image[index], self.low, self.high)
 
     @property
     def counts(self) -> NDArray[np.int32]:
@@ -109,7 +109,7 @@ class StoredCase:
 
 
 @lru_cache(maxsize=4096)
-def _open(path: Path, digest: str) -> NDArray[Any]:
+def _map_array(path: Path, digest: str) -> NDArray[Any]:
     """Map an array; the digest keeps apart what was prepared again at the same place.
 
     Raises:
@@ -125,7 +125,7 @@ def _open(path: Path, digest: str) -> NDArray[Any]:
     return array
 
 
-def prepare(reader: Reader, refs: Sequence[CaseRef], folder: Path) -> list[StoredCase]:
+def prepare_cases(reader: Reader, refs: Sequence[CaseRef], folder: Path) -> list[StoredCase]:
     """Decode and validate the cases that are not in the store yet or have changed since.
 
     Args:
@@ -141,7 +141,7 @@ def prepare(reader: Reader, refs: Sequence[CaseRef], folder: Path) -> list[Store
         ResourceError: the store cannot be written.
     """
     sources = {ref.case: _source_digest(reader, ref) for ref in refs}
-    stored = {ref.case: _load(_place(folder, ref), sources[ref.case]) for ref in refs}
+    stored = {ref.case: _load_case(_case_folder(folder, ref), sources[ref.case]) for ref in refs}
     missing = [ref for ref in refs if stored[ref.case] is None]
     problems = Problems()
     if missing:
@@ -156,7 +156,7 @@ def prepare(reader: Reader, refs: Sequence[CaseRef], folder: Path) -> list[Store
             try:
                 case = reader.read(ref)
                 check_case(case, ref, reader)
-                return _write(case, ref, folder, sources[ref.case], reader)
+                return _write_case(case, ref, folder, sources[ref.case], reader)
             except DataError as error:
                 return error
 
@@ -177,7 +177,7 @@ def prepare(reader: Reader, refs: Sequence[CaseRef], folder: Path) -> list[Store
     return [case for ref in refs if (case := stored[ref.case]) is not None]
 
 
-def _place(folder: Path, ref: CaseRef) -> Path:
+def _case_folder(folder: Path, ref: CaseRef) -> Path:
     """Return a case's folder: its name, less what no file name can hold."""
     return folder / ("case-" + quote(ref.case, safe=" "))
 
@@ -196,47 +196,52 @@ def _source_digest(reader: Reader, ref: CaseRef) -> str:
     return digest.hexdigest()
 
 
-def _load(folder: Path, source: str) -> StoredCase | None:
+def _load_case(folder: Path, source: str) -> StoredCase | None:
     try:
         values = json.loads((folder / "case.json").read_text())
-        case = StoredCase(folder=folder, **{name: _tuples(v) for name, v in values.items()})
+        case = StoredCase(folder=folder, **{name: _as_tuples(v) for name, v in values.items()})
     except (FileNotFoundError, ValueError, TypeError):  # not there, or not whole
         return None
     return case if case.source == source else None
 
 
-def _tuples(value: Any) -> Any:  # noqa: ANN401
-    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+def _as_tuples(value: Any) -> Any:  # noqa: ANN401
+    return tuple(_as_tuples(item) for item in value) if isinstance(value, list) else value
 
 
-def _write(case: Case, ref: CaseRef, folder: Path, source: str, reader: Reader) -> StoredCase:
+def _write_case(case: Case, ref: CaseRef, folder: Path, source: str, reader: Reader) -> StoredCase:
     image, mask = np.ascontiguousarray(case.image), np.ascontiguousarray(case.mask)
     percentiles = np.percentile(image, PERCENTILES, axis=(0, 1, 2)).T
-    low, high = window(case.window, percentiles)
+    low, high = intensity_window(case.window, percentiles)
     if case.window is None and (percentiles[:, -1] <= percentiles[:, 0]).any():
         log.warning("%s: every voxel has nearly the same intensity", ref.case)
     pixels = hashlib.sha256(repr((image.shape, image.dtype.str)).encode() + image.tobytes())
     digest = hashlib.sha256(repr((pixels.hexdigest(), case.spacing)).encode() + mask.tobytes())
-    counts, overlaps = _count(mask, reader.labels)
+    counts, overlaps = _count_voxels(mask, reader.labels)
     stored = StoredCase(
-        folder=_place(folder, ref),
+        folder=_case_folder(folder, ref),
         patient=ref.patient,
         case=ref.case,
         role=ref.role,
         files=tuple(str(path) for path in ref.files),
         shape=mask.shape,
         spacing=case.spacing,
-        affine=None if case.affine is None else _tuples(case.affine.tolist()),
+        affine=None if case.affine is None else _as_tuples(case.affine.tolist()),
         low=low,
         high=high,
-        percentiles=_tuples(percentiles.tolist()),
+        percentiles=_as_tuples(percentiles.tolist()),
         voxels=tuple(counts.sum(0).tolist()),
-        overlaps=_tuples(overlaps.tolist()),
+        overlaps=_as_tuples(overlaps.tolist()),
         pixels=pixels.hexdigest(),
         digest=digest.hexdigest(),
         source=source,
     )
-    arrays = {"image": image, "mask": mask, "counts": counts, "signatures": signatures(image)}
+    arrays = {
+        "image": image,
+        "mask": mask,
+        "counts": counts,
+        "signatures": compute_signatures(image),
+    }
     part = Path(tempfile.mkdtemp(prefix=".part-", dir=folder))
     try:
         for name, array in arrays.items():
@@ -250,7 +255,7 @@ def _write(case: Case, ref: CaseRef, folder: Path, source: str, reader: Reader) 
     return stored
 
 
-def window(
+def intensity_window(
     fixed: tuple[float, float] | None, percentiles: NDArray[np.float64]
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return the intensities that become 0 and 1, per channel.
@@ -266,7 +271,9 @@ def window(
     return tuple(lowest.tolist()), tuple(np.where(highest <= lowest, lowest + 1, highest).tolist())
 
 
-def _count(mask: NDArray[np.uint8], labels: Labels) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+def _count_voxels(
+    mask: NDArray[np.uint8], labels: Labels
+) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
     """Return pixels of each class per slice `[S, classes]` and overlaps `[classes, classes]`."""
     classes, values = len(labels), labels.largest_value + 1
     counts = np.zeros((len(mask), classes), np.int32)

@@ -23,7 +23,7 @@ from attnseg.evaluation.pipelines import DESCRIBED, compare
 from attnseg.evaluation.scoring import score_cases
 from attnseg.metrics.profiles.profile import Profile
 from attnseg.models.model import SegmentationModel
-from attnseg.preparation.datasets import Data, load, open_reader, view
+from attnseg.preparation.datasets import PreparedData, load_dataset, open_reader, slice_view
 from attnseg.processes.malloc import keep_freed_memory
 from attnseg.runs.checkpoints import load_weights
 from attnseg.runs.reopen import read_run
@@ -109,7 +109,7 @@ class FinishedRun:
         self.config = read_config(folder, options)
         facts = json.loads((folder / "run.json").read_text())
         reader = open_reader(self.config)
-        self.data: Data = load(self.config, reader)
+        self.data: PreparedData = load_dataset(self.config, reader)
         split = hashlib.sha256(self.data.split.encode()).hexdigest()
         for what, now, then in (
             ("data", self.data.digest, facts["data_digest"]),
@@ -131,7 +131,7 @@ class FinishedRun:
         if options.split == "val":
             return self.data.val
         cases = self.data.test.open(str(self.folder), purpose)
-        log.info("Openings of these test cases so far: %d", self.data.test.openings())
+        log.info("Openings of these test cases so far: %d", self.data.test.count_openings())
         return cases
 
     def score(
@@ -141,7 +141,7 @@ class FinishedRun:
         return score_cases(
             self.model,
             cases,
-            view(self.config),
+            slice_view(self.config),
             self.data.reader.labels,
             self.config.dataset.batch_size,
             profiles,
@@ -169,7 +169,7 @@ class FinishedRun:
                 options.pipeline,
                 self.model,
                 case,
-                view(self.config),
+                slice_view(self.config),
                 reader.labels,
                 self.config.dataset.batch_size,
             )

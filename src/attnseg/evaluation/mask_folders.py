@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from attnseg.data.labels import Labels
-from attnseg.data.reader import by
+from attnseg.data.reader import shape_text
 from attnseg.data.readers.nifti import check_same_grid, read_nifti
 from attnseg.data.readers.pictures import BINARY, GREY8, GREY16, SUFFIXES, read_picture
 from attnseg.errors import DataError, Problems
@@ -114,8 +114,8 @@ def read_pair(
     pictures = [read_picture(path, (*GREY8, *GREY16, *BINARY)) for path in (truth, pred)]
     if pictures[0].shape != pictures[1].shape:
         raise DataError(
-            f"{pred}: {by(pictures[1].shape)} pixels, but {truth.name} has "
-            f"{by(pictures[0].shape)}; resize it to the truth's size"
+            f"{pred}: {shape_text(pictures[1].shape)} pixels, but {truth.name} has "
+            f"{shape_text(pictures[0].shape)}; resize it to the truth's size"
         )
     maps = [_whole(path, p)[None] for path, p in zip((truth, pred), pictures, strict=True)]
     return maps[0], maps[1], None

@@ -10,8 +10,8 @@ from scipy import ndimage
 
 from attnseg.data.labels import Labels
 from attnseg.data.slices import network_tensor
+from attnseg.data.slicing import SliceView
 from attnseg.data.store import StoredCase
-from attnseg.data.view import View
 from attnseg.metrics.calibration import Calibration
 from attnseg.models.model import SegmentationModel
 from attnseg.predict import decision
@@ -31,7 +31,7 @@ DESCRIBED = {
 def predict(
     model: SegmentationModel,
     case: StoredCase,
-    view: View,
+    view: SliceView,
     labels: Labels,
     batch_size: int,
     calibration: Calibration | None = None,
@@ -66,7 +66,7 @@ def predict(
 
 @torch.inference_mode()
 def predict_zoomed(
-    model: SegmentationModel, case: StoredCase, view: View, labels: Labels, batch_size: int
+    model: SegmentationModel, case: StoredCase, view: SliceView, labels: Labels, batch_size: int
 ) -> Volume:
     """Segment one case as TransUNet's and DAE-Former's published code; see `predict`."""
     factors = (view.size[0] / case.shape[1], view.size[1] / case.shape[2])
@@ -74,7 +74,7 @@ def predict_zoomed(
     for start in range(0, case.shape[0], batch_size):
         images = []
         for index in range(start, min(start + batch_size, case.shape[0])):
-            stacked = np.concatenate(case.scaled(view.around(case, index)), -1)
+            stacked = np.concatenate(case.scaled(view.neighbours(case, index)), -1)
             images.append(ndimage.zoom(stacked, (*factors, 1), order=3))
         masks = labels.decide(_logits(model, images).cpu().numpy())
         back = (1, 1, 1 / factors[0], 1 / factors[1])
@@ -84,7 +84,7 @@ def predict_zoomed(
 
 @torch.inference_mode()
 def compare_at_network_size(
-    model: SegmentationModel, case: StoredCase, view: View, labels: Labels, batch_size: int
+    model: SegmentationModel, case: StoredCase, view: SliceView, labels: Labels, batch_size: int
 ) -> tuple[Volume, Volume]:
     """Return truth and prediction `[classes, S, *view.size]` at the network's size."""
     parts = []
@@ -102,7 +102,7 @@ def compare(
     pipeline: Pipeline,
     model: SegmentationModel,
     case: StoredCase,
-    view: View,
+    view: SliceView,
     labels: Labels,
     batch_size: int,
     calibration: Calibration | None = None,

@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 import pandas as pd
 
 from attnseg.data.labels import Labels
+from attnseg.data.slicing import SliceView
 from attnseg.data.store import StoredCase
-from attnseg.data.view import View
 from attnseg.evaluation.pipelines import Pipeline, Volume, compare
 from attnseg.metrics.calibration import Calibration
 from attnseg.metrics.profiles.profile import Profile
@@ -19,7 +19,7 @@ COLUMNS = ("split", "patient", "case", "class", "metric", "value", "profile")
 def score_cases(
     model: SegmentationModel,
     cases: Sequence[StoredCase],
-    view: View,
+    view: SliceView,
     labels: Labels,
     batch_size: int,
     profiles: Sequence[Profile],

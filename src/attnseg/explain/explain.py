@@ -26,7 +26,7 @@ from attnseg.explain import attention_pictures
 from attnseg.explain.attention_maps import Reach, Site, asymmetry, reach, record, spread
 from attnseg.explain.attention_pictures import Drawn, Scene
 from attnseg.files import write_text
-from attnseg.preparation.datasets import view
+from attnseg.preparation.datasets import slice_view
 
 log = logging.getLogger(__name__)
 
@@ -197,7 +197,7 @@ def attend(
     Raises:
         ConfigError: no layer of a name.
     """
-    image = network_tensor(view(run.config).image(case, index))[None]
+    image = network_tensor(slice_view(run.config).image(case, index))[None]
     sites = record(run.model, image.to(next(run.model.parameters()).device))
     chosen = choose_layers(list(sites), layers, str(run.folder))
     size = (case.shape[1], case.shape[2])

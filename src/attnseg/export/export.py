@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from attnseg.config.schema import Export
+from attnseg.data.slicing import network_input
 from attnseg.data.store import StoredCase
-from attnseg.data.view import network_input
 from attnseg.errors import AttnsegError, CheckpointError, ConfigError, first_line
 from attnseg.evaluation.evaluate import FinishedRun, build_profiles
 from attnseg.evaluation.scoring import score_cases

@@ -21,16 +21,15 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
+from attnseg.phantoms.body import Field
 from attnseg.phantoms.phantom import make_once, preset_of
 from attnseg.progress import track
 
-VERSION = 1  # raised whenever the same specification gives other bytes
-ROLES = ("Training", "Validation", "Test")
-QUALITY = 92  # of JPEG
+FOLDER_ROLES = ("Training", "Validation", "Test")
+JPEG_QUALITY = 92
 FINE = 3  # hairs are drawn so many times finer, for smooth edges
 NOTICE = "Made-up pictures: drawn by a program, of nobody's skin. No rights are reserved.\n"
 
-Field = NDArray[np.float64]
 Colour = tuple[float, float, float]  # red, green, blue from 0 to 1
 
 
@@ -49,7 +48,7 @@ class IsicSpec:
     seed: int = 0
 
 
-PRESETS = {
+ISIC2018_PRESETS = {
     "tiny": IsicSpec((12, 3, 3), ((72, 56), (76, 60), (60, 52), (64, 48))),
     "demo": IsicSpec((60, 10, 20), ((200, 150), (192, 144), (216, 160), (180, 152))),
 }
@@ -60,29 +59,31 @@ def make_isic2018(root: Path, preset: str = "demo", seed: int = 0) -> None:
 
     Args:
         root: becomes what the reader takes as its root.
-        preset: one of `PRESETS`.
+        preset: one of `ISIC2018_PRESETS`.
         seed: another seed gives other pictures.
 
     Raises:
         ValueError: no such preset.
         DataError: `root` holds something else, or another phantom.
     """
-    spec = replace(preset_of(PRESETS, preset), seed=seed)
-    make_once(root, {"version": VERSION, **asdict(spec)}, partial(_write, spec))
+    spec = replace(preset_of(ISIC2018_PRESETS, preset), seed=seed)
+    make_once(root, {"version": 1, **asdict(spec)}, partial(_write_isic2018, spec))
 
 
-def _write(spec: IsicSpec, root: Path) -> None:
-    inputs = {role: root / f"ISIC2018_Task1-2_{role}_Input" for role in ROLES}
-    truths = {role: root / f"ISIC2018_Task1_{role}_GroundTruth" for role in ROLES}
+def _write_isic2018(spec: IsicSpec, root: Path) -> None:
+    inputs = {role: root / f"ISIC2018_Task1-2_{role}_Input" for role in FOLDER_ROLES}
+    truths = {role: root / f"ISIC2018_Task1_{role}_GroundTruth" for role in FOLDER_ROLES}
     for folder in (*inputs.values(), *truths.values()):
         folder.mkdir()
         for name in ("ATTRIBUTION.txt", "LICENSE.txt"):
             (folder / name).write_text(NOTICE)
-    roles = [role for role, count in zip(ROLES, spec.counts, strict=True) for _ in range(count)]
+    roles = [
+        role for role, count in zip(FOLDER_ROLES, spec.counts, strict=True) for _ in range(count)
+    ]
     for number, role in enumerate(track(roles, "Making the phantom", "pictures")):
         image, mask = make_picture(spec.seed, number, spec.frames[number % len(spec.frames)])
         name = f"ISIC_{3 * number:07d}"  # numbers with gaps, as in the download
-        Image.fromarray(image).save(inputs[role] / f"{name}.jpg", quality=QUALITY)
+        Image.fromarray(image).save(inputs[role] / f"{name}.jpg", quality=JPEG_QUALITY)
         white = mask.astype(np.uint8) * 255
         Image.fromarray(white).save(truths[role] / f"{name}_segmentation.png")
 

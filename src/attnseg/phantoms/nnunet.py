@@ -23,11 +23,10 @@ from attnseg.phantoms.phantom import make_once, preset_of
 from attnseg.phantoms.scan import ScanSpec, save_scan, tilted_affine
 from attnseg.progress import track
 
-VERSION = 1  # raised whenever the same specification gives other bytes
-AXES = ("RAS", "LPS", "LAS")  # of the files' arrays; cases take turns
+MR_AXES = ("RAS", "LPS", "LAS")  # of the files' arrays; cases take turns
 LARGE_BOWEL, SMALL_BOWEL, STOMACH = 1, 2, 3
 
-PRESETS = {
+NNUNET_PRESETS = {
     "tiny": ScanSpec(5, 2, 8, ((72, 60, 5.2, 6.0), (68, 64, 5.4, 5.0))),
     "demo": ScanSpec(10, 4, 20, ((128, 104, 2.8, 5.0), (120, 112, 3.0, 6.0))),
 }
@@ -38,15 +37,15 @@ def make_nnunet(root: Path, preset: str = "demo", seed: int = 0) -> None:
 
     Args:
         root: becomes the dataset's folder (`DatasetXXX_Name`), which holds `dataset.json`.
-        preset: one of `PRESETS`.
+        preset: one of `NNUNET_PRESETS`.
         seed: another seed gives other anatomies.
 
     Raises:
         ValueError: no such preset.
         DataError: `root` holds something else, or another phantom.
     """
-    spec = replace(preset_of(PRESETS, preset), seed=seed)
-    make_once(root, {"version": VERSION, **asdict(spec)}, partial(_write, spec))
+    spec = replace(preset_of(NNUNET_PRESETS, preset), seed=seed)
+    make_once(root, {"version": 1, **asdict(spec)}, partial(_write_nnunet, spec))
 
 
 def make_mr(
@@ -106,7 +105,7 @@ def _weighted(body: Abdomen, weighting: int) -> NDArray[np.int16]:
     return np.asarray(np.minimum(image, np.iinfo(np.int16).max), np.int16)
 
 
-def _write(spec: ScanSpec, root: Path) -> None:
+def _write_nnunet(spec: ScanSpec, root: Path) -> None:
     for folder in ("imagesTr", "labelsTr", "imagesTs", "labelsTs"):
         (root / folder).mkdir()
     for case in track(range(spec.train + spec.test), "Making the phantom", "cases"):
@@ -117,7 +116,7 @@ def _write(spec: ScanSpec, root: Path) -> None:
             default_rng([spec.seed, case, 2]), shape, (distance, spacing, spacing)
         )
         part = "Tr" if case < spec.train else "Ts"
-        name, axes = f"ABD_{case + 1:03d}", AXES[case % len(AXES)]
+        name, axes = f"ABD_{case + 1:03d}", MR_AXES[case % len(MR_AXES)]
         for channel, image in enumerate(images):
             save_scan(root / f"images{part}" / f"{name}_{channel:04d}.nii.gz", image, affine, axes)
         save_scan(root / f"labels{part}" / f"{name}.nii.gz", label, affine, axes)

@@ -37,7 +37,7 @@ def make_once(root: Path, described: Mapping[str, object], write: Callable[[Path
     """
     wanted = json.dumps(described, indent=1)
     if root.exists():
-        _check(root, wanted)
+        _check_same_phantom(root, wanted)
         return
     root.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix=f".{root.name}.", dir=root.parent))
@@ -50,12 +50,12 @@ def make_once(root: Path, described: Mapping[str, object], write: Callable[[Path
         except OSError:  # another process may have been first
             if not root.exists():
                 raise
-            _check(root, wanted)
+            _check_same_phantom(root, wanted)
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def _check(root: Path, wanted: str) -> None:
+def _check_same_phantom(root: Path, wanted: str) -> None:
     there = root / SPEC_FILE
     if not there.is_file() or there.read_text() != wanted:
         raise DataError(

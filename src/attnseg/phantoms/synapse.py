@@ -27,17 +27,17 @@ from attnseg.phantoms.phantom import make_once, preset_of
 from attnseg.phantoms.scan import ScanSpec, save_scan, tilted_affine
 from attnseg.progress import track
 
-VERSION = 1  # raised whenever the same specification gives other bytes
 # The published split by case number: TransUNet's lists.
 TRAIN = (5, 6, 7, 9, 10, 21, 23, 24, 26, 27, 28, 30, 31, 33, 34, 37, 39, 40)
 TEST = (8, 22, 38, 36, 32, 2, 29, 3, 1, 4, 25, 35)
-AXES = ("LAS", "RAS", "LPS", "PSL")  # of the files' arrays; cases take turns
-PACKAGE = {8: 1, 4: 2, 3: 3, 2: 4, 6: 5, 11: 6, 1: 7, 7: 8}  # TransUNet's numbers of the organs
+CT_AXES = ("LAS", "RAS", "LPS", "PSL")  # of the files' arrays; cases take turns
+# Label of each organ in TransUNet's package, by its label in the download.
+PACKAGE_LABELS = {8: 1, 4: 2, 3: 3, 2: 4, 6: 5, 11: 6, 1: 7, 7: 8}
 LAYOUTS = ("raw", "package")
 WINDOW = (-125.0, 275.0)  # HU that the package keeps
 NOISE = 12.0  # HU
 
-PRESETS = {
+SYNAPSE_PRESETS = {
     "tiny": ScanSpec(4, 2, 8, ((72, 60, 5.2, 5.0), (70, 64, 5.4, 4.0))),
     "demo": ScanSpec(8, 4, 20, ((136, 112, 2.7, 5.0), (128, 116, 2.8, 4.0), (144, 120, 2.6, 3.0))),
 }
@@ -48,7 +48,7 @@ def make_synapse(root: Path, preset: str = "demo", seed: int = 0, layout: str = 
 
     Args:
         root: becomes what the reader takes as its root.
-        preset: one of `PRESETS`.
+        preset: one of `SYNAPSE_PRESETS`.
         seed: another seed gives other anatomies.
         layout: `raw` or `package`, of the same scans.
 
@@ -58,9 +58,9 @@ def make_synapse(root: Path, preset: str = "demo", seed: int = 0, layout: str = 
     """
     if layout not in LAYOUTS:
         raise ValueError(f"no layout {layout!r}; choose one of {', '.join(LAYOUTS)}")
-    spec = replace(preset_of(PRESETS, preset), seed=seed)
-    described = {"version": VERSION, "layout": layout, **asdict(spec)}
-    make_once(root, described, partial(_write, spec, layout))
+    spec = replace(preset_of(SYNAPSE_PRESETS, preset), seed=seed)
+    described = {"version": 1, "layout": layout, **asdict(spec)}
+    make_once(root, described, partial(_write_synapse, spec, layout))
 
 
 def make_ct(
@@ -80,10 +80,10 @@ def make_ct(
     """
     today = default_rng([seed, case, 1])
     body = Abdomen(default_rng([seed, case]), today, shape, spacing)
-    return _image(body, today), _label(body)
+    return _image(body, today), _organ_labels(body)
 
 
-def _label(body: Abdomen) -> NDArray[np.uint8]:
+def _organ_labels(body: Abdomen) -> NDArray[np.uint8]:
     label = np.zeros(body.shape, np.uint8)
     for number, organ in (
         (6, body.liver),
@@ -191,7 +191,7 @@ def _branches(body: Abdomen, rng: Generator) -> Field:
     return overlap((line - 0.28) * 12, body.liver + 5)
 
 
-def _write(spec: ScanSpec, layout: str, root: Path) -> None:
+def _write_synapse(spec: ScanSpec, layout: str, root: Path) -> None:
     cases = [(c, "train") for c in TRAIN[: spec.train]] + [(c, "test") for c in TEST[: spec.test]]
     for turn, (case, role) in enumerate(track(cases, "Making the phantom", "scans")):
         width, height, spacing, distance = spec.frames[turn % len(spec.frames)]
@@ -202,7 +202,7 @@ def _write(spec: ScanSpec, layout: str, root: Path) -> None:
                 default_rng([spec.seed, case, 2]), shape, (distance, spacing, spacing)
             )
             folder = root / "RawData" / "Training"
-            axes = AXES[turn % len(AXES)]
+            axes = CT_AXES[turn % len(CT_AXES)]
             for kind, scan in (("img", image), ("label", label)):
                 (folder / kind).mkdir(parents=True, exist_ok=True)
                 save_scan(folder / kind / f"{kind}{case:04d}.nii.gz", scan, affine, axes)
@@ -216,7 +216,7 @@ def _write_package(
     low, high = WINDOW
     scaled = (np.clip(image, low, high).astype(np.float32) - low) / (high - low)
     numbers = np.zeros(14, np.uint8)
-    numbers[list(PACKAGE)] = list(PACKAGE.values())
+    numbers[list(PACKAGE_LABELS)] = list(PACKAGE_LABELS.values())
     volumes = scaled.transpose(0, 2, 1), numbers[label].transpose(0, 2, 1)
     if role == "test":
         (root / "test_vol_h5").mkdir(exist_ok=True)

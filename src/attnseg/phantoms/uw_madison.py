@@ -16,13 +16,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from attnseg.data.readers import rle
-from attnseg.data.readers.uw_madison import COLUMNS, UWMadison
+from attnseg.data.readers.uw_madison import TABLE_COLUMNS, UWMadison
 from attnseg.phantoms.body import Body
 from attnseg.phantoms.phantom import make_once, preset_of
 from attnseg.progress import track
-
-VERSION = 1  # raised whenever the same specification gives other bytes
-SPEC_FILE = "phantom.json"
 
 
 @dataclass(frozen=True)
@@ -45,7 +42,7 @@ class PhantomSpec:
     seed: int = 0
 
 
-PRESETS = {
+UW_MADISON_PRESETS = {
     "tiny": PhantomSpec(6, 2, 8, ((72, 60, 5.5), (56, 64, 5.8))),
     "demo": PhantomSpec(15, 3, 20, ((144, 120, 2.45), (128, 144, 2.6), (160, 136, 2.3))),
     "native": PhantomSpec(6, 1, 48, ((266, 266, 1.5),)),  # slices of the download's usual size
@@ -57,19 +54,19 @@ def make_uw_madison(root: Path, preset: str = "demo", seed: int = 0) -> None:
 
     Args:
         root: becomes what the reader takes as its root.
-        preset: one of `PRESETS`.
+        preset: one of `UW_MADISON_PRESETS`.
         seed: another seed gives other anatomies.
 
     Raises:
         ValueError: no such preset.
         DataError: `root` holds something else, or another phantom.
     """
-    spec = replace(preset_of(PRESETS, preset), seed=seed)
-    make_once(root, {"version": VERSION, **asdict(spec)}, partial(_write, spec))
+    spec = replace(preset_of(UW_MADISON_PRESETS, preset), seed=seed)
+    make_once(root, {"version": 1, **asdict(spec)}, partial(_write_uw_madison, spec))
 
 
-def _write(spec: PhantomSpec, root: Path) -> None:
-    rows = [",".join(COLUMNS)]
+def _write_uw_madison(spec: PhantomSpec, root: Path) -> None:
+    rows = [",".join(TABLE_COLUMNS)]
     days = [(p, d) for p in range(spec.patients) for d in range(1 + p % spec.max_days)]
     for patient, day in track(days, "Making the phantom", "scans"):
         width, height, spacing = spec.frames[patient % len(spec.frames)]
@@ -78,7 +75,7 @@ def _write(spec: PhantomSpec, root: Path) -> None:
         folder = root / "train" / scan.split("_")[0] / scan / "scans"
         folder.mkdir(parents=True)
         shape = (spec.slices, height, width)
-        image, masks = make_scan(spec.seed, patient, day, shape, spacing)
+        image, masks = make_mr_scan(spec.seed, patient, day, shape, spacing)
         for index in range(spec.slices):
             number = f"{index + 1:04d}"
             name = f"slice_{number}_{width}_{height}_{spacing:.2f}_{spacing:.2f}.png"
@@ -88,7 +85,7 @@ def _write(spec: PhantomSpec, root: Path) -> None:
     (root / "train.csv").write_text("\n".join(rows) + "\n")
 
 
-def make_scan(
+def make_mr_scan(
     seed: int, patient: int, day: int, shape: tuple[int, int, int], spacing: float
 ) -> tuple[NDArray[np.uint16], NDArray[np.bool_]]:
     """Make one scan.

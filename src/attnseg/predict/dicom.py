@@ -12,8 +12,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from attnseg.data.reader import by
-from attnseg.data.readers.nifti import MAX_VOXELS, check_axes, compact
+from attnseg.data.reader import shape_text
+from attnseg.data.readers.nifti import MAX_VOXELS, check_axes, to_smallest_dtype
 from attnseg.errors import ConfigError, DataError, Problems, first_line
 
 SUFFIX = ".dcm"
@@ -103,12 +103,14 @@ def read_series(
         raise DataError(f"{files[0]}: colour pixels; give a series of grey ones")
     shape = (len(files), int(first.Rows), int(first.Columns))
     if min(shape) < 1 or np.prod(shape, dtype=np.int64) > MAX_VOXELS:
-        raise DataError(f"{files[0]}: {by(shape)} voxels, none or too many; restore the series")
+        raise DataError(
+            f"{files[0]}: {shape_text(shape)} voxels, none or too many; restore the series"
+        )
     order, affine = _geometry(files, headers)
     ordered = tuple(files[at] for at in order)
     check_axes(ordered[0], affine)
     planes = [_pixels(path, shape[1:]) for path in ordered]
-    voxels = compact(np.stack(planes))
+    voxels = to_smallest_dtype(np.stack(planes))
     return voxels.transpose(2, 1, 0), affine, ordered
 
 
@@ -216,7 +218,7 @@ def _pixels(path: Path, shape: tuple[int, ...]) -> NDArray[Any]:
             f"{path}: pixels cannot be decoded ({first_line(error)[:100]}); restore it"
         ) from error
     if stored.shape != shape:
-        raise DataError(f"{path}: {by(stored.shape)} pixels, unlike its header; restore it")
+        raise DataError(f"{path}: {shape_text(stored.shape)} pixels, unlike its header; restore it")
     if header.get("PhotometricInterpretation") == "MONOCHROME1":
         bits = int(header.get("BitsStored") or 16)
         signed = int(header.get("PixelRepresentation") or 0)

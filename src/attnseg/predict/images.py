@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from attnseg.data.readers.nifti import check_same_grid, compact, read_nifti, to_slices
+from attnseg.data.readers.nifti import check_same_grid, read_nifti, to_slices, to_smallest_dtype
 from attnseg.data.readers.pictures import GREY8, GREY16, RGB, read_picture
 from attnseg.data.readers.uw_madison import read_scan
 from attnseg.errors import DataError, Problems
@@ -60,7 +60,7 @@ def _nifti(item: Item, recipe: Recipe) -> Scan:
     problems.stop()
     for path, volume in zip(item.files, volumes, strict=True):
         check_same_grid(volumes[0], volume, (item.files[0], path))
-    voxels = compact(np.stack([volume.voxels for volume in volumes], -1))
+    voxels = to_smallest_dtype(np.stack([volume.voxels for volume in volumes], -1))
     return make_scan(voxels, volumes[0].spacing, volumes[0].affine, recipe.window)
 
 

@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from attnseg.data.readers.pictures import SUFFIXES
-from attnseg.data.readers.uw_madison import FILE_NAME, SCAN_NAME, parse_name
+from attnseg.data.readers.uw_madison import SCAN_FOLDER_NAME, SLICE_FILE_NAME, parse_slice_name
 from attnseg.errors import DataError, Problems, first_line
 from attnseg.predict.dicom import SUFFIX as DICOM
 from attnseg.predict.dicom import group
@@ -187,8 +187,8 @@ def picture_format(head: bytes) -> str | None:
 def scan_of(path: Path) -> Path | None:
     """Return the scan folder `caseN_dayM` that a slice of the UW-Madison download lies in."""
     folder = path.absolute().parent
-    if folder.name == "scans" and SCAN_NAME.fullmatch(folder.parent.name):
-        return path.parent if FILE_NAME.fullmatch(path.name) else None
+    if folder.name == "scans" and SCAN_FOLDER_NAME.fullmatch(folder.parent.name):
+        return path.parent if SLICE_FILE_NAME.fullmatch(path.name) else None
     return None
 
 
@@ -198,7 +198,9 @@ def _scans(slices: set[Path], root: Path, problems: Problems) -> Iterator[Item]:
         by_folder[path.parent].append(path)
     for folder in sorted(by_folder):
         with problems.gathered():
-            files = sorted(by_folder[folder], key=lambda path: (parse_name(path)[0], path.name))
+            files = sorted(
+                by_folder[folder], key=lambda path: (parse_slice_name(path)[0], path.name)
+            )
             scan = folder.absolute().parent
             inside = scan.is_relative_to(root.absolute()) and scan != root.absolute()
             name = scan.relative_to(root.absolute()).as_posix() if inside else scan.name

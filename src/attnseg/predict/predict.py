@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from attnseg.data.reader import by
+from attnseg.data.reader import shape_text
 from attnseg.errors import ConfigError, DataError, listed
 from attnseg.predict import overlay
 from attnseg.predict.images import read_item
@@ -208,7 +208,7 @@ class Work:
         free = free_memory()
         if free is not None and needed > free:
             raise DataError(
-                f"{item.place}: {by(scan.shape)} voxels and {classes} classes need "
+                f"{item.place}: {shape_text(scan.shape)} voxels and {classes} classes need "
                 f"{needed / 1e9:.1f} GB of memory and {free / 1e9:.1f} GB are free; crop it or use "
                 "a machine that has more"
             )

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from attnseg.data.labels import MAX_EXCLUSIVE, MAX_OVERLAPPING, Labels
 from attnseg.data.readers.nifti import PLANES
-from attnseg.data.view import View
+from attnseg.data.slicing import SliceView
 from attnseg.errors import CheckpointError
 
 VERSION = 1
@@ -67,9 +67,9 @@ class Recipe:
     version: int = VERSION
 
     @property
-    def view(self) -> View:
+    def view(self) -> SliceView:
         """How slices become the network's input."""
-        return View(self.size, self.slices, self.stride)
+        return SliceView(self.size, self.slices, self.stride)
 
     @property
     def labels(self) -> Labels:

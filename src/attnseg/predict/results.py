@@ -21,7 +21,7 @@ from PIL.PngImagePlugin import PngInfo
 from attnseg.data.labels import Floats, Masks
 from attnseg.data.readers import rle
 from attnseg.data.readers.nifti import from_slices
-from attnseg.data.readers.uw_madison import COLUMNS
+from attnseg.data.readers.uw_madison import TABLE_COLUMNS
 from attnseg.errors import ResourceError
 from attnseg.files import replacing
 from attnseg.predict.dicom import write_segmentation
@@ -169,7 +169,7 @@ class Results:
     def _codes(self, masks: Masks) -> bytes:
         text = io.StringIO()
         table = csv.writer(text, lineterminator="\n")
-        table.writerow(COLUMNS)
+        table.writerow(TABLE_COLUMNS)
         scan = self.item.name.rpartition("/")[2]
         for index, path in enumerate(self.item.files):
             number = path.name.split("_")[1]

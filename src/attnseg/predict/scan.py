@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from attnseg.data.store import PERCENTILES, window
-from attnseg.data.view import scale
+from attnseg.data.slicing import scale_intensities
+from attnseg.data.store import PERCENTILES, intensity_window
 from attnseg.predict.recipe import Recipe
 
 
@@ -36,7 +36,7 @@ class Scan:
 
     def scaled(self, index: NDArray[np.intp]) -> NDArray[np.float32]:
         """Return slices in [0, 1], between `low` and `high`: `[n, H, W, C]`."""
-        return scale(self.image[index], self.low, self.high)
+        return scale_intensities(self.image[index], self.low, self.high)
 
     def unlike(self, recipe: Recipe) -> list[str]:
         """Return in which ways the scan looks unlike those that a network was trained on."""
@@ -80,7 +80,7 @@ def make_scan(
         percentiles = np.percentile(image, PERCENTILES, axis=(0, 1, 2)).T
     else:
         percentiles = np.empty((image.shape[3], 0))
-    return Scan(image, spacing, affine, *window(fixed, percentiles))
+    return Scan(image, spacing, affine, *intensity_window(fixed, percentiles))
 
 
 def _mm(sizes: tuple[float, ...]) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attnseg.data.labels import Floats, Masks
-from attnseg.data.view import Slices, View, network_input
+from attnseg.data.slicing import Slices, SliceView, network_input
 from attnseg.errors import CheckpointError
 from attnseg.predict import decision
 from attnseg.predict.network import Network
@@ -159,7 +159,7 @@ def starts(length: int, size: int, overlap: float) -> list[int]:
     return [round(place) for place in np.linspace(0, length - size, count)]
 
 
-def bell(view: View) -> Floats:
+def bell(view: SliceView) -> Floats:
     """Return a tile's weights `[h, w]`: Gaussian, about 1 in its middle, above 0 everywhere."""
     offsets = ((np.arange(n) - (n - 1) / 2) / (n * SIGMA) for n in view.size)
     rows, columns = (np.exp(-(offset**2) / 2) for offset in offsets)

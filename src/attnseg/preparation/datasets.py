@@ -17,13 +17,13 @@ from attnseg.config.schema import Config, nearest
 from attnseg.data import duplicates, guard, splits
 from attnseg.data.reader import CaseRef, Reader
 from attnseg.data.sealed import SealedTest
-from attnseg.data.store import VERSION, StoredCase, prepare, window
-from attnseg.data.view import View
+from attnseg.data.slicing import SliceView
+from attnseg.data.store import STORE_VERSION, StoredCase, intensity_window, prepare_cases
 from attnseg.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
 
-LEDGER = "test_openings.jsonl"
+OPENINGS = "test_openings.jsonl"
 WATERMARK = (
     "TEST SET WATCHED: no validation split, the test cases were scored every epoch and chose the "
     "weights, as published; not comparable with results on a test set that nobody saw"
@@ -31,7 +31,7 @@ WATERMARK = (
 
 
 @dataclass(frozen=True)
-class Data:
+class PreparedData:
     """A dataset ready to train on.
 
     Attributes:
@@ -53,7 +53,7 @@ class Data:
     watermark: str | None
 
 
-def root(config: Config) -> Path:
+def dataset_root(config: Config) -> Path:
     """Return the dataset's root: the one given, or where its phantom belongs."""
     dataset = config.dataset
     if dataset.root is not None:
@@ -73,13 +73,13 @@ def make_phantom(config: Config) -> Path:
     """
     if config.dataset.phantom is None:
         raise ConfigError(f"dataset: {config.choices['dataset']} has no phantom; choose another")
-    build("dataset.phantom", config.dataset.phantom, root=root(config))
-    return root(config)
+    build("dataset.phantom", config.dataset.phantom, root=dataset_root(config))
+    return dataset_root(config)
 
 
 def open_reader(config: Config) -> Reader:
     """Return the dataset's reader; nothing is read yet, unless it describes itself in files."""
-    reader: Reader = build("dataset", config.dataset, root=str(root(config)))
+    reader: Reader = build("dataset", config.dataset, root=str(dataset_root(config)))
     if reader.self_describing and config.dataset.root is None:
         make_phantom(config)
     if config.dataset.slices > 1 and not reader.volumetric:
@@ -90,25 +90,25 @@ def open_reader(config: Config) -> Reader:
     return reader
 
 
-def view(config: Config) -> View:
+def slice_view(config: Config) -> SliceView:
     """Return how slices become the network's input."""
     dataset = config.dataset
-    return View(dataset.image_size, dataset.slices, dataset.stride)
+    return SliceView(dataset.image_size, dataset.slices, dataset.stride)
 
 
-def load(config: Config, reader: Reader) -> Data:
+def load_dataset(config: Config, reader: Reader) -> PreparedData:
     """Prepare what is not prepared yet, and split so that nobody is on two sides.
 
     Raises:
         DataError: cases are broken, or a patient or picture is in two roles.
     """
     split = config.dataset.split
-    table, refs = select(config, reader)
-    cases = prepare(reader, refs, store_folder(config))
+    table, refs = select_cases(config, reader)
+    cases = prepare_cases(reader, refs, store_folder(config))
     if table is not None:
         splits.check_digests(split.file or "", table, cases)
-    pairs = same_pictures(cases)
-    cases, roles = assign(config, cases, given_roles(refs, table), pairs)
+    pairs = find_shared_pictures(cases)
+    cases, roles = split_cases(config, cases, given_roles(refs, table), pairs)
     by_role = {role: [c for c in cases if roles[c.case] == role] for role in splits.ROLES}
     if split.watch_test:
         by_role["val"] = by_role["test"]
@@ -120,25 +120,25 @@ def load(config: Config, reader: Reader) -> Data:
     if not any(sum(case.voxels) for case in by_role["val"]):
         raise DataError("dataset: no class at all in the val split; use another dataset.split.seed")
     digest = hashlib.sha256("".join(case.digest for case in cases).encode()).hexdigest()
-    return Data(
+    return PreparedData(
         reader,
         by_role["train"],
         by_role["val"],
-        SealedTest(by_role["test"], Path(config.paths.outputs, config.dataset_name, LEDGER)),
-        splits.table(cases, roles),
+        SealedTest(by_role["test"], Path(config.paths.outputs, config.dataset_name, OPENINGS)),
+        splits.format_split(cases, roles),
         digest,
         WATERMARK if split.watch_test else None,
     )
 
 
-def described(data: Data) -> dict[str, Any]:
+def describe_input(data: PreparedData) -> dict[str, Any]:
     """Return what the data decided about the network and its input, for `run.json`.
 
     Prediction goes by this and needs no dataset.
     """
     reader, cases = data.reader, data.train
     ends = {(case.low, case.high) for case in cases}
-    own = all((c.low, c.high) == window(None, _outer(c)) for c in cases)
+    own = all((c.low, c.high) == intensity_window(None, _outer(c)) for c in cases)
     along = list(zip(*(c.spacing for c in cases if c.spacing is not None), strict=True))
     return {
         "classes": list(reader.classes),
@@ -155,7 +155,7 @@ def _outer(case: StoredCase) -> NDArray[np.float64]:
     return np.array(case.percentiles)[:, [0, -1]]
 
 
-def select(config: Config, reader: Reader) -> tuple[pd.DataFrame | None, list[CaseRef]]:
+def select_cases(config: Config, reader: Reader) -> tuple[pd.DataFrame | None, list[CaseRef]]:
     """List the cases that the configuration asks for, and read its split file.
 
     Raises:
@@ -175,11 +175,11 @@ def select(config: Config, reader: Reader) -> tuple[pd.DataFrame | None, list[Ca
     refs = [ref for ref in refs if ref.case not in excluded]
     table = None
     if dataset.split.file is not None:
-        path = splits.locate(dataset.split.file)
+        path = splits.find_split_file(dataset.split.file)
         if path is None:
-            advice = nearest(dataset.split.file, splits.published())
+            advice = nearest(dataset.split.file, splits.list_published_splits())
             raise ConfigError(f"dataset.split.file: no file {dataset.split.file!r}; {advice}")
-        table = splits.read(path)
+        table = splits.read_split(path)
         listed = [ref for ref in refs if ref.case in table.index]
         log.info("Split of %s: %d of its %d cases are here", path.name, len(listed), len(table))
         if left_out := len(refs) - len(listed):
@@ -187,7 +187,7 @@ def select(config: Config, reader: Reader) -> tuple[pd.DataFrame | None, list[Ca
         refs = listed
     if not refs:
         raise DataError("dataset: no cases left; see dataset.exclude and dataset.split.file")
-    return table, splits.limit(
+    return table, splits.limit_cases(
         refs, given_roles(refs, table), dataset.limit_cases, dataset.split.seed
     )
 
@@ -199,11 +199,11 @@ def given_roles(refs: Sequence[CaseRef], table: pd.DataFrame | None) -> dict[str
     return {ref.case: str(table.loc[ref.case, "role"]) for ref in refs}
 
 
-def assign(
+def split_cases(
     config: Config,
     cases: list[StoredCase],
     given: dict[str, str | None],
-    pairs: list[duplicates.Pair],
+    pairs: list[duplicates.DuplicatePair],
 ) -> tuple[list[StoredCase], dict[str, str]]:
     """Give every case a role, and let the guard look at it.
 
@@ -220,8 +220,8 @@ def assign(
         DataError: a patient or picture is in two roles, or there are too few patients.
     """
     split = config.dataset.split
-    roles = splits.assign(
-        guard.groups(cases, pairs if split.duplicates == "group" else []),
+    roles = splits.assign_roles(
+        guard.group_patients(cases, pairs if split.duplicates == "group" else []),
         given,
         {case.case: [count > 0 for count in case.voxels] for case in cases},
         val=split.val,
@@ -232,20 +232,20 @@ def assign(
         validate=not split.watch_test,
     )
     left_out: set[str] = set()
-    if split.duplicates == "drop" and (left_out := guard.drop(cases, roles, pairs)):
+    if split.duplicates == "drop" and (left_out := guard.choose_left_out(cases, roles, pairs)):
         log.warning(
             "%d cases left out, since another role has the same picture: %s",
             len(left_out),
             ", ".join(sorted(left_out)),
         )
     kept = [p for p in pairs if not {cases[p.first].case, cases[p.second].case} & left_out]
-    guard.check(cases, roles, kept)
+    guard.check_split(cases, roles, kept)
     return [case for case in cases if case.case not in left_out], roles
 
 
-def same_pictures(cases: Sequence[StoredCase]) -> list[duplicates.Pair]:
+def find_shared_pictures(cases: Sequence[StoredCase]) -> list[duplicates.DuplicatePair]:
     """Return the pairs of cases of different patients that share a picture."""
-    return duplicates.find(
+    return duplicates.find_duplicates(
         [case.signatures for case in cases],
         [case.patient for case in cases],
         [case.pixels for case in cases],
@@ -255,8 +255,8 @@ def same_pictures(cases: Sequence[StoredCase]) -> list[duplicates.Pair]:
 def store_folder(config: Config) -> Path:
     """Return where prepared cases are: another root or option, another folder."""
     dataset = config.dataset
-    place = str(root(config).resolve())
-    text = json.dumps([VERSION, dataset.target, place, dataset.options], sort_keys=True)
+    place = str(dataset_root(config).resolve())
+    text = json.dumps([STORE_VERSION, dataset.target, place, dataset.options], sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
     reader = dataset.target.rpartition(".")[2].lower()
     return Path(config.paths.data, "prepared", f"{reader}-{digest}")

@@ -10,17 +10,17 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from attnseg.data.reader import Reader, by
-from attnseg.data.sealed import describe as count
+from attnseg.data.reader import Reader, shape_text
+from attnseg.data.sealed import count_cases
 from attnseg.data.store import PERCENTILES, StoredCase
 
-Facts = dict[str, Any]
-SHOWN = 25  # patients in the table on the terminal
+Fingerprint = dict[str, Any]
+MAX_PATIENT_ROWS = 25  # patients in the table on the terminal
 
 
-def describe(
+def compute_fingerprint(
     reader: Reader, cases: Sequence[StoredCase], roles: Mapping[str, str], pairs: int
-) -> Facts:
+) -> Fingerprint:
     """Describe a dataset in plain values.
 
     Args:
@@ -36,23 +36,24 @@ def describe(
     names = reader.classes
     slices = np.sum([(case.counts > 0).sum(0) for case in cases], 0)
     return {
-        "counts": count(cases),
+        "counts": count_cases(cases),
         "roles": {
-            role: count([c for c in cases if roles.get(c.case) == role])
+            role: count_cases([c for c in cases if roles.get(c.case) == role])
             for role in dict.fromkeys(roles.values())
         },
         "digest": hashlib.sha256("".join(c.digest for c in cases).encode()).hexdigest(),
         "multilabel": reader.labels.overlapping,
         "channels": reader.channels,
-        "sizes": dict(Counter(by(c.shape[1:]) for c in cases).most_common()),
-        "slices": spread([c.shape[0] for c in cases]),
+        "sizes": dict(Counter(shape_text(c.shape[1:]) for c in cases).most_common()),
+        "slices": _min_median_max([c.shape[0] for c in cases]),
         "spacing_mm": [
-            spread([c.spacing[axis] for c in cases if c.spacing is not None]) for axis in range(3)
+            _min_median_max([c.spacing[axis] for c in cases if c.spacing is not None])
+            for axis in range(3)
         ],
         "types": dict(Counter(str(c.image.dtype) for c in cases)),
         "intensities": [
             {
-                f"{percentile:g}%": spread([c.percentiles[channel][at] for c in cases])
+                f"{percentile:g}%": _min_median_max([c.percentiles[channel][at] for c in cases])
                 for at, percentile in enumerate(PERCENTILES)
             }
             for channel in range(reader.channels)
@@ -62,7 +63,7 @@ def describe(
                 "voxels": sum(c.voxels[k] for c in cases),
                 "cases": sum(c.voxels[k] > 0 for c in cases),
                 "slices": int(slices[k]),
-                "volume_ml": spread([v for c in cases if (v := volume(c, k))]),
+                "volume_ml": _min_median_max([v for c in cases if (v := class_volume(c, k))]),
             }
             for k, name in enumerate(names)
         },
@@ -72,13 +73,13 @@ def describe(
             if (voxels := sum(c.overlaps[a][b] for c in cases))
         },
         "pictures_of_two_patients": pairs,
-        "patients": patients(names, cases, roles),
+        "patients": _patient_rows(names, cases, roles),
     }
 
 
-def patients(
+def _patient_rows(
     names: Sequence[str], cases: Sequence[StoredCase], roles: Mapping[str, str]
-) -> list[Facts]:
+) -> list[Fingerprint]:
     """Return one row per patient."""
     rows = []
     for patient in dict.fromkeys(case.patient for case in cases):
@@ -95,12 +96,12 @@ def patients(
     return rows
 
 
-def volume(case: StoredCase, at: int) -> float | None:
+def class_volume(case: StoredCase, at: int) -> float | None:
     """Return a class's volume in ml; `None` if the spacing is unknown."""
     return None if case.spacing is None else case.voxels[at] * float(np.prod(case.spacing)) / 1000
 
 
-def spread(values: Sequence[float]) -> dict[str, float] | None:
+def _min_median_max(values: Sequence[float]) -> dict[str, float] | None:
     """Return smallest, median and largest; `None` of nothing."""
     if not values:
         return None
@@ -108,7 +109,7 @@ def spread(values: Sequence[float]) -> dict[str, float] | None:
     return {"min": least, "median": middle, "max": most}
 
 
-def show(facts: Facts) -> None:
+def print_fingerprint(facts: Fingerprint) -> None:
     """Print a fingerprint."""
     console = Console()
     counts = facts["counts"]
@@ -122,7 +123,7 @@ def show(facts: Facts) -> None:
         console.print(f"  {role}: {text}", highlight=False)
     sizes = ", ".join(f"{size} ({number})" for size, number in facts["sizes"].items())
     console.print(f"Sizes (rows x columns): {sizes}", highlight=False)
-    spacing = " x ".join(between(axis) for axis in facts["spacing_mm"])
+    spacing = " x ".join(_range_text(axis) for axis in facts["spacing_mm"])
     console.print(f"Spacing (mm, slices x rows x columns): {spacing}", highlight=False)
     for channel, found in enumerate(facts["intensities"]):
         low, middle, high = (found[f"{p:g}%"]["median"] for p in (0.5, 50.0, 99.5))
@@ -131,13 +132,13 @@ def show(facts: Facts) -> None:
             f"median {middle:g}",
             highlight=False,
         )
-    console.print(_classes(facts))
+    console.print(_class_table(facts))
     for both, voxels in facts["overlaps"].items():
         console.print(f"Overlap of {both}: {voxels} voxels", highlight=False)
-    console.print(_patients(facts))
+    console.print(_patient_table(facts))
 
 
-def between(found: dict[str, float] | None) -> str:
+def _range_text(found: dict[str, float] | None) -> str:
     """Return a spread as people write it."""
     if found is None:
         return "unknown"
@@ -145,7 +146,7 @@ def between(found: dict[str, float] | None) -> str:
     return f"{found['min']:g}" if same else f"{found['min']:g} to {found['max']:g}"
 
 
-def _classes(facts: Facts) -> Table:
+def _class_table(facts: Fingerprint) -> Table:
     table = Table(title="Classes", title_justify="left")
     for name in ("class", "cases", "slices", "voxels", "volume, ml"):
         table.add_column(name, justify="left" if name == "class" else "right")
@@ -159,15 +160,15 @@ def _classes(facts: Facts) -> Table:
     return table
 
 
-def _patients(facts: Facts) -> Table:
+def _patient_table(facts: Fingerprint) -> Table:
     table = Table(title="Patients", title_justify="left")
     for name in ("patient", "role", "cases", "slices", "classes"):
         table.add_column(name, justify="right" if name in ("cases", "slices") else "left")
-    for row in facts["patients"][:SHOWN]:
+    for row in facts["patients"][:MAX_PATIENT_ROWS]:
         lacks = [name for name, voxels in row["voxels"].items() if not voxels]
         classes = f"all but {', '.join(lacks)}" if lacks else "all"
         cases, slices = str(len(row["cases"])), str(row["slices"])
         table.add_row(row["patient"], row["role"] or "-", cases, slices, classes)
-    if left := len(facts["patients"]) - SHOWN:
+    if left := len(facts["patients"]) - MAX_PATIENT_ROWS:
         table.caption = f"and {left} more in fingerprint.json" if left > 0 else None
     return table

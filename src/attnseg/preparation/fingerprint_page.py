@@ -11,18 +11,18 @@ from attnseg.data.reader import Reader
 from attnseg.data.store import PERCENTILES, StoredCase
 from attnseg.drawing.cases import aspect, fullest, legend, picture, show
 from attnseg.predict.overlay import COLOURS
-from attnseg.preparation.fingerprint import Facts, volume
+from attnseg.preparation.fingerprint import Fingerprint, class_volume
 
 SAMPLES = 8
 ROLE_COLOURS = {"train": "#0072B2", "val": "#E69F00", "test": "#D55E00"}
 
 
-def draw(
+def draw_fingerprint(
     path: Path,
     title: str,
     reader: Reader,
     cases: Sequence[StoredCase],
-    facts: Facts,
+    facts: Fingerprint,
     sealed: Collection[str] = (),
 ) -> None:
     """Write the page as a PNG file.
@@ -32,7 +32,7 @@ def draw(
         title: above the page.
         reader: of the dataset.
         cases: prepared.
-        facts: from `fingerprint.describe`.
+        facts: from `fingerprint.compute_fingerprint`.
         sealed: names of the cases that are not shown, the test set.
     """
     figure = Figure(figsize=(13, 12.5), dpi=90, layout="constrained")
@@ -82,7 +82,7 @@ def _spacings(axis: Any, cases: Sequence[StoredCase]) -> None:  # noqa: ANN401
     axis.set(ylabel="mm", ylim=(0, None))
 
 
-def _roles(axis: Any, facts: Facts) -> None:  # noqa: ANN401
+def _roles(axis: Any, facts: Fingerprint) -> None:  # noqa: ANN401
     axis.set_title("Split")
     if not facts["roles"]:
         axis.text(0.5, 0.5, "refused, see the terminal", ha="center", transform=axis.transAxes)
@@ -120,7 +120,9 @@ def _volumes(axis: Any, reader: Reader, cases: Sequence[StoredCase]) -> None:  #
     known = all(c.spacing is not None for c in cases)
     columns = []
     for k in range(len(reader.classes)):
-        values = [volume(c, k) if known else 100 * c.voxels[k] / np.prod(c.shape) for c in cases]
+        values = [
+            class_volume(c, k) if known else 100 * c.voxels[k] / np.prod(c.shape) for c in cases
+        ]
         columns.append([v for v in values if v])
     boxes = axis.boxplot(columns, widths=0.6, patch_artist=True, medianprops={"color": "black"})
     for at, box in enumerate(boxes["boxes"]):

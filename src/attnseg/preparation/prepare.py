@@ -10,20 +10,20 @@ from attnseg.errors import DataError, listed
 from attnseg.files import write_text
 from attnseg.preparation import fingerprint, fingerprint_page
 from attnseg.preparation.datasets import (
-    assign,
+    dataset_root,
+    find_shared_pictures,
     given_roles,
     open_reader,
-    root,
-    same_pictures,
-    select,
+    select_cases,
+    split_cases,
     store_folder,
 )
 
 log = logging.getLogger(__name__)
-ADVICE = "mend the files or list the cases in dataset.exclude"
+REPAIR_ADVICE = "mend the files or list the cases in dataset.exclude"
 
 
-def prepare(config: Config) -> Path:
+def prepare_dataset(config: Config) -> Path:
     """Prepare and describe a dataset; list every problem, not only the first.
 
     Returns:
@@ -37,28 +37,30 @@ def prepare(config: Config) -> Path:
     folder = store_folder(config)
     try:
         reader = open_reader(config)
-        table, refs = select(config, reader)
-        cases = store.prepare(reader, refs, folder)
+        table, refs = select_cases(config, reader)
+        cases = store.prepare_cases(reader, refs, folder)
         if table is not None:
             splits.check_digests(config.dataset.split.file or "", table, cases)
     except DataError as error:
-        raise listed(error, "dataset", ADVICE) from error
-    pairs = same_pictures(cases)
+        raise listed(error, "dataset", REPAIR_ADVICE) from error
+    pairs = find_shared_pictures(cases)
     refused = None
     kept = cases
     roles: dict[str, str] = {}
     try:
-        kept, roles = assign(config, cases, given_roles(refs, table), pairs)
+        kept, roles = split_cases(config, cases, given_roles(refs, table), pairs)
     except DataError as error:
         refused = error
-    facts = fingerprint.describe(reader, kept, roles, len(pairs))
+    facts = fingerprint.compute_fingerprint(reader, kept, roles, len(pairs))
     write_text(folder / "fingerprint.json", json.dumps(facts, indent=1) + "\n")
-    title = f"{config.dataset_name} at {root(config)}"
+    title = f"{config.dataset_name} at {dataset_root(config)}"
     sealed = [case for case, role in roles.items() if role == "test"]
-    fingerprint_page.draw(folder / "fingerprint.png", title, reader, kept, facts, sealed)
-    fingerprint.show(facts)
+    fingerprint_page.draw_fingerprint(
+        folder / "fingerprint.png", title, reader, kept, facts, sealed
+    )
+    fingerprint.print_fingerprint(facts)
     log.info("Written: %s", folder / "fingerprint.png")
     if refused is not None:
-        raise listed(refused, "dataset", ADVICE) from refused
-    write_text(folder / "split.csv", splits.table(kept, roles))
+        raise listed(refused, "dataset", REPAIR_ADVICE) from refused
+    write_text(folder / "split.csv", splits.format_split(kept, roles))
     return folder

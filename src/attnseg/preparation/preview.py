@@ -10,12 +10,12 @@ from attnseg.config.schema import Config
 from attnseg.data.slices import SliceDataset
 from attnseg.drawing.cases import fullest, legend, show
 from attnseg.errors import ConfigError
-from attnseg.preparation.datasets import load, open_reader, view
+from attnseg.preparation.datasets import load_dataset, open_reader, slice_view
 
 ROWS, EPOCHS = 6, 5
 
 
-def contact_sheet(config: Config) -> Path:
+def draw_contact_sheet(config: Config) -> Path:
     """Draw training slices as loaded, then as five epochs augment them.
 
     Slices are those with most classes, of as many cases as there are rows. With several channels
@@ -28,13 +28,13 @@ def contact_sheet(config: Config) -> Path:
         AttnsegError: as for training.
     """
     reader = open_reader(config)
-    data = load(config, reader)
+    data = load_dataset(config, reader)
     transforms = build("augment", config.augment)
     try:
-        augmented = SliceDataset(data.train, view(config), transforms, config.seed)
+        augmented = SliceDataset(data.train, slice_view(config), transforms, config.seed)
     except ValueError as error:
         raise ConfigError(f"augment: {error}") from error
-    plain = SliceDataset(data.train, view(config))
+    plain = SliceDataset(data.train, slice_view(config))
     height = config.dataset.image_size[0]
     rows = _rows(plain)
     ratio = height / config.dataset.image_size[1]

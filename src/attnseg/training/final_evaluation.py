@@ -15,7 +15,7 @@ from attnseg.evaluation.pipelines import predict
 from attnseg.evaluation.scoring import score_cases
 from attnseg.metrics.profiles.profile import Profile
 from attnseg.models.model import SegmentationModel
-from attnseg.preparation.datasets import Data, view
+from attnseg.preparation.datasets import PreparedData, slice_view
 from attnseg.runs.run_folder import Run
 
 log = logging.getLogger(__name__)
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 def report(
     config: Config,
     run: Run,
-    data: Data,
+    data: PreparedData,
     model: SegmentationModel,
     profile: Profile,
 ) -> None:
@@ -46,7 +46,7 @@ def report(
         frames[split] = score_cases(
             model,
             members,
-            view(config),
+            slice_view(config),
             reader.labels,
             config.dataset.batch_size,
             [profile],
@@ -61,9 +61,9 @@ def report(
     draw_previews(config, run, data, model, profile, scored[shown], frames[shown], shown)
     for split, table in tables.items():
         results.show(profile, split, table, frames[split], data.watermark)
-    run.save(test_set={"digest": data.test.digest, "openings": data.test.openings()})
+    run.save(test_set={"digest": data.test.digest, "openings": data.test.count_openings()})
     if config.trainer.open_test:
-        log.info("Openings of these test cases so far: %d", data.test.openings())
+        log.info("Openings of these test cases so far: %d", data.test.count_openings())
     else:
         log.info("The test set stays sealed (trainer.open_test=false)")
 
@@ -71,7 +71,7 @@ def report(
 def draw_previews(
     config: Config,
     run: Run,
-    data: Data,
+    data: PreparedData,
     model: SegmentationModel,
     profile: Profile,
     cases: list[StoredCase],
@@ -94,6 +94,6 @@ def draw_previews(
             f"({profile.name}){mark}",
             case,
             reader.labels.split(case.mask),
-            predict(model, case, view(config), reader.labels, config.dataset.batch_size),
+            predict(model, case, slice_view(config), reader.labels, config.dataset.batch_size),
             reader.classes,
         )

@@ -21,12 +21,12 @@ from attnseg.config.components import Parts
 from attnseg.config.schema import Config
 from attnseg.config.schema import Trainer as Options
 from attnseg.data.datamodule import SliceDataModule
-from attnseg.data.loader_processes import explain
+from attnseg.data.loader_processes import explain_loader_error
 from attnseg.errors import ConfigError, ResourceError
 from attnseg.evaluation.scoring import score_cases
 from attnseg.files import is_whole
 from attnseg.layers.norm import share_batch_norm
-from attnseg.preparation.datasets import Data, view
+from attnseg.preparation.datasets import PreparedData, slice_view
 from attnseg.processes.cluster import environment
 from attnseg.processes.launch import Together
 from attnseg.processes.signals import Stopped, Stopping, ending
@@ -52,7 +52,7 @@ LOST = re.compile("Connection (closed|reset)|NCCL|Broken pipe|gloo")  # a proces
 def fit(
     config: Config,
     folder: Path,
-    data: Data,
+    data: PreparedData,
     parts: Parts,
     datamodule: SliceDataModule,
     stopping: Stopping,
@@ -150,7 +150,7 @@ def fit(
         except Exception as error:
             for watched in datamodule.watched:
                 watched.kill()
-            known = explain(error, datamodule.watched)
+            known = explain_loader_error(error, datamodule.watched)
             if known is not None:
                 raise known from error
             if options.devices > 1 and LOST.search(str(error)):
@@ -208,12 +208,12 @@ def position(checkpoint: dict[str, Any]) -> tuple[int, int]:
     return int(epochs), int(batches)
 
 
-def profile_means(config: Config, data: Data, parts: Parts) -> dict[str, float]:
+def profile_means(config: Config, data: PreparedData, parts: Parts) -> dict[str, float]:
     """Return the profile's means over the validation cases, as the model is now."""
     scores = score_cases(
         parts.model,
         data.val,
-        view(config),
+        slice_view(config),
         data.reader.labels,
         config.dataset.batch_size,
         [parts.profile],

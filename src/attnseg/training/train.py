@@ -14,11 +14,17 @@ from attnseg.config import cost
 from attnseg.config.components import Parts, build_parts
 from attnseg.config.schema import Config
 from attnseg.data.datamodule import SliceDataModule
-from attnseg.data.sealed import describe
+from attnseg.data.sealed import count_cases
 from attnseg.errors import AttnsegError, ConfigError
 from attnseg.files import check_room, file_digest, write_text
 from attnseg.models.model import SegmentationModel
-from attnseg.preparation.datasets import Data, described, load, open_reader, view
+from attnseg.preparation.datasets import (
+    PreparedData,
+    describe_input,
+    load_dataset,
+    open_reader,
+    slice_view,
+)
 from attnseg.processes.gpus import leased
 from attnseg.processes.launch import Together
 from attnseg.processes.malloc import keep_freed_memory
@@ -94,7 +100,7 @@ def lead(
     parts = build_parts(config, reader)
     loggers = Loggers(config)
     model = parts.model
-    data = load(config, reader)
+    data = load_dataset(config, reader)
     image = (reader.channels * config.dataset.slices, *config.dataset.image_size)
     if config.trainer.auto_batch:
         fits = largest_batch(config, parts, image, reader.labels)
@@ -119,7 +125,7 @@ def lead(
         write_text(run.folder / "split.csv", data.split)
         run.save(
             profile=profile.describe(),
-            data=described(data),
+            data=describe_input(data),
             data_digest=data.digest,
             split_digest=split_digest,
             parameters=cost.parameters(model),
@@ -190,7 +196,7 @@ def check_device(config: Config, processes: int) -> None:
             raise ConfigError(f"trainer.devices: {processes} asked for, {found} found")
 
 
-def announce(config: Config, run: Run, data: Data) -> None:
+def announce(config: Config, run: Run, data: PreparedData) -> None:
     """Say what is about to be trained on what."""
     choices, facts = config.choices, run.facts
     log.info(
@@ -202,8 +208,8 @@ def announce(config: Config, run: Run, data: Data) -> None:
         *config.dataset.image_size,
     )
     parts = []
-    described = {"train": describe(data.train), "val": describe(data.val)}
-    for role, counted in {**described, "test": data.test.described}.items():
+    described = {"train": count_cases(data.train), "val": count_cases(data.val)}
+    for role, counted in {**described, "test": data.test.counts}.items():
         parts.append(f"{role} " + ", ".join(f"{count} {what}" for what, count in counted.items()))
     log.info("%s: %s", config.dataset_name, "; ".join(parts))
     log.info("Run folder: %s", run.folder)
@@ -224,7 +230,7 @@ def follow(config: Config, folder: Path, together: Together) -> None:
     reader = open_reader(config)
     pl.seed_everything(config.seed, workers=True, verbose=False)
     parts = build_parts(config, reader)
-    data = load(config, reader)
+    data = load_dataset(config, reader)
     stopping = Stopping()
     stopping.install()
     try:
@@ -237,7 +243,7 @@ def follow(config: Config, folder: Path, together: Together) -> None:
         stopping.restore()
 
 
-def make_datamodule(config: Config, data: Data, parts: Parts) -> SliceDataModule:
+def make_datamodule(config: Config, data: PreparedData, parts: Parts) -> SliceDataModule:
     """Return the loaders for training and validation.
 
     Raises:
@@ -252,7 +258,7 @@ def make_datamodule(config: Config, data: Data, parts: Parts) -> SliceDataModule
     return SliceDataModule(
         data.train,
         data.val,
-        view(config),
+        slice_view(config),
         parts.transforms,
         config.dataset.batch_size,
         config.trainer.num_workers,

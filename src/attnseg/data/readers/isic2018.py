@@ -17,15 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attnseg.data.labels import Labels
-from attnseg.data.reader import Case, CaseRef, Reader, by
+from attnseg.data.reader import Case, CaseRef, Reader, shape_text
 from attnseg.data.readers.pictures import BINARY, GREY8, RGB, read_picture
 from attnseg.errors import DataError, Problems
 
 log = logging.getLogger(__name__)
 
-ROLES = {"train": "Training", "val": "Validation", "test": "Test"}
+FOLDER_PARTS = {"train": "Training", "val": "Validation", "test": "Test"}
 IMAGES = (".jpg", ".jpeg", ".png")
-COLUMNS = ("image", "group")
+GROUP_COLUMNS = ("image", "group")
 
 
 class ISIC2018(Reader):
@@ -64,7 +64,7 @@ class ISIC2018(Reader):
                 f"{self.root}: no such folder; set dataset.root to the folder that holds "
                 f"{_folders(self.root, 'train')[0].name}"
             )
-        roles = [role for role in ROLES if self._is_complete(role)]
+        roles = [role for role in FOLDER_PARTS if self._is_complete(role)]
         problems = Problems()
         pairs = {role: _pairs(*_folders(self.root, role), problems) for role in roles}
         seen: dict[str, Path] = {}
@@ -102,8 +102,8 @@ class ISIC2018(Reader):
         problems.stop()
         if image.shape[:2] != mask.shape:
             raise DataError(
-                f"{mask_path}: {by(mask.shape)} pixels, but {image_path.name} has "
-                f"{by(image.shape[:2])}; restore the pair or exclude the case"
+                f"{mask_path}: {shape_text(mask.shape)} pixels, but {image_path.name} has "
+                f"{shape_text(image.shape[:2])}; restore the pair or exclude the case"
             )
         if not mask.any():
             log.warning("%s: an empty mask", mask_path)
@@ -116,7 +116,7 @@ class ISIC2018(Reader):
         if missing and role == "train":
             raise DataError(f"{missing[0]}: not found; unpack the download to {self.root}")
         if len(missing) == 1:
-            log.info("%s: not there, so the %s images are left out", missing[0], ROLES[role])
+            log.info("%s: not there, so the %s images are left out", missing[0], FOLDER_PARTS[role])
         return not missing
 
     def _shrunk(
@@ -145,7 +145,7 @@ class ISIC2018(Reader):
 
 def _folders(root: Path, role: str) -> tuple[Path, Path]:
     """Return the folders of a role's images and ground truth."""
-    part = ROLES[role]
+    part = FOLDER_PARTS[role]
     return root / f"ISIC2018_Task1-2_{part}_Input", root / f"ISIC2018_Task1_{part}_GroundTruth"
 
 
@@ -197,9 +197,11 @@ def _binary(path: Path) -> NDArray[np.uint8]:
 
 def _parse_groups(table: Path, rows: list[list[str]]) -> dict[str, str]:
     header = rows[0] if rows else []
-    if any(header.count(name) != 1 for name in COLUMNS):
-        raise DataError(f"{table}: columns {','.join(header)[:80]!r}; expected {','.join(COLUMNS)}")
-    at_image, at_group = (header.index(name) for name in COLUMNS)
+    if any(header.count(name) != 1 for name in GROUP_COLUMNS):
+        raise DataError(
+            f"{table}: columns {','.join(header)[:80]!r}; expected {','.join(GROUP_COLUMNS)}"
+        )
+    at_image, at_group = (header.index(name) for name in GROUP_COLUMNS)
     groups: dict[str, str] = {}
     problems = Problems()
     for line, row in enumerate(rows[1:], 2):

@@ -23,7 +23,7 @@ from nibabel.orientations import (
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
-from attnseg.data.reader import by
+from attnseg.data.reader import shape_text
 from attnseg.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -34,13 +34,13 @@ MAX_VOXELS = 1 << 31
 LARGEST = float(np.finfo(np.float32).max)
 SHEAR = 0.02  # cosine between axes up to which a grid counts as straight
 SHIFT = 0.1  # share of a voxel by which two files may lie apart
-UNREADABLE = (
+NIFTI_ERRORS = (
     ImageFileError, HeaderDataError, OSError, EOFError, ValueError, OverflowError, zlib.error,
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Volume:
+class NiftiVolume:
     """A decoded volume.
 
     Attributes:
@@ -56,7 +56,7 @@ class Volume:
     shape: tuple[int, ...]
 
 
-def read_nifti(path: Path, plane: str = "axial", channels: int = 1) -> Volume:
+def read_nifti(path: Path, plane: str = "axial", channels: int = 1) -> NiftiVolume:
     """Decode a volume.
 
     Args:
@@ -72,7 +72,7 @@ def read_nifti(path: Path, plane: str = "axial", channels: int = 1) -> Volume:
             geometry, or holds values that are not finite in float32.
     """
     try:
-        with _repairs_named(path):
+        with _log_header_repairs(path):
             image: Any = nib.load(path)
         shape = tuple(int(n) for n in image.shape)
         while len(shape) > 3 and shape[-1] == 1:
@@ -87,17 +87,19 @@ def read_nifti(path: Path, plane: str = "axial", channels: int = 1) -> Volume:
         if len(shape) != (3 if channels == 1 else 4) or min(shape) < 1:
             wanted = "" if channels == 1 else f" and {channels} channels"
             raise DataError(
-                f"{path}: {by(shape)} voxels, not a volume of three dimensions{wanted}; "
+                f"{path}: {shape_text(shape)} voxels, not a volume of three dimensions{wanted}; "
                 "split it or exclude the case"
             )
         if np.prod(shape, dtype=np.int64) > MAX_VOXELS:
-            raise DataError(f"{path}: {by(shape)} voxels are too many; crop or exclude the case")
+            raise DataError(
+                f"{path}: {shape_text(shape)} voxels are too many; crop or exclude the case"
+            )
         affine = np.asarray(image.affine, np.float64)
         check_axes(path, affine)
         _check_sizes(path, image)
         voxels = np.asanyarray(image.dataobj).reshape(shape)
         _check_sum(path)
-    except UNREADABLE as error:
+    except NIFTI_ERRORS as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{path}: not a readable NIfTI file ({reason}); restore it") from error
     if voxels.dtype.kind not in "buif":
@@ -109,11 +111,11 @@ def read_nifti(path: Path, plane: str = "axial", channels: int = 1) -> Volume:
             "the case"
         )
     slices, spacing = to_slices(voxels, affine, plane)
-    return Volume(compact(slices), spacing, affine, shape[:3])
+    return NiftiVolume(to_smallest_dtype(slices), spacing, affine, shape[:3])
 
 
 @contextlib.contextmanager
-def _repairs_named(path: Path) -> Iterator[None]:
+def _log_header_repairs(path: Path) -> Iterator[None]:
     """Say with the file's name what nibabel takes for something else in its header."""
 
     def name(record: logging.LogRecord) -> bool:
@@ -156,7 +158,7 @@ def from_slices(slices: NDArray[Any], affine: NDArray[np.float64], plane: str) -
     return np.asarray(nib.orientations.apply_orientation(turned, back))
 
 
-def check_same_grid(first: Volume, second: Volume, paths: tuple[Path, Path]) -> None:
+def check_same_grid(first: NiftiVolume, second: NiftiVolume, paths: tuple[Path, Path]) -> None:
     """Check that two volumes lie in the same place.
 
     Raises:
@@ -164,8 +166,8 @@ def check_same_grid(first: Volume, second: Volume, paths: tuple[Path, Path]) -> 
     """
     if first.shape != second.shape:
         raise DataError(
-            f"{paths[1]}: {by(second.shape)} voxels, but {paths[0].name} has {by(first.shape)}; "
-            "restore the pair or exclude the case"
+            f"{paths[1]}: {shape_text(second.shape)} voxels, but {paths[0].name} has "
+            f"{shape_text(first.shape)}; restore the pair or exclude the case"
         )
     corners = np.array([[*c, 1] for c in np.ndindex(2, 2, 2)]) * [*(n - 1 for n in first.shape), 1]
     apart = np.linalg.norm((corners @ (first.affine - second.affine).T)[:, :3], axis=1).max()
@@ -176,7 +178,7 @@ def check_same_grid(first: Volume, second: Volume, paths: tuple[Path, Path]) -> 
         )
 
 
-def mask_of(path: Path, labels: NDArray[Any], meaning: Mapping[int, int]) -> NDArray[np.uint8]:
+def map_labels(path: Path, labels: NDArray[Any], meaning: Mapping[int, int]) -> NDArray[np.uint8]:
     """Return the mask of a label map.
 
     Args:
@@ -237,7 +239,7 @@ def check_axes(path: Path, affine: NDArray[np.float64]) -> None:
         raise DataError(f"{path}: no usable orientation; correct the header") from error
 
 
-def compact(voxels: NDArray[Any]) -> NDArray[Any]:
+def to_smallest_dtype(voxels: NDArray[Any]) -> NDArray[Any]:
     """Return the smallest of the stored types that holds the values exactly, or float32."""
     low, high = float(voxels.min()), float(voxels.max())
     whole = voxels.dtype.kind in "bui" or bool((voxels == np.rint(voxels)).all())

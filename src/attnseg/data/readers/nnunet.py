@@ -23,13 +23,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attnseg.data.labels import MAX_EXCLUSIVE, MAX_OVERLAPPING, Labels
-from attnseg.data.reader import Case, CaseRef, Reader, by
-from attnseg.data.readers.nifti import PLANES, check_same_grid, mask_of, read_nifti
+from attnseg.data.reader import Case, CaseRef, Reader, shape_text
+from attnseg.data.readers.nifti import PLANES, check_same_grid, map_labels, read_nifti
 from attnseg.data.readers.pictures import GREY8, GREY16, RGB, read_picture
 from attnseg.errors import DataError, Problems
 
-VOLUMES = (".nii.gz", ".nii")
-PICTURES = (".png", ".bmp", ".tif")
+VOLUME_ENDINGS = (".nii.gz", ".nii")
+PICTURE_ENDINGS = (".png", ".bmp", ".tif")
 REQUIRED = {"channel_names": dict, "labels": dict, "file_ending": str}
 Files = tuple[list[Path], Path]  # of the channels and of the label
 
@@ -103,7 +103,7 @@ class NNUNet(Reader):
     @cached_property
     def volumetric(self) -> bool:  # type: ignore[override]
         """Whether files are volumes."""
-        return self._described.ending in VOLUMES
+        return self._described.ending in VOLUME_ENDINGS
 
     def cases(self) -> list[CaseRef]:
         """List the cases by name, those for testing last; see `Reader.cases`."""
@@ -152,7 +152,7 @@ class NNUNet(Reader):
             content = json.loads(path.read_text("utf-8-sig"), object_pairs_hook=_unique)
         except (OSError, ValueError, RecursionError) as error:
             raise DataError(f"{path}: not a readable JSON file ({error}); mend it") from error
-        return describe(path, content)
+        return parse_description(path, content)
 
     @cached_property
     def _meaning(self) -> dict[int, int]:
@@ -302,7 +302,7 @@ class NNUNet(Reader):
             with problems.gathered():
                 check_same_grid(first, other, (images[0], path))
         with problems.gathered():
-            mask = mask_of(label, volumes[-1].voxels, self._meaning)
+            mask = map_labels(label, volumes[-1].voxels, self._meaning)
         problems.stop()
         image = _stacked([volume.voxels for volume in volumes[:-1]])
         return Case(image, mask, first.spacing, first.affine, self.window)
@@ -316,14 +316,14 @@ class NNUNet(Reader):
             with problems.gathered():
                 pixels.append(read_picture(path, modes))
         with problems.gathered():
-            mask = mask_of(label, read_picture(label, (*GREY8, *GREY16)), self._meaning)
+            mask = map_labels(label, read_picture(label, (*GREY8, *GREY16)), self._meaning)
         problems.stop()
         height, width = pixels[0].shape[:2]
         for path, other in zip((*images, label), (*pixels, mask), strict=True):
             if other.shape[:2] != (height, width):
                 problems.found.append(
-                    f"{path}: {by(other.shape[:2])} pixels, but {images[0].name} has "
-                    f"{by((height, width))}; restore the pair or exclude the case"
+                    f"{path}: {shape_text(other.shape[:2])} pixels, but {images[0].name} has "
+                    f"{shape_text((height, width))}; restore the pair or exclude the case"
                 )
         problems.stop()
         image = pixels[0] if colour else _stacked(pixels)
@@ -331,7 +331,7 @@ class NNUNet(Reader):
         return Case(image[None], mask[None], spacing=None, window=window)
 
 
-def describe(path: Path, content: Any) -> Description:  # noqa: ANN401
+def parse_description(path: Path, content: Any) -> Description:  # noqa: ANN401
     """Check the content of a dataset.json.
 
     Raises:
@@ -359,19 +359,19 @@ def describe(path: Path, content: Any) -> Description:  # noqa: ANN401
         raise DataError(f"{path}: dataset is no object of cases; correct it")
     problems = Problems()
     with problems.gathered():
-        channels = _channels(path, content["channel_names"])
+        channels = _channel_names(path, content["channel_names"])
     with problems.gathered():
         regions, overlapping = _regions(path, content["labels"])
-    if (ending := content["file_ending"]) not in VOLUMES + PICTURES:
+    if (ending := content["file_ending"]) not in VOLUME_ENDINGS + PICTURE_ENDINGS:
         problems.found.append(
             f"{path}: file_ending {ending!r} is not supported; convert the files to one of "
-            f"{', '.join(VOLUMES + PICTURES)}"
+            f"{', '.join(VOLUME_ENDINGS + PICTURE_ENDINGS)}"
         )
     problems.stop()
     return Description(channels, regions, overlapping, ending, listed)
 
 
-def _channels(path: Path, names: dict[str, Any]) -> tuple[str, ...]:
+def _channel_names(path: Path, names: dict[str, Any]) -> tuple[str, ...]:
     if not names or sorted(names) != sorted(map(str, range(len(names)))):
         raise DataError(
             f"{path}: channel_names has keys {', '.join(names)[:80]!r}, not 0, 1, ...; correct it"

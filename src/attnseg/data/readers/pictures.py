@@ -26,7 +26,7 @@ SUFFIXES = tuple(FORMATS)
 GREY8, GREY16, RGB, BINARY = ("L",), ("I;16", "I;16B"), ("RGB",), ("1",)
 WORDS = {"L": "8-bit grey", "I;16": "16-bit grey", "RGB": "colour", "1": "1-bit"}
 # What Pillow raises for damaged files, TIFF above all.
-UNREADABLE = (
+PICTURE_ERRORS = (
     OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, EOFError,
     struct.error, zlib.error, Image.DecompressionBombError,
 )  # fmt: skip
@@ -62,7 +62,7 @@ def read_picture(
             if (pages := getattr(image, "n_frames", 1)) > 1:
                 raise DataError(f"{path}: {pages} pictures in one file; split it")
             pixels = np.array(image)
-    except UNREADABLE as error:
+    except PICTURE_ERRORS as error:
         reason = f"not a {kind} image" if isinstance(error, UnidentifiedImageError) else error
         raise DataError(f"{path}: {reason}; restore the file or exclude the case") from error
     return pixels.astype(np.uint16) if pixels.dtype.itemsize > 1 else pixels

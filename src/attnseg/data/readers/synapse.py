@@ -28,8 +28,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attnseg.data.labels import Labels
-from attnseg.data.reader import Case, CaseRef, Reader, by
-from attnseg.data.readers.nifti import MAX_VOXELS, check_same_grid, mask_of, read_nifti
+from attnseg.data.reader import Case, CaseRef, Reader, shape_text
+from attnseg.data.readers.nifti import MAX_VOXELS, check_same_grid, map_labels, read_nifti
 from attnseg.errors import DataError, Problems
 
 log = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ ORDERS = {
         "pancreas",
     ),
 }  # fmt: skip
-PACKAGE = ("train_npz", "test_vol_h5")
+PACKAGE_FOLDERS = ("train_npz", "test_vol_h5")
 SLICE_NAME = re.compile(r"(case\d{4})_slice(\d+)\.npz")
 VOLUME_NAME = re.compile(r"(case\d{4})\.npy\.h5")
 RAW_NAMES = {
@@ -60,7 +60,7 @@ RAW_NAMES = {
 }
 MAX_SLICE = 1 << 28  # bytes of a slice's file when unpacked
 SCALED = 1e-3  # by which intensities may leave 0..1
-UNREADABLE = (
+ARCHIVE_ERRORS = (
     OSError, ValueError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error,
     MemoryError,
 )  # fmt: skip
@@ -109,7 +109,7 @@ class Synapse(Reader):
                 f"{self.root}: no such folder; set dataset.root to the folder that holds RawData, "
                 "or train_npz and test_vol_h5"
             )
-        packed = any((self.root / name).is_dir() for name in PACKAGE)
+        packed = any((self.root / name).is_dir() for name in PACKAGE_FOLDERS)
         places = (self.root / "RawData" / "Training", self.root / "Training", self.root)
         raw = [place for place in places if any((place / name).is_dir() for name in RAW_NAMES)]
         if packed and raw:
@@ -136,7 +136,7 @@ class Synapse(Reader):
         return Case(image[..., None], mask, spacing=None, window=(0.0, 1.0))
 
     def _package_cases(self) -> list[CaseRef]:
-        train, test = (self.root / name for name in PACKAGE)
+        train, test = (self.root / name for name in PACKAGE_FOLDERS)
         for folder in (train, test):
             if not folder.is_dir():
                 raise DataError(f"{folder}: not found; unpack the whole package")
@@ -176,7 +176,7 @@ class Synapse(Reader):
         with problems.gathered():
             check_same_grid(image, label, (image_path, label_path))
         with problems.gathered():
-            mask = mask_of(label_path, label.voxels, _meaning(ORGANS, self.classes))
+            mask = map_labels(label_path, label.voxels, _meaning(ORGANS, self.classes))
         problems.stop()
         return Case(image.voxels[..., None], mask, image.spacing, image.affine, self.window)
 
@@ -257,8 +257,8 @@ def _read_slices(
             image, mask = _checked(path, _load_npz(path), 2, meaning)
             if images and image.shape != images[0].shape:
                 raise DataError(
-                    f"{path}: {by(image.shape)} pixels, unlike the case's first slice "
-                    f"({by(images[0].shape)}); restore the file"
+                    f"{path}: {shape_text(image.shape)} pixels, unlike the case's first slice "
+                    f"({shape_text(images[0].shape)}); restore the file"
                 )
             images.append(image)
             masks.append(mask)
@@ -274,8 +274,8 @@ def _read_volume(
     try:
         with h5py.File(path, "r") as file:
             arrays = {name: _array(file, name) for name in ("image", "label")}
-    except (*UNREADABLE, TypeError) as error:
-        raise _unreadable(path, "HDF5", error) from error
+    except (*ARCHIVE_ERRORS, TypeError) as error:
+        raise _archive_error(path, "HDF5", error) from error
     return _checked(path, arrays, 3, meaning)
 
 
@@ -291,7 +291,7 @@ def _array(file: h5py.File, name: str) -> NDArray[Any]:
     if not isinstance(found, h5py.Dataset) or found.external or found.is_virtual:
         raise ValueError(f"{name} is no array of this file")
     if found.size > MAX_VOXELS:
-        raise ValueError(f"{name} has {by(found.shape)} voxels, too many")
+        raise ValueError(f"{name} has {shape_text(found.shape)} voxels, too many")
     return np.asarray(found)
 
 
@@ -302,11 +302,11 @@ def _load_npz(path: Path) -> dict[str, NDArray[Any]]:
             if unpacked > MAX_SLICE:
                 raise ValueError(f"unpacks to {unpacked / 1e6:.0f} MB")
             return {name: file[name] for name in ("image", "label")}
-    except (*UNREADABLE, TypeError, AttributeError) as error:
-        raise _unreadable(path, "NPZ", error) from error
+    except (*ARCHIVE_ERRORS, TypeError, AttributeError) as error:
+        raise _archive_error(path, "NPZ", error) from error
 
 
-def _unreadable(path: Path, kind: str, error: Exception) -> DataError:
+def _archive_error(path: Path, kind: str, error: Exception) -> DataError:
     reason = " ".join(str(error).split()) or type(error).__name__
     return DataError(f"{path}: not an {kind} file of image and label ({reason}); restore it")
 
@@ -320,8 +320,9 @@ def _checked(
         raise DataError(f"{path}: arrays of {image.dtype} and {label.dtype}; restore the file")
     if image.shape != label.shape or image.ndim != dimensions or not image.size:
         raise DataError(
-            f"{path}: an image of {by(image.shape)} and a label of {by(label.shape)} voxels, "
-            f"not two alike of {dimensions} dimensions; restore the file"
+            f"{path}: an image of {shape_text(image.shape)} and a label of "
+            f"{shape_text(label.shape)} voxels, not two alike of {dimensions} dimensions; "
+            "restore the file"
         )
     low, high = float(image.min()), float(image.max())
     if not (low >= -SCALED and high <= 1 + SCALED):
@@ -329,4 +330,4 @@ def _checked(
             f"{path}: intensities from {low:g} to {high:g}, not 0 to 1 as in the package; "
             "restore the file"
         )
-    return np.asarray(image, np.float32), mask_of(path, label, meaning)
+    return np.asarray(image, np.float32), map_labels(path, label, meaning)

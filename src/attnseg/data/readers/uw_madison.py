@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attnseg.data.labels import Labels
-from attnseg.data.reader import Case, CaseRef, Reader, by
+from attnseg.data.reader import Case, CaseRef, Reader, shape_text
 from attnseg.data.readers import rle
 from attnseg.data.readers.pictures import read_picture
 from attnseg.errors import DataError, Problems
@@ -30,9 +30,9 @@ from attnseg.errors import DataError, Problems
 log = logging.getLogger(__name__)
 
 SLICE_THICKNESS_MM = 3.0
-COLUMNS = ("id", "class", "segmentation")
-FILE_NAME = re.compile(r"slice_(\d+)_(\d+)_(\d+)_(\d+(?:\.\d+)?)_(\d+(?:\.\d+)?)\.png")
-SCAN_NAME = re.compile(r"(case\d+)_day\d+")
+TABLE_COLUMNS = ("id", "class", "segmentation")
+SLICE_FILE_NAME = re.compile(r"slice_(\d+)_(\d+)_(\d+)_(\d+(?:\.\d+)?)_(\d+(?:\.\d+)?)\.png")
+SCAN_FOLDER_NAME = re.compile(r"(case\d+)_day\d+")
 
 
 class UWMadison(Reader):
@@ -73,7 +73,7 @@ class UWMadison(Reader):
         refs = []
         problems = Problems()
         for scan in sorted(found, key=natural_order):
-            match = SCAN_NAME.fullmatch(scan)
+            match = SCAN_FOLDER_NAME.fullmatch(scan)
             folder = found[scan][0].parent
             if match is None or match[1] != folder.parent.parent.name:
                 problems.found.append(
@@ -81,7 +81,7 @@ class UWMadison(Reader):
                 )
                 continue
             with problems.gathered():
-                files = sorted(found[scan], key=lambda path: parse_name(path)[0])
+                files = sorted(found[scan], key=lambda path: parse_slice_name(path)[0])
                 refs.append(CaseRef(match[1], scan, tuple(files)))
         problems.stop()
         known = {slice_id(ref, path) for ref in refs for path in ref.files}
@@ -141,12 +141,12 @@ class UWMadison(Reader):
                 with self.table.open(newline="", encoding="utf-8-sig") as lines:
                     rows = csv.reader(lines)
                     header = next(rows, [])
-                    if sorted(header) != sorted(COLUMNS):
+                    if sorted(header) != sorted(TABLE_COLUMNS):
                         raise DataError(
                             f"{self.table}: columns {','.join(header)[:80]!r}; "
-                            f"expected {','.join(COLUMNS)}"
+                            f"expected {','.join(TABLE_COLUMNS)}"
                         )
-                    at_id, at_class, at_mask = (header.index(name) for name in COLUMNS)
+                    at_id, at_class, at_mask = (header.index(name) for name in TABLE_COLUMNS)
                     problems = Problems()
                     for row in rows:
                         with problems.gathered():
@@ -168,9 +168,9 @@ class UWMadison(Reader):
         at_class: int,
         at_mask: int,
     ) -> None:
-        if len(row) != len(COLUMNS):
+        if len(row) != len(TABLE_COLUMNS):
             raise DataError(
-                f"{self.table}: line {line} has {len(row)} cells instead of {len(COLUMNS)}; "
+                f"{self.table}: line {line} has {len(row)} cells instead of {len(TABLE_COLUMNS)}; "
                 "correct it"
             )
         name, text = row[at_class], row[at_mask]
@@ -207,13 +207,13 @@ def read_scan(
     """
     problems = Problems()
     folder = files[0].parent
-    numbers = [parse_name(path)[0] for path in files]
+    numbers = [parse_slice_name(path)[0] for path in files]
     for number, following in pairwise(numbers):
         if number == following:
             problems.found.append(f"{folder}: slice {number} twice; keep one file")
         if number + 1 < following:
             log.warning("%s: no slice between %d and %d", name, number, following)
-    spacings = {parse_name(path)[3:] for path in files}
+    spacings = {parse_slice_name(path)[3:] for path in files}
     if len(spacings) > 1:
         problems.found.append(
             f"{folder}: slices of different spacing {sorted(spacings)}; a scan has one"
@@ -224,13 +224,13 @@ def read_scan(
             image = read_picture(path, ("I;16",))
             if images and image.shape != images[0].shape:
                 raise DataError(
-                    f"{path}: {by(image.shape)} pixels, unlike the scan's first slice "
-                    f"({by(images[0].shape)}); restore the file"
+                    f"{path}: {shape_text(image.shape)} pixels, unlike the scan's first slice "
+                    f"({shape_text(images[0].shape)}); restore the file"
                 )
-            width, height = parse_name(path)[1:3]
+            width, height = parse_slice_name(path)[1:3]
             if image.shape not in ((height, width), (width, height)):
                 raise DataError(
-                    f"{path}: {by(image.shape)} pixels, unlike its name; restore the file"
+                    f"{path}: {shape_text(image.shape)} pixels, unlike its name; restore the file"
                 )
             images.append(image)
             also(path, image.shape)
@@ -244,13 +244,13 @@ def natural_order(name: str) -> list[int]:
     return [int(number) for number in re.findall(r"\d+", name)]
 
 
-def parse_name(path: Path) -> tuple[int, int, int, float, float]:
+def parse_slice_name(path: Path) -> tuple[int, int, int, float, float]:
     """Return slice number, width and height (pixels), spacing along both (mm) from a file name.
 
     Raises:
         DataError: the name is not one of the dataset's, or a spacing is zero.
     """
-    match = FILE_NAME.fullmatch(path.name)
+    match = SLICE_FILE_NAME.fullmatch(path.name)
     if match is None or float(match[4]) == 0 or float(match[5]) == 0:
         raise DataError(
             f"{path}: not named slice_<number>_<width>_<height>_<spacing>_<spacing>.png; "

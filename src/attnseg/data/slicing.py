@@ -31,7 +31,7 @@ class MaskedSlices(Slices, Protocol):
 
 
 @dataclass(frozen=True)
-class View:
+class SliceView:
     """How a slice becomes the network's input.
 
     Attributes:
@@ -56,10 +56,10 @@ class View:
 
     def stacked(self, case: Slices, index: int) -> NDArray[np.float32]:
         """Return the same at the case's own size: `[H, W, slices * C]`."""
-        scaled = case.scaled(self.around(case, index))
+        scaled = case.scaled(self.neighbours(case, index))
         return scaled[0] if len(scaled) == 1 else np.concatenate(scaled, -1)
 
-    def around(self, case: Slices, index: int) -> NDArray[np.intp]:
+    def neighbours(self, case: Slices, index: int) -> NDArray[np.intp]:
         """Return the numbers of the slices that are seen with one."""
         reach = self.slices // 2
         around = index + self.stride * np.arange(-reach, reach + 1)
@@ -78,7 +78,7 @@ def network_input(image: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.ascontiguousarray(image.transpose(2, 0, 1)) * 2 - 1
 
 
-def scale(
+def scale_intensities(
     image: NDArray[np.generic], low: tuple[float, ...], high: tuple[float, ...]
 ) -> NDArray[np.float32]:
     """Scale `[..., C]` to [0, 1] between an intensity that becomes 0 and one that becomes 1.
