@@ -18,8 +18,7 @@ import yaml
 from attnseg import cli
 from attnseg.config import schema
 from attnseg.errors import ConfigError, ResourceError
-from attnseg.training.callbacks import EndedEarly
-from attnseg.training.loggers import read_history
+from attnseg.training.callbacks.history import EndedEarly, read_history
 from attnseg.training.train import train
 from tests.contracts.groups import compose, names
 

@@ -19,7 +19,7 @@ from attnseg import cli
 from attnseg.config import schema
 from attnseg.config.folder import configs_folder
 from attnseg.runs.checkpoints import AtomicCheckpointIO
-from attnseg.training.callbacks import LastCheckpoint
+from attnseg.training.callbacks.checkpoints import LastCheckpoint
 from attnseg.training.module import SegmentationModule
 from attnseg.training.train import train
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from attnseg.files import file_digest, is_whole
-from attnseg.training.callbacks import LastCheckpoint
+from attnseg.training.callbacks.checkpoints import LastCheckpoint
 from attnseg.training.module import SegmentationModule
 from tests.faults.runs import attempt, run_of
 
@@ -52,7 +52,7 @@ def broken_step(step: int):
     """Return a fault: the optimizer's step makes a weight infinite; the loss was fine."""
 
     def arrange() -> None:
-        original = LastCheckpoint._between_steps
+        original = LastCheckpoint._save_or_stop
 
         def faulty(self, trainer, batches):
             if trainer.global_step == step:
@@ -60,7 +60,7 @@ def broken_step(step: int):
                     trainer.lightning_module.model.encoder[1].mlp.fc1.weight[0, 0] = torch.inf
             original(self, trainer, batches)
 
-        LastCheckpoint._between_steps = faulty
+        LastCheckpoint._save_or_stop = faulty
         LastCheckpoint.share = 1e9  # keep one after every step, however slow the disk
 
     return arrange

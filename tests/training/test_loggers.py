@@ -11,8 +11,9 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from attnseg.config import schema
+from attnseg.config.build import locate
 from attnseg.errors import ConfigError, ResourceError
-from attnseg.training.loggers import Loggers, final_values
+from attnseg.training.loggers.run_loggers import RunLoggers, final_scores
 from tests.contracts.groups import compose
 
 ALL = "logger=[tensorboard,wandb,mlflow]"
@@ -31,7 +32,7 @@ def config(*overrides):
 
 
 def begin(folder, *overrides):
-    loggers = Loggers(config(*overrides))
+    loggers = RunLoggers(config(*overrides))
     loggers.open(folder)
     return loggers
 
@@ -43,7 +44,7 @@ def epochs(loggers, folder, first, last, written=None):
         for e in range(1, last + 1)
     ]
     for row in rows[first - 1 :]:
-        loggers.log(row)
+        loggers.log_epoch(row)
         kept = rows[: min(row["epoch"], written or last)]
         pd.DataFrame(kept).to_csv(folder / "history.csv", index=False)
 
@@ -133,9 +134,9 @@ def test_each_epoch_is_told_once_though_the_process_dies_twice(tmp_path, no_netw
     assert identity == before
 
 
-def test_names_of_final_values():
-    assert final_values(METRICS) == {"val/strict/dice": 0.5, "val/strict/dice/liver": 0.25}
-    assert "watched_val/strict/dice" in final_values({**METRICS, "watermark": "seen"})
+def test_names_of_final_scores():
+    assert final_scores(METRICS) == {"val/strict/dice": 0.5, "val/strict/dice/liver": 0.25}
+    assert "watched_val/strict/dice" in final_scores({**METRICS, "watermark": "seen"})
 
 
 @pytest.mark.parametrize("name", ["wandb", "mlflow"])
@@ -145,7 +146,7 @@ def test_a_missing_package_is_named_with_what_to_install(monkeypatch, name):
         importlib.util, "find_spec", lambda n, *a: None if n == name else find(n, *a)
     )
     with pytest.raises(ConfigError, match=rf"^logger={name}: {name} is not installed; pip install"):
-        Loggers(config(f"logger=[{name}]"))
+        RunLoggers(config(f"logger=[{name}]"))
 
 
 def test_nothing_of_an_extra_is_imported_by_default(tmp_path, monkeypatch):
@@ -200,3 +201,10 @@ def test_an_unknown_logger_is_one_line(call):
     assert (answer.code, answer.err.count("\n")) == (2, 1)
     assert "logger: no 'wandbb'; did you mean wandb?" in answer.err
     assert "WANDB_MODE" not in os.environ
+
+
+@pytest.mark.parametrize("module", ["engine.loggers", "training.loggers"])
+def test_run_folders_of_earlier_versions_still_name_their_trackers(module):
+    for node in config(ALL).logger.values():
+        name = node.target.rpartition(".")[2]
+        assert locate("logger", f"attnseg.{module}.{name}") is locate("logger", node.target)

@@ -28,8 +28,8 @@ from attnseg.data.reader import Reader
 from attnseg.preparation.datasets import PreparedData, load_dataset, open_reader
 from attnseg.processes.launch import Together
 from attnseg.processes.signals import Stopping
+from attnseg.training.callbacks.history import HistoryRow
 from attnseg.training.fit import fit
-from attnseg.training.loggers import Row as History
 from attnseg.training.module import parameter_groups
 from attnseg.training.train import make_datamodule
 
@@ -73,7 +73,7 @@ def measure(config: Benchmark, device: torch.device, precisions: Sequence[str]) 
     parts, datamodule = prepare(config, reader, data, engine)
     plain = BareLoop(config, *prepare(config, reader, data, bare), reader.labels, device)
 
-    def watch(rows: Sequence[History]) -> None:
+    def watch(rows: Sequence[HistoryRow]) -> None:
         engine.end_epoch()
         with as_before_training():
             plain.epoch(len(rows) - 1)

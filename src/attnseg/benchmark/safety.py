@@ -26,7 +26,8 @@ from attnseg.preparation.datasets import load_dataset, open_reader
 from attnseg.processes.launch import Together
 from attnseg.processes.signals import Stopping
 from attnseg.runs.checkpoints import AtomicCheckpointIO, read_checkpoint
-from attnseg.training.callbacks import History, LastCheckpoint
+from attnseg.training.callbacks.checkpoints import LastCheckpoint
+from attnseg.training.callbacks.history import History
 from attnseg.training.fit import fit
 from attnseg.training.module import SegmentationModule
 

@@ -20,9 +20,12 @@ from attnseg.errors import ConfigError
 OWN = re.compile(
     r"attnseg\.(attention|data|losses|metrics|models|phantoms|schedules|training\.loggers)(\.\w+)+"
 )
-MOVED = {  # of run folders written by version 0.1.0
+MOVED = {  # of run folders written by version 0.1.0, and what became of it since: in this order
     "attnseg.data.phantoms.": "attnseg.phantoms.",
     "attnseg.engine.loggers.": "attnseg.training.loggers.",
+    "attnseg.training.loggers.TensorBoard": "attnseg.training.loggers.tensorboard.TensorBoard",
+    "attnseg.training.loggers.WandB": "attnseg.training.loggers.wandb.WandB",
+    "attnseg.training.loggers.MLflow": "attnseg.training.loggers.mlflow.MLflow",
     "attnseg.engine.schedules.": "attnseg.schedules.schedule.",
 }
 OTHERS = frozenset({"torch.optim.AdamW", "torch.optim.SGD"})

@@ -30,8 +30,7 @@ from attnseg.processes.fork import run_in_child
 from attnseg.processes.lock import Lock, is_held
 from attnseg.runs.run_folder import without_places
 from attnseg.search import report as search_report
-from attnseg.training.callbacks import EndedEarly
-from attnseg.training.loggers import Row, read_history
+from attnseg.training.callbacks.history import EndedEarly, HistoryRow, read_history
 from attnseg.training.train import train
 
 log = logging.getLogger(__name__)
@@ -88,7 +87,7 @@ class Search:
         """Return the lock that whoever works on a trial holds."""
         return Lock(self.folder / f"trial-{number}.lock")
 
-    def best(self, rows: Sequence[Row]) -> float:
+    def best(self, rows: Sequence[HistoryRow]) -> float:
         """Return the best monitor of a run's history; NaN if there is none."""
         values = [_value(row[self.monitor]) for row in rows]
         finite = [value for value in values if math.isfinite(value)]
@@ -277,7 +276,7 @@ def drawn(found: Search, trial: optuna.Trial) -> optuna.Trial:
     return trial
 
 
-def history(found: Search, trial: optuna.Trial) -> list[Row]:
+def history(found: Search, trial: optuna.Trial) -> list[HistoryRow]:
     """Train a trial's run, or find it trained; tell the journal its validation curve.
 
     Raises:
@@ -289,7 +288,7 @@ def history(found: Search, trial: optuna.Trial) -> list[Row]:
     def note(folder: Path) -> None:
         trial.set_user_attr("run", str(folder.relative_to(config.paths.outputs)))
 
-    def watch(rows: Sequence[Row]) -> None:
+    def watch(rows: Sequence[HistoryRow]) -> None:
         tell_curve(trial, rows, found.monitor)
         if len(rows) < config.trainer.max_epochs and trial.should_prune():
             raise EndedEarly(
@@ -309,7 +308,7 @@ def history(found: Search, trial: optuna.Trial) -> list[Row]:
     return rows
 
 
-def tell_curve(trial: optuna.Trial, rows: Sequence[Row], monitor: str) -> None:
+def tell_curve(trial: optuna.Trial, rows: Sequence[HistoryRow], monitor: str) -> None:
     """Tell the journal what it does not know yet of a run's validation curve."""
     known = trial.study.get_trials(deepcopy=False)[trial.number].intermediate_values
     for row in rows:

@@ -31,16 +31,11 @@ from attnseg.processes.cluster import environment
 from attnseg.processes.launch import Together
 from attnseg.processes.signals import Stopped, Stopping, ending
 from attnseg.runs.checkpoints import AtomicCheckpointIO, read_checkpoint
-from attnseg.training.callbacks import (
-    BestCheckpoint,
-    History,
-    LastCheckpoint,
-    ProfileScores,
-    Progress,
-    Watch,
-)
+from attnseg.training.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
+from attnseg.training.callbacks.history import History, OnEpoch, ProfileScores
+from attnseg.training.callbacks.progress import EpochProgress
 from attnseg.training.compiling import compile_model
-from attnseg.training.loggers import Loggers
+from attnseg.training.loggers.run_loggers import RunLoggers
 from attnseg.training.module import SegmentationModule
 from attnseg.training.recompute import recompute_blocks
 
@@ -57,8 +52,8 @@ def fit(
     datamodule: SliceDataModule,
     stopping: Stopping,
     together: Together,
-    loggers: Loggers | None = None,
-    watch: Watch = lambda rows: None,
+    loggers: RunLoggers | None = None,
+    watch: OnEpoch = lambda rows: None,
 ) -> None:
     """Train, leave checkpoints and history in the run folder, and tell the loggers.
 
@@ -90,9 +85,10 @@ def fit(
     checkpoints = folder / "checkpoints"
     last = checkpoints / "last.ckpt"
     mode = "max" if options.monitor == "val/dice" else "min"
+    log_epoch = loggers.log_epoch if loggers else lambda row: None
     callbacks: list[pl.Callback] = [
-        Progress(reader.classes, "val" if data.watermark is None else "WATCHED TEST"),
-        History(folder / "history.csv", data.watermark, loggers, watch),
+        EpochProgress(reader.classes, "val" if data.watermark is None else "WATCHED TEST"),
+        History(folder / "history.csv", data.watermark, log_epoch, watch),
         BestCheckpoint(checkpoints, options.monitor, mode),
         LastCheckpoint(last, options.save_minutes, stopping),
     ]

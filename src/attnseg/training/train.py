@@ -32,13 +32,10 @@ from attnseg.processes.signals import Stopping, leave_to_the_main_process
 from attnseg.runs.checkpoints import load_weights
 from attnseg.runs.run_folder import Run, run_id
 from attnseg.training.auto_batch import largest_batch
-from attnseg.training.callbacks import (
-    EndedEarly,
-    Watch,
-)
+from attnseg.training.callbacks.history import EndedEarly, OnEpoch
 from attnseg.training.final_evaluation import report
 from attnseg.training.fit import fit
-from attnseg.training.loggers import Loggers
+from attnseg.training.loggers.run_loggers import RunLoggers
 from attnseg.training.precision import resolve
 
 log = logging.getLogger(__name__)
@@ -47,7 +44,7 @@ log = logging.getLogger(__name__)
 def train(
     config: Config,
     claimed: Callable[[Path], None] = lambda folder: None,
-    watch: Watch = lambda rows: None,
+    watch: OnEpoch = lambda rows: None,
 ) -> Path:
     """Train, validate and test as configured.
 
@@ -81,7 +78,7 @@ def train(
 def lead(
     config: Config,
     claimed: Callable[[Path], None],
-    watch: Watch,
+    watch: OnEpoch,
     together: Together,
 ) -> Path:
     """Be the process that makes the run folder, and the only one that writes and evaluates.
@@ -98,7 +95,7 @@ def lead(
     reader = open_reader(config)
     pl.seed_everything(config.seed, workers=True, verbose=False)
     parts = build_parts(config, reader)
-    loggers = Loggers(config)
+    loggers = RunLoggers(config)
     model = parts.model
     data = load_dataset(config, reader)
     image = (reader.channels * config.dataset.slices, *config.dataset.image_size)

@@ -1,0 +1,1 @@
+"""Lightning callbacks: checkpoints that resume exactly, the history and the progress display."""

@@ -1,0 +1,131 @@
+"""The history of a run: one row per epoch, kept in `history.csv` and sent to listeners."""
+
+import csv
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytorch_lightning as pl
+
+from attnseg.data.slices import Sample
+from attnseg.files import write_text
+
+HistoryRow = Mapping[str, float | str]
+OnEpoch = Callable[[Sequence[HistoryRow]], None]  # receives the history, the latest epoch last
+
+
+class EndedEarly(Exception):
+    """Raised by an `on_epoch` function to end a run before its last epoch."""
+
+
+class History(pl.Callback):
+    """Writes `history.csv` with every logged value and the time of each epoch.
+
+    The column `seconds` is the time of the whole epoch, `waiting` the part of it in which training
+    waited for the next batch.
+
+    Args:
+        path: file to write.
+        watermark: note that must appear beside the numbers, if any.
+        log_epoch: called with every new row before it is written.
+        on_epoch: called with all rows after every epoch; may raise `EndedEarly`.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        watermark: str | None = None,
+        log_epoch: Callable[[HistoryRow], None] = lambda row: None,
+        on_epoch: OnEpoch = lambda rows: None,
+    ) -> None:
+        self.path, self.log_epoch, self.on_epoch = path, log_epoch, on_epoch
+        self.watermark = {} if watermark is None else {"watermark": watermark}
+        self.rows: list[dict[str, float | str]] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the rows so far and the measurements of the unfinished epoch."""
+        seconds = time.monotonic() - self.started
+        return {"rows": self.rows, "next": (self.lr, seconds, self.waited)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue the history of an earlier process."""
+        self.rows = list(state_dict["rows"])
+        self.lr, seconds, self.waited = state_dict.get("next", (0.0, 0.0, 0.0))
+        self.started = time.monotonic() - seconds
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start timing the wait for the first batch."""
+        self.idle_since = time.monotonic()
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Note the time and the learning rate."""
+        self.started = self.idle_since = time.monotonic()
+        self.waited = 0.0
+        self.lr = trainer.optimizers[0].param_groups[0]["lr"]
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Sample, batch_idx: int
+    ) -> None:
+        """Add up the wait for this batch."""
+        self.waited += time.monotonic() - self.idle_since
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,  # noqa: ANN401
+        batch: Sample,
+        batch_idx: int,
+    ) -> None:
+        """Start timing the wait for the next batch."""
+        self.idle_since = time.monotonic()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Add the epoch's row, write the file and call the listeners."""
+        values = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        row = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step, "lr": self.lr}
+        times = {
+            "seconds": round(time.monotonic() - self.started, 2),
+            "waiting": round(self.waited, 3),
+        }
+        self.rows.append({**row, **dict(sorted(values.items())), **times, **self.watermark})
+        if trainer.is_global_zero:
+            # Trackers come first: a resumed run sends them only the epochs that the file lacks.
+            self.log_epoch(self.rows[-1])
+            write_text(self.path, pd.DataFrame(self.rows).to_csv(index=False, lineterminator="\n"))
+            self.on_epoch(self.rows)
+
+
+class ProfileScores(pl.Callback):
+    """Scores whole validation cases under the metric profile every few epochs.
+
+    Args:
+        every: number of epochs from one scoring to the next.
+        score: returns the mean of each metric.
+    """
+
+    def __init__(self, every: int, score: Callable[[], dict[str, float]]) -> None:
+        self.every, self.score = every, score
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Add the scores to the epoch's logged values if the epoch is due."""
+        if trainer.is_global_zero and (trainer.current_epoch + 1) % self.every == 0:
+            for metric, value in self.score().items():
+                pl_module.log(f"val/{metric}", value, rank_zero_only=True)
+
+
+def read_history(path: Path) -> list[HistoryRow]:
+    """Return the rows of a `history.csv`; an empty list if there is no such file."""
+    if not path.is_file():
+        return []
+    with path.open(newline="") as lines:
+        return [{k: _number_or_text(v) for k, v in row.items()} for row in csv.DictReader(lines)]
+
+
+def _number_or_text(cell: str) -> float | str:
+    try:
+        return float(cell)
+    except ValueError:
+        return cell

@@ -1,0 +1,1 @@
+"""Experiment trackers, one file each, and the object that feeds them during a run."""

@@ -1,0 +1,133 @@
+"""Feeds a run's experiment trackers with its history and final scores.
+
+Trackers only receive what `history.csv` and `metrics.json` hold and never influence a run. One that
+fails during training is dropped with a warning.
+"""
+
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning.loggers import Logger
+
+from attnseg.config.build import build
+from attnseg.config.schema import Config
+from attnseg.errors import ResourceError, first_line
+from attnseg.training.callbacks.history import HistoryRow, read_history
+from attnseg.training.loggers.tracker import Tracker, finite_values
+
+log = logging.getLogger(__name__)
+
+
+class RunLoggers:
+    """The trackers of one run.
+
+    Args:
+        config: configuration of the run; all its loggers are built at once, so that mistakes show.
+
+    Raises:
+        ConfigError: an option is unknown or wrong, or a package is missing.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.trackers: list[Tracker] = [
+            build(f"logger.{name}", node) for name, node in config.logger.items()
+        ]
+        choices = config.choices
+        self.title = "/".join((config.dataset_name, choices["model"], choices["attn"]))
+        options = config.model_dump(by_alias=True, exclude={"logger", "paths"})
+        self.parameters = flatten_options(options)
+        self.opened: dict[Tracker, Logger] = {}
+        self.epoch = 0
+
+    def open(self, folder: Path, watermark: str | None = None) -> None:
+        """Start every tracker, or resume it after the epochs in the folder's `history.csv`.
+
+        Raises:
+            ResourceError: a tracker cannot be reached.
+        """
+        self.folder, rows = folder, read_history(folder / "history.csv")
+        self.epoch = len(rows)
+        title = f"{self.title}/{folder.name}"
+        parameters = self.parameters | ({"watermark": watermark} if watermark else {})
+        for tracker in self.trackers:
+            try:
+                logger = tracker.open(folder, title, parameters, rows)
+            except Exception as error:
+                log.debug("The logger failed", exc_info=True)
+                raise ResourceError(
+                    f"logger={tracker.name}: cannot begin ({first_line(error)}); "
+                    "mend it or leave the logger out"
+                ) from error
+            self.opened[tracker] = logger
+
+    def log_epoch(self, row: HistoryRow) -> None:
+        """Log an epoch's history row, unless an earlier process has done so."""
+        epoch = int(row["epoch"])
+        if epoch <= self.epoch:
+            return
+        self.epoch = epoch
+        for tracker, logger in list(self.opened.items()):
+            with self._dropped_on_failure(tracker):
+                logger.log_metrics(finite_values(row), epoch)
+                logger.save()
+
+    def finish(self, status: str) -> None:
+        """Log the scores in `metrics.json` if the run succeeded, and close every tracker.
+
+        Args:
+            status: `success`, `failed` or `stopped`.
+        """
+        values = {}
+        if status == "success" and self.opened:
+            values = final_scores(json.loads((self.folder / "metrics.json").read_text()))
+        for tracker, logger in list(self.opened.items()):
+            with self._dropped_on_failure(tracker):
+                tracker.finish(logger, values, self.epoch, status)
+        self.opened.clear()
+
+    @contextmanager
+    def _dropped_on_failure(self, tracker: Tracker) -> Iterator[None]:
+        """Drop a tracker that raises: no run ends because its numbers cannot be shown."""
+        try:
+            yield
+        except Exception as error:
+            log.warning("logger=%s: left out from here on (%s)", tracker.name, first_line(error))
+            log.debug("The logger failed", exc_info=True)
+            self.opened.pop(tracker, None)
+
+
+def flatten_options(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested options under dotted keys, with lists as text."""
+    flat: dict[str, Any] = {}
+    for name, value in node.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, Mapping):
+            flat |= flatten_options(value, f"{key}.")
+        else:
+            scalar = value is None or isinstance(value, bool | int | float | str)
+            flat[key] = value if scalar else str(list(value))
+    return flat
+
+
+def final_scores(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Return the mean scores in `metrics.json` as `<split>/<profile>/<metric>[/<class>]`.
+
+    Undefined scores are left out. The scores of a watched test set are named `watched_test/...`.
+    """
+    profile = metrics["profile"]["name"]
+    scores: dict[str, float] = {}
+    for split in ("val", "test"):
+        if split not in metrics:
+            continue
+        shown = f"watched_{split}" if "watermark" in metrics else split
+        rows = {"": metrics[split]["mean"], **metrics[split]["classes"]}
+        for class_name, row in rows.items():
+            for metric, value in row.items():
+                if isinstance(value, float):
+                    key = f"{shown}/{profile}/{metric}"
+                    scores[f"{key}/{class_name}" if class_name else key] = value
+    return scores

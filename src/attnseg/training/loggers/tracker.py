@@ -1,0 +1,84 @@
+"""The base class of experiment trackers, and the run ids that let a tracker resume a run."""
+
+import importlib.util
+import json
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning.loggers import Logger
+
+from attnseg.errors import ConfigError
+from attnseg.files import write_text
+from attnseg.training.callbacks.history import HistoryRow
+
+
+class Tracker(ABC):
+    """An experiment tracker with its options; a subclass per tracker.
+
+    Attributes:
+        name: of the tracker in the configuration group `logger`.
+    """
+
+    name: str
+
+    @abstractmethod
+    def open(
+        self, folder: Path, title: str, parameters: dict[str, Any], rows: list[HistoryRow]
+    ) -> Logger:
+        """Start a run in the tracker, or resume the one that belongs to this run folder.
+
+        Args:
+            folder: the run folder.
+            title: display name of the run.
+            parameters: the configuration under dotted keys.
+            rows: history of the epochs that are already done.
+        """
+
+    def finish(self, logger: Logger, values: dict[str, float], epoch: int, status: str) -> None:
+        """Log the final values and close the run.
+
+        Args:
+            logger: from `open`.
+            values: final scores; empty if the run was not completed.
+            epoch: the last epoch.
+            status: `success`, `failed` or `stopped`.
+        """
+        if values:
+            logger.log_metrics(values, epoch)
+        logger.finalize(status)
+
+    def require_package(self, package: str) -> None:
+        """Raise ConfigError with an installation hint if the tracker's package is missing."""
+        if importlib.util.find_spec(package) is None:
+            raise ConfigError(
+                f"logger={self.name}: {package} is not installed; "
+                f"pip install 'attnseg[{self.name}]' or choose another logger"
+            )
+
+
+def finite_values(row: HistoryRow) -> dict[str, float]:
+    """Return the finite numbers of a history row without the epoch, which is the x axis."""
+    return {
+        name: float(value)
+        for name, value in row.items()
+        if name != "epoch" and not isinstance(value, str) and math.isfinite(value)
+    }
+
+
+def tracker_ids(folder: Path) -> dict[str, str]:
+    """Return the ids under which trackers know the run of a folder, by tracker name."""
+    path = folder / "loggers.json"
+    ids: dict[str, str] = json.loads(path.read_text()) if path.is_file() else {}
+    return ids
+
+
+def get_or_create_id(folder: Path, name: str, create: Callable[[], str]) -> str:
+    """Return a tracker's id for the run of a folder; the first call creates and stores it."""
+    ids = tracker_ids(folder)
+    if name not in ids:
+        ids[name] = create()
+        write_text(folder / "loggers.json", json.dumps(ids) + "\n")
+    return ids[name]
