@@ -46,10 +46,10 @@ check: setup
 	$(PY) -m mypy
 
 bench: setup
-	$(PY) scripts/benchmark.py suite=all
+	$(PY) scripts/benchmarks/run.py suite=all
 
 bench-check: setup
-	$(PY) scripts/benchmark.py -m suite=check model=setr,transunet,cvt,dae_former model.size=tiny \
+	$(PY) scripts/benchmarks/run.py -m suite=check model=setr,transunet,cvt,dae_former model.size=tiny \
 	  image_size=128 repeats=3 phantom_size=tiny
 
 audit: setup

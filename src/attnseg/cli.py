@@ -244,19 +244,19 @@ def call_again(job: Job, config_name: str, words: Sequence[str]) -> int:
 
 
 def benchmark() -> NoReturn:
-    """Measure cost and speed, in suites: training steps, latency, memory, start-up and more."""
+    """Measure cost and speed, in suites: training steps, latency, memory, variants."""
 
     def job(plain: Plain, claimed: Claimed) -> None:
         config = schema.check_benchmark(plain)
         words = list(HydraConfig.get().overrides.task)
-        divided = suites.parts(config, words)
+        divided = suites.split_suite(config.suite, words)
         for part in divided:
             if code := run_in_child(partial(call_again, job, "benchmark", part)):
                 raise SystemExit(code)
         if config.suite == "all":
-            suites.join(config)
+            suites.join_tables(config)
         elif not divided:
-            suites.run(config)
+            suites.run_suite(config)
 
     run("benchmark", job)
 

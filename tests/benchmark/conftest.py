@@ -6,7 +6,8 @@ import sys
 import pytest
 
 from attnseg import cli
-from attnseg.benchmark import machine
+from attnseg.benchmark import machine, suites
+from scripts.benchmarks.run import MAINTAINERS_SUITES
 
 SMALL = [
     "model.size=tiny",
@@ -31,9 +32,10 @@ def small_gauges(monkeypatch):
 def bench(monkeypatch, tmp_path, capfd):
     """Run the command; return exit code and output."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(suites, "SUITES", {**suites.SUITES, **MAINTAINERS_SUITES})
 
     def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["benchmark.py", *SMALL, *arguments])
+        monkeypatch.setattr(sys, "argv", ["benchmark", *SMALL, *arguments])
         with pytest.raises(SystemExit) as ended:
             cli.benchmark()
         out, err = capfd.readouterr()

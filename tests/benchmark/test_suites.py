@@ -1,29 +1,31 @@
 """Each suite runs on tiny sizes, and its numbers fit each other."""
 
+import importlib
 import itertools
 import json
 import time
-import typing
-from pathlib import Path
 
 import hydra
 import pytest
 import torch
 from omegaconf import OmegaConf
 
-from attnseg.benchmark import check, machine, report, safety, scaling, startup, step, suites, timing
+from attnseg.benchmark import machine, report, step, suites, timing
 from attnseg.config import schema
 from attnseg.config.budget import build_model
 from attnseg.config.folder import configs_folder
 from attnseg.errors import ConfigError
+from scripts.benchmarks import check, safety, scaling, startup, volume
+from scripts.benchmarks.run import MAINTAINERS_SUITES
 from tests.contracts.groups import names
 
+pytestmark = pytest.mark.system
 BOTH = ["float32", "bf16"]
 
 
 @pytest.fixture
 def has_bf16(monkeypatch):
-    monkeypatch.setattr(machine, "worthwhile", lambda names, device: list(names))
+    monkeypatch.setattr(machine, "computed_precisions", lambda names, device: list(names))
 
 
 def test_works_alternate():
@@ -43,7 +45,7 @@ def test_identical_works_take_the_same_time_and_a_double_one_twice_as_long():
         "double": lambda: time.sleep(0.02),
     }
     found = {
-        name: timing.spread(s.seconds for s in samples)["median"]
+        name: timing.median_and_range(s.seconds for s in samples)["median"]
         for name, samples in timing.alternate(works, 5).items()
     }
     assert found["again"] / found["once"] == pytest.approx(1, abs=0.4)
@@ -66,9 +68,9 @@ def test_gauge_multiplies():
 def test_imitated_precision_is_left_out(monkeypatch):
     rates = {"float32": 100.0, "bf16": 49.0}
     monkeypatch.setattr(machine.Gemm, "rates", lambda self: rates)
-    assert machine.worthwhile(BOTH, torch.device("cpu")) == ["float32"]
+    assert machine.computed_precisions(BOTH, torch.device("cpu")) == ["float32"]
     rates["bf16"] = 51.0
-    assert machine.worthwhile(BOTH, torch.device("cpu")) == BOTH
+    assert machine.computed_precisions(BOTH, torch.device("cpu")) == BOTH
 
 
 def test_step(rows, has_bf16):
@@ -101,8 +103,9 @@ def test_memory_of_each_precision_is_of_a_process_of_its_own(rows, has_bf16):
     assert all(row["step_mib"] > row["forward_mib"] > 0 for row in found)
 
 
-def test_volume(rows):
-    plain, ours = rows("volume", "model=setr", "slices=3", "precisions=[float32]")
+def test_volume(rows, monkeypatch):
+    monkeypatch.setattr(volume, "SLICES", 3)
+    plain, ours = rows("volume", "model=setr", "precisions=[float32]")
     assert plain["speedup"] == {"median": 1, "min": 1, "max": 1}
     assert ours["per_slice_ms"] == pytest.approx(1e3 * ours["seconds"]["median"] / 3)
     assert ours["speedup"]["min"] <= ours["speedup"]["median"] <= ours["speedup"]["max"]
@@ -177,7 +180,8 @@ def test_startup(rows, monkeypatch):
 
 def test_scaling(rows, tmp_path, monkeypatch):
     monkeypatch.setattr(scaling, "START", "fork")  # the tests have one thread
-    found = rows("scaling", "model=setr", "tokens=[16,64]", "repeats=1")
+    monkeypatch.setattr(scaling, "TOKENS", (16, 64))
+    found = rows("scaling", "model=setr", "repeats=1")
     assert {row["at"] for row in found if row["axis"] == "tokens"} == {16, 64}
     assert [row["at"] for row in found if row["axis"] == "batch"] == [1, 2]
     step = next(row for row in found if row["axis"] == "batch" and row["at"] == 2)
@@ -187,31 +191,34 @@ def test_scaling(rows, tmp_path, monkeypatch):
     assert (tmp_path / "outputs/benchmark/scaling/scaling.png").is_file()
 
 
-def test_every_suite_is_in_the_schema_and_has_a_module():
-    known = typing.get_args(schema.Benchmark.model_fields["suite"].annotation)
-    assert set(known) == {*suites.SUITES, "check", "all"}
-    for name in suites.SUITES:
-        assert Path(suites.__file__).with_name(f"{name}.py").is_file()
+def test_every_suite_has_a_module_with_its_function():
+    assert set(suites.SUITES) == {"step", "latency", "memory", "cost"}
+    assert len(MAINTAINERS_SUITES) == 7
+    for name, suite in {**suites.SUITES, **MAINTAINERS_SUITES}.items():
+        module = importlib.import_module(f"{suite.package}.{name}")
+        assert callable(getattr(module, f"measure_{name}"))
+        assert module.COLUMNS
 
 
-def test_parts():
-    """One process per workload and precision, unless the command line chooses."""
-
-    class Asked:
-        suite = "memory"
-
-    found = suites.parts(Asked, ["suite=memory"])
+def test_a_suite_has_one_process_per_workload_and_precision_unless_the_command_line_chooses():
+    found = suites.split_suite("memory", ["suite=memory"])
     assert len(found) == 2 * len(names("workload")) == 8
     assert found[0] == ["suite=memory", "workload=cvt", "precisions=[float32]"]
-    assert len(suites.parts(Asked, ["suite=memory", "model=setr"])) == 2
-    assert suites.parts(Asked, ["precisions=[float32]", "model=setr"]) == []
-    Asked.suite = "cost"
-    assert len(suites.parts(Asked, ["batch_size=2"])) == len(names("model")) * len(names("attn"))
-    assert suites.parts(Asked, ["attn=kv_pos", "against=kv"]) == []
-    Asked.suite = "step"
-    assert len(suites.parts(Asked, ["attn=kv"])) == 4
-    Asked.suite = "all"
-    assert [words[-1] for words in suites.parts(Asked, [])] == [f"suite={s}" for s in suites.SUITES]
+    assert len(suites.split_suite("memory", ["suite=memory", "model=setr"])) == 2
+    assert suites.split_suite("memory", ["precisions=[float32]", "model=setr"]) == []
+    variants = suites.split_suite("cost", ["batch_size=2"])
+    assert len(variants) == len(names("model")) * len(names("attn"))
+    assert suites.split_suite("cost", ["attn=kv_pos", "against=kv"]) == []
+    assert len(suites.split_suite("step", ["attn=kv"])) == 4
+    every = [overrides[-1] for overrides in suites.split_suite("all", [])]
+    assert every == [f"suite={name}" for name in suites.SUITES]
+
+
+def test_all_leaves_the_check_of_bounds_out(monkeypatch):
+    monkeypatch.setattr(suites, "SUITES", {**suites.SUITES, **MAINTAINERS_SUITES})
+    every = suites.split_suite("all", [])
+    assert len(every) == len(suites.SUITES) - 1
+    assert ["suite=check"] not in every
 
 
 def test_all_joins_the_tables(bench, tmp_path, monkeypatch):
@@ -220,7 +227,7 @@ def test_all_joins_the_tables(bench, tmp_path, monkeypatch):
     code, _, err = bench("suite=all", "model=setr", "precisions=[float32]")
     assert code == 0, err
     page = (tmp_path / "outputs/benchmark/benchmarks.md").read_text()
-    assert page.count("scripts/benchmark.py suite=") == page.count("\n## ") + 1 == 2
+    assert page.count("    attnseg benchmark suite=") == page.count("\n## ") + 1 == 2
     assert page.count("| setr-tiny-qkv | float32 |") == 2
 
 
@@ -260,25 +267,30 @@ def test_check_fails_beyond_a_bound(bench, monkeypatch, ratio, code):
         assert "bounds: engine step / bare loop 99.0 instead of at most" in err
 
 
-def test_check_measures_every_ratio(bench, monkeypatch):
+def test_check_measures_every_ratio(bench, tmp_path, monkeypatch):
     monkeypatch.setattr(check, "SLICES", 2)
     bounds = {key: {"default": 1000000000.0} for key in check.RATIOS}
-    monkeypatch.setattr(check.json, "loads", lambda text: bounds)
+    (tmp_path / "bounds.json").write_text(json.dumps(bounds))
+    monkeypatch.setattr(check, "BOUNDS", tmp_path / "bounds.json")
     code, out, err = bench("suite=check", "repeats=1", "trainer.limit_batches=3")
     assert code == 0, err
     assert [name for name in check.RATIOS if f"{name}: " in out] == list(check.RATIOS)
 
 
 def test_cells():
-    assert report.cell({"median": 1.2345, "min": 1, "max": 123.4}) == "1.23 (1 to 123)"
-    assert report.cell(21_490_000_000) == "21.49 G"
-    assert report.cell(29_690_201) == "29,690,201"
-    assert (report.cell(0.0228), report.cell(None), report.cell("kv")) == ("0.0228", "-", "kv")
+    assert report.format_cell({"median": 1.2345, "min": 1, "max": 123.4}) == "1.23 (1 to 123)"
+    assert report.format_cell(21_490_000_000) == "21.49 G"
+    assert report.format_cell(29_690_201) == "29,690,201"
+    assert (report.format_cell(0.0228), report.format_cell(None), report.format_cell("kv")) == (
+        "0.0228",
+        "-",
+        "kv",
+    )
 
 
 def test_a_column_in_which_nothing_stands_is_left_out():
     found = [{"label": "a", "rows": [{"x": 1, "y": None}, {"x": 2}]}]
-    text = report.table({"label": "model", "x": "X", "y": "Y"}, found)
+    text = report.format_table({"label": "model", "x": "X", "y": "Y"}, found)
     assert text.splitlines() == ["| model | X |", "|---|---|", "| a | 1 |", "| a | 2 |"]
 
 
@@ -301,4 +313,4 @@ def test_wrong_suites(bench, arguments, message):
 def test_no_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError, match="no GPU found"):
-        machine.choose("cuda", None)
+        machine.choose_device("cuda", None)

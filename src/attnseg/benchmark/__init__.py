@@ -1,1 +1,1 @@
-"""What training and inference cost, measured: one file per suite of measurements."""
+"""Measurements of the cost of training and inference: one file per suite."""

@@ -1,4 +1,4 @@
-"""What variants cost: parameters, MACs, time and memory of a model with an attention."""
+"""Cost of variants: parameters, MACs, time and memory of a model with an attention."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from attnseg.api import attention_component
 from attnseg.benchmark.report import Row
-from attnseg.benchmark.timing import alternate, spread
+from attnseg.benchmark.timing import alternate, median_and_range
 from attnseg.benchmark.workload import Workload
 from attnseg.config import cost
 from attnseg.config.schema import Benchmark
@@ -36,7 +36,7 @@ COLUMNS = {
 }
 
 
-def measure(config: Benchmark, device: torch.device, precisions: Sequence[str]) -> list[Row]:
+def measure_cost(config: Benchmark, device: torch.device, precisions: Sequence[str]) -> list[Row]:
     """Measure a variant in float32, in alternation with another if `against` names one."""
     name, base = config.choices["attn"], config.against
     loads = {name: Workload(config, device)}
@@ -59,7 +59,7 @@ def measure(config: Benchmark, device: torch.device, precisions: Sequence[str]) 
         works = {key: getattr(found, kind) for key, found in loads.items()}
         samples = alternate(works, config.repeats)
         memory[kind] = {key: cost.transient_memory(work) / 2**20 for key, work in works.items()}
-        row[f"{kind}_ms"] = spread(1e3 * sample.seconds for sample in samples[name])
+        row[f"{kind}_ms"] = median_and_range(1e3 * sample.seconds for sample in samples[name])
         row[f"{kind}_mib"] = memory[kind][name]
         if base is not None:
             pairs = zip(samples[name], samples[base], strict=True)
@@ -77,7 +77,7 @@ def measure(config: Benchmark, device: torch.device, precisions: Sequence[str]) 
     return [row]
 
 
-def plot(records: Sequence[Mapping[str, Any]], folder: Path) -> None:
+def plot_cost(records: Sequence[Mapping[str, Any]], folder: Path) -> None:
     """Draw training step time over parameters: a colour per model, a marker per attention."""
     rows = [row for record in records for row in record["rows"]]
     figure = Figure(figsize=(7.5, 4.5), dpi=100, layout="constrained")

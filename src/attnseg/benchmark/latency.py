@@ -1,4 +1,4 @@
-"""How long one image takes, by itself."""
+"""Time that a network takes for one image by itself."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -8,7 +8,7 @@ import torch
 from attnseg.benchmark.machine import Gemm
 from attnseg.benchmark.report import Row
 from attnseg.benchmark.step import equivalents
-from attnseg.benchmark.timing import alternate, spread
+from attnseg.benchmark.timing import alternate, median_and_range
 from attnseg.benchmark.workload import Workload
 from attnseg.config.schema import Benchmark
 
@@ -26,7 +26,9 @@ COLUMNS = {
 }
 
 
-def measure(config: Benchmark, device: torch.device, precisions: Sequence[str]) -> list[Row]:
+def measure_latency(
+    config: Benchmark, device: torch.device, precisions: Sequence[str]
+) -> list[Row]:
     """Time the forward pass of one image in each precision, a matrix product before each."""
     load = Workload(config, device, batch_size=1)
     works = {name: partial(load.forward, name) for name in precisions}
@@ -34,14 +36,14 @@ def measure(config: Benchmark, device: torch.device, precisions: Sequence[str]) 
     work = 2e-9 * load.macs()
     rows: list[Row] = []
     for name, found in samples.items():
-        equivalent = spread(equivalents(found, 1))
+        equivalent = median_and_range(equivalents(found, 1))
         row: Row = {
             "precision": name,
-            "ms": spread(1e3 * sample.seconds for sample in found),
+            "ms": median_and_range(1e3 * sample.seconds for sample in found),
             "equivalent": equivalent,
             "work": work,
-            "share": spread(100 * work / (s.seconds * s.gauge[name]) for s in found),
-            "gemm": spread(sample.gauge[name] for sample in found),
+            "share": median_and_range(100 * work / (s.seconds * s.gauge[name]) for s in found),
+            "gemm": median_and_range(sample.gauge[name] for sample in found),
         }
         if config.published and name == "float32":
             published = 1e-3 * config.published.latency * PUBLISHED_GEMM

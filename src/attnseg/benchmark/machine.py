@@ -1,4 +1,4 @@
-"""What the machine can do: matrix products and copies, measured beside everything else."""
+"""Limits of the machine: matrix products and copies, measured beside everything else."""
 
 import logging
 import platform
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from attnseg.benchmark.timing import Spread, seconds, spread
+from attnseg.benchmark.timing import Spread, median_and_range, seconds
 from attnseg.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ class Gemm:
     def rate(self, name: str) -> float:
         """Return the rate of a product, GFLOP/s: the median of a few."""
         a, b = self.matrices[name]
-        taken = spread(seconds(lambda: a @ b) for _ in range(PRODUCTS))
+        taken = median_and_range(seconds(lambda: a @ b) for _ in range(PRODUCTS))
         return 2e-9 * self.size**3 / taken["median"]
 
     def rates(self) -> Rates:
@@ -48,7 +48,7 @@ class Gemm:
         return {name: self.rate(name) for name in self.matrices}
 
 
-def choose(device: str, threads: int | None) -> torch.device:
+def choose_device(device: str, threads: int | None) -> torch.device:
     """Return the device to measure on, and set PyTorch's threads.
 
     Raises:
@@ -61,7 +61,7 @@ def choose(device: str, threads: int | None) -> torch.device:
     return torch.device(device)
 
 
-def worthwhile(names: Sequence[str], device: torch.device) -> list[str]:
+def computed_precisions(names: Sequence[str], device: torch.device) -> list[str]:
     """Return the precisions without those that this machine only imitates: bf16, on many CPUs."""
     probe = Gemm(device, names, PROBE)
     probe.rates()  # the first products warm up
@@ -78,7 +78,7 @@ def worthwhile(names: Sequence[str], device: torch.device) -> list[str]:
     return kept
 
 
-def describe(device: torch.device) -> dict[str, str | int]:
+def describe_machine(device: torch.device) -> dict[str, str | int]:
     """Return what figures are measured on."""
     gpu = device.type == "cuda"
     return {
@@ -89,12 +89,12 @@ def describe(device: torch.device) -> dict[str, str | int]:
     }
 
 
-def limits(device: torch.device, repeats: int, names: Sequence[str]) -> dict[str, Spread]:
+def measure_limits(device: torch.device, repeats: int, names: Sequence[str]) -> dict[str, Spread]:
     """Return the machine's limits: matrix products, GFLOP/s, and copies of memory, GB/s."""
     gemm = Gemm(device, names)
     read = [gemm.rates() for _ in range(repeats)]
     source = torch.ones(COPIED, dtype=torch.uint8, device=device)
     target = torch.zeros_like(source)
     copies = [COPIED / 1e9 / seconds(lambda: target.copy_(source)) for _ in range(repeats)]
-    found = {name: spread(rates[name] for rates in read) for name in gemm.matrices}
-    return {**found, "copy": spread(copies)}
+    found = {name: median_and_range(rates[name] for rates in read) for name in gemm.matrices}
+    return {**found, "copy": median_and_range(copies)}

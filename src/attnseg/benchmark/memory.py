@@ -22,7 +22,7 @@ COLUMNS = {
 }
 
 
-def measure(config: Benchmark, device: torch.device, precisions: Sequence[str]) -> list[Row]:
+def measure_memory(config: Benchmark, device: torch.device, precisions: Sequence[str]) -> list[Row]:
     """Measure one precision; another one's peak could not be told from it in one process."""
     (name,) = precisions
     load = Workload(config, device)

@@ -20,12 +20,12 @@ def write_record(folder: Path, label: str, record: Mapping[str, Any]) -> None:
     write_text(folder / f"{label}.json", json.dumps(record, indent=1, allow_nan=False) + "\n")
 
 
-def records(folder: Path) -> list[dict[str, Any]]:
+def read_records(folder: Path) -> list[dict[str, Any]]:
     """Return all that was measured in a suite's folder."""
     return [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
 
 
-def table(columns: Mapping[str, str], found: Sequence[Mapping[str, Any]]) -> str:
+def format_table(columns: Mapping[str, str], found: Sequence[Mapping[str, Any]]) -> str:
     """Return a Markdown table.
 
     Args:
@@ -39,21 +39,21 @@ def table(columns: Mapping[str, str], found: Sequence[Mapping[str, Any]]) -> str
         if any(row.get(key) is not None for row in rows)
     }
     lines = ["| " + " | ".join(used.values()) + " |", "|" + "---|" * len(used)]
-    lines += ["| " + " | ".join(cell(row.get(key)) for key in used) + " |" for row in rows]
+    lines += ["| " + " | ".join(format_cell(row.get(key)) for key in used) + " |" for row in rows]
     return "\n".join(lines)
 
 
-def cell(value: Cell) -> str:
+def format_cell(value: Cell) -> str:
     """Return a value as tables have it: a spread as median (least to most)."""
     if value is None:
         return "-"
     if isinstance(value, dict):
-        median, low, high = (number(value[key]) for key in ("median", "min", "max"))
+        median, low, high = (format_number(value[key]) for key in ("median", "min", "max"))
         return f"{median} ({low} to {high})"
-    return str(value) if isinstance(value, str) else number(value)
+    return str(value) if isinstance(value, str) else format_number(value)
 
 
-def number(value: float) -> str:
+def format_number(value: float) -> str:
     """Return a number with three significant digits, large ones and counts in full."""
     if isinstance(value, int):
         return f"{value:,}" if value < BILLION else f"{value / BILLION:.2f} G"
@@ -62,7 +62,7 @@ def number(value: float) -> str:
     return f"{value:#.{DIGITS}g}".rstrip(".")
 
 
-def conditions(found: Sequence[Mapping[str, Any]]) -> str:
+def format_conditions(found: Sequence[Mapping[str, Any]]) -> str:
     """Return one line: the machine, and its limits while this was measured."""
     machine = found[0]["machine"]
     limits: dict[str, list[Spread]] = {}
@@ -70,8 +70,13 @@ def conditions(found: Sequence[Mapping[str, Any]]) -> str:
         for name, measured in record["limits"].items():
             limits.setdefault(name, []).append(measured)
     ranges = {
-        name: f"{number(min(x['min'] for x in read))} to {number(max(x['max'] for x in read))}"
-        for name, read in limits.items()
+        name: " to ".join(
+            (
+                format_number(min(each["min"] for each in spreads)),
+                format_number(max(each["max"] for each in spreads)),
+            )
+        )
+        for name, spreads in limits.items()
     }
     copies = ranges.pop("copy")
     products = ", ".join(f"{name} {rate} GFLOP/s" for name, rate in ranges.items())

@@ -7,7 +7,7 @@ import torch
 
 from attnseg.benchmark.machine import Gemm
 from attnseg.benchmark.report import Row
-from attnseg.benchmark.timing import Sample, alternate, spread
+from attnseg.benchmark.timing import Sample, alternate, median_and_range
 from attnseg.benchmark.workload import Workload
 from attnseg.config import cost
 from attnseg.config.schema import Benchmark
@@ -29,7 +29,7 @@ COLUMNS = {
 }
 
 
-def measure(config: Benchmark, device: torch.device, precisions: Sequence[str]) -> list[Row]:
+def measure_step(config: Benchmark, device: torch.device, precisions: Sequence[str]) -> list[Row]:
     """Time a training step in each precision, in alternation, a matrix product before each.
 
     The first precision runs alone to begin with, for the peak memory of the process.
@@ -44,18 +44,18 @@ def measure(config: Benchmark, device: torch.device, precisions: Sequence[str]) 
     known = config.published
     rows: list[Row] = []
     for name, found in samples.items():
-        equivalent = spread(equivalents(found, load.batch_size))
+        equivalent = median_and_range(equivalents(found, load.batch_size))
         shares = [
             100 * mfu(work, sample.seconds, sample.gauge[name], load.batch_size) for sample in found
         ]
         row: Row = {
             "precision": name,
             "batch": load.batch_size,
-            "seconds": spread(sample.seconds for sample in found),
+            "seconds": median_and_range(sample.seconds for sample in found),
             "equivalent": equivalent,
             "work": work,
-            "mfu": spread(shares),
-            "gemm": spread(sample.gauge[name] for sample in found),
+            "mfu": median_and_range(shares),
+            "gemm": median_and_range(sample.gauge[name] for sample in found),
         }
         if name == precisions[0]:
             row["peak_gib"] = peak

@@ -1,84 +1,88 @@
-"""The suites by name, and how each is run: every workload in a process of its own.
+"""Suites of measurements, and the processes that each is divided into.
 
-Imports no torch: the processes that measure begin with nothing in memory.
+Imports no torch: every process that measures starts with an empty memory.
 """
 
 import importlib
+import itertools
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from attnseg.config.schema import Benchmark
+from attnseg.config.schema import Benchmark, nearest
+from attnseg.errors import ConfigError
 from attnseg.files import write_text
 from attnseg.help import names
 
 log = logging.getLogger(__name__)
 
-Words = tuple[str, ...]  # of a command line
+Choice = dict[str, str]  # values by key, as on the command line
+WORKLOADS: list[Choice] = [{"workload": name} for name in names("workload")]
+VARIANTS: list[Choice] = [
+    {"model": model, "attn": attn} for model in names("model") for attn in names("attn")
+]
+PRECISIONS: list[Choice] = [{"precisions": "[float32]"}, {"precisions": "[bf16]"}]
 
 
 @dataclass(frozen=True)
 class Suite:
-    """What is measured together, by a module of the suite's name.
+    """Measurements that share a table.
+
+    A suite called `step` is the function `measure_step` in the module `step` of `package`, with
+    `COLUMNS` for its table and perhaps `plot_step`.
 
     Attributes:
-        title: of its table.
-        each: what is measured if nothing is chosen, a process for each.
-        divided: what every one of them is divided into, a process for each.
+        title: heading of its table.
+        axes: what is varied unless the command line chooses it; each combination has a process of
+            its own.
+        package: that holds the module.
+        command: that runs the suite.
+        in_all: whether `suite=all` includes it.
     """
 
     title: str
-    each: tuple[Words, ...] = ()
-    divided: tuple[Words, ...] = ()
+    axes: tuple[list[Choice], ...] = ()
+    package: str = "attnseg.benchmark"
+    command: str = "attnseg benchmark"
+    in_all: bool = True
 
 
-EVERY = tuple((f"workload={name}",) for name in names("workload"))
-VARIANTS = tuple(
-    (f"model={model}", f"attn={attn}") for model in names("model") for attn in names("attn")
-)
 SUITES = {
-    "step": Suite("A training step", EVERY),
-    "latency": Suite("One image", EVERY),
-    "memory": Suite("Memory", EVERY, (("precisions=[float32]",), ("precisions=[bf16]",))),
-    "volume": Suite("A whole volume", (("workload=dae_former",),)),
-    "scaling": Suite("Scaling", (("workload=dae_former",),)),
-    "loading": Suite("Loading"),
-    "overhead": Suite("The engine against a bare loop"),
-    "safety": Suite("What safety costs"),
-    "startup": Suite("Start-up"),
-    "cost": Suite("Variants", VARIANTS),
+    "step": Suite("A training step", (WORKLOADS,)),
+    "latency": Suite("One image", (WORKLOADS,)),
+    "memory": Suite("Memory", (WORKLOADS, PRECISIONS)),
+    "cost": Suite("Variants", (VARIANTS,)),
 }
 
 
-def parts(config: Benchmark, words: Sequence[str]) -> list[list[str]]:
-    """Return the command lines that a benchmark is divided into; none if it is run as it is.
+def split_suite(name: str, overrides: Sequence[str]) -> list[list[str]]:
+    """Return the overrides of each process that a suite is divided into; none if it is undivided.
 
     Args:
-        config: of the benchmark.
-        words: its command line; what it chooses itself is not chosen anew.
+        name: of the suite, or `all`.
+        overrides: of the command line; an axis is left out if one of its keys is set here.
+
+    Raises:
+        ConfigError: no such suite.
     """
-    if config.suite == "all":
-        return [[*words, f"suite={name}"] for name in SUITES]
-    if config.suite not in SUITES:
+    if name == "all":
+        return [[*overrides, f"suite={each}"] for each, suite in SUITES.items() if suite.in_all]
+    if name not in SUITES:
+        raise ConfigError(f"suite: {name!r} is not allowed; {nearest(name, [*SUITES, 'all'])}")
+    chosen = {override.partition("=")[0] for override in overrides}
+    if "model" in chosen:
+        chosen.add("workload")
+    axes = [axis for axis in SUITES[name].axes if not chosen & axis[0].keys()]
+    if not axes:
         return []
-    suite, chosen = SUITES[config.suite], keys(words)
-    each = suite.each or [()]
-    if chosen & {"model", *keys(each[0])}:
-        each = [()]
-    divided = suite.divided or [()]
-    if chosen & keys(divided[0]):
-        divided = [()]
-    found = [[*words, *one, *part] for one in each for part in divided]
-    return [] if found == [[*words]] else found
+    return [
+        [*overrides, *(f"{key}={value}" for choice in choices for key, value in choice.items())]
+        for choices in itertools.product(*axes)
+    ]
 
 
-def keys(words: Sequence[str]) -> set[str]:
-    """Return what a command line sets."""
-    return {word.partition("=")[0] for word in words}
-
-
-def label(config: Benchmark) -> str:
+def subject_name(config: Benchmark) -> str:
     """Return the name of what is measured: the workload's, or the variant's."""
     choices = config.choices
     match = f"-{config.model.match}" if config.model.match else ""
@@ -86,7 +90,7 @@ def label(config: Benchmark) -> str:
     return choices.get("workload") or f"{choices['model']}-{size}-{choices['attn']}{match}"
 
 
-def run(config: Benchmark) -> None:
+def run_suite(config: Benchmark) -> None:
     """Measure one suite, write its record, and renew the suite's table and plot.
 
     Raises:
@@ -96,44 +100,43 @@ def run(config: Benchmark) -> None:
     from attnseg.processes.malloc import keep_freed_memory
 
     keep_freed_memory()  # as in training and prediction
-    device = machine.choose(config.device, config.threads)
-    if config.suite == "check":
-        importlib.import_module("attnseg.benchmark.check").check(config, device)
-        return
-    precisions = machine.worthwhile(config.precisions, device)
+    device = machine.choose_device(config.device, config.threads)
+    precisions = machine.computed_precisions(config.precisions, device)
     if not precisions:
         return
-    module = importlib.import_module(f"attnseg.benchmark.{config.suite}")
+    name, suite = config.suite, SUITES[config.suite]
+    module = importlib.import_module(f"{suite.package}.{name}")
     record = {
-        "label": label(config),
-        "rows": module.measure(config, device, precisions),
+        "label": subject_name(config),
+        "rows": getattr(module, f"measure_{name}")(config, device, precisions),
         "repeats": config.repeats,
-        "machine": machine.describe(device),
-        "limits": machine.limits(device, config.repeats, precisions),
+        "machine": machine.describe_machine(device),
+        "limits": machine.measure_limits(device, config.repeats, precisions),
     }
-    folder = Path(config.outputs, config.suite)
-    alone = f"-{precisions[0]}" if SUITES[config.suite].divided else ""
-    report.write_record(folder, f"{label(config)}{alone}", record)
-    found = report.records(folder)
-    path = folder / f"{config.suite}.md"
-    write_text(path, f"{report.table(module.COLUMNS, found)}\n\n{report.conditions(found)}\n")
-    if hasattr(module, "plot"):
-        module.plot(found, folder)
+    folder = Path(config.outputs, name)
+    precision = f"-{precisions[0]}" if PRECISIONS in suite.axes else ""
+    report.write_record(folder, f"{subject_name(config)}{precision}", record)
+    records = report.read_records(folder)
+    path = folder / f"{name}.md"
+    text = f"{report.format_table(module.COLUMNS, records)}\n\n{report.format_conditions(records)}"
+    write_text(path, f"{text}\n")
+    if plot := getattr(module, f"plot_{name}", None):
+        plot(records, folder)
     log.info(
         "%s\n%s\nWritten: %s",
-        report.table(module.COLUMNS, [record]),
-        report.conditions([record]),
+        report.format_table(module.COLUMNS, [record]),
+        report.format_conditions([record]),
         path,
     )
 
 
-def join(config: Benchmark) -> None:
+def join_tables(config: Benchmark) -> None:
     """Write the tables of all suites as one page, `benchmarks.md`, with the command of each."""
     folder, sections = Path(config.outputs), []
     for name, suite in SUITES.items():
         table = folder / name / f"{name}.md"
         if table.is_file():
-            command = f"    .venv/bin/python scripts/benchmark.py suite={name}"
+            command = f"    {suite.command} suite={name}"
             sections.append(f"## {suite.title}\n\n{command}\n\n{table.read_text()}")
     write_text(folder / "benchmarks.md", "\n".join(sections))
     log.info("Written: %s", folder / "benchmarks.md")

@@ -66,7 +66,7 @@ def wait() -> None:
         torch.cuda.synchronize()
 
 
-def spread(values: Iterable[float]) -> Spread:
+def median_and_range(values: Iterable[float]) -> Spread:
     """Return median, least and most."""
     found = list(values)
     return {"median": statistics.median(found), "min": min(found), "max": max(found)}

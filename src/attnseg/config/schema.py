@@ -250,25 +250,10 @@ class Benchmark(Config):
 
     Attributes:
         against: another attention, measured in alternation.
-        tokens: numbers of tokens at which the attention alone is measured.
-        slices: of the volume that is segmented.
         threads: of PyTorch; `None` is its own choice.
     """
 
-    suite: Literal[
-        "cost",
-        "step",
-        "latency",
-        "memory",
-        "volume",
-        "scaling",
-        "loading",
-        "overhead",
-        "safety",
-        "startup",
-        "check",
-        "all",
-    ]
+    suite: str
     against: str | None
     image_size: ImageSize
     in_channels: PositiveInt
@@ -276,8 +261,6 @@ class Benchmark(Config):
     batch_size: PositiveInt
     repeats: PositiveInt
     precisions: Annotated[list[Literal["float32", "bf16"]], Field(min_length=1)]
-    tokens: list[PositiveInt]
-    slices: PositiveInt
     threads: PositiveInt | None
     device: Literal["cpu", "cuda"]
     published: Published | None

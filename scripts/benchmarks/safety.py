@@ -1,4 +1,4 @@
-"""What it costs that a run can be stopped anywhere and goes on to the same end, to the bit.
+"""Cost of being able to stop a run anywhere and resume it to the same end, to the bit.
 
 Of a training step: the time in everything that the engine does for it between the network's passes,
 and what deterministic algorithms take longer. Of a checkpoint: keeping it whole, with its SHA-256,
@@ -17,9 +17,8 @@ from statistics import median
 
 import torch
 
-from attnseg.benchmark.overhead import Clock, bounded, prepare
 from attnseg.benchmark.report import Row
-from attnseg.benchmark.timing import alternate, spread
+from attnseg.benchmark.timing import alternate, median_and_range
 from attnseg.benchmark.workload import Workload
 from attnseg.config.schema import Benchmark
 from attnseg.preparation.datasets import load_dataset, open_reader
@@ -30,6 +29,7 @@ from attnseg.training.callbacks.checkpoints import LastCheckpoint
 from attnseg.training.callbacks.history import History
 from attnseg.training.fit import fit
 from attnseg.training.module import SegmentationModule
+from scripts.benchmarks.overhead import Clock, build_with_clock, shorten
 
 COLUMNS = {
     "label": "model and data",
@@ -50,9 +50,9 @@ CHECKS: tuple[tuple[type, str], ...] = (
 )
 
 
-def measure(config: Benchmark, device: torch.device, precisions: Sequence[str]) -> list[Row]:
+def measure_safety(config: Benchmark, device: torch.device, precisions: Sequence[str]) -> list[Row]:
     """Train with the engine, its checks timed; then keep its checkpoint in both ways."""
-    config = bounded(config, device, save_minutes=None)  # saving is timed by itself
+    config = shorten(config, device, save_minutes=None)  # saving is timed by itself
     reader = open_reader(config)
     data, clock = load_dataset(config, reader), Clock()
     checks: list[float] = []  # seconds per step, of each epoch
@@ -65,7 +65,7 @@ def measure(config: Benchmark, device: torch.device, precisions: Sequence[str]) 
             calls.clear()
             clock.end_epoch()
 
-        parts, datamodule = prepare(config, reader, data, clock)
+        parts, datamodule = build_with_clock(config, reader, data, clock)
         fit(config, folder, data, parts, datamodule, Stopping(), Together(1), watch=watch)
         kept = folder / "checkpoints/last.ckpt"
         size, saves = kept.stat().st_size, save_times(kept, config.repeats)
@@ -75,20 +75,24 @@ def measure(config: Benchmark, device: torch.device, precisions: Sequence[str]) 
     rows: list[Row] = [
         {
             "what": "a step's checks",
-            "ms": spread(1e3 * taken for taken in checks[1:]),
-            "share": spread(100 * taken / step for taken in checks[1:]),
+            "ms": median_and_range(1e3 * taken for taken in checks[1:]),
+            "share": median_and_range(100 * taken / step for taken in checks[1:]),
         },
         {
             "what": "deterministic algorithms",
-            "ms": spread(1e3 * (a - b) for a, b in zip(exact, free, strict=True)),
-            "share": spread(100 * (a / b - 1) for a, b in zip(exact, free, strict=True)),
+            "ms": median_and_range(1e3 * (a - b) for a, b in zip(exact, free, strict=True)),
+            "share": median_and_range(100 * (a / b - 1) for a, b in zip(exact, free, strict=True)),
         },
     ]
     for what, found in saves.items():
-        row: Row = {"what": what, "ms": spread(1e3 * taken for taken in found), "mib": size / 2**20}
+        row: Row = {
+            "what": what,
+            "ms": median_and_range(1e3 * taken for taken in found),
+            "mib": size / 2**20,
+        }
         rows.append(row)
     theirs, ours = saves.values()
-    rows[-1]["ratio"] = spread(a / b for a, b in zip(ours, theirs, strict=True))
+    rows[-1]["ratio"] = median_and_range(a / b for a, b in zip(ours, theirs, strict=True))
     return [{"label": label, **row} for row in rows]
 
 

@@ -1,6 +1,6 @@
-"""How fast slices come: decoding against the store, other file formats, loaders, a training step.
+"""Speed at which slices arrive: decoding, the store, other file formats, loaders, a training step.
 
-All figures of a run are taken in alternation, since the machine's speed drifts.
+All figures of a run are taken in alternation, since the speed of the machine drifts.
 """
 
 import importlib
@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from attnseg.benchmark.report import Row
-from attnseg.benchmark.timing import spread
+from attnseg.benchmark.timing import median_and_range
 from attnseg.config.components import Parts, build_parts
 from attnseg.config.schema import Config
 from attnseg.data.datamodule import SliceDataModule
@@ -27,7 +27,7 @@ from attnseg.data.store import StoredCase
 from attnseg.preparation.datasets import load_dataset, open_reader
 from attnseg.training.train import make_datamodule
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("attnseg.benchmark")  # the one whose messages are printed
 
 ROUNDS = 7
 SLICES = 200  # read at random per round
@@ -46,7 +46,7 @@ COLUMNS = {
 Read = Callable[[int, int], Any]  # case and slice
 
 
-def measure(config: Config, device: torch.device, precisions: Sequence[str]) -> list[Row]:
+def measure_loading(config: Config, device: torch.device, precisions: Sequence[str]) -> list[Row]:
     """Measure a dataset's loading, each way to read a slice in alternation with the others."""
     reader = open_reader(config)
     parts = build_parts(config, reader)
@@ -59,19 +59,21 @@ def measure(config: Config, device: torch.device, precisions: Sequence[str]) -> 
         {
             "label": label,
             "what": name,
-            "us": spread(1e6 * taken for taken in found),
+            "us": median_and_range(1e6 * taken for taken in found),
             "speedup": decoding / statistics.median(found),
         }
         for name, found in times.items()
     ]
     datamodule = make_datamodule(config, data, parts)
     workers = f"loader, {config.trainer.num_workers} processes"
-    rows.append({"label": label, "what": workers, "rate": spread(loader_rates(datamodule))})
+    rows.append(
+        {"label": label, "what": workers, "rate": median_and_range(loader_rates(datamodule))}
+    )
     steps, waits = waiting(datamodule, parts, reader)
     row: Row = {
         "label": label,
         "what": f"training {config.choices['model']}",
-        "step_ms": spread(1e3 * taken for taken in steps),
+        "step_ms": median_and_range(1e3 * taken for taken in steps),
         "waiting": 100 * sum(waits) / sum(steps),
     }
     return [*rows, row]

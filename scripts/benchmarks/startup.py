@@ -1,4 +1,4 @@
-"""How soon commands answer: whole processes, from start to exit."""
+"""Time until commands answer: whole processes, from start to exit."""
 
 import subprocess
 import sys
@@ -9,7 +9,7 @@ from functools import partial
 import torch
 
 from attnseg.benchmark.report import Row
-from attnseg.benchmark.timing import alternate, spread
+from attnseg.benchmark.timing import alternate, median_and_range
 from attnseg.config.schema import Benchmark
 
 TORCH = "torch was imported"
@@ -32,7 +32,9 @@ COMMANDS = {
 COLUMNS = {"label": "command", "seconds": "seconds", "code": "exit code", "torch": "imports torch"}
 
 
-def measure(config: Benchmark, device: torch.device, precisions: Sequence[str]) -> list[Row]:
+def measure_startup(
+    config: Benchmark, device: torch.device, precisions: Sequence[str]
+) -> list[Row]:
     """Time each command in processes of its own, in alternation, in an empty folder."""
     ended: dict[str, subprocess.CompletedProcess[str]] = {}
 
@@ -46,7 +48,7 @@ def measure(config: Benchmark, device: torch.device, precisions: Sequence[str]) 
     return [
         {
             "label": name,
-            "seconds": spread(sample.seconds for sample in found),
+            "seconds": median_and_range(sample.seconds for sample in found),
             "code": ended[name].returncode,
             "torch": "yes" if TORCH in ended[name].stdout else "no",
         }

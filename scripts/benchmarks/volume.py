@@ -1,4 +1,4 @@
-"""A whole volume segmented: as our evaluation does, and slice by slice as the published codes."""
+"""Time to segment a whole volume: as evaluation does, and slice by slice as published codes do."""
 
 import tempfile
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from scipy import ndimage
 
 from attnseg.benchmark.machine import Gemm
 from attnseg.benchmark.report import Row
-from attnseg.benchmark.timing import Work, alternate, spread
+from attnseg.benchmark.timing import Work, alternate, median_and_range
 from attnseg.benchmark.workload import Workload
 from attnseg.config.schema import Benchmark
 from attnseg.data.labels import Labels
@@ -22,6 +22,7 @@ from attnseg.evaluation.pipelines import predict
 from attnseg.models.model import SegmentationModel
 
 SIDE = 512  # of a slice, pixels
+SLICES = 148  # of the volume
 PLAIN = "published procedure"
 COLUMNS = {
     "label": "model",
@@ -35,15 +36,18 @@ COLUMNS = {
 }
 
 
-def measure(config: Benchmark, device: torch.device, precisions: Sequence[str]) -> list[Row]:
+def measure_volume(
+    config: Benchmark, device: torch.device, precisions: Sequence[str], slices: int | None = None
+) -> list[Row]:
     """Segment the volume in alternation: the published procedure, and ours in each precision."""
     config = config.model_copy(update={"in_channels": 1})  # as scans have
+    slices = slices or SLICES
     load = Workload(config, device, batch_size=1)
     load.model.eval()
     view = SliceView(config.image_size)
     labels = Labels(tuple(f"class {number}" for number in range(1, config.num_classes)))
     with tempfile.TemporaryDirectory() as folder:
-        few, case = make_case(Path(folder, "few"), 2), make_case(Path(folder, "all"), config.slices)
+        few, case = make_case(Path(folder, "few"), 2), make_case(Path(folder, "all"), slices)
 
         def ours(case: StoredCase, precision: str) -> None:
             with load.autocast(precision):
@@ -62,13 +66,13 @@ def measure(config: Benchmark, device: torch.device, precisions: Sequence[str]) 
         {
             "procedure": procedure,
             "precision": name,
-            "slices": config.slices,
-            "seconds": spread(sample.seconds for sample in found),
-            "per_slice_ms": 1e3 * spread(s.seconds for s in found)["median"] / config.slices,
-            "speedup": spread(
+            "slices": slices,
+            "seconds": median_and_range(sample.seconds for sample in found),
+            "per_slice_ms": 1e3 * median_and_range(s.seconds for s in found)["median"] / slices,
+            "speedup": median_and_range(
                 plain.seconds / own.seconds for plain, own in zip(baseline, found, strict=True)
             ),
-            "gemm": spread(sample.gauge["float32"] for sample in found),
+            "gemm": median_and_range(sample.gauge["float32"] for sample in found),
         }
         for (procedure, name), found in samples.items()
     ]

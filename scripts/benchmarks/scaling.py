@@ -1,4 +1,4 @@
-"""How cost grows: with tokens, with the batch, with cores, and with processes side by side."""
+"""Growth of the cost with tokens, with the batch, with cores, and with processes side by side."""
 
 import multiprocessing
 import time
@@ -13,12 +13,13 @@ from matplotlib.figure import Figure
 
 from attnseg.api import attention_component, list_attentions
 from attnseg.benchmark.report import Row
-from attnseg.benchmark.timing import Sample, Work, alternate, spread
+from attnseg.benchmark.timing import Sample, Work, alternate, median_and_range
 from attnseg.benchmark.workload import Workload
 from attnseg.config.build import build
 from attnseg.config.schema import Benchmark
 
 START = "spawn"  # a fork of a process with busy threads hangs
+TOKENS = (196, 784, 3136)
 WIDTH, HEADS = 768, 12  # of the attention measured alone: ViT-B's
 COLUMNS = {
     "label": "what",
@@ -29,18 +30,20 @@ COLUMNS = {
 }
 
 
-def measure(config: Benchmark, device: torch.device, precisions: Sequence[str]) -> list[Row]:
+def measure_scaling(
+    config: Benchmark, device: torch.device, precisions: Sequence[str]
+) -> list[Row]:
     """Measure each axis, all its points in alternation, in float32."""
-    rows = tokens(config, device) + batches(config, device)
+    rows = measure_tokens(config, device) + measure_batches(config, device)
     if device.type == "cpu":
-        rows += cores(config, device) + processes(config)
+        rows += measure_threads(config, device) + measure_processes(config)
     return rows
 
 
-def tokens(config: Benchmark, device: torch.device) -> list[Row]:
+def measure_tokens(config: Benchmark, device: torch.device) -> list[Row]:
     """Time every attention's forward pass on one item, by its number of tokens."""
     rows: list[Row] = []
-    for number in config.tokens:
+    for number in TOKENS:
         x = torch.randn(1, number, WIDTH, device=device)
         works: dict[str, Work] = {}
         for name in list_attentions():
@@ -52,7 +55,7 @@ def tokens(config: Benchmark, device: torch.device) -> list[Row]:
                     "label": f"attention {name}",
                     "axis": "tokens",
                     "at": number,
-                    "ms": spread(1e3 * sample.seconds for sample in found),
+                    "ms": median_and_range(1e3 * sample.seconds for sample in found),
                 }
             )
     return rows
@@ -66,7 +69,7 @@ def _forward(attn: Any, x: torch.Tensor) -> Work:  # noqa: ANN401
     return work
 
 
-def batches(config: Benchmark, device: torch.device) -> list[Row]:
+def measure_batches(config: Benchmark, device: torch.device) -> list[Row]:
     """Time a training step by its batch: 1, 2, 4, up to the configured one."""
     sizes = [2**i for i in range(config.batch_size.bit_length())]
     works = {size: Workload(config, device, batch_size=size).step for size in sizes}
@@ -74,7 +77,7 @@ def batches(config: Benchmark, device: torch.device) -> list[Row]:
     return [_images(config, "batch", size, size, found[size]) for size in sizes]
 
 
-def cores(config: Benchmark, device: torch.device) -> list[Row]:
+def measure_threads(config: Benchmark, device: torch.device) -> list[Row]:
     """Time a training step by PyTorch's threads: 1, 2, 4, up to all."""
     load, before = Workload(config, device), torch.get_num_threads()
 
@@ -98,20 +101,20 @@ def _images(
         "label": f"{config.choices['model']}, training step",
         "axis": axis,
         "at": at,
-        "ms": spread(1e3 * sample.seconds for sample in samples),
-        "images_per_s": spread(batch_size / sample.seconds for sample in samples),
+        "ms": median_and_range(1e3 * sample.seconds for sample in samples),
+        "images_per_s": median_and_range(batch_size / sample.seconds for sample in samples),
     }
 
 
-def processes(config: Benchmark) -> list[Row]:
+def measure_processes(config: Benchmark) -> list[Row]:
     """Train in several processes at once, which share the cores: images per second of all."""
     cpus = torch.get_num_threads()
     rates: dict[int, list[float]] = {count: [] for count in _powers(cpus)}
     for count, found in rates.items():
         context = multiprocessing.get_context(START)
-        together = context.Barrier(count)
+        barrier = context.Barrier(count)
         with ProcessPoolExecutor(
-            count, context, initializer=_join, initargs=(together, max(1, cpus // count))
+            count, context, initializer=_join, initargs=(barrier, max(1, cpus // count))
         ) as pool:
             spans = list(pool.map(_train, [config] * count))
         for begun in zip(*spans, strict=True):
@@ -122,7 +125,7 @@ def processes(config: Benchmark) -> list[Row]:
             "label": f"{config.choices['model']}, training step",
             "axis": "processes",
             "at": count,
-            "images_per_s": spread(found),
+            "images_per_s": median_and_range(found),
         }
         for count, found in rates.items()
     ]
@@ -155,7 +158,7 @@ def _powers(most: int) -> list[int]:
     return sorted({*(2**i for i in range(most.bit_length())), most})
 
 
-def plot(records: Sequence[Mapping[str, Any]], folder: Path) -> None:
+def plot_scaling(records: Sequence[Mapping[str, Any]], folder: Path) -> None:
     """Draw latency over tokens, and throughput over batch, threads and processes."""
     rows = [row for record in records for row in record["rows"]]
     axes = [axis for axis in ("tokens", "batch", "threads", "processes") if _any(rows, axis)]

@@ -1,4 +1,4 @@
-"""What the engine costs beyond a bare PyTorch loop on the same data and model.
+"""Cost of the engine beyond a bare PyTorch loop on the same data and model.
 
 One process trains the same model twice, epoch by epoch in turn: the engine with its default
 callbacks trains an epoch, then the bare loop does. Both are timed by the same clock, from the end
@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from attnseg.benchmark.report import Row
-from attnseg.benchmark.timing import spread, wait
+from attnseg.benchmark.timing import median_and_range, wait
 from attnseg.config.components import Parts, build_parts
 from attnseg.config.schema import Benchmark
 from attnseg.data.datamodule import SliceDataModule
@@ -33,7 +33,7 @@ from attnseg.training.fit import fit
 from attnseg.training.module import parameter_groups
 from attnseg.training.train import make_datamodule
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("attnseg.benchmark")  # the one whose messages are printed
 
 BATCHES = 10  # per epoch, if the data has as many
 COLUMNS = {
@@ -64,18 +64,20 @@ class Clock:
         self.steps = []
 
 
-def measure(config: Benchmark, device: torch.device, precisions: Sequence[str]) -> list[Row]:
+def measure_overhead(
+    config: Benchmark, device: torch.device, precisions: Sequence[str]
+) -> list[Row]:
     """Train with the engine and with the bare loop, an epoch each in turn."""
-    config = bounded(config, device)
+    config = shorten(config, device)
     reader = open_reader(config)
     data = load_dataset(config, reader)
     engine, bare = Clock(), Clock()
-    parts, datamodule = prepare(config, reader, data, engine)
-    plain = BareLoop(config, *prepare(config, reader, data, bare), reader.labels, device)
+    parts, datamodule = build_with_clock(config, reader, data, engine)
+    plain = BareLoop(config, *build_with_clock(config, reader, data, bare), reader.labels, device)
 
     def watch(rows: Sequence[HistoryRow]) -> None:
         engine.end_epoch()
-        with as_before_training():
+        with nondeterministic_algorithms():
             plain.epoch(len(rows) - 1)
         bare.end_epoch()
 
@@ -92,15 +94,15 @@ def measure(config: Benchmark, device: torch.device, precisions: Sequence[str]) 
             "label": f"{config.choices['model']}, {config.dataset_name}",
             "loop": name,
             "steps": sum(map(len, epochs)),
-            "ms": spread(1e3 * taken for epoch in epochs for taken in epoch),
+            "ms": median_and_range(1e3 * taken for epoch in epochs for taken in epoch),
         }
         for name, epochs in names.items()
     ]
-    rows[0]["overhead"] = spread(ratios)
+    rows[0]["overhead"] = median_and_range(ratios)
     return rows
 
 
-def bounded(config: Benchmark, device: torch.device, **options: object) -> Benchmark:
+def shorten(config: Benchmark, device: torch.device, **options: object) -> Benchmark:
     """Return a configuration that trains a few short epochs on a device."""
     few = {
         "max_epochs": config.repeats + 1,
@@ -111,7 +113,7 @@ def bounded(config: Benchmark, device: torch.device, **options: object) -> Bench
     return config.model_copy(update={"trainer": trainer})
 
 
-def prepare(
+def build_with_clock(
     config: Benchmark, reader: Reader, data: PreparedData, clock: Clock
 ) -> tuple[Parts, SliceDataModule]:
     """Build what a run needs, always alike, with an optimizer whose steps a clock notes."""
@@ -181,7 +183,7 @@ class BareLoop:
 
 
 @contextlib.contextmanager
-def as_before_training() -> Iterator[None]:
+def nondeterministic_algorithms() -> Iterator[None]:
     """Leave deterministic algorithms, which the engine asks for, while the block runs."""
     deterministic = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(False)

@@ -1,0 +1,1 @@
+"""Measurements that maintainers repeat: loading, overhead, safety, start-up, scaling, bounds."""
