@@ -100,7 +100,7 @@ def create_model(
 
 
 def _names(group: str) -> list[str]:
-    return sorted(path.stem for path in (configs_folder() / group).glob("*.yaml"))
+    return sorted(path.stem for path in (configs_folder() / group).glob("[!_]*.yaml"))
 
 
 def _load(group: str, name: str) -> dict[str, Any]:

@@ -452,7 +452,7 @@ def compose_error(error: Exception, config_name: str) -> Exception:
     text = " ".join(str(error).split())
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.rpartition("/")
-        options = error.options or names(group)
+        options = [each for each in error.options or names(group) if not each.startswith("_")]
         return ConfigError(f"{group}: no {name!r}; {schema.nearest(name, options)}")
     if isinstance(error, OverrideParseException):
         return ConfigError(

@@ -33,9 +33,9 @@ def help_text(config_name: str, overrides: Sequence[str]) -> str:
 
 
 def names(group: str) -> list[str]:
-    """Return what can be chosen in a group."""
+    """Return the choices of a group; a file that begins with `_` is a shared part of others."""
     return (
         []
         if "/" in group
-        else sorted(path.stem for path in (configs_folder() / group).glob("*.yaml"))
+        else sorted(path.stem for path in (configs_folder() / group).glob("[!_]*.yaml"))
     )

@@ -13,7 +13,7 @@ FOLDER = configs_folder()
 
 
 def names(group: str) -> list[str]:
-    return sorted(path.stem for path in (FOLDER / group).glob("*.yaml"))
+    return sorted(path.stem for path in (FOLDER / group).glob("[!_]*.yaml"))
 
 
 def compose(*overrides: str) -> dict[str, Any]:
