@@ -18,7 +18,7 @@ from attnseg.config.schema import Benchmark
 from attnseg.data.labels import Labels
 from attnseg.data.slicing import SliceView
 from attnseg.data.store import StoredCase
-from attnseg.evaluation.pipelines import predict
+from attnseg.evaluation.scoring import make_segmenter
 from attnseg.models.model import SegmentationModel
 
 SIDE = 512  # of a slice, pixels
@@ -46,12 +46,13 @@ def measure_volume(
     load.model.eval()
     view = SliceView(config.image_size)
     labels = Labels(tuple(f"class {number}" for number in range(1, config.num_classes)))
+    segmenter = make_segmenter(load.model, labels, view, config.batch_size)
     with tempfile.TemporaryDirectory() as folder:
         few, case = make_case(Path(folder, "few"), 2), make_case(Path(folder, "all"), slices)
 
         def ours(case: StoredCase, precision: str) -> None:
             with load.autocast(precision):
-                predict(load.model, case, view, labels, config.batch_size)
+                segmenter(case)
 
         def works(case: StoredCase) -> dict[tuple[str, str], Work]:
             plain = {(PLAIN, "float32"): partial(slice_by_slice, load.model, case, view.size)}

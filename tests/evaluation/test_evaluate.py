@@ -7,8 +7,8 @@ import torch
 from attnseg.data import store
 from attnseg.data.readers.uw_madison import UWMadison
 from attnseg.data.slicing import SliceView
-from attnseg.evaluation.pipelines import compare, predict
-from attnseg.evaluation.scoring import score_cases
+from attnseg.evaluation.pipelines import segment_case
+from attnseg.evaluation.scoring import make_segmenter, score_cases
 from attnseg.metrics.profiles.strict import Strict
 from attnseg.metrics.profiles.transunet import TransUNet
 from attnseg.models.model import SegmentationModel
@@ -33,6 +33,10 @@ class Oracle(SegmentationModel):
         return answer.float() * 2 - 1
 
 
+def segmenter(model, view, batch_size=4):
+    return make_segmenter(model, LABELS, view, batch_size)
+
+
 @pytest.fixture(scope="module")
 def cases(phantom, tmp_path_factory):
     reader = UWMadison(phantom)
@@ -43,7 +47,7 @@ def cases(phantom, tmp_path_factory):
 def test_a_perfect_model_is_perfect_at_any_batch_size(cases, batch_size):
     case = cases[0]
     truth = LABELS.split(case.mask)
-    prediction = predict(Oracle(truth), case, SliceView(case.shape[1:]), LABELS, batch_size)
+    prediction = segmenter(Oracle(truth), SliceView(case.shape[1:]), batch_size)(case).masks
     assert prediction.shape == (3, *case.shape)
     assert np.array_equal(prediction, truth)
 
@@ -52,7 +56,7 @@ def test_a_model_at_another_size_is_scored_at_the_native_one(cases):
     case = cases[0]
     double = LABELS.split(case.mask).repeat(2, 2).repeat(2, 3)
     size = SliceView((2 * case.shape[1], 2 * case.shape[2]))
-    frame = score_cases(Oracle(double), [case], size, LABELS, 4, [Strict()], "test")
+    frame = score_cases(segmenter(Oracle(double), size), [case], [Strict()], "test")
     assert frame["value"][frame["metric"] == "dice"].min() > 0.9
 
 
@@ -60,7 +64,7 @@ def test_there_is_a_row_per_case_class_and_metric(cases):
     case = cases[1]
     upside_down = LABELS.split(case.mask)[:, ::-1].copy()
     frame = score_cases(
-        Oracle(upside_down), [case], SliceView(case.shape[1:]), LABELS, 4, [Strict()], "val"
+        segmenter(Oracle(upside_down), SliceView(case.shape[1:])), [case], [Strict()], "val"
     )
     names = {m.name for m in Strict.metrics} - {"weighted_jaccard"}
     assert set(frame["metric"]) == names | {"truth_voxels", "predicted_voxels"}
@@ -74,7 +78,7 @@ def test_profiles_score_the_same_prediction(cases):
     truth = LABELS.split(cases[0].mask)
     view = SliceView(cases[0].shape[1:])
     oracle = Oracle(truth)
-    frame = score_cases(oracle, [cases[0]], view, LABELS, 4, [Strict(), TransUNet()], "val")
+    frame = score_cases(segmenter(oracle, view), [cases[0]], [Strict(), TransUNet()], "val")
     assert set(frame["profile"]) == {"strict", "transunet"}
     assert (frame["value"][frame["metric"] == "dice"] == 1).all()
     assert oracle.at == cases[0].shape[0]  # predicted once
@@ -86,7 +90,7 @@ def test_pipelines_keep_masks_in_their_place(cases, pipeline, factor):
     case = cases[0]
     size = tuple(factor * n for n in case.shape[1:])
     answer = LABELS.split(case.mask).repeat(factor, 2).repeat(factor, 3)
-    truth, prediction = compare(pipeline, Oracle(answer), case, SliceView(size), LABELS, 3)
+    truth, prediction = segment_case(pipeline, segmenter(Oracle(answer), SliceView(size), 3), case)
     expected = (3, case.shape[0], *(size if pipeline == "network_size" else case.shape[1:]))
     assert truth.shape == prediction.shape == expected
     dice = 2 * (truth & prediction).sum() / (truth.sum() + prediction.sum())

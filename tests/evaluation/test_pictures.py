@@ -79,7 +79,7 @@ def test_exclusive_classes_become_indices(tmp_path, case):
 
 def test_large_and_flat_voxels_become_small_square_pixels(tmp_path, case, monkeypatch):
     monkeypatch.setattr("attnseg.evaluation.pictures.LONGEST", 20)
-    monkeypatch.setattr("attnseg.evaluation.pictures.aspect", lambda case: 0.5)
+    monkeypatch.setattr("attnseg.evaluation.pictures.pixel_aspect", lambda case: 0.5)
     truth = np.zeros((1, *case.shape), bool)  # a case without any class has pictures, too
     index = kept(tmp_path, case, truth, truth, Labels(("a",), overlapping=True))
     name = index["cases"][0]["slices"][0]["name"]

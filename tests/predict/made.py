@@ -77,8 +77,8 @@ def segment(
     made = recipe(**values)
     network = network or Threshold(made)
     all_rules = {name: Rule() for name in made.classes} | (rules or {})
-    segmenter = Segmenter([Member(made, network)], **(how or {}))
-    predict(segmenter, Wanted(all_rules, **(wanted or {})), place, output, "test")
+    segmenter = Segmenter(made.labels, [Member(network, made.view)], **(how or {}))
+    predict(segmenter, [made], Wanted(all_rules, **(wanted or {})), place, output, "test")
     return network
 
 

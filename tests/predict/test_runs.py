@@ -17,8 +17,6 @@ from attnseg import cli
 from attnseg.config.schema import Evaluate
 from attnseg.data.readers import rle
 from attnseg.evaluation.evaluate import FinishedRun
-from attnseg.evaluation.pipelines import predict as scored
-from attnseg.runs.reopen import recipe_of
 from tests.predict.made import TILTED, organ, recipe
 
 CLASSES = ("large_bowel", "small_bowel", "stomach")
@@ -79,10 +77,9 @@ def test_the_masks_are_those_that_evaluation_scores(place, run):
     """For each validation case, every pixel; although the logits are resized both ways."""
     assert command("predict", f"run={run}", f"input={scans(place)}", "output=out") == 0
     finished = evaluated(run)
-    view = recipe_of(run).view
     assert finished.data.val
     for case in finished.data.val:
-        expected = scored(finished.model, case, view, True, 8)
+        expected = finished.segmenter()(case).masks
         (path,) = place.glob(f"out/masks/*/{case.case}.csv")
         assert expected.any()
         assert np.array_equal(read_codes(path, case.shape[1:]), expected)

@@ -6,11 +6,11 @@ import torch
 import torch.nn.functional as F
 
 from attnseg.errors import CheckpointError, ConfigError
-from attnseg.predict import decision
+from attnseg.predict.masks import resize_logits, to_probabilities
 from attnseg.predict.postprocess import Rule, clean
 from attnseg.predict.predict import common
 from attnseg.predict.scan import make_scan
-from attnseg.predict.segment import Member, Segmenter, bell, starts
+from attnseg.predict.segment import Member, Segmenter, tile_starts, tile_weights
 from tests.predict.made import WINDOW, Constant, Threshold, organ, recipe
 
 
@@ -21,25 +21,25 @@ def scan(shape=(2, 12, 14), spacing=None):
 
 def segment(networks, shape=(2, 12, 14), maps=True, how=None, **values):
     made = recipe(**{"size": shape[1:], **values})
-    members = [Member(made, network) for network in networks]
-    return Segmenter(members, **(how or {}))(scan(shape), maps, maps)
+    members = [Member(network, made.view) for network in networks]
+    return Segmenter(made.labels, members, **(how or {}))(scan(shape), maps, maps)
 
 
 @pytest.mark.parametrize("size", [(30, 41), (7, 90), (20, 20), (60, 60)])
 def test_logits_are_resized_as_pytorch_does(size):
     logits = np.random.default_rng(0).normal(size=(2, 3, 20, 20)).astype(np.float32)
     expected = F.interpolate(torch.from_numpy(logits), size, mode="bilinear").numpy()
-    assert np.abs(decision.to_size(logits, size) - expected).max() < 1e-4
+    assert np.abs(resize_logits(logits, size) - expected).max() < 1e-4
 
 
 def test_probabilities_are_those_of_pytorch():
     logits = np.random.default_rng(0).normal(size=(2, 4, 20, 20)).astype(np.float32)
     for overlapping, function in ((True, torch.sigmoid), (False, lambda x: x.softmax(1))):
-        found = decision.probabilities(logits, overlapping)
+        found = to_probabilities(logits, overlapping)
         assert found.dtype == np.float32
         assert np.abs(found - function(torch.from_numpy(logits)).numpy()).max() < 1e-6
     extreme = np.array([-1e4, 0, 1e4], np.float32).reshape(1, 3, 1, 1)
-    assert np.isfinite(decision.probabilities(extreme, True)).all()
+    assert np.isfinite(to_probabilities(extreme, True)).all()
 
 
 def test_runs_vote_by_their_mean_probability():
@@ -125,11 +125,11 @@ def test_mirrored_passes_are_mirrored_back():
     ],
 )
 def test_tiles_cover_a_length_evenly(length, size, overlap, expected):
-    assert starts(length, size, overlap) == expected
+    assert tile_starts(length, size, overlap) == expected
 
 
 def test_a_tile_weighs_most_in_its_middle():
-    weights = bell(recipe(size=(16, 32)).view)
+    weights = tile_weights(recipe(size=(16, 32)).view)
     assert weights.shape == (16, 32)
     assert 0.95 < weights.max() <= 1
     assert weights.min() > 0

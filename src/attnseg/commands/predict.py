@@ -12,9 +12,11 @@ from typing import Any, TypeVar
 
 from attnseg.config.schema import Postprocess, Predict, check_types, nearest
 from attnseg.errors import ConfigError
+from attnseg.predict.network import Network
 from attnseg.predict.postprocess import Rule
 from attnseg.predict.predict import Wanted, common
 from attnseg.predict.predict import predict as segment_all
+from attnseg.predict.recipe import Recipe
 from attnseg.predict.segment import Member, Segmenter
 
 log = logging.getLogger(__name__)
@@ -30,21 +32,21 @@ def predict(config: Predict) -> None:
     """
     options = config.postprocess
     if config.capsule is not None:
-        member, said = by_capsule(config.capsule, config.threads)
-        members = [member]
+        recipe, network, said = by_capsule(config.capsule, config.threads)
+        recipes, networks = [recipe], [network]
         if options == Postprocess():  # nothing else was asked for
             options = check_types(Postprocess, said)
     else:
         runs = list_runs(config)
-        members = (
-            by_onnx(runs, config.threads) if config.backend == "onnx" else by_torch(runs, config)
-        )
-    recipe = common([member.recipe for member in members])
+        by_backend = by_onnx if config.backend == "onnx" else by_torch
+        recipes, networks = by_backend(runs, config)
+    recipe = common(recipes)
     rules = rules_of(options, recipe.classes)
-    segmenter = Segmenter(members, config.batch_size, config.flips, config.tiles)
+    members = [Member(n, r.view) for n, r in zip(networks, recipes, strict=True)]
+    segmenter = Segmenter(recipe.labels, members, config.batch_size, config.flips, config.tiles)
     wanted = Wanted(rules, config.probabilities, config.uncertainty, config.overlays)
     backend = "onnx" if config.capsule is not None else config.backend
-    segment_all(segmenter, wanted, Path(config.input), Path(config.output), backend)
+    segment_all(segmenter, recipes, wanted, Path(config.input), Path(config.output), backend)
 
 
 def list_runs(config: Predict) -> list[Path]:
@@ -83,7 +85,7 @@ def list_runs(config: Predict) -> list[Path]:
     return [run for _, run in done]
 
 
-def by_torch(runs: Sequence[Path], config: Predict) -> list[Member]:
+def by_torch(runs: Sequence[Path], config: Predict) -> tuple[list[Recipe], list[Network]]:
     """Return runs as networks of PyTorch."""
     if importlib.util.find_spec("torch") is None:
         raise ConfigError("backend: torch is not installed; use backend=onnx or install it")
@@ -95,13 +97,10 @@ def by_torch(runs: Sequence[Path], config: Predict) -> list[Member]:
         torch.set_num_threads(config.threads)
     recipes = [recipe_of(run) for run in runs]
     common(recipes)  # before the weights are read
-    return [
-        Member(recipe, load_network(run, config.device))
-        for recipe, run in zip(recipes, runs, strict=True)
-    ]
+    return recipes, [load_network(run, config.device) for run in runs]
 
 
-def by_onnx(runs: Sequence[Path], threads: int | None) -> list[Member]:
+def by_onnx(runs: Sequence[Path], config: Predict) -> tuple[list[Recipe], list[Network]]:
     """Return what was exported of runs, by ONNX Runtime.
 
     Raises:
@@ -112,10 +111,11 @@ def by_onnx(runs: Sequence[Path], threads: int | None) -> list[Member]:
     from attnseg.predict.exported import Exported
 
     exported = [Exported(run / "export") for run in runs]
-    return [Member(export.recipe, export.network(threads or 0)) for export in exported]
+    recipes = [export.recipe for export in exported]
+    return recipes, [export.network(config.threads or 0) for export in exported]
 
 
-def by_capsule(place: str, threads: int | None) -> tuple[Member, dict[str, Any]]:
+def by_capsule(place: str, threads: int | None) -> tuple[Recipe, Network, dict[str, Any]]:
     """Return a capsule's network, and what it says of postprocessing.
 
     Raises:
@@ -127,8 +127,8 @@ def by_capsule(place: str, threads: int | None) -> tuple[Member, dict[str, Any]]
     from attnseg.predict.hub import fetch
 
     capsule = Capsule(fetch(place))
-    member = Member(capsule.recipe, capsule.network(threads or 0))
-    return member, capsule.values("postprocessing.json")
+    network = capsule.network(threads or 0)
+    return capsule.recipe, network, capsule.values("postprocessing.json")
 
 
 def check_runtime() -> None:

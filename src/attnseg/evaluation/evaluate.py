@@ -15,14 +15,15 @@ from attnseg.config.build import build
 from attnseg.config.components import build_parts
 from attnseg.config.schema import Config, Evaluate, Export, Reopen, check
 from attnseg.data.store import StoredCase
-from attnseg.drawing import cases as preview
 from attnseg.errors import ConfigError, DataError
 from attnseg.evaluation import summary as results
+from attnseg.evaluation.kept_slices import KeptSlices
 from attnseg.evaluation.mask_folders import score_folders
-from attnseg.evaluation.pipelines import DESCRIBED, compare
-from attnseg.evaluation.scoring import score_cases
+from attnseg.evaluation.pipelines import DESCRIBED
+from attnseg.evaluation.scoring import OnCase, make_segmenter, score_cases
 from attnseg.metrics.profiles.profile import Profile
 from attnseg.models.model import SegmentationModel
+from attnseg.predict.segment import Segmenter
 from attnseg.preparation.datasets import PreparedData, load_dataset, open_reader, slice_view
 from attnseg.processes.malloc import keep_freed_memory
 from attnseg.runs.checkpoints import load_weights
@@ -51,14 +52,16 @@ def evaluate(config: Evaluate) -> pd.DataFrame:
         return scores
     finished = FinishedRun(Path(config.run or ""), config)
     cases = finished.cases(config, f"evaluate {' '.join(config.profile)}")
-    scores = finished.score(config, cases, profiles)
+    kept = None if config.pipeline == "network_size" else KeptSlices(finished.data.reader.labels)
+    scores = finished.score(config, cases, profiles, None if kept is None else kept.add)
     folder = Path(config.outputs or finished.folder / "evaluation") / config.split
     facts = {
         "run": finished.folder.name,
         "pipeline": f"{config.pipeline}: {DESCRIBED[config.pipeline]}",
     }
     publish(folder, config.split, scores, profiles, facts, finished.data.watermark)
-    finished.draw_worst(config, folder, profiles[0], cases, scores)
+    if kept is not None:  # Other sizes than the image's own cannot be drawn on it.
+        draw_worst(kept, config, folder, profiles[0], scores)
     log.info("Written: %s", folder)
     return scores
 
@@ -135,48 +138,32 @@ class FinishedRun:
         return cases
 
     def score(
-        self, options: Evaluate, cases: Sequence[StoredCase], profiles: Sequence[Profile]
-    ) -> pd.DataFrame:
-        """Predict and score cases."""
-        return score_cases(
-            self.model,
-            cases,
-            slice_view(self.config),
-            self.data.reader.labels,
-            self.config.dataset.batch_size,
-            profiles,
-            options.split,
-            options.pipeline,
-        )
-
-    def draw_worst(
         self,
         options: Evaluate,
-        folder: Path,
-        profile: Profile,
         cases: Sequence[StoredCase],
-        scores: pd.DataFrame,
-    ) -> None:
-        """Draw the worst cases with truth and prediction."""
-        reader = self.data.reader
-        order = results.ranked(profile, scores)
-        by_name = {case.case: case for case in cases}
-        if options.pipeline == "network_size":
-            return  # there is no picture of that size
-        for place, name in enumerate(reversed(order.index[-options.worst :]), 1):
-            case = by_name[str(name)]
-            truth, prediction = compare(
-                options.pipeline,
-                self.model,
-                case,
-                slice_view(self.config),
-                reader.labels,
-                self.config.dataset.batch_size,
-            )
-            title = f"{options.split} case {name}: mean {profile.label(profile.metrics[0])} "
-            title += f"{order[name]:.3f} ({profile.name})"
-            path = folder / f"worst-{place}.png"
-            preview.draw(path, title, case, truth, prediction, reader.classes)
+        profiles: Sequence[Profile],
+        on_case: OnCase | None = None,
+    ) -> pd.DataFrame:
+        """Segment and score cases; see `score_cases`."""
+        return score_cases(
+            self.segmenter(), cases, profiles, options.split, options.pipeline, on_case
+        )
+
+    def segmenter(self) -> Segmenter:
+        """Return the segmenter of the run's network."""
+        labels, batch_size = self.data.reader.labels, self.config.dataset.batch_size
+        return make_segmenter(self.model, labels, slice_view(self.config), batch_size)
+
+
+def draw_worst(
+    kept: KeptSlices, options: Evaluate, folder: Path, profile: Profile, scores: pd.DataFrame
+) -> None:
+    """Draw the cases with the worst scores, `worst-1.png` the worst of all."""
+    order = results.ranked(profile, scores)
+    for place, name in enumerate(reversed(order.index[-options.worst :]), 1):
+        title = f"{options.split} case {name}: mean {profile.label(profile.metrics[0])} "
+        title += f"{order[name]:.3f} ({profile.name})"
+        kept.draw(folder / f"worst-{place}.png", title, str(name))
 
 
 def read_config(folder: Path, options: Reopen) -> Config:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from attnseg.data.labels import Labels, Masks
 from attnseg.data.store import StoredCase
-from attnseg.drawing.cases import aspect, picture
+from attnseg.drawing.cases import pixel_aspect, slice_image
 from attnseg.files import write_text
 from attnseg.predict.overlay import slices_to_show
 
@@ -56,7 +56,7 @@ class Pictures:
         for at in slices_to_show(truth):
             # Not by the case's name, which may hold anything.
             name = f"{number:04}-{at:04}"
-            image = cv2.resize(picture(case, at), (width, height), interpolation=cv2.INTER_AREA)
+            image = cv2.resize(slice_image(case, at), (width, height), interpolation=cv2.INTER_AREA)
             pixels = np.rint(image * 255).astype(np.uint8)
             Image.fromarray(pixels).save(self.folder / f"{name}-image.jpg", quality=QUALITY)
             for what, masks in (("truth", truth), ("prediction", prediction)):
@@ -78,6 +78,6 @@ class Pictures:
 
 def _size(case: StoredCase) -> tuple[int, int]:
     """Return width and height that a slice is kept at: pixels square, never enlarged."""
-    height, width = case.shape[1] * aspect(case), float(case.shape[2])
+    height, width = case.shape[1] * pixel_aspect(case), float(case.shape[2])
     shrink = min(1.0, LONGEST / max(height, width))
     return max(1, round(width * shrink)), max(1, round(height * shrink))

@@ -1,4 +1,4 @@
-"""From a model to the masks that are scored: ours, and two that published tables were made with."""
+"""Truth and prediction of a case as they are compared: our pipeline and two published ones."""
 
 from typing import Literal
 
@@ -8,16 +8,13 @@ import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from attnseg.data.labels import Labels
-from attnseg.data.slices import network_tensor
-from attnseg.data.slicing import SliceView
+from attnseg.data.labels import Floats, Masks
+from attnseg.data.slicing import network_input
 from attnseg.data.store import StoredCase
 from attnseg.metrics.calibration import Calibration
-from attnseg.models.model import SegmentationModel
-from attnseg.predict import decision
+from attnseg.predict.segment import Segmenter
 
 Pipeline = Literal["native", "zoom", "network_size"]
-Volume = NDArray[np.bool_]
 
 DESCRIBED = {
     "native": "logits resized to the native size, bilinear, then decided per pixel",
@@ -27,98 +24,76 @@ DESCRIBED = {
 }
 
 
-@torch.inference_mode()
-def predict(
-    model: SegmentationModel,
+def segment_case(
+    pipeline: Pipeline,
+    segmenter: Segmenter,
     case: StoredCase,
-    view: SliceView,
-    labels: Labels,
-    batch_size: int,
     calibration: Calibration | None = None,
-) -> Volume:
-    """Segment one case.
-
-    Logits, not masks, are resized to the native size: bilinear, then the decision per pixel.
+) -> tuple[Masks, Masks]:
+    """Return truth and prediction of a case, `[classes, S, H, W]` each.
 
     Args:
-        model: in evaluation mode, on the device to use.
+        pipeline: how both are brought to one size: the case's own or, for `network_size`, the
+            network's.
+        segmenter: with one member, no flips and no tiles.
         case: prepared.
-        view: how slices become the network's input.
-        labels: foreground classes.
-        batch_size: slices at a time.
-        calibration: told of every probability, at the network's size.
+        calibration: updated with all probabilities at the network's size; for `native` only.
 
-    Returns:
-        Masks `[classes, S, H, W]` at the case's own size.
+    Raises:
+        CheckpointError: the network returns NaN or infinity.
     """
-    parts = []
-    for start in range(0, case.shape[0], batch_size):
-        indices = range(start, min(start + batch_size, case.shape[0]))
-        logits = _logits(model, [view.image(case, index) for index in indices])
-        if calibration is not None:
-            probability = logits.sigmoid() if labels.overlapping else logits.softmax(1)[:, 1:]
-            true = labels.split(np.stack([view.mask(case, index) for index in indices]))
-            calibration.update(probability.cpu(), torch.from_numpy(true).transpose(0, 1))
-        native = decision.to_size(logits.cpu().numpy(), case.shape[1:])
-        parts.append(labels.decide(native))
-    return np.concatenate(parts, 1)
-
-
-@torch.inference_mode()
-def predict_zoomed(
-    model: SegmentationModel, case: StoredCase, view: SliceView, labels: Labels, batch_size: int
-) -> Volume:
-    """Segment one case as TransUNet's and DAE-Former's published code; see `predict`."""
-    factors = (view.size[0] / case.shape[1], view.size[1] / case.shape[2])
-    parts = []
-    for start in range(0, case.shape[0], batch_size):
-        images = []
-        for index in range(start, min(start + batch_size, case.shape[0])):
-            stacked = np.concatenate(case.scaled(view.neighbours(case, index)), -1)
-            images.append(ndimage.zoom(stacked, (*factors, 1), order=3))
-        masks = labels.decide(_logits(model, images).cpu().numpy())
-        back = (1, 1, 1 / factors[0], 1 / factors[1])
-        parts.append(ndimage.zoom(masks.astype(np.uint8), back, order=0).astype(bool))
-    return np.concatenate(parts, 1)
-
-
-@torch.inference_mode()
-def compare_at_network_size(
-    model: SegmentationModel, case: StoredCase, view: SliceView, labels: Labels, batch_size: int
-) -> tuple[Volume, Volume]:
-    """Return truth and prediction `[classes, S, *view.size]` at the network's size."""
-    parts = []
-    for start in range(0, case.shape[0], batch_size):
-        indices = range(start, min(start + batch_size, case.shape[0]))
-        logits = _logits(model, [view.image(case, index) for index in indices])
-        parts.append(labels.decide(logits.cpu().numpy()))
-    prediction = np.concatenate(parts, 1)
-    truth = labels.split(case.mask).astype(np.float32)
-    shrunk = [[cv2.resize(plane, view.size[::-1]) > 0.5 for plane in planes] for planes in truth]
-    return np.array(shrunk), prediction
-
-
-def compare(
-    pipeline: Pipeline,
-    model: SegmentationModel,
-    case: StoredCase,
-    view: SliceView,
-    labels: Labels,
-    batch_size: int,
-    calibration: Calibration | None = None,
-) -> tuple[Volume, Volume]:
-    """Return truth and prediction as a pipeline compares them; arguments as for `predict`."""
     if pipeline == "network_size":
-        return compare_at_network_size(model, case, view, labels, batch_size)
+        return _segment_at_network_size(segmenter, case)
+    truth = segmenter.labels.split(case.mask)
     if pipeline == "zoom":
-        prediction = predict_zoomed(model, case, view, labels, batch_size)
-    else:
-        prediction = predict(model, case, view, labels, batch_size, calibration)
-    return labels.split(case.mask), prediction
+        return truth, _segment_zoomed(segmenter, case)
+
+    def calibrate(at: slice, logits: Floats) -> None:
+        if calibration is not None:
+            _update_calibration(calibration, segmenter, case, at, logits)
+
+    return truth, segmenter(case, on_logits=calibrate).masks
 
 
-def _logits(model: SegmentationModel, images: list[NDArray[np.float32]]) -> torch.Tensor:
-    device = next(model.parameters()).device
-    batch = torch.stack([network_tensor(image) for image in images]).to(device)
-    logits: torch.Tensor = model(batch)
-    return logits.float()
+def _update_calibration(
+    calibration: Calibration, segmenter: Segmenter, case: StoredCase, at: slice, logits: Floats
+) -> None:
+    """Add the slices of a batch, their truth resized to the network's size."""
+    labels, (member,) = segmenter.labels, segmenter.members
+    tensor = torch.from_numpy(logits)
+    probability = tensor.sigmoid() if labels.overlapping else tensor.softmax(1)[:, 1:]
+    indices = range(at.start, at.stop)
+    truth = labels.split(np.stack([member.view.mask(case, index) for index in indices]))
+    calibration.update(probability, torch.from_numpy(truth).transpose(0, 1))
+
+
+def _segment_zoomed(segmenter: Segmenter, case: StoredCase) -> Masks:
+    """Segment a case as the published code of TransUNet and DAE-Former does."""
+    (member,) = segmenter.members
+    view = member.view
+    factors = (view.size[0] / case.shape[1], view.size[1] / case.shape[2])
+    back = (1, 1, 1 / factors[0], 1 / factors[1])
+
+    def read_zoomed(index: int) -> NDArray[np.float32]:
+        stacked = np.concatenate(case.scaled(view.neighbours(case, index)), -1)
+        return network_input(ndimage.zoom(stacked, (*factors, 1), order=3))
+
+    batches = []
+    for at in segmenter.batches(case):
+        images = np.stack([read_zoomed(index) for index in range(at.start, at.stop)])
+        masks = segmenter.labels.decide(member.compute_logits(images))
+        batches.append(ndimage.zoom(masks.astype(np.uint8), back, order=0).astype(bool))
+    return np.concatenate(batches, 1)
+
+
+def _segment_at_network_size(segmenter: Segmenter, case: StoredCase) -> tuple[Masks, Masks]:
+    """Return truth and prediction `[classes, S, *view.size]` at the network's size."""
+    labels, (member,) = segmenter.labels, segmenter.members
+    decided = [
+        labels.decide(member.compute_logits(member.read_slices(case, at)))
+        for at in segmenter.batches(case)
+    ]
+    truth = labels.split(case.mask).astype(np.float32)
+    size = member.view.size[::-1]
+    shrunk = [[cv2.resize(plane, size) > 0.5 for plane in planes] for planes in truth]
+    return np.array(shrunk), np.concatenate(decided, 1)

@@ -14,7 +14,7 @@ from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
 from attnseg.data.labels import Masks
-from attnseg.drawing.cases import legend
+from attnseg.drawing.cases import draw_class_legend
 from attnseg.explain.attention_maps import Reach, Site, scores
 from attnseg.files import replacing
 from attnseg.predict.overlay import COLOURS
@@ -218,7 +218,7 @@ def _finish(figure: Figure, path: Path, scene: Scene, how: str) -> None:
     )
     bar.set_label("weight, as a share of the panel's largest", fontsize=8)
     bar.ax.tick_params(labelsize=7)
-    legend(figure, scene.classes)
+    draw_class_legend(figure, scene.classes)
     figure.suptitle(
         f"Where the token at + attends, {how}: {scene.title}, pixel {list(scene.point)}",
         fontsize=10,

@@ -18,7 +18,7 @@ from attnseg.config.schema import Explain, nearest
 from attnseg.data.labels import Masks
 from attnseg.data.slices import network_tensor
 from attnseg.data.store import StoredCase
-from attnseg.drawing.cases import aspect, picture
+from attnseg.drawing.cases import pixel_aspect, slice_image
 from attnseg.errors import ConfigError, DataError, first_line
 from attnseg.evaluation import summary as results
 from attnseg.evaluation.evaluate import FinishedRun
@@ -81,7 +81,7 @@ def explain(config: Explain) -> pd.DataFrame:
     folder = Path(config.outputs or default_folder(config))
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "layers.csv", table.to_csv(index=False, lineterminator="\n"))
-    scene = Scene(title, picture(case, index), masks, reader.classes, aspect(case), point)
+    scene = Scene(title, slice_image(case, index), masks, reader.classes, pixel_aspect(case), point)
     drawn = [Drawn(one.label, one.sites, one.found) for one in explained]
     attention_pictures.draw_maps(folder / "maps.png", scene, drawn)
     if config.heads:

@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
+from torch import nn
 from torch.export import Dim, ExportedProgram
 
 from attnseg.config.schema import Export
@@ -34,10 +34,10 @@ from attnseg.evaluation.evaluate import FinishedRun, build_profiles
 from attnseg.evaluation.scoring import score_cases
 from attnseg.files import file_digest, replacing, write_text
 from attnseg.metrics.profiles.profile import Profile
-from attnseg.models.model import SegmentationModel
 from attnseg.predict.network import Network
 from attnseg.predict.onnx import OnnxNetwork
 from attnseg.predict.recipe import Recipe
+from attnseg.predict.segment import Member, Segmenter
 from attnseg.runs.reopen import TorchNetwork, load_model, read_run, recipe_of
 
 log = logging.getLogger(__name__)
@@ -337,19 +337,6 @@ def latencies(networks: dict[str, Network], image: Images) -> dict[str, float]:
     return {name: round(statistics.median(found), 3) for name, found in spent.items()}
 
 
-class OnnxModel(SegmentationModel):
-    """An `OnnxNetwork` where a model is expected."""
-
-    def __init__(self, network: Network) -> None:
-        super().__init__()
-        self.network = network
-        self.place = nn.Parameter(torch.zeros(1))  # tells that it is on the CPU
-
-    def forward(self, image: Tensor) -> Tensor:
-        """Segment images `[B, C, H, W]`; see `SegmentationModel.forward`."""
-        return torch.from_numpy(self.network(image.numpy()))
-
-
 def dice(
     networks: dict[str, Network], seen: Seen, profile: Profile, recipe: Recipe
 ) -> dict[str, Any]:
@@ -362,12 +349,10 @@ def dice(
     assert seen.finished is not None  # `look` has checked
     cases = seen.finished.data.val
     scored: dict[str, Any] = {}
-    metric = profile.metrics[0]
+    metric, batch_size = profile.metrics[0], seen.finished.config.dataset.batch_size
     for name in ("PyTorch", "ONNX", "ONNX int8"):
-        scores = score_cases(
-            OnnxModel(networks[name]), cases, recipe.view, recipe.labels,
-            seen.finished.config.dataset.batch_size, [profile], f"val, {name}",
-        )  # fmt: skip
+        segmenter = Segmenter(recipe.labels, [Member(networks[name], recipe.view)], batch_size)
+        scores = score_cases(segmenter, cases, [profile], f"val, {name}")
         means = profile.summarise(scores)[metric.name]
         scored[name] = {str(row): round(float(value), 6) for row, value in means.items()}
     return {

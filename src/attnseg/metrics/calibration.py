@@ -1,4 +1,4 @@
-"""Do probabilities mean what they say? Expected calibration error and Brier score."""
+"""Calibration of predicted probabilities: expected calibration error and Brier score."""
 
 import numpy as np
 import torch
@@ -9,12 +9,13 @@ BINS = 15
 
 
 class Calibration:
-    """Probabilities of one case against the truth, each class by itself against all else.
+    """Scores the probabilities of one case against the truth, each class against all else.
 
-    ECE is as Guo et al. (2017, arXiv 1706.04599) have it, for the probability of the class: pixels
-    in 15 equal bins of probability, the mean over pixels of |share of the class in the bin - mean
-    probability in the bin|. Brier is the mean of (probability - truth)^2. Both are over all pixels
-    at the network's size, most of which are easy background: they compare models, not datasets.
+    The expected calibration error (ECE) follows Guo et al. (2017, arXiv 1706.04599), applied to the
+    probability of the class: pixels are sorted into 15 equal bins of probability, and the error is
+    the mean over pixels of |share of the class in the bin - mean probability in the bin|. The Brier
+    score is the mean of (probability - truth)^2. Both use every pixel at the network's size, most
+    of which are easy background, so they compare models and not datasets.
 
     Args:
         classes: number of foreground classes.
@@ -40,6 +41,10 @@ class Calibration:
             self.probability[k] += torch.bincount(at, p, BINS).numpy()
             self.true[k] += torch.bincount(at, t, BINS).numpy()
             self.squares[k] += float(((p - t) ** 2).sum())
+
+    def scores(self) -> dict[str, NDArray[np.float64]]:
+        """Return the values `[classes]` of each metric, by its name in profiles."""
+        return {"ece": self.ece(), "brier": self.brier()}
 
     def ece(self) -> NDArray[np.float64]:
         """Return the expected calibration error of each class."""

@@ -55,11 +55,19 @@ class Wanted:
     overlays: bool = True
 
 
-def predict(segmenter: Segmenter, wanted: Wanted, place: Path, output: Path, backend: str) -> None:
+def predict(
+    segmenter: Segmenter,
+    recipes: Sequence[Recipe],
+    wanted: Wanted,
+    place: Path,
+    output: Path,
+    backend: str,
+) -> None:
     """Segment all there is, and leave masks and a manifest.
 
     Args:
         segmenter: of one network or several.
+        recipes: of these networks.
         wanted: of each item.
         place: file or folder.
         output: folder.
@@ -70,7 +78,7 @@ def predict(segmenter: Segmenter, wanted: Wanted, place: Path, output: Path, bac
         DataError: some of the input cannot be segmented; the rest is done.
         ResourceError: the output cannot be written.
     """
-    recipe = common([member.recipe for member in segmenter.members])
+    recipe = common(recipes)
     check_output(place, output)
     found = find(place, output, recipe)
     if found.others:
@@ -80,7 +88,7 @@ def predict(segmenter: Segmenter, wanted: Wanted, place: Path, output: Path, bac
             found.others[0],
         )
     started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
-    decides = decisive(segmenter, wanted, backend)
+    decides = decisive(segmenter, recipes, wanted, backend)
     settings = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
     root = place if place.is_dir() else place.parent
     with Record(output, settings) as record:
@@ -243,12 +251,14 @@ def check_output(place: Path, output: Path) -> None:
         raise ConfigError(f"output: {output} is or holds the input; give another folder")
 
 
-def decisive(segmenter: Segmenter, wanted: Wanted, backend: str) -> Facts:
+def decisive(
+    segmenter: Segmenter, recipes: Sequence[Recipe], wanted: Wanted, backend: str
+) -> Facts:
     """Return all that decides the results but the input, as plain containers."""
     return {
         "version": VERSION,
         "backend": backend,
-        "recipes": [asdict(member.recipe) for member in segmenter.members],
+        "recipes": [asdict(recipe) for recipe in recipes],
         "flips": sorted(segmenter.flips),
         "tiles": segmenter.tiles,
         **asdict(wanted),

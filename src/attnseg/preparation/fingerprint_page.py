@@ -9,7 +9,13 @@ from matplotlib.figure import Figure
 
 from attnseg.data.reader import Reader
 from attnseg.data.store import PERCENTILES, StoredCase
-from attnseg.drawing.cases import aspect, fullest, legend, picture, show
+from attnseg.drawing.cases import (
+    draw_class_legend,
+    draw_slice,
+    fullest_slice,
+    pixel_aspect,
+    slice_image,
+)
 from attnseg.predict.overlay import COLOURS
 from attnseg.preparation.fingerprint import Fingerprint, class_volume
 
@@ -54,7 +60,7 @@ def draw_fingerprint(
     for at, case in enumerate(open_cases[i] for i in chosen):
         axis = figure.add_subplot(grid[2 + at // 4, 3 * (at % 4) : 3 * (at % 4) + 3])
         _sample(axis, reader, case)
-    legend(figure, reader.classes)
+    draw_class_legend(figure, reader.classes)
     figure.savefig(path, metadata={"Software": None})
 
 
@@ -152,7 +158,7 @@ def _positions(axis: Any, reader: Reader, cases: Sequence[StoredCase]) -> None: 
 
 
 def _sample(axis: Any, reader: Reader, case: StoredCase) -> None:  # noqa: ANN401
-    index = fullest(case)
+    index = fullest_slice(case)
     truth = reader.labels.split(case.mask)
-    show(axis, picture(case, index), truth[:, index], aspect(case))
+    draw_slice(axis, slice_image(case, index), truth[:, index], pixel_aspect(case))
     axis.set_title(f"{case.case}, slice {index + 1} of {case.shape[0]}", fontsize=9)

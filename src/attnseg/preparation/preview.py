@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from attnseg.config.build import build
 from attnseg.config.schema import Config
 from attnseg.data.slices import SliceDataset
-from attnseg.drawing.cases import fullest, legend, show
+from attnseg.drawing.cases import draw_class_legend, draw_slice, fullest_slice
 from attnseg.errors import ConfigError
 from attnseg.preparation.datasets import load_dataset, open_reader, slice_view
 
@@ -48,12 +48,12 @@ def draw_contact_sheet(config: Config) -> Path:
             colours = image.shape[-1] == 3 and config.dataset.slices == 1
             shown = image if colours else image[..., image.shape[-1] // 2]
             masks = reader.labels.split(sample["mask"].numpy())
-            show(axis, shown, masks, 1.0)
+            draw_slice(axis, shown, masks, 1.0)
         case = data.train[plain.index[index][0]].case
         row[0].set_ylabel(f"{case}\nslice {plain.index[index][1] + 1}", fontsize=8)
     for column, axis in enumerate(axes[0]):
         axis.set_title("as loaded" if column == 0 else f"epoch {column}", fontsize=10)
-    legend(figure, reader.classes)
+    draw_class_legend(figure, reader.classes)
     name = f"{config.dataset_name}-{config.choices['augment']}"
     figure.suptitle(f"{name}, {height}x{config.dataset.image_size[1]}", fontsize=12)
     path = Path(config.paths.outputs, "previews", f"{name}.png")
@@ -65,4 +65,4 @@ def draw_contact_sheet(config: Config) -> Path:
 def _rows(data: SliceDataset) -> list[int]:
     """Return the fullest slice of each of a few cases."""
     chosen = np.linspace(0, len(data.cases) - 1, min(ROWS, len(data.cases))).astype(int)
-    return [data.index.index((int(case), fullest(data.cases[case]))) for case in chosen]
+    return [data.index.index((int(case), fullest_slice(data.cases[case]))) for case in chosen]

@@ -7,12 +7,12 @@ import pandas as pd
 import torch
 
 from attnseg.config.schema import Config
+from attnseg.data.labels import Masks
 from attnseg.data.store import StoredCase
-from attnseg.drawing import cases as preview
 from attnseg.evaluation import summary as results
+from attnseg.evaluation.kept_slices import KeptSlices
 from attnseg.evaluation.pictures import Pictures
-from attnseg.evaluation.pipelines import predict
-from attnseg.evaluation.scoring import score_cases
+from attnseg.evaluation.scoring import make_segmenter, score_cases
 from attnseg.metrics.profiles.profile import Profile
 from attnseg.models.model import SegmentationModel
 from attnseg.preparation.datasets import PreparedData, slice_view
@@ -39,26 +39,27 @@ def report(
     frames, tables = {}, {}
     metrics: dict[str, Any] = {**mark, "profile": profile.describe()}
     shown = list(scored)[-1]
+    segmenter = make_segmenter(model, reader.labels, slice_view(config), config.dataset.batch_size)
+    kept = KeptSlices(reader.labels)
     pictures = None
     if config.trainer.keep_pictures:
         pictures = Pictures(run.folder / "pictures", shown, reader.labels)
+
+    def keep(case: StoredCase, truth: Masks, prediction: Masks) -> None:
+        kept.add(case, truth, prediction)
+        if pictures is not None:
+            pictures.add(case, truth, prediction)
+
     for split, members in scored.items():
         frames[split] = score_cases(
-            model,
-            members,
-            slice_view(config),
-            reader.labels,
-            config.dataset.batch_size,
-            [profile],
-            split,
-            watch=pictures.add if pictures is not None and split == shown else None,
+            segmenter, members, [profile], split, on_case=keep if split == shown else None
         )
         tables[split] = profile.summarise(frames[split])
         metrics[split] = results.summary(profile, tables[split], frames[split])
     results.write(run.folder, pd.concat(frames.values()).assign(**mark), metrics)
     if pictures is not None:
         pictures.close()
-    draw_previews(config, run, data, model, profile, scored[shown], frames[shown], shown)
+    draw_previews(run, data, profile, kept, frames[shown], shown)
     for split, table in tables.items():
         results.show(profile, split, table, frames[split], data.watermark)
     run.save(test_set={"digest": data.test.digest, "openings": data.test.count_openings()})
@@ -69,31 +70,21 @@ def report(
 
 
 def draw_previews(
-    config: Config,
     run: Run,
     data: PreparedData,
-    model: SegmentationModel,
     profile: Profile,
-    cases: list[StoredCase],
+    kept: KeptSlices,
     scores: pd.DataFrame,
     split: str,
 ) -> None:
     """Draw the best, the median and the worst case by the mean over their classes."""
-    reader = data.reader
     order = results.ranked(profile, scores)
     if order.empty:
         return
-    by_name = {case.case: case for case in cases}
     mark = "" if data.watermark is None else f"\n{data.watermark.split(':')[0]}"
+    metric = profile.label(profile.metrics[0])
     for label, at in (("best", 0), ("median", len(order) // 2), ("worst", len(order) - 1)):
-        case = by_name[str(order.index[at])]
-        metric = profile.label(profile.metrics[0])
-        preview.draw(
-            run.folder / "previews" / f"{label}.png",
-            f"{label} {split} case {case.case}: mean {metric} {order.iloc[at]:.3f} "
-            f"({profile.name}){mark}",
-            case,
-            reader.labels.split(case.mask),
-            predict(model, case, slice_view(config), reader.labels, config.dataset.batch_size),
-            reader.classes,
-        )
+        name = str(order.index[at])
+        title = f"{label} {split} case {name}: mean {metric} {order.iloc[at]:.3f} "
+        title += f"({profile.name}){mark}"
+        kept.draw(run.folder / "previews" / f"{label}.png", title, name)

@@ -23,7 +23,7 @@ from attnseg.config.schema import Trainer as Options
 from attnseg.data.datamodule import SliceDataModule
 from attnseg.data.loader_processes import explain_loader_error
 from attnseg.errors import ConfigError, ResourceError
-from attnseg.evaluation.scoring import score_cases
+from attnseg.evaluation.scoring import make_segmenter, score_cases
 from attnseg.files import is_whole
 from attnseg.layers.norm import share_batch_norm
 from attnseg.preparation.datasets import PreparedData, slice_view
@@ -206,15 +206,9 @@ def position(checkpoint: dict[str, Any]) -> tuple[int, int]:
 
 def profile_means(config: Config, data: PreparedData, parts: Parts) -> dict[str, float]:
     """Return the profile's means over the validation cases, as the model is now."""
-    scores = score_cases(
-        parts.model,
-        data.val,
-        slice_view(config),
-        data.reader.labels,
-        config.dataset.batch_size,
-        [parts.profile],
-        "val",
-    )
+    labels, batch_size = data.reader.labels, config.dataset.batch_size
+    segmenter = make_segmenter(parts.model, labels, slice_view(config), batch_size)
+    scores = score_cases(segmenter, data.val, [parts.profile], "val")
     profile = parts.profile
     mean = profile.summarise(scores).loc["mean"].to_dict()
     found = [m.name for m in profile.metrics if m.name in mean]

@@ -39,7 +39,7 @@ class MONAI(Profile):
     name: ClassVar = "monai"
     metrics: ClassVar = (
         Metric("dice", "Dice"),
-        Metric("hd95_mm", "HD95 (mm)", up=False),
+        Metric("hd95_mm", "HD95", "mm", up=False),
         Metric("nsd", "NSD ({nsd_tolerance_mm:g} mm)"),
     )
     rules: ClassVar = {

@@ -32,20 +32,29 @@ class Metric:
 
     Attributes:
         name: in files.
-        label: in tables, with its unit.
-        up: whether more is better.
-        shown: whether on the terminal; files hold all.
+        label: in tables; may name options of the profile in braces.
+        unit: of the values, "mm" or "voxels"; empty for shares.
+        up: whether larger values are better; `None` if 0 is best.
+        shown: whether the terminal shows it; files hold every metric.
+        of_probabilities: whether it scores probabilities (see `Calibration`) instead of masks.
     """
 
     name: str
     label: str
-    up: bool = True
+    unit: str = ""
+    up: bool | None = True
     shown: bool = True
+    of_probabilities: bool = False
 
     @property
     def digits(self) -> int:
         """Decimal places in tables."""
-        return 2 if "(mm" in self.label or "(voxels" in self.label else 4
+        return 2 if self.unit else 4
+
+    @property
+    def quantity(self) -> str:
+        """Name without the unit: `hd95` for `hd95_mm` and `hd95_voxels`."""
+        return self.name.removesuffix(f"_{self.unit}") if self.unit else self.name
 
 
 @dataclass(frozen=True)
@@ -69,8 +78,9 @@ class Profile:
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
     def label(self, metric: Metric) -> str:
-        """Return a metric's label, with its unit and the profile's options filled in."""
-        return metric.label.format(**asdict(self))
+        """Return a metric's label with its unit, the profile's options filled in."""
+        label = metric.label.format(**asdict(self))
+        return f"{label} ({metric.unit})" if metric.unit else label
 
     @property
     def title(self) -> str:
@@ -78,8 +88,13 @@ class Profile:
         return f"{self.name} ({self.digest})"
 
     def describe(self) -> dict[str, Any]:
-        """Return name, digest, options and rules, for the files that hold numbers."""
-        return {"name": self.name, "digest": self.digest, **asdict(self), **self.rules}
+        """Return name, digest, options, rules and metrics, for the files that hold numbers."""
+        metrics = {
+            metric.name: {"label": self.label(metric), "unit": metric.unit, "up": metric.up}
+            for metric in self.metrics
+        }
+        facts = {"name": self.name, "digest": self.digest, **asdict(self), **self.rules}
+        return {**facts, "metrics": metrics}
 
     def score(self, truth: Mask, prediction: Mask, spacing: Spacing) -> dict[str, float]:
         """Score one class of one case.
@@ -120,6 +135,21 @@ class Profile:
             (name, metric, float(value))
             for name, scores in zip(classes, found, strict=True)
             for metric, value in scores.items()
+        ]
+
+    def select_scores(self, measured: Mapping[str, Values], classes: Sequence[str]) -> list[Score]:
+        """Return the scores of probabilities that are metrics of this profile.
+
+        Args:
+            measured: values `[classes]` by metric, from `Calibration.scores`.
+            classes: names.
+        """
+        wanted = {metric.name for metric in self.metrics if metric.of_probabilities}
+        return [
+            (name, metric, value)
+            for metric, values in measured.items()
+            if metric in wanted
+            for name, value in zip(classes, values.tolist(), strict=True)
         ]
 
     def reduce(self, raw: Mapping[str, Values], weights: Values) -> dict[str, Values]:

@@ -37,19 +37,19 @@ class Strict(Profile):
     metrics: ClassVar = (
         Metric("dice", "Dice"),
         Metric("jaccard", "Jaccard"),
-        Metric("hd95_mm", "HD95 (mm)", up=False),
+        Metric("hd95_mm", "HD95", "mm", up=False),
         Metric("nsd", "NSD ({nsd_tolerance_mm:g} mm)"),
         Metric("weighted_jaccard", "weighted Jaccard", shown=False),
-        Metric("hd_mm", "HD (mm)", up=False, shown=False),
-        Metric("assd_mm", "ASSD (mm)", up=False, shown=False),
+        Metric("hd_mm", "HD", "mm", up=False, shown=False),
+        Metric("assd_mm", "ASSD", "mm", up=False, shown=False),
         Metric("sensitivity", "sensitivity", shown=False),
         Metric("specificity", "specificity", shown=False),
         Metric("precision", "precision", shown=False),
         Metric("accuracy", "accuracy", shown=False),
-        Metric("volume_error", "relative volume error", up=False, shown=False),
+        Metric("volume_error", "relative volume error", up=None, shown=False),
         Metric("lesion_f1", "lesion-wise F1", shown=False),
-        Metric("ece", "ECE", up=False, shown=False),
-        Metric("brier", "Brier", up=False, shown=False),
+        Metric("ece", "ECE", up=False, shown=False, of_probabilities=True),
+        Metric("brier", "Brier", up=False, shown=False, of_probabilities=True),
     )
     rules: ClassVar = {
         "unit": "case in 3D, with the voxel spacing; mean over cases, then classes",
@@ -67,7 +67,7 @@ class Strict(Profile):
         """Score one class of one case; see `Profile.score`."""
         counts = Overlap.of(truth, prediction)
         if counts.tp + counts.fp + counts.fn == 0:
-            return {m.name: NAN for m in self.metrics if m.name not in ("ece", "brier")}
+            return {m.name: NAN for m in self.metrics if not m.of_probabilities}
         scores = {
             "dice": counts.dice,
             "jaccard": counts.jaccard,

@@ -20,7 +20,7 @@ class TransUNet(Profile):
     name: ClassVar = "transunet"
     metrics: ClassVar = (
         Metric("dice", "Dice"),
-        Metric("hd95_voxels", "HD95 (voxels)", up=False),
+        Metric("hd95_voxels", "HD95", "voxels", up=False),
     )
     rules: ClassVar = {
         "unit": "case in 3D, spacing ignored; mean over cases, then classes",
