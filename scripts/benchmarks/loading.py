@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from attnseg.benchmark.report import Row
 from attnseg.benchmark.timing import median_and_range
-from attnseg.config.components import Parts, build_parts
+from attnseg.config.components import Components, build_components
 from attnseg.config.schema import Config
 from attnseg.data.datamodule import SliceDataModule
 from attnseg.data.reader import CaseRef, Reader
@@ -49,7 +49,7 @@ Read = Callable[[int, int], Any]  # case and slice
 def measure_loading(config: Config, device: torch.device, precisions: Sequence[str]) -> list[Row]:
     """Measure a dataset's loading, each way to read a slice in alternation with the others."""
     reader = open_reader(config)
-    parts = build_parts(config, reader)
+    parts = build_components(config, reader)
     data = load_dataset(config, reader)
     times = read_times(reader, data.train)
     decoding = statistics.median(times["decoding"])
@@ -174,7 +174,7 @@ def loader_rates(datamodule: SliceDataModule) -> list[float]:
 
 
 def waiting(
-    datamodule: SliceDataModule, parts: Parts, reader: Reader
+    datamodule: SliceDataModule, parts: Components, reader: Reader
 ) -> tuple[list[float], list[float]]:
     """Return the seconds of training steps, and those of each spent on waiting for the batch."""
     model, loss = parts.model.train(), parts.loss

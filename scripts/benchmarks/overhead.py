@@ -20,7 +20,7 @@ from torch import nn
 
 from attnseg.benchmark.report import Row
 from attnseg.benchmark.timing import median_and_range, wait
-from attnseg.config.components import Parts, build_parts
+from attnseg.config.components import Components, build_components
 from attnseg.config.schema import Benchmark
 from attnseg.data.datamodule import SliceDataModule
 from attnseg.data.labels import Labels
@@ -115,10 +115,10 @@ def shorten(config: Benchmark, device: torch.device, **options: object) -> Bench
 
 def build_with_clock(
     config: Benchmark, reader: Reader, data: PreparedData, clock: Clock
-) -> tuple[Parts, SliceDataModule]:
+) -> tuple[Components, SliceDataModule]:
     """Build what a run needs, always alike, with an optimizer whose steps a clock notes."""
     torch.manual_seed(config.seed)
-    parts = build_parts(config, reader)
+    parts = build_components(config, reader)
     build = parts.optimizer
 
     def timed(*args: object, **options: object) -> torch.optim.Optimizer:
@@ -143,7 +143,7 @@ class BareLoop:
     def __init__(
         self,
         config: Benchmark,
-        parts: Parts,
+        parts: Components,
         datamodule: SliceDataModule,
         labels: Labels,
         device: torch.device,

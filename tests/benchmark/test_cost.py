@@ -22,9 +22,9 @@ def meta(model, attn, image=(3, 64, 96), **options):
 @pytest.mark.parametrize(("model", "attn"), PAIRS, ids=["-".join(pair) for pair in PAIRS])
 def test_closed_form_and_counter_agree_exactly(model, attn):
     net = meta(model, attn)
-    closed, counted = cost.attention_macs(net, (3, 64, 96))
+    closed, counted = cost.count_attention_macs(net, (3, 64, 96))
     assert closed == counted > 0
-    assert counted < cost.macs(net, (3, 64, 96))
+    assert counted < cost.count_macs(net, (3, 64, 96))
 
 
 @pytest.mark.parametrize("sharing", ["k_v", "single"])
@@ -40,7 +40,7 @@ def test_closed_form_of_free_pairs(sharing, mixing):
                 image_size=(64, 96),
                 size="tiny",
             )
-        closed, counted = cost.attention_macs(net, (3, 64, 96))
+        closed, counted = cost.count_attention_macs(net, (3, 64, 96))
         assert closed == counted > 0
 
 
@@ -49,7 +49,9 @@ def test_closed_form_of_free_pairs(sharing, mixing):
 )
 def test_kv_saves_the_query_projections(model, share):
     """Shares of the published parameters from arithmetic on the papers' sizes."""
-    qkv, kv = (cost.parameters(meta(model, attn, (3, 224, 224)))["total"] for attn in ("qkv", "kv"))
+    qkv, kv = (
+        cost.count_parameters(meta(model, attn, (3, 224, 224)))["total"] for attn in ("qkv", "kv")
+    )
     saved = {"setr": 7_087_104, "transunet": 7_087_104, "dae_former": 1_002_240}
     if model in saved:
         assert qkv - kv == saved[model]
@@ -64,9 +66,9 @@ def test_published_sizes():
     }
     for (model, size), wanted in sizes.items():
         net = meta(model, None, (3, 224, 224), size=size)
-        assert cost.parameters(net)["total"] == wanted
+        assert cost.count_parameters(net)["total"] == wanted
     setr = meta("setr", "qkv", (3, 256, 256), size="large", auxiliary=False)
-    assert cost.parameters(setr)["total"] == 307_501_842 - 4_617
+    assert cost.count_parameters(setr)["total"] == 307_501_842 - 4_617
 
 
 def test_transient_memory_is_what_is_held_at_once():

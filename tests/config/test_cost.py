@@ -22,7 +22,7 @@ def measure(attn: str) -> tuple[dict[str, int], int]:
             image_size=(224, 224),
             attn=factory("attn", config.attn, ATTENTION),
         )
-    return cost.parameters(model), cost.macs(model, (1, 224, 224))
+    return cost.count_parameters(model), cost.count_macs(model, (1, 224, 224))
 
 
 def test_kv_saves_the_twelve_query_projections():

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from attnseg.attention.attention import make_mixing
-from attnseg.config.cost import attentions
+from attnseg.config.cost import find_attentions
 from attnseg.errors import ConfigError
 from attnseg.explain import explain
 from attnseg.explain.attention_maps import (
@@ -72,7 +72,7 @@ def test_every_attention_of_every_model(model, attn):
     with torch.no_grad():
         before = net(image)
     sites = record(net, image)
-    assert list(sites) == list(attentions(net))
+    assert list(sites) == list(find_attentions(net))
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
     for name, here in sites.items():
         token = here.prefix + here.grid[0] * here.grid[1] // 2

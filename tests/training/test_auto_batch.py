@@ -5,12 +5,12 @@ import resource
 import pytest
 import torch
 
-from attnseg.config.components import build_parts
+from attnseg.config.components import build_components
 from attnseg.data.labels import Labels
 from attnseg.errors import ResourceError
 from attnseg.preparation.datasets import open_reader
 from attnseg.training import auto_batch
-from attnseg.training.auto_batch import batch_that_fits, free_memory, largest_batch
+from attnseg.training.auto_batch import batch_that_fits, find_largest_batch, free_memory
 from tests.faults.runs import attempt, configured, run_of
 
 IMAGE = (1, 64, 64)
@@ -37,17 +37,19 @@ def test_free_memory_is_what_the_machine_has():
 def test_what_is_found_follows_the_memory_there_is(tmp_path, monkeypatch):
     config = configured(tmp_path)
     reader = open_reader(config)
-    parts = build_parts(config, reader)
+    parts = build_components(config, reader)
     before = {name: value.clone() for name, value in parts.model.state_dict().items()}
     found = []
     for megabytes in (200, 400):
         monkeypatch.setattr(auto_batch, "free_memory", lambda: megabytes << 20)  # noqa: B023
-        found.append(largest_batch(config, parts, IMAGE, Labels(("a", "b", "c"), overlapping=True)))
+        found.append(
+            find_largest_batch(config, parts, IMAGE, Labels(("a", "b", "c"), overlapping=True))
+        )
     assert 1 < found[0] < found[1] < 4 * found[0]
     assert all(torch.equal(before[n], v) for n, v in parts.model.state_dict().items())
     monkeypatch.setattr(auto_batch, "free_memory", lambda: 1 << 20)
     with pytest.raises(ResourceError, match="one slice needs"):
-        largest_batch(config, parts, IMAGE, Labels(("a", "b", "c"), overlapping=True))
+        find_largest_batch(config, parts, IMAGE, Labels(("a", "b", "c"), overlapping=True))
 
 
 def test_a_run_notes_the_batch_it_found(tmp_path):

@@ -4,7 +4,7 @@ import pytest
 import torch
 import yaml
 
-from attnseg.training.precision import choose, resolve
+from attnseg.training.precision import fastest_precision, resolve_precision
 from tests.faults.runs import configured
 
 
@@ -15,16 +15,16 @@ from tests.faults.runs import configured
 def test_of_a_cpu(monkeypatch, bf16, amx, wanted):
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bf16)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
-    found, why = choose("cpu")
+    found, why = fastest_precision("cpu")
     assert found == wanted
     assert "CPU" in why
 
 
 def test_what_is_chosen_takes_the_place_of_auto_and_nothing_else_changes(tmp_path):
     config = configured(tmp_path, "trainer.precision=auto")
-    revised = resolve(config)
-    assert revised.trainer.precision == choose("cpu")[0]
+    revised = resolve_precision(config)
+    assert revised.trainer.precision == fastest_precision("cpu")[0]
     old, new = yaml.safe_load(config.to_yaml()), yaml.safe_load(revised.to_yaml())
     assert new["trainer"]["precision"] == revised.trainer.precision
     assert new | {"trainer": 0} == old | {"trainer": 0}
-    assert resolve(revised) == revised
+    assert resolve_precision(revised) == revised

@@ -32,7 +32,7 @@ def measure_memory(config: Benchmark, device: torch.device, precisions: Sequence
         "precision": name,
         "batch": load.batch_size,
         "peak_gib": cost.peak_memory() / 2**30,
-        "weights_mib": 4 * cost.parameters(load.model)["total"] / 2**20,
+        "weights_mib": 4 * cost.count_parameters(load.model)["total"] / 2**20,
         "step_mib": cost.transient_memory(partial(load.step, name)) / 2**20,
         "forward_mib": cost.transient_memory(partial(load.forward, name)) / 2**20,
     }

@@ -6,7 +6,7 @@ from torch import nn
 from attnseg.config import cost
 from attnseg.config.budget import build_model
 from attnseg.config.build import build
-from attnseg.config.components import make_optimizer
+from attnseg.config.components import optimizer_factory
 from attnseg.config.schema import Benchmark, Component
 from attnseg.training.module import parameter_groups
 
@@ -40,7 +40,7 @@ class Workload:
             config.image_size,
         ).to(device)
         self.loss: nn.Module = build("loss", config.loss, overlapping=False).to(device)
-        self.optimizer = make_optimizer(config)(params=parameter_groups(self.model))
+        self.optimizer = optimizer_factory(config)(params=parameter_groups(self.model))
         self.images = torch.randn(self.batch_size, *self.image, device=device)
         shape = (self.batch_size, *config.image_size)
         self.target = torch.randint(config.num_classes, shape, device=device)
@@ -67,4 +67,4 @@ class Workload:
 
     def macs(self) -> int:
         """Return the multiply-accumulates of one image's forward pass."""
-        return cost.macs(self.model, self.image)
+        return cost.count_macs(self.model, self.image)

@@ -1,4 +1,4 @@
-"""Models at a budget: a cheaper attention gets wider MLPs until the cost of QKV is spent."""
+"""Builds models, at equal cost if asked: a cheaper attention gets wider MLPs (`model.match`)."""
 
 import logging
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from attnseg.models.model import SegmentationModel
 
 log = logging.getLogger(__name__)
 
-TOLERANCE = 0.01  # share of the budget
+BUDGET_TOLERANCE = 0.01  # share of the budget
 LARGEST_RATIO = 64.0
 
 
@@ -25,17 +25,24 @@ def build_model(
     num_classes: int,
     image_size: tuple[int, int],
 ) -> SegmentationModel:
-    """Build a model with an attention, at the budget asked for.
+    """Build a model with an attention, with wider MLPs if `model.match` asks for equal cost.
+
+    Args:
+        model: the model's options.
+        attn: the attention's options.
+        in_channels: channels of the images.
+        num_classes: channels of the logits.
+        image_size: height and width of the images, in pixels.
 
     Raises:
         ConfigError: an option is unknown, of another type, out of range, or fits no other.
     """
-    build("attn", attn, dim=8, num_heads=1)  # names its own key if it is wrong
+    build("attn", attn, dim=8, num_heads=1)  # An error in the attention is thus named as its own.
 
-    def make(attn: Component, ratio: float) -> SegmentationModel:
+    def make(attn: Component, mlp_ratio: float) -> SegmentationModel:
         built: SegmentationModel = build(
             "model",
-            model.model_copy(update={"mlp_ratio": ratio}),
+            model.model_copy(update={"mlp_ratio": mlp_ratio}),
             in_channels=in_channels,
             num_classes=num_classes,
             image_size=image_size,
@@ -43,56 +50,50 @@ def build_model(
         )
         return built
 
-    ratio = model.mlp_ratio
-    if model.match is not None:
-        qkv = {"sharing": "none", "mixing": "softmax", "mixing_options": {}}
-        ratio = match(
-            model.match,
-            partial(make, attn.model_copy(update=qkv)),
-            partial(make, attn),
-            ratio,
-            (in_channels, *image_size),
-        )
-        log.info("MLP ratio %g spends the %s of QKV", ratio, model.match)
+    if model.match is None:
+        return make(attn, model.mlp_ratio)
+    qkv = attn.model_copy(update={"sharing": "none", "mixing": "softmax", "mixing_options": {}})
+    image = (in_channels, *image_size)
+    ratio = find_mlp_ratio(
+        model.match, partial(make, qkv), partial(make, attn), model.mlp_ratio, image
+    )
+    log.info("MLP ratio %g spends the %s of QKV", ratio, model.match)
     return make(attn, ratio)
 
 
-def match(
+def find_mlp_ratio(
     budget: str,
-    baseline: Callable[[float], SegmentationModel],
-    variant: Callable[[float], SegmentationModel],
-    ratio: float,
+    make_baseline: Callable[[float], SegmentationModel],
+    make_variant: Callable[[float], SegmentationModel],
+    baseline_ratio: float,
     image: tuple[int, int, int],
 ) -> float:
-    """Find the MLP ratio at which a variant costs what the baseline does.
+    """Return the MLP ratio at which a variant costs what the baseline does, within 1 %.
 
     Args:
         budget: `params` or `macs`.
-        baseline: builds the model with QKV attention from an MLP ratio.
-        variant: builds the variant from an MLP ratio.
-        ratio: of the baseline.
-        image: C, H, W, for `macs`.
-
-    Returns:
-        The variant's ratio; its cost is within 1 % of the baseline's.
+        make_baseline: builds the model with QKV attention from an MLP ratio.
+        make_variant: builds the variant from an MLP ratio.
+        baseline_ratio: MLP ratio of the baseline.
+        image: C, H, W of the image, for `macs`.
 
     Raises:
-        ConfigError: no ratio gets there.
+        ConfigError: no ratio gives this cost.
     """
 
-    def price(make: Callable[[float], SegmentationModel], at: float) -> int:
+    def cost_at(make: Callable[[float], SegmentationModel], ratio: float) -> int:
         with torch.device("meta"):
-            model = make(at)
+            model = make(ratio)
         if budget == "params":
-            return cost.parameters(model)["total"]
-        return cost.macs(model, image)
+            return cost.count_parameters(model)["total"]
+        return cost.count_macs(model, image)
 
-    wanted = price(baseline, ratio)
+    wanted = cost_at(make_baseline, baseline_ratio)
     low, high = 0.1, LARGEST_RATIO
     while high - low > 1e-3:
         middle = (low + high) / 2
-        low, high = (middle, high) if price(variant, middle) < wanted else (low, middle)
-    found = round(high, 3)
-    if abs(price(variant, found) / wanted - 1) > TOLERANCE:
+        low, high = (middle, high) if cost_at(make_variant, middle) < wanted else (low, middle)
+    ratio = round(high, 3)
+    if abs(cost_at(make_variant, ratio) / wanted - 1) > BUDGET_TOLERANCE:
         raise ConfigError(f"model.match: no MLP ratio gives this variant the {budget} of qkv")
-    return found
+    return ratio

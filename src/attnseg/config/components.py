@@ -1,4 +1,4 @@
-"""What a configuration builds for a dataset's images."""
+"""Builds model, loss, optimizer, schedule, transforms and metric profile from a configuration."""
 
 import logging
 from collections.abc import Callable
@@ -23,8 +23,15 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Parts:
-    """What a configuration builds, all of it before any data is read."""
+class Components:
+    """The objects that a configuration names.
+
+    Attributes:
+        optimizer: builds the optimizer from parameter groups.
+        schedule: returns the learning-rate factor of a step.
+        transforms: augmentation of training slices.
+        profile: metric convention of the scores.
+    """
 
     model: SegmentationModel
     loss: SegmentationLoss
@@ -34,8 +41,12 @@ class Parts:
     profile: Profile
 
 
-def build_parts(config: Config, reader: Reader) -> Parts:
-    """Build everything for a reader's images; each part is tried, so that none fails later.
+def build_components(config: Config, reader: Reader) -> Components:
+    """Build and try everything before any data is read, so that mistakes show at once.
+
+    Args:
+        config: of the run.
+        reader: of its dataset; gives channels and classes.
 
     Raises:
         ConfigError: an option is unknown, of another type, out of range, or fits no other.
@@ -61,15 +72,15 @@ def build_parts(config: Config, reader: Reader) -> Parts:
     ((name, convention),) = config.profile.items()
     profile = build(f"profile.{name}", convention)
     transforms = build("augment", config.augment)
-    return Parts(model, loss, make_optimizer(config), schedule, transforms, profile)
+    return Components(model, loss, optimizer_factory(config), schedule, transforms, profile)
 
 
-def make_optimizer(config: Config) -> Callable[..., torch.optim.Optimizer]:
-    """Return what builds the optimizer from parameters.
+def optimizer_factory(config: Config) -> Callable[..., torch.optim.Optimizer]:
+    """Return a function that builds the optimizer from `params`.
 
-    It passes over weights, gradients and averages once, not once for each of its operations, unless
-    weights are divided among processes, a gradient scaler must see the gradients first, or they are
-    clipped in mixed precision, which Lightning refuses then.
+    The optimizer is fused, so that it passes over the weights once per step. PyTorch or Lightning
+    refuse that where FSDP shards the weights, where a gradient scaler must see the gradients first
+    (float16), and where gradients are clipped in mixed precision.
     """
     make = factory("optimizer", config.optimizer, given=("params", "fused"))
     trainer = config.trainer

@@ -1,4 +1,4 @@
-"""What a model costs: parameters, multiply-accumulates, memory."""
+"""Counts a model's parameters and multiply-accumulates (MACs) and measures its memory."""
 
 import contextlib
 import copy
@@ -14,34 +14,34 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 
-def parameters(model: nn.Module) -> dict[str, int]:
-    """Return the number of parameters of each part of a model, and `total`."""
-    parts = {
-        name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()
+def count_parameters(model: nn.Module) -> dict[str, int]:
+    """Return the number of parameters of each child module of a model, and `total`."""
+    children = {
+        name: sum(p.numel() for p in child.parameters()) for name, child in model.named_children()
     }
-    return {**parts, "total": sum(p.numel() for p in model.parameters())}
+    return {**children, "total": sum(p.numel() for p in model.parameters())}
 
 
-def macs(model: nn.Module, image: tuple[int, int, int]) -> int:
-    """Count the multiply-accumulates of one forward pass, attention included.
+def count_macs(model: nn.Module, image: tuple[int, int, int]) -> int:
+    """Return the multiply-accumulates of one forward pass, attention included.
 
-    Counted on the meta device: on the CPU the counter sees none of fused attention's.
+    They are counted on the meta device: on a CPU, PyTorch's counter misses fused attention.
 
     Args:
-        model: takes `[B, C, H, W]`.
-        image: C, H, W.
+        model: takes images `[B, C, H, W]`.
+        image: C, H, W of the image.
     """
     return _count(model, image)[0]
 
 
-def attention_macs(model: nn.Module, image: tuple[int, int, int]) -> tuple[int, int]:
-    """Return what all attentions of a model cost: in closed form, and counted as by `macs`."""
-    _, closed, counted = _count(model, image)
-    return closed, counted
+def count_attention_macs(model: nn.Module, image: tuple[int, int, int]) -> tuple[int, int]:
+    """Return the MACs of all attentions of a model: by their own formulas, and as counted."""
+    _, formula, counted = _count(model, image)
+    return formula, counted
 
 
-def attentions(model: nn.Module) -> dict[str, Any]:
-    """Return the attentions of a model by name, in order: whatever states its own cost is one."""
+def find_attentions(model: nn.Module) -> dict[str, Any]:
+    """Return a model's attentions by name, in order: the modules that have `mix` and `macs`."""
     return {
         name: module
         for name, module in model.named_modules()
@@ -50,25 +50,26 @@ def attentions(model: nn.Module) -> dict[str, Any]:
 
 
 def _count(model: nn.Module, image: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Return all MACs, those of attentions by their formulas, and those of attentions counted."""
     shadow = copy.deepcopy(model).to("meta").eval()
-    found = attentions(shadow)
-    closed = [0]
+    attentions = find_attentions(shadow)
+    formula = [0]
 
     def add(module: Any, inputs: tuple[Any, ...]) -> None:  # noqa: ANN401
-        closed[0] += module.macs(inputs[0].shape[1], inputs[1])
+        formula[0] += module.macs(inputs[0].shape[1], inputs[1])
 
-    for module in found.values():
+    for module in attentions.values():
         module.register_forward_pre_hook(add)
     with FlopCounterMode(display=False) as counter:
         shadow(torch.zeros(1, *image, device="meta"))
     root = type(shadow).__name__
     flops = counter.get_flop_counts()
-    inside = sum(sum(flops[f"{root}.{name}"].values()) for name in found)
-    return int(counter.get_total_flops()) // 2, closed[0], inside // 2
+    inside = sum(sum(flops[f"{root}.{name}"].values()) for name in attentions)
+    return int(counter.get_total_flops()) // 2, formula[0], inside // 2
 
 
 def peak_memory() -> int:
-    """Return the largest memory so far, bytes: the GPU's allocations, else this process's."""
+    """Return the peak memory so far in bytes: of the GPU's allocations, else of this process."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -76,7 +77,7 @@ def peak_memory() -> int:
 
 
 def transient_memory(step: Callable[[], object]) -> int:
-    """Return the most memory that `step` holds at once beyond what was there before, bytes."""
+    """Return the peak of the memory that `step` allocates, in bytes."""
     if torch.cuda.is_available():
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
@@ -98,12 +99,12 @@ def transient_memory(step: Callable[[], object]) -> int:
 
 @contextlib.contextmanager
 def silent_stderr() -> Iterator[None]:
-    """Drop what native code writes to stderr: the profiler reports its own start and end."""
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
+    """Discard what native code writes to stderr: the profiler reports its own start and end."""
+    original, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
     try:
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
+        os.dup2(original, 2)
+        os.close(original)
+        os.close(null)

@@ -12,7 +12,7 @@ import pytorch_lightning as pl
 import torch
 
 from attnseg.config.build import build
-from attnseg.config.components import build_parts
+from attnseg.config.components import build_components
 from attnseg.config.schema import Config, Evaluate, Export, Reopen, check
 from attnseg.data.store import StoredCase
 from attnseg.errors import ConfigError, DataError
@@ -124,7 +124,7 @@ class FinishedRun:
                     "it was trained on as root=DIR"
                 )
         pl.seed_everything(self.config.seed, workers=True, verbose=False)  # as training began
-        self.model: SegmentationModel = build_parts(self.config, reader).model
+        self.model: SegmentationModel = build_components(self.config, reader).model
         if self.config.trainer.max_epochs:  # else the initial weights were scored
             load_weights(self.model, folder / "checkpoints" / "best.ckpt")
         self.model.to(torch.device(options.device)).eval()

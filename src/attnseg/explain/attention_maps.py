@@ -18,7 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from attnseg.config.cost import attentions
+from attnseg.config.cost import find_attentions
 from attnseg.models.model import SegmentationModel
 
 Kind = Literal["tokens", "channels", "both"]
@@ -110,7 +110,7 @@ def record(model: SegmentationModel, image: Tensor) -> dict[str, Site]:
     """
     sites: dict[str, Site] = {}
     handles = []
-    for name, attention in attentions(model).items():
+    for name, attention in find_attentions(model).items():
         grids: list[tuple[int, int]] = []
 
         def ask(
@@ -137,7 +137,7 @@ def record(model: SegmentationModel, image: Tensor) -> dict[str, Site]:
     try:
         model(image)
     finally:
-        for attention in attentions(model).values():
+        for attention in find_attentions(model).values():
             del attention.absorbs
         for handle in handles:
             handle.remove()

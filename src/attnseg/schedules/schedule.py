@@ -1,17 +1,17 @@
-"""Learning rate over training, as a factor of the first one."""
+"""Learning-rate schedules: a linear warm-up, then a decay, as a factor of the first rate."""
 
 import math
 
 
 class Schedule:
-    """Linear warm-up, then whatever `decay` says.
+    """A linear warm-up followed by the decay that a subclass defines.
 
     Args:
-        warmup: share of the steps, in [0, 1).
-        final: factor at the end, in [0, 1].
+        warmup: share of the steps that warm up, in [0, 1).
+        final: factor at the last step, in [0, 1].
 
     Raises:
-        ValueError: one of the two is out of its range.
+        ValueError: an argument is out of its range.
     """
 
     def __init__(self, warmup: float = 0.0, final: float = 0.0) -> None:
@@ -21,15 +21,15 @@ class Schedule:
         self.final = final
 
     def __call__(self, step: int, steps: int) -> float:
-        """Return the factor of step `step` (from 0) of `steps`."""
-        warm = self.warmup * steps
-        if step < warm:
-            return (step + 1) / (warm + 1)
-        progress = min(1.0, (step - warm) / max(1.0, steps - warm))
+        """Return the factor of step `step` (from 0) of a training of `steps` steps."""
+        warmup_steps = self.warmup * steps
+        if step < warmup_steps:
+            return (step + 1) / (warmup_steps + 1)
+        progress = min(1.0, (step - warmup_steps) / max(1.0, steps - warmup_steps))
         return self.final + (1 - self.final) * self.decay(progress)
 
     def decay(self, progress: float) -> float:
-        """Return 1 at progress 0 and what is left of it at progress 1."""
+        """Return a value that falls from 1 at progress 0 towards 0 at progress 1."""
         raise NotImplementedError
 
 
@@ -37,12 +37,21 @@ class Cosine(Schedule):
     """Half a cosine. Loshchilov and Hutter, 2017, arXiv 1608.03983, without restarts."""
 
     def decay(self, progress: float) -> float:
-        """Return the share left."""
+        """Return the cosine scaled to [0, 1]."""
         return (1 + math.cos(math.pi * progress)) / 2
 
 
 class Poly(Schedule):
-    """`(1 - progress) ** power`, as SETR, TransUNet and DAE-Former train."""
+    """`(1 - progress) ** power`, as SETR, TransUNet and DAE-Former are trained.
+
+    Args:
+        warmup: share of the steps that warm up, in [0, 1).
+        final: factor at the last step, in [0, 1].
+        power: exponent, greater than 0.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
 
     def __init__(self, warmup: float = 0.0, final: float = 0.0, power: float = 0.9) -> None:
         super().__init__(warmup, final)
@@ -51,12 +60,16 @@ class Poly(Schedule):
         self.power = power
 
     def decay(self, progress: float) -> float:
-        """Return the share left."""
+        """Return the power of the remaining share of training."""
         return float((1 - progress) ** self.power)
 
 
 class Constant(Schedule):
-    """No decay."""
+    """No decay after the warm-up.
+
+    Args:
+        warmup: share of the steps that warm up, in [0, 1).
+    """
 
     def __init__(self, warmup: float = 0.0) -> None:
         super().__init__(warmup)

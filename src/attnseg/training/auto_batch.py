@@ -1,15 +1,21 @@
-"""The largest batch that a machine's memory holds: `trainer.auto_batch`."""
+"""Finds the largest batch size that fits into memory, for `trainer.auto_batch`.
+
+A training step's memory grows linearly with the batch. Two small batches are tried and the line
+through both peaks is extended to a share of the free memory. On a GPU, PyTorch reports the peaks.
+On a CPU, each batch is tried in a forked process, whose peak the system reports.
+"""
 
 import logging
 import multiprocessing
 import resource
 from collections.abc import Callable
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
 
-from attnseg.config.components import Parts
+from attnseg.config.components import Components
 from attnseg.config.schema import Config
 from attnseg.data.labels import Labels
 from attnseg.errors import ResourceError
@@ -17,81 +23,68 @@ from attnseg.training.module import parameter_groups
 
 log = logging.getLogger(__name__)
 
-SHARE = 0.8  # of the memory that is free; the rest is for data, validation and other processes
-SMALL, LARGER = 1, 3  # batches that are tried, to learn what a slice takes
-Step = Callable[[int], object]  # trains on a batch of that many slices
+MEMORY_SHARE = 0.8  # The rest is for data, validation and other processes.
+SMALL, LARGER = 1, 3  # Batch sizes that are tried.
+Step = Callable[[int], object]  # Trains on a batch of that many slices.
 
 
-def largest_batch(config: Config, parts: Parts, image: tuple[int, int, int], labels: Labels) -> int:
-    """Return how many slices a training step can take at once.
-
-    Memory is linear in the batch: two small batches are tried. The model is left as it was.
+def find_largest_batch(
+    config: Config, components: Components, image: tuple[int, int, int], labels: Labels
+) -> int:
+    """Return how many slices a training step can take at once; the model is left unchanged.
 
     Args:
         config: of the run.
-        parts: built from it.
+        components: built from it.
         image: C, H, W of the network's input.
         labels: foreground classes.
 
     Raises:
         ResourceError: not even one slice fits.
     """
-    device = torch.device("cuda" if config.trainer.accelerator == "gpu" else "cpu")
-    low_precision = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
-    dtype = low_precision.get(str(config.trainer.precision))
-
-    def step(batch: int) -> None:
-        model = parts.model.to(device).train()
-        optimizer = parts.optimizer(params=parameter_groups(model))
-        pixels = torch.zeros(batch, *image, device=device)
-        mask = torch.zeros(batch, *image[1:], dtype=torch.uint8, device=device)
-        with torch.autocast(device.type, dtype, enabled=dtype is not None):
-            outputs = model.training_outputs(pixels)
-            target = labels.target(mask)
-            loss = torch.stack([parts.loss(output, target) for output in outputs]).sum()
-        loss.backward()
-        optimizer.step()
-
-    if device.type == "cuda":
-        before = {name: value.cpu().clone() for name, value in parts.model.state_dict().items()}
-        peak, room = _gpu_peak, torch.cuda.mem_get_info()[0]
+    gpu = config.trainer.accelerator == "gpu"
+    device = torch.device("cuda" if gpu else "cpu")
+    step = partial(_train_on_zeros, components, device, config.trainer.precision, image, labels)
+    if gpu:
+        state = {name: value.cpu().clone() for name, value in components.model.state_dict().items()}
+        measure_peak, free = _gpu_peak, torch.cuda.mem_get_info()[0]
     else:
-        peak, room = _cpu_peak, free_memory()
-    small, larger = (peak(step, batch) for batch in (SMALL, LARGER))
-    found = batch_that_fits(small, larger, round(SHARE * room))
-    if device.type == "cuda":
-        parts.model.load_state_dict(before)
-        parts.model.zero_grad(set_to_none=True)
+        measure_peak, free = _cpu_peak, free_memory()
+    small, larger = (measure_peak(step, batch) for batch in (SMALL, LARGER))
+    if gpu:  # On a CPU, only forked processes have trained.
+        components.model.load_state_dict(state)
+        components.model.zero_grad(set_to_none=True)
         torch.cuda.empty_cache()
-    if found < 1:
+    largest = batch_that_fits(small, larger, round(MEMORY_SHARE * free))
+    if largest < 1:
         raise ResourceError(
-            f"trainer.auto_batch: one slice needs {small / 1e9:.2g} GB and {room / 1e9:.2g} GB are "
+            f"trainer.auto_batch: one slice needs {small / 1e9:.2g} GB and {free / 1e9:.2g} GB are "
             "free; lower dataset.image_size or use trainer.gradient_checkpointing=true"
         )
     per_slice = (larger - small) / (LARGER - SMALL)
     log.info(
         "trainer.auto_batch: %d slices at once, %.2f GB each, in %.0f %% of %.1f GB free memory",
-        found, per_slice / 1e9, 100 * SHARE, room / 1e9,
+        largest, per_slice / 1e9, 100 * MEMORY_SHARE, free / 1e9,
     )  # fmt: skip
-    return found
+    return largest
 
 
-def batch_that_fits(small: int, larger: int, room: int) -> int:
-    """Return the largest batch within some memory; 0 if none is.
+def batch_that_fits(small: int, larger: int, available: int) -> int:
+    """Return the largest batch size that fits into `available` bytes; 0 if none does.
 
     Args:
-        small: bytes that a batch of `SMALL` takes.
-        larger: bytes that one of `LARGER` takes.
-        room: bytes there are.
+        small: peak of a batch of `SMALL` slices, bytes.
+        larger: peak of a batch of `LARGER` slices, bytes.
+        available: bytes.
     """
-    if small > room:
+    if small > available:
         return 0
     per_slice = max((larger - small) / (LARGER - SMALL), 1.0)
-    return SMALL + int((room - small) / per_slice)
+    return SMALL + int((available - small) / per_slice)
 
 
 def free_memory() -> int:
-    """Return the bytes that can still be taken, of the machine and of the control group."""
+    """Return the bytes that can still be allocated, by the machine and by the control group."""
     with open("/proc/meminfo") as lines:
         facts = dict(line.split(":") for line in lines)
     free = 1024 * int(facts["MemAvailable"].split()[0])
@@ -101,6 +94,28 @@ def free_memory() -> int:
     return free
 
 
+def _train_on_zeros(
+    components: Components,
+    device: torch.device,
+    precision: str | int,
+    image: tuple[int, int, int],
+    labels: Labels,
+    batch: int,
+) -> None:
+    """Run one optimizer step on a batch of empty slices."""
+    dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(str(precision))
+    model = components.model.to(device).train()
+    optimizer = components.optimizer(params=parameter_groups(model))
+    pixels = torch.zeros(batch, *image, device=device)
+    mask = torch.zeros(batch, *image[1:], dtype=torch.uint8, device=device)
+    with torch.autocast(device.type, dtype, enabled=dtype is not None):
+        outputs = model.training_outputs(pixels)
+        target = labels.target(mask)
+        loss = torch.stack([components.loss(output, target) for output in outputs]).sum()
+    loss.backward()
+    optimizer.step()
+
+
 def _gpu_peak(step: Step, batch: int) -> int:
     torch.cuda.reset_peak_memory_stats()
     step(batch)
@@ -108,14 +123,14 @@ def _gpu_peak(step: Step, batch: int) -> int:
 
 
 def _cpu_peak(step: Step, batch: int) -> int:
-    """Return the bytes that a step adds to a process, measured in a fork of this one."""
+    """Return the bytes by which a step raises the peak of a fork of this process."""
     context = multiprocessing.get_context("fork")
-    ours, theirs = context.Pipe(duplex=False)
-    child = context.Process(target=_measured, args=(step, batch, theirs))
+    receiver, sender = context.Pipe(duplex=False)
+    child = context.Process(target=_send_peak, args=(step, batch, sender))
     child.start()
-    theirs.close()
+    sender.close()
     try:
-        return int(ours.recv())
+        return int(receiver.recv())
     except EOFError:
         raise ResourceError(
             "trainer.auto_batch: the process that tried a batch has died, probably for want of "
@@ -125,8 +140,8 @@ def _cpu_peak(step: Step, batch: int) -> int:
         child.join()
 
 
-def _measured(step: Step, batch: int, answer: Connection) -> None:
-    torch.set_num_threads(1)  # the threads of the process that was forked are not here
+def _send_peak(step: Step, batch: int, sender: Connection) -> None:
+    torch.set_num_threads(1)  # A fork does not have its parent's other threads.
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     step(batch)
-    answer.send(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
+    sender.send(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))

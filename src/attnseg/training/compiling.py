@@ -1,4 +1,8 @@
-"""`torch.compile` for a model, its compiled kernels kept from run to run."""
+"""Compiles a model with `torch.compile` for `trainer.compile`.
+
+PyTorch keeps compiled kernels in `TORCHINDUCTOR_CACHE_DIR`, or in the temporary folder if that is
+not set, so only the first run of a sweep waits for the compiler.
+"""
 
 import importlib.util
 import os
@@ -11,23 +15,21 @@ from attnseg.models.model import SegmentationModel
 
 
 def compile_model(model: SegmentationModel, mode: str, gpu: bool) -> None:
-    """Have a model compile itself at its first step; its parameters keep their names.
-
-    PyTorch keeps what it compiled in `TORCHINDUCTOR_CACHE_DIR`, below the temporary folder if that
-    is not set, so that only the first run of a sweep waits.
+    """Compile a model in place at its first step; its parameters keep their names.
 
     Args:
-        model: what is trained.
-        mode: of `torch.compile`; `reduce-overhead` replays a step as one CUDA graph.
-        gpu: whether it runs on one.
+        model: model to be trained.
+        mode: mode of `torch.compile`; `reduce-overhead` replays a step as one CUDA graph.
+        gpu: whether the model runs on a GPU.
 
     Raises:
-        ConfigError: there is no compiler on this machine.
+        ConfigError: this machine has no compiler.
     """
     if not gpu and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))):
         raise ConfigError("trainer.compile: needs a C++ compiler; install g++ or set it to null")
     if gpu and importlib.util.find_spec("triton") is None:
         raise ConfigError("trainer.compile: needs triton; install it or set it to null")
     model.compile(mode=mode)
-    outputs = torch.compile(model.training_outputs, mode=mode)
-    setattr(model, "training_outputs", outputs)  # noqa: B010, a method for mypy
+    # Training calls `training_outputs`, which `Module.compile` leaves uncompiled.
+    compiled = torch.compile(model.training_outputs, mode=mode)
+    setattr(model, "training_outputs", compiled)  # noqa: B010, mypy refuses to assign a method

@@ -17,7 +17,7 @@ import torch
 from pytorch_lightning.callbacks import EarlyStopping, EMAWeightAveraging
 from pytorch_lightning.strategies import ModelParallelStrategy
 
-from attnseg.config.components import Parts
+from attnseg.config.components import Components
 from attnseg.config.schema import Config
 from attnseg.config.schema import Trainer as Options
 from attnseg.data.datamodule import SliceDataModule
@@ -48,7 +48,7 @@ def fit(
     config: Config,
     folder: Path,
     data: PreparedData,
-    parts: Parts,
+    parts: Components,
     datamodule: SliceDataModule,
     stopping: Stopping,
     together: Together,
@@ -204,7 +204,7 @@ def position(checkpoint: dict[str, Any]) -> tuple[int, int]:
     return int(epochs), int(batches)
 
 
-def profile_means(config: Config, data: PreparedData, parts: Parts) -> dict[str, float]:
+def profile_means(config: Config, data: PreparedData, parts: Components) -> dict[str, float]:
     """Return the profile's means over the validation cases, as the model is now."""
     labels, batch_size = data.reader.labels, config.dataset.batch_size
     segmenter = make_segmenter(parts.model, labels, slice_view(config), batch_size)

@@ -1,4 +1,4 @@
-"""The one LightningModule: steps, optimizer and schedule for any model, loss and dataset."""
+"""The LightningModule that trains and validates any model with any loss on any dataset."""
 
 import hashlib
 import logging
@@ -26,19 +26,19 @@ log = logging.getLogger(__name__)
 class SegmentationModule(pl.LightningModule):
     """Trains a segmentation model.
 
-    The processes of a distributed run exchange logits and targets, so that a loss over the whole
-    batch (Dice, say) is that of one process with the whole batch.
+    The processes of a distributed run exchange logits and targets. A loss over the whole batch,
+    such as Dice, is therefore the same as in one process with the whole batch.
 
     Args:
-        model: what is trained.
-        loss: of each of the model's outputs.
+        model: model to be trained.
+        loss: applied to each of the model's outputs.
         labels: foreground classes.
         train_cases: names of the training cases, for messages.
         val_cases: names of the validation cases.
         optimizer: builds the optimizer from parameter groups.
-        schedule: learning rate over the steps.
+        schedule: learning-rate factor by step.
         auxiliary_weight: weight of the loss of auxiliary outputs.
-        seed: of whatever is drawn within a step.
+        seed: seed of dropout and other random choices within a step.
     """
 
     def __init__(
@@ -62,39 +62,40 @@ class SegmentationModule(pl.LightningModule):
         self.schedule = schedule
         self.auxiliary_weight = auxiliary_weight
         self.seed = seed
-        # Every process counts the slices of all.
+        # Every process already sees the slices of all processes, so nothing is left to sync.
         self.val_dice = CaseDice(len(val_cases), len(labels), sync_on_compute=False)
-        self.divided = False
-        self.broken: set[int] = set()  # validation cases with logits that are not finite
-        self.losses, self.batches = 0.0, 0  # of this epoch so far; kept in checkpoints
+        self.sharded = False
+        self.nonfinite_cases: set[int] = set()  # Validation cases with NaN or infinite logits.
+        # Sum and number of this epoch's training losses; checkpoints keep both.
+        self.loss_sum, self.loss_count = 0.0, 0
 
     def configure_model(self) -> None:
-        """Divide blocks and the rest among the processes, where that is what they are for."""
-        if not isinstance(self.trainer.strategy, ModelParallelStrategy) or self.divided:
+        """Shard the model over the processes, block by block, if the strategy is FSDP."""
+        if not isinstance(self.trainer.strategy, ModelParallelStrategy) or self.sharded:
             return
         assert self.device_mesh is not None
         mesh = self.device_mesh["data_parallel"]
-        for layers in [part for part in self.model.modules() if isinstance(part, nn.ModuleList)]:
+        for layers in [m for m in self.model.modules() if isinstance(m, nn.ModuleList)]:
             for block in layers:
                 fully_shard(block, mesh=mesh)
         fully_shard(self.model, mesh=mesh)
         register_fsdp_forward_method(self.model, "training_outputs")
-        self.divided = True
+        self.sharded = True
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the sum behind the epoch's mean loss."""
-        checkpoint["train_loss"] = (self.losses, self.batches)
+        """Store the running mean of the epoch's training loss."""
+        checkpoint["train_loss"] = (self.loss_sum, self.loss_count)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the sum up."""
-        self.losses, self.batches = checkpoint.get("train_loss", (0.0, 0))
+        """Restore the running mean."""
+        self.loss_sum, self.loss_count = checkpoint.get("train_loss", (0.0, 0))
 
     def on_train_epoch_start(self) -> None:
-        """Begin a new mean; not called when training goes on within an epoch."""
-        self.losses, self.batches = 0.0, 0
+        """Reset the running mean; Lightning does not call this when resuming within an epoch."""
+        self.loss_sum, self.loss_count = 0.0, 0
 
     def on_train_batch_start(self, batch: Sample, batch_idx: int) -> None:
-        """Draw dropout and the like from seed and step alone."""
+        """Seed dropout from the run's seed and the step alone, so that a resumed run repeats it."""
         text = f"{self.seed}:{self.global_step}:{batch_idx}:{self.global_rank}"
         torch.manual_seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1)
 
@@ -102,102 +103,104 @@ class SegmentationModule(pl.LightningModule):
         """Return the loss of one batch.
 
         Raises:
-            ConfigError: the loss is not finite; training on would ruin the weights.
+            ConfigError: the loss is not finite; another step would ruin the weights.
         """
         main, *auxiliary = self.model.training_outputs(batch["image"])
-        mask = self.of_all(batch["mask"])
-        target = self.labels.target(mask)
-        loss: Tensor = self.loss(self.of_all(main), target)
+        target = self.labels.target(self.gather(batch["mask"]))
+        loss: Tensor = self.loss(self.gather(main), target)
         for output in auxiliary:
-            loss = loss + self.auxiliary_weight * self.loss(self.of_all(output), target)
-        self.losses, self.batches = self.losses + self.check_loss(loss, batch), self.batches + 1
-        # Each process has the gradient of its own slices; the mean over processes is taken of it.
+            loss = loss + self.auxiliary_weight * self.loss(self.gather(output), target)
+        self.loss_sum += self.check_loss(loss, batch)
+        self.loss_count += 1
+        # Each process has the gradient of its own slices only, and Lightning averages over
+        # processes: the factor turns that mean into the sum.
         return loss * self.trainer.world_size
 
     def check_loss(self, loss: Tensor, batch: Sample) -> float:
-        """Return the loss as a number, if it is one.
+        """Return the loss as a number.
 
         Raises:
             ConfigError: it is not finite; the message names the cases of the batch.
         """
         value = loss.item()
         if not math.isfinite(value):
-            seen = self.of_all(batch["case"]).tolist()
-            cases = ", ".join(sorted({self.train_cases[i] for i in seen}))
+            indices = self.gather(batch["case"]).tolist()
+            cases = ", ".join(sorted({self.train_cases[i] for i in indices}))
+            layer = self.find_nonfinite_layer(batch["image"])
             raise ConfigError(
                 f"training: the loss became {value} at step {self.global_step} (cases {cases}; "
-                f"first in {self.first_broken(batch['image'])}); lower optimizer.lr or use "
-                "trainer.precision=32"
+                f"first in {layer}); lower optimizer.lr or use trainer.precision=32"
             )
         return value
 
-    def of_all(self, own: Tensor) -> Tensor:
+    def gather(self, own: Tensor) -> Tensor:
         """Return the slices of all processes, in the order that one process would have them.
 
         Args:
-            own: `[B, ...]` of this process; of the result, only they have a gradient.
+            own: this process's slices, `[B, ...]`; only they carry a gradient in the result.
 
         Returns:
             `[B * processes, ...]`.
         """
         if self.trainer.world_size == 1:
             return own
-        parts = [torch.empty_like(own) for _ in range(self.trainer.world_size)]
-        torch.distributed.all_gather(parts, own.detach().contiguous())
-        parts[self.trainer.global_rank] = own
-        return torch.stack(parts, 1).flatten(0, 1)
+        by_rank = [torch.empty_like(own) for _ in range(self.trainer.world_size)]
+        torch.distributed.all_gather(by_rank, own.detach().contiguous())
+        by_rank[self.trainer.global_rank] = own
+        return torch.stack(by_rank, 1).flatten(0, 1)
 
     @torch.no_grad()
-    def first_broken(self, image: Tensor) -> str:
-        """Return the first layer whose output for a batch is not finite."""
-        found: list[str] = []
+    def find_nonfinite_layer(self, image: Tensor) -> str:
+        """Return the name of the first layer whose output for a batch is not finite."""
+        names: list[str] = []
 
-        def look(name: str, output: object) -> None:
-            if isinstance(output, Tensor) and not bool(torch.isfinite(output).all()):
-                found.append(name)
+        def make_hook(name: str) -> Callable[..., None]:
+            def note_if_nonfinite(module: nn.Module, inputs: object, output: object) -> None:
+                if isinstance(output, Tensor) and not bool(torch.isfinite(output).all()):
+                    names.append(name)
 
-        def hook(name: str) -> Callable[..., None]:
-            return lambda module, given, output: look(name, output)
+            return note_if_nonfinite
 
-        hooks = [
-            layer.register_forward_hook(hook(name)) for name, layer in self.model.named_modules()
+        handles = [
+            layer.register_forward_hook(make_hook(name))
+            for name, layer in self.model.named_modules()
         ]
         self.model.training_outputs(image)
-        for handle in hooks:
+        for handle in handles:
             handle.remove()
-        return (found[0] or "the model's output") if found else "the loss itself"
+        return (names[0] or "the model's output") if names else "the loss itself"
 
     def validation_step(self, batch: Sample, batch_idx: int) -> None:
-        """Count one batch of validation slices, of all processes."""
+        """Add one batch of validation slices, of all processes, to loss and Dice."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        # Behind the last slice come the ones that make all processes' batches equally long.
+        # The sampler repeats slices at the end to give all processes equally long batches.
         real = len(data.val) - batch_idx * data.batch_size * self.trainer.world_size
-        logits = self.of_all(self.model(batch["image"]))[:real]
-        mask, case = self.of_all(batch["mask"])[:real], self.of_all(batch["case"])[:real]
+        logits = self.gather(self.model(batch["image"]))[:real]
+        mask, case = self.gather(batch["mask"])[:real], self.gather(batch["case"])[:real]
         target = self.labels.target(mask)
         self.log("val/loss", self.loss(logits, target), batch_size=len(logits))
         self.val_dice.update(count_areas(logits, target, self.labels.overlapping), case)
         finite = torch.isfinite(logits).flatten(1).all(1)
         if not bool(finite.all()):
-            self.broken.update(case[~finite].tolist())
+            self.nonfinite_cases.update(case[~finite].tolist())
 
     def on_validation_epoch_end(self) -> None:
         """Log Dice per class and its mean, at the network's resolution, and the training loss."""
-        dice = self.val_dice.compute().reshape(-1)  # torchmetrics makes one class a scalar
+        dice = self.val_dice.compute().reshape(-1)  # For a single class, it computes a scalar.
         self.val_dice.reset()
-        if self.broken:
-            # The largest of logits that are no numbers is a class all the same: no score for that.
-            names = ", ".join(sorted(self.val_cases[i] for i in self.broken))
+        if self.nonfinite_cases:
+            # Even NaN logits have a largest channel, so a Dice of them would look like a score.
+            names = ", ".join(sorted(self.val_cases[i] for i in self.nonfinite_cases))
             log.warning("The network's output for %s is not finite; this epoch has no Dice", names)
             dice = torch.full_like(dice, torch.nan)
-            self.broken.clear()
+            self.nonfinite_cases.clear()
         for name, value in zip(self.labels.names, dice, strict=True):
             self.log(f"val/dice/{name}", value.float())
         self.log("val/dice", dice.nanmean().float())
-        self.log("train/loss", self.losses / max(self.batches, 1))
+        self.log("train/loss", self.loss_sum / max(self.loss_count, 1))
 
     def configure_optimizers(self) -> Any:  # noqa: ANN401
-        """Return the optimizer and its schedule by step."""
+        """Return the optimizer, and the schedule that sets its learning rate after every step."""
         optimizer = self.optimizer(parameter_groups(self.model))
         steps = int(self.trainer.estimated_stepping_batches)
 
@@ -212,10 +215,13 @@ class SegmentationModule(pl.LightningModule):
 
 
 def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
-    """Return two groups: matrices and kernels, and all else, which weight decay would only harm."""
+    """Return two parameter groups: matrices and kernels with weight decay, all others without.
+
+    Biases, norms, positional embeddings, class tokens and temperatures are not decayed.
+    """
     decayed: list[nn.Parameter] = []
-    rest: list[nn.Parameter] = []
+    not_decayed: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
-        free = parameter.ndim < 2 or name.endswith(("pos_embed", "cls_token", "temperature"))
-        (rest if free else decayed).append(parameter)
-    return [{"params": decayed}, {"params": rest, "weight_decay": 0.0}]
+        exempt = parameter.ndim < 2 or name.endswith(("pos_embed", "cls_token", "temperature"))
+        (not_decayed if exempt else decayed).append(parameter)
+    return [{"params": decayed}, {"params": not_decayed, "weight_decay": 0.0}]

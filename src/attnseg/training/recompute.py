@@ -1,6 +1,6 @@
-"""Gradient checkpointing: activations of a block are computed again instead of kept.
+"""Gradient checkpointing: blocks recompute their activations in the backward pass.
 
-Chen et al., 2016, arXiv 1604.06174.
+Chen et al., 2016, arXiv 1604.06174. It saves memory, costs time and changes no weight or gradient.
 """
 
 from collections.abc import Iterator
@@ -12,10 +12,9 @@ from torch.utils.checkpoint import checkpoint
 
 
 def recompute_blocks(model: nn.Module) -> int:
-    """Have every block of a model keep its inputs only, and compute the rest again for gradients.
+    """Make every block of a model keep its inputs only.
 
-    A block is what stands in a `ModuleList` that holds no other list. Weights and gradients are the
-    same to the bit.
+    A block is an item of a `ModuleList` that contains no other list.
 
     Returns:
         The number of blocks.
@@ -23,37 +22,37 @@ def recompute_blocks(model: nn.Module) -> int:
     blocks = [
         block
         for layers in model.modules()
-        if isinstance(layers, nn.ModuleList) and not _holds_lists(layers)
+        if isinstance(layers, nn.ModuleList) and not _contains_list(layers)
         for block in layers
     ]
     for block in blocks:
-        again = partial(_contexts, block)
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False, context_fn=again)
+        contexts = partial(_forward_and_recompute_contexts, block)
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False, context_fn=contexts)
     return len(blocks)
 
 
-def _holds_lists(layers: nn.Module) -> bool:
-    inner = (part for part in layers.modules() if part is not layers)
-    return any(isinstance(part, nn.ModuleList) for part in inner)
+def _contains_list(layers: nn.Module) -> bool:
+    inner = (module for module in layers.modules() if module is not layers)
+    return any(isinstance(module, nn.ModuleList) for module in inner)
 
 
-def _contexts(
+def _forward_and_recompute_contexts(
     block: nn.Module,
 ) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    return nullcontext(), _without_statistics(block)
+    return nullcontext(), _frozen_batch_statistics(block)
 
 
 @contextmanager
-def _without_statistics(block: nn.Module) -> Iterator[None]:
-    """Let batch normalisation count a batch once, not again when it is computed again."""
-    norms = [part for part in block.modules() if isinstance(part, nn.BatchNorm2d)]
-    counted = [dict(norm.named_buffers()) for norm in norms]
-    for norm, buffers in zip(norms, counted, strict=True):
+def _frozen_batch_statistics(block: nn.Module) -> Iterator[None]:
+    """Keep running statistics unchanged: the forward pass has already counted this batch."""
+    norms = [module for module in block.modules() if isinstance(module, nn.BatchNorm2d)]
+    originals = [dict(norm.named_buffers()) for norm in norms]
+    for norm, buffers in zip(norms, originals, strict=True):
         for name, value in buffers.items():
             setattr(norm, name, value.clone())
     try:
         yield
     finally:
-        for norm, buffers in zip(norms, counted, strict=True):
+        for norm, buffers in zip(norms, originals, strict=True):
             for name, value in buffers.items():
                 setattr(norm, name, value)

@@ -11,7 +11,7 @@ import pytorch_lightning as pl
 import torch
 
 from attnseg.config import cost
-from attnseg.config.components import Parts, build_parts
+from attnseg.config.components import Components, build_components
 from attnseg.config.schema import Config
 from attnseg.data.datamodule import SliceDataModule
 from attnseg.data.sealed import count_cases
@@ -31,12 +31,12 @@ from attnseg.processes.malloc import keep_freed_memory
 from attnseg.processes.signals import Stopping, leave_to_the_main_process
 from attnseg.runs.checkpoints import load_weights
 from attnseg.runs.run_folder import Run, run_id
-from attnseg.training.auto_batch import largest_batch
+from attnseg.training.auto_batch import find_largest_batch
 from attnseg.training.callbacks.history import EndedEarly, OnEpoch
 from attnseg.training.final_evaluation import report
 from attnseg.training.fit import fit
 from attnseg.training.loggers.run_loggers import RunLoggers
-from attnseg.training.precision import resolve
+from attnseg.training.precision import resolve_precision
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ def train(
         EndedEarly: `watch` has seen enough.
     """
     keep_freed_memory()
-    config = resolve(config)
+    config = resolve_precision(config)
     together = Together(config.trainer.devices, config.to_yaml())
     check_device(config, together.processes)
     if together.follows:
@@ -94,13 +94,13 @@ def lead(
     """
     reader = open_reader(config)
     pl.seed_everything(config.seed, workers=True, verbose=False)
-    parts = build_parts(config, reader)
+    parts = build_components(config, reader)
     loggers = RunLoggers(config)
     model = parts.model
     data = load_dataset(config, reader)
     image = (reader.channels * config.dataset.slices, *config.dataset.image_size)
     if config.trainer.auto_batch:
-        fits = largest_batch(config, parts, image, reader.labels)
+        fits = find_largest_batch(config, parts, image, reader.labels)
         fits = min(fits, sum(case.shape[0] for case in data.train))
         config = config.revise("dataset", batch_size=fits)
     datamodule = make_datamodule(config, data, parts)
@@ -125,8 +125,8 @@ def lead(
             data=describe_input(data),
             data_digest=data.digest,
             split_digest=split_digest,
-            parameters=cost.parameters(model),
-            macs=cost.macs(model, image),
+            parameters=cost.count_parameters(model),
+            macs=cost.count_macs(model, image),
         )
         announce(config, run, data)
         loggers.open(run.folder, data.watermark)
@@ -140,7 +140,7 @@ def lead(
             with run.timing("fit"):
                 fit(config, run.folder, data, parts, datamodule, stopping, together, loggers, watch)
             if config.trainer.strategy == "fsdp":
-                model = build_parts(config, reader).model  # the other is in pieces
+                model = build_components(config, reader).model  # the other is in pieces
             load_best(config, run, model)
         with run.timing("evaluate"):
             report(config, run, data, model, profile)
@@ -226,7 +226,7 @@ def follow(config: Config, folder: Path, together: Together) -> None:
     logging.getLogger("attnseg").setLevel(logging.ERROR)
     reader = open_reader(config)
     pl.seed_everything(config.seed, workers=True, verbose=False)
-    parts = build_parts(config, reader)
+    parts = build_components(config, reader)
     data = load_dataset(config, reader)
     stopping = Stopping()
     stopping.install()
@@ -240,7 +240,7 @@ def follow(config: Config, folder: Path, together: Together) -> None:
         stopping.restore()
 
 
-def make_datamodule(config: Config, data: PreparedData, parts: Parts) -> SliceDataModule:
+def make_datamodule(config: Config, data: PreparedData, parts: Components) -> SliceDataModule:
     """Return the loaders for training and validation.
 
     Raises:
