@@ -13,6 +13,7 @@ from hypothesis import settings
 
 from attnseg import cli
 from attnseg.phantoms.uw_madison import make_uw_madison
+from tests.tiers import starts_something
 
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # in commands that tests start
@@ -20,6 +21,19 @@ os.environ["OMP_NUM_THREADS"] = "1"  # in commands that tests start
 settings.register_profile("search")
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
+
+# What the default tier has of whole commands: a training, a resume, a prediction, typed commands.
+SMOKE: tuple[str, ...] = ()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what starts processes, trainings or commands: `smoke` if listed here, else `system`."""
+    for item in items:
+        if item.nodeid.startswith(SMOKE):
+            item.add_marker("smoke")
+        elif isinstance(item, pytest.Function) and starts_something(item):
+            item.add_marker("system")
 
 
 @pytest.fixture(scope="session")
