@@ -1,5 +1,7 @@
 # make demo   set up if needed, then train SETR with KV attention on a phantom and show the result
-# make test   set up if needed, then run the test suite
+# make test   set up if needed, then run the default tests; five minutes on two idle cores
+# make test-all    the other tests: trainings, commands, exports, all pairs of models and attentions
+# make test-gpu    the tests that need a CUDA device
 # make test-slurm  sweeps on a SLURM of this machine alone (Debian, as root); minutes
 # make chaos  kills, stops, floods of broken input at length; half an hour
 # make check  format, lint and types; make lock  re-resolve the dependencies
@@ -12,7 +14,7 @@ PYTHON ?= $(or $(shell command -v python3.11),python3)
 TORCH ?= $(if $(shell command -v nvidia-smi),cuda,cpu)
 PY := .venv/bin/python
 
-.PHONY: setup demo test test-slurm chaos check bench bench-check audit lock
+.PHONY: setup demo test test-all test-gpu test-slurm chaos check bench bench-check audit lock
 
 setup: .venv/.ready
 
@@ -29,8 +31,17 @@ setup: .venv/.ready
 demo: setup
 	$(PY) train.py experiment=demo
 
+# CONTRIBUTING.md says what each tier holds.
 test: setup
-	$(PY) -m pytest -n 2 --dist worksteal --durations=15
+	$(PY) -m pytest -n 2 --dist worksteal --durations=15 \
+	  -m 'smoke or not (system or full or slow or gpu or slurm)'
+
+test-all: setup
+	$(PY) -m pytest -n 2 --dist worksteal --durations=15 \
+	  -m '(system or full) and not (smoke or slow or gpu or slurm)'
+
+test-gpu: setup
+	$(PY) -m pytest -m gpu tests/gpu
 
 test-slurm: setup
 	scripts/slurm_node.sh start

@@ -19,8 +19,8 @@ STARTERS = {
     "attnseg.training.train",
 }
 COMMANDS = set(
-    "main train prepare preview phantom status evaluate predict metrics_diff explain compare export "
-    "capsule verify publish search benchmark".split()
+    "main train prepare preview phantom status evaluate predict metrics_diff explain compare "
+    "export capsule verify publish search benchmark".split()
 )
 
 

@@ -10,8 +10,7 @@ import attnseg
 from attnseg.attention.attention import Attention
 from attnseg.config import cost
 from tests.contracts.groups import names
-
-PAIRS = [(model, attn) for model in names("model") for attn in names("attn")]
+from tests.contracts.pairs import each_pair, mixings
 
 
 def meta(model, attn, image=(3, 64, 96), **options):
@@ -19,7 +18,7 @@ def meta(model, attn, image=(3, 64, 96), **options):
         return attnseg.create_model(model, attn, image[0], 9, image[1:], **options)
 
 
-@pytest.mark.parametrize(("model", "attn"), PAIRS, ids=["-".join(pair) for pair in PAIRS])
+@each_pair
 def test_closed_form_and_counter_agree_exactly(model, attn):
     net = meta(model, attn)
     closed, counted = cost.count_attention_macs(net, (3, 64, 96))
@@ -28,7 +27,7 @@ def test_closed_form_and_counter_agree_exactly(model, attn):
 
 
 @pytest.mark.parametrize("sharing", ["k_v", "single"])
-@pytest.mark.parametrize("mixing", ["softmax", "positional_softmax", "efficient", "transpose"])
+@pytest.mark.parametrize("mixing", mixings())
 def test_closed_form_of_free_pairs(sharing, mixing):
     for model in names("model"):
         with torch.device("meta"):

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from attnseg import cli, create_model
+from attnseg.errors import CheckpointError
 from attnseg.models.pretrained import load_file_into, read
 from tests.safety.payload import Payload
 
@@ -140,11 +141,33 @@ def assert_refused(answer, code: int, mark: Path):
     assert not mark.exists()
 
 
-@pytest.mark.parametrize("force", [False, True], ids=["", "forced"])
-@pytest.mark.parametrize("name", FILES)
-def test_hostile_weights(call, tmp_path, monkeypatch, name, force):
-    if force:  # makes torch.load run what it finds, unless it is told otherwise by the caller
+@pytest.fixture(params=[False, True], ids=["", "forced"])
+def force(request, monkeypatch):
+    if request.param:  # makes torch.load run what it finds, unless the caller says otherwise
         monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+
+
+@pytest.fixture(scope="module")
+def model():
+    return create_model("setr", size="tiny", in_channels=1, num_classes=3, image_size=(32, 32))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_hostile_weights(tmp_path, model, force, name):
+    mark = tmp_path / "mark"
+    path = FILES[name](tmp_path / name, mark)
+    with pytest.raises(CheckpointError) as refused:
+        load_file_into(model, path)
+    message = str(refused.value)
+    assert refused.value.exit_code == 4
+    assert path.name in message
+    assert "\n" not in message
+    assert "weights_only=False" not in message
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("name", ["raw pickle.pth", "zip bomb.pth"])
+def test_hostile_weights_on_the_command_line(call, tmp_path, force, name):
     mark = tmp_path / "mark"
     path = FILES[name](tmp_path / name, mark)
     answer = call("experiment=smoke", f"model.pretrained='{path}'")
