@@ -1,4 +1,4 @@
-"""Recipes, graphs and capsules that tests make without training, and without torch."""
+"""Inference specs, graphs and capsules that tests make without training, and without torch."""
 
 import hashlib
 import io
@@ -13,13 +13,13 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from attnseg.predict import capsule
-from attnseg.predict.capsule import GOLDEN_INPUT, GOLDEN_OUTPUT, MANIFEST, MODEL, RECIPE
-from attnseg.predict.recipe import Recipe
+from attnseg.predict.capsule import GOLDEN_INPUT, GOLDEN_OUTPUT, MANIFEST, MODEL, SPEC
+from attnseg.predict.spec import InferenceSpec
 
 SIZE = (16, 24)
 
 
-def recipe(**changes) -> Recipe:
+def spec(**changes) -> InferenceSpec:
     values = {
         "run": "0123456789", "model": "setr", "attn": "kv", "dataset": "phantom",
         "classes": ("a", "b"), "multilabel": False, "channels": 1, "size": SIZE, "slices": 1,
@@ -27,7 +27,7 @@ def recipe(**changes) -> Recipe:
         "profile": ("strict", "94e58393"), "data_digest": "0" * 64, "split_digest": "1" * 64,
         "weights_sha256": "2" * 64,
     }  # fmt: skip
-    return Recipe(**{**values, **changes})
+    return InferenceSpec(**{**values, **changes})
 
 
 def graph(channels: int = 1, outputs: int = 3, size=SIZE, out_size=None, batch="n", domain=""):
@@ -67,7 +67,7 @@ def parts(**changes: bytes) -> dict[str, bytes]:
     logits = images * np.arange(3, dtype=np.float32)[:, None, None]
     return {
         MODEL: graph().SerializeToString(),
-        RECIPE: recipe().to_json().encode(),
+        SPEC: spec().to_json().encode(),
         "postprocessing.json": b"{}",
         "profile.json": b"{}",
         "metrics.json": b"{}",

@@ -20,7 +20,7 @@ from tests.safety.test_network import FORBID
 def test_round_trip(tmp_path):
     path = made.write(tmp_path / "c.zip")
     capsule = Capsule(path)
-    assert capsule.recipe == made.recipe()
+    assert capsule.spec == made.spec()
     assert capsule.text("LICENSE") == "None.\n"
     images = np.random.default_rng(1).random((3, 1, *made.SIZE), np.float32)
     expected = images * np.arange(3, dtype=np.float32)[:, None, None]
@@ -158,7 +158,7 @@ CONTENTS = {
     "a golden output of another shape": {GOLDEN_OUTPUT: made.array(np.zeros((2, 3), np.float32))},
     "a pickle": {GOLDEN_OUTPUT: b"\x93NUMPY\x01\x00F\x00" + b"{'descr': '|O', 'fortran_order'"
                  b": False, 'shape': (1,), }".ljust(69) + b"\ncos\nsystem\n."},
-    "a recipe that is none": {"recipe.json": b"{}"},
+    "a spec that is none": {"recipe.json": b"{}"},
 }  # fmt: skip
 
 

@@ -54,7 +54,7 @@ def cli_export(run, *options):
 
 def test_every_file_computes_the_same(run, folder):
     exported = Exported(folder)
-    images = made_up(exported.recipe, 3)
+    images = made_up(exported.spec, 3)
     expected = load_network(run)(images)
     assert np.abs(exported.network(1)(images) - expected).max() < 1e-4
     program = torch.export.load(folder / "model.pt2").module()
@@ -153,13 +153,13 @@ def test_a_capsule_of_a_run(run, folder, tmp_path, call):
     assert answer.code == 0, answer.err
     assert "the weights have none" in answer.out  # no licence
     capsule = Capsule(path)
-    images = made_up(capsule.recipe, 3)
+    images = made_up(capsule.spec, 3)
     assert np.abs(capsule.network(1)(images) - load_network(run)(images)).max() < 1e-4
     assert capsule.values("postprocessing.json")["largest_component"] is True
     card = capsule.text("MODEL_CARD.md")
     for text in (
         "## Intended use", "Metric profile strict (", "opened 1 time ", "Trained on made-up images",
-        capsule.recipe.weights_sha256, "| val | 1 |",
+        capsule.spec.weights_sha256, "| val | 1 |",
     ):  # fmt: skip
         assert text in card
     answer = call(f"run={run}", "output=missing/c.zip", command=cli.capsule)

@@ -26,13 +26,13 @@ POS_DIM = 50  # channels of KV+Pos's pair code
 def exported(model: str, attn: str, size=SIZE, **options):
     torch.manual_seed(0)
     net = create_model(model, attn=attn, num_classes=4, image_size=size, size="tiny", **options)
-    recipe = made.recipe(model=model, attn=attn, classes=("a", "b", "c"), size=size)
-    return net.eval(), onnx_bytes(trace(net, recipe)), recipe
+    spec = made.spec(model=model, attn=attn, classes=("a", "b", "c"), size=size)
+    return net.eval(), onnx_bytes(trace(net, spec)), spec
 
 
-def assert_equal(net, data, recipe):
-    torch_network, network = TorchNetwork(net), OnnxNetwork(data, 1, recipe)
-    images = made_up(recipe, 8)
+def assert_equal(net, data, spec):
+    torch_network, network = TorchNetwork(net), OnnxNetwork(data, 1, spec)
+    images = made_up(spec, 8)
     apart = difference(torch_network, network, images)
     assert apart <= TOLERANCE
     assert np.abs(network(images)).max() > 100 * TOLERANCE  # else any answer would do
@@ -97,13 +97,13 @@ class NoGraph(nn.Module):
 
 def test_an_operator_that_cannot_be_exported_is_named():
     with pytest.raises(ConfigError, match=r"bessel_j0.*; leave onnx out") as caught:
-        onnx_bytes(trace(NoOperator(), made.recipe()))
+        onnx_bytes(trace(NoOperator(), made.spec()))
     assert str(caught.value).count("\n") == 0
 
 
 def test_a_model_that_cannot_be_traced():
     with pytest.raises(ConfigError, match="cannot be traced") as caught:
-        trace(NoGraph(), made.recipe())
+        trace(NoGraph(), made.spec())
     assert str(caught.value).count("\n") == 0
 
 
@@ -141,12 +141,12 @@ def test_graphs_that_are_refused(tmp_path, name):
     assert str(caught.value).count("\n") == 0
 
 
-def test_graphs_of_another_recipe_are_refused():
+def test_graphs_of_another_spec_are_refused():
     data = bytes_of(made.graph())
-    OnnxNetwork(data, 1, made.recipe())
+    OnnxNetwork(data, 1, made.spec())
     for changes in ({"size": (24, 16)}, {"channels": 3}, {"slices": 3}, {"classes": ("a",)}):
-        with pytest.raises(CheckpointError, match="in its recipe"):
-            OnnxNetwork(data, 1, made.recipe(**changes))
+        with pytest.raises(CheckpointError, match="in its spec"):
+            OnnxNetwork(data, 1, made.spec(**changes))
 
 
 def test_what_is_no_local_file(tmp_path):

@@ -1,4 +1,4 @@
-"""Networks whose answers are known, recipes, and images written for the tests of prediction."""
+"""Networks whose answers are known, specs, and images written for the tests of prediction."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,8 +9,8 @@ from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
 from attnseg.predict.postprocess import Rule
 from attnseg.predict.predict import Wanted, predict
-from attnseg.predict.recipe import Recipe
 from attnseg.predict.segment import Member, Segmenter
+from attnseg.predict.spec import InferenceSpec
 
 DIGEST = "0" * 64
 # Between 100 and 200, a tilted grid of unlike spacings.
@@ -21,7 +21,7 @@ TILTED[:3, :3] = TURN @ np.diag([0.7, 1.3, 5.0])
 TILTED[:3, 3] = (-20.0, 33.0, -7.0)
 
 
-def recipe(**values) -> Recipe:
+def spec(**values) -> InferenceSpec:
     defaults = {
         "run": "0123456789", "model": "setr", "attn": "kv", "dataset": "made",
         "classes": ("organ",), "multilabel": True, "channels": 1, "size": (24, 30), "slices": 1,
@@ -29,7 +29,7 @@ def recipe(**values) -> Recipe:
         "profile": ("strict", "94e58393"), "data_digest": DIGEST, "split_digest": DIGEST,
         "weights_sha256": DIGEST,
     }  # fmt: skip
-    return Recipe(**{**defaults, **values})
+    return InferenceSpec(**{**defaults, **values})
 
 
 class Threshold:
@@ -39,15 +39,15 @@ class Threshold:
     there is one, is the darkest part.
     """
 
-    def __init__(self, recipe: Recipe) -> None:
-        self.recipe = recipe
+    def __init__(self, spec: InferenceSpec) -> None:
+        self.spec = spec
         self.seen: list[np.ndarray] = []
 
     def __call__(self, images):
         self.seen.append(images)
         middle = images[:, images.shape[1] // 2]
-        answers = [middle, -0.805 - middle][: len(self.recipe.classes)]
-        if not self.recipe.multilabel:
+        answers = [middle, -0.805 - middle][: len(self.spec.classes)]
+        if not self.spec.multilabel:
             answers.insert(0, np.zeros_like(middle))
         return np.ascontiguousarray(np.stack(answers, 1))
 
@@ -74,7 +74,7 @@ def segment(
     **values,
 ):
     """Predict with one network; return it."""
-    made = recipe(**values)
+    made = spec(**values)
     network = network or Threshold(made)
     all_rules = {name: Rule() for name in made.classes} | (rules or {})
     segmenter = Segmenter(made.labels, [Member(network, made.view)], **(how or {}))

@@ -18,7 +18,7 @@ from attnseg.errors import ConfigError, DataError, InUseError, ResourceError
 from attnseg.predict import predict as whole
 from attnseg.predict import record
 from attnseg.predict.postprocess import Rule
-from tests.predict.made import TILTED, Threshold, organ, recipe, segment
+from tests.predict.made import TILTED, Threshold, organ, segment, spec
 from tests.predict.test_dicom import write as write_series
 
 SIZE = (24, 30)  # three times a slice: exact at the middle of each pixel
@@ -102,7 +102,7 @@ def test_the_manifest_has_volumes_in_ml(tmp_path):
     assert (plain["ml"], plain["voxels"]) == (None, {"organ": int((organ((8, 10)) > 100).sum())})
     assert stack["spacing_mm"] == [3.0, 1.63, 1.5]
     found = manifest(tmp_path / "out")
-    assert found["recipes"][0]["weights_sha256"] == recipe().weights_sha256
+    assert found["recipes"][0]["weights_sha256"] == spec().weights_sha256
     assert {"numpy", "nibabel", "python"} <= found["versions"].keys()
 
 
@@ -279,7 +279,7 @@ def kill_in_network(number):
                 os.kill(os.getpid(), signal.SIGKILL)
             return super().__call__(images)
 
-    return Killing(recipe())
+    return Killing(spec())
 
 
 def kill_in_rename(number):
@@ -293,7 +293,7 @@ def kill_in_rename(number):
         rename(source, target)
 
     os.replace = replace
-    return Threshold(recipe())
+    return Threshold(spec())
 
 
 def kill_in_note(number):
@@ -306,7 +306,7 @@ def kill_in_note(number):
         add(self, item)
 
     record.Record.add = note
-    return Threshold(recipe())
+    return Threshold(spec())
 
 
 KILLS = {
@@ -371,7 +371,7 @@ def test_more_memory_than_there_is(tmp_path, monkeypatch):
 
     monkeypatch.undo()
     with pytest.raises(DataError, match="2 problems"):
-        segment(tmp_path / "in", tmp_path / "full", Full(recipe()))
+        segment(tmp_path / "in", tmp_path / "full", Full(spec()))
     assert whole.free_memory() > 1e6
 
 

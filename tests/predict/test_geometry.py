@@ -10,8 +10,8 @@ from nibabel.orientations import io_orientation
 from PIL import Image
 
 from attnseg.data.readers.nifti import from_slices, read_nifti, to_slices
-from attnseg.predict.recipe import Recipe
-from tests.predict.made import TILTED, Threshold, organ, recipe, reoriented, segment
+from attnseg.predict.spec import InferenceSpec
+from tests.predict.made import TILTED, Threshold, organ, reoriented, segment, spec
 
 ALL = ["".join(p) for pairs in product("RL", "AP", "SI") for p in permutations(pairs)]
 PLANES = {"axial": (0, 1), "coronal": (0, 2), "sagittal": (1, 2)}
@@ -146,7 +146,7 @@ def test_channels_of_one_file_and_of_several_are_the_same(tmp_path):
 def test_neighbours_are_seen_in_their_order(tmp_path):
     image = np.zeros((10, 8, 5), np.int16) + np.arange(5, dtype=np.int16) * 40
     nib.save(nib.Nifti1Image(image, TILTED), tmp_path / "a.nii.gz")
-    made = recipe(slices=3, stride=2)
+    made = spec(slices=3, stride=2)
     network = Threshold(made)
     segment(tmp_path / "a.nii.gz", tmp_path / "out", network, slices=3, stride=2)
     levels = ((np.concatenate(network.seen)[:, :, 5, 5] + 1) * 100 / 40).round()
@@ -176,6 +176,6 @@ def test_a_colour_picture_and_classes_that_overlap(tmp_path):
         assert np.array_equal(np.array(mask), 255 * (pixels[..., 1] > 100))
 
 
-def test_a_recipe_comes_back_from_its_text():
-    made = recipe(window=None, spacing=((1, 2, 3.5), (1, 2, 4.0)))
-    assert Recipe.from_json(made.to_json()) == made
+def test_a_spec_comes_back_from_its_text():
+    made = spec(window=None, spacing=((1, 2, 3.5), (1, 2, 4.0)))
+    assert InferenceSpec.from_json(made.to_json()) == made

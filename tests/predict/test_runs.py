@@ -17,7 +17,7 @@ from attnseg import cli
 from attnseg.config.schema import Evaluate
 from attnseg.data.readers import rle
 from attnseg.evaluation.evaluate import FinishedRun
-from tests.predict.made import TILTED, organ, recipe
+from tests.predict.made import TILTED, organ, spec
 
 CLASSES = ("large_bowel", "small_bowel", "stomach")
 
@@ -174,7 +174,7 @@ def test_onnx_predicts_without_torch(tmp_path):
     """The command in a process without torch, and a graph that answers with its input."""
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
-    made = recipe()
+    made = spec()
     size = ["batch", 1, *made.size]
     end = partial(onnx.helper.make_tensor_value_info, elem_type=1, shape=size)
     graph = onnx.helper.make_graph(
@@ -258,7 +258,7 @@ def test_a_run_that_cannot_predict(place, run, capfd):
         "before runs noted": (facts, kept, 2),
         "unlike its SHA-256": ({**facts, "data": data}, kept[:-1] + b"x", 4),
         "weights of another model": ({**facts, "data": {**data, "channels": 2}}, kept, 4),
-        "not a recipe": ({**facts, "data": {**data, "classes": []}}, kept, 4),
+        "not a spec": ({**facts, "data": {**data, "classes": []}}, kept, 4),
         "best.ckpt: not found": ({**facts, "data": data}, None, 4),
     }
     for message, (told, weights, code) in broken.items():

@@ -11,7 +11,7 @@ from attnseg.predict.postprocess import Rule, clean
 from attnseg.predict.predict import common
 from attnseg.predict.scan import make_scan
 from attnseg.predict.segment import Member, Segmenter, tile_starts, tile_weights
-from tests.predict.made import WINDOW, Constant, Threshold, organ, recipe
+from tests.predict.made import WINDOW, Constant, Threshold, organ, spec
 
 
 def scan(shape=(2, 12, 14), spacing=None):
@@ -20,7 +20,7 @@ def scan(shape=(2, 12, 14), spacing=None):
 
 
 def segment(networks, shape=(2, 12, 14), maps=True, how=None, **values):
-    made = recipe(**{"size": shape[1:], **values})
+    made = spec(**{"size": shape[1:], **values})
     members = [Member(network, made.view) for network in networks]
     return Segmenter(made.labels, members, **(how or {}))(scan(shape), maps, maps)
 
@@ -73,10 +73,8 @@ def test_entropy_is_that_of_the_mean():
 
 def test_what_is_alone_decides_by_its_logits_whatever_maps_are_asked_for():
     for multilabel in (True, False):
-        bare = segment(
-            [Threshold(recipe(multilabel=multilabel))], maps=False, multilabel=multilabel
-        )
-        full = segment([Threshold(recipe(multilabel=multilabel))], multilabel=multilabel)
+        bare = segment([Threshold(spec(multilabel=multilabel))], maps=False, multilabel=multilabel)
+        full = segment([Threshold(spec(multilabel=multilabel))], multilabel=multilabel)
         assert bare.probabilities is None
         assert np.array_equal(bare.masks, full.masks)
         assert np.array_equal(bare.masks[0], organ((2, 12, 14)) > 100)
@@ -108,7 +106,7 @@ def test_mirrored_passes_are_mirrored_back():
     result = segment([ramp], how={"flips": ["h", "v"]})
     assert ramp.calls == 4
     assert np.allclose(result.probabilities[0, 0, 0], expected, atol=1e-6)
-    upright = segment([Threshold(recipe())], how={"flips": ["v", "h"]})
+    upright = segment([Threshold(spec())], how={"flips": ["v", "h"]})
     assert np.array_equal(upright.masks[0], organ((2, 12, 14)) > 100)
 
 
@@ -129,7 +127,7 @@ def test_tiles_cover_a_length_evenly(length, size, overlap, expected):
 
 
 def test_a_tile_weighs_most_in_its_middle():
-    weights = tile_weights(recipe(size=(16, 32)).view)
+    weights = tile_weights(spec(size=(16, 32)).view)
     assert weights.shape == (16, 32)
     assert 0.95 < weights.max() <= 1
     assert weights.min() > 0
@@ -141,28 +139,26 @@ def test_a_tile_weighs_most_in_its_middle():
 
 
 def test_tiles_see_a_large_image_as_it_is(shape=(2, 50, 41)):
-    network = Threshold(recipe())
+    network = Threshold(spec())
     tiled = segment([network], shape, how={"tiles": 0.5}, size=(16, 24))
     assert {images.shape[2:] for images in network.seen} == {(16, 24)}
     assert max(len(images) for images in network.seen) <= 8
     assert np.array_equal(tiled.masks[0], organ(shape) > 100)
-    resized = segment([Threshold(recipe())], shape, size=(16, 24))
+    resized = segment([Threshold(spec())], shape, size=(16, 24))
     assert not np.array_equal(resized.masks[0], organ(shape) > 100)
 
 
 def test_tiles_of_an_image_that_is_narrower_than_the_network_or_smaller():
-    narrow = segment([Threshold(recipe())], (1, 50, 9), how={"tiles": 0.25}, size=(16, 24))
+    narrow = segment([Threshold(spec())], (1, 50, 9), how={"tiles": 0.25}, size=(16, 24))
     assert np.array_equal(narrow.masks[0], organ((1, 50, 9)) > 100)
-    network = Threshold(recipe())
+    network = Threshold(spec())
     segment([network], (1, 12, 14), how={"tiles": 0.5}, size=(24, 28))
     assert len(network.seen) == 1  # resized as ever
 
 
 def test_tiles_flips_and_several_runs_at_once():
     how = {"tiles": 0.3, "flips": ["h", "v"], "batch_size": 3}
-    result = segment(
-        [Threshold(recipe()), Threshold(recipe())], (2, 50, 41), how=how, size=(16, 24)
-    )
+    result = segment([Threshold(spec()), Threshold(spec())], (2, 50, 41), how=how, size=(16, 24))
     assert np.array_equal(result.masks[0], organ((2, 50, 41)) > 100)
 
 
@@ -212,15 +208,15 @@ def test_a_volume_needs_the_size_of_a_voxel():
 
 
 def test_runs_that_do_not_fit_are_both_named():
-    other = recipe(run="fedcba9876", classes=("liver", "spleen"))
+    other = spec(run="fedcba9876", classes=("liver", "spleen"))
     with pytest.raises(ConfigError, match=r"0123456789 .*organ.* fedcba9876 .*liver,spleen"):
-        common([recipe(), recipe(), other])
-    assert common([recipe(), recipe(size=(8, 8), slices=3)]).size == (24, 30)
+        common([spec(), spec(), other])
+    assert common([spec(), spec(size=(8, 8), slices=3)]).size == (24, 30)
 
 
 def test_a_scan_unlike_the_training_is_told():
     image = np.zeros((3, 5, 5, 1), np.int16)
-    trained = recipe(spacing=((3.0, 1.0, 1.0), (5.0, 1.5, 1.5)))
+    trained = spec(spacing=((3.0, 1.0, 1.0), (5.0, 1.5, 1.5)))
     assert len(make_scan(image, (3.0, 4.0, 4.0), None, WINDOW).unlike(trained)) == 2
     assert make_scan(image + 50, (9.0, 0.6, 2.9), None, WINDOW).unlike(trained) == []
 

@@ -16,8 +16,8 @@ from attnseg.predict.network import Network
 from attnseg.predict.postprocess import Rule
 from attnseg.predict.predict import Wanted, common
 from attnseg.predict.predict import predict as segment_all
-from attnseg.predict.recipe import Recipe
 from attnseg.predict.segment import Member, Segmenter
+from attnseg.predict.spec import InferenceSpec
 
 log = logging.getLogger(__name__)
 
@@ -32,21 +32,21 @@ def predict(config: Predict) -> None:
     """
     options = config.postprocess
     if config.capsule is not None:
-        recipe, network, said = by_capsule(config.capsule, config.threads)
-        recipes, networks = [recipe], [network]
+        spec, network, said = by_capsule(config.capsule, config.threads)
+        specs, networks = [spec], [network]
         if options == Postprocess():  # nothing else was asked for
             options = check_types(Postprocess, said)
     else:
         runs = list_runs(config)
         by_backend = by_onnx if config.backend == "onnx" else by_torch
-        recipes, networks = by_backend(runs, config)
-    recipe = common(recipes)
-    rules = rules_of(options, recipe.classes)
-    members = [Member(n, r.view) for n, r in zip(networks, recipes, strict=True)]
-    segmenter = Segmenter(recipe.labels, members, config.batch_size, config.flips, config.tiles)
+        specs, networks = by_backend(runs, config)
+    spec = common(specs)
+    rules = rules_of(options, spec.classes)
+    members = [Member(network, own.view) for network, own in zip(networks, specs, strict=True)]
+    segmenter = Segmenter(spec.labels, members, config.batch_size, config.flips, config.tiles)
     wanted = Wanted(rules, config.probabilities, config.uncertainty, config.overlays)
     backend = "onnx" if config.capsule is not None else config.backend
-    segment_all(segmenter, recipes, wanted, Path(config.input), Path(config.output), backend)
+    segment_all(segmenter, specs, wanted, Path(config.input), Path(config.output), backend)
 
 
 def list_runs(config: Predict) -> list[Path]:
@@ -85,22 +85,22 @@ def list_runs(config: Predict) -> list[Path]:
     return [run for _, run in done]
 
 
-def by_torch(runs: Sequence[Path], config: Predict) -> tuple[list[Recipe], list[Network]]:
+def by_torch(runs: Sequence[Path], config: Predict) -> tuple[list[InferenceSpec], list[Network]]:
     """Return runs as networks of PyTorch."""
     if importlib.util.find_spec("torch") is None:
         raise ConfigError("backend: torch is not installed; use backend=onnx or install it")
     import torch
 
-    from attnseg.runs.reopen import load_network, recipe_of
+    from attnseg.runs.reopen import load_network, read_spec
 
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    recipes = [recipe_of(run) for run in runs]
-    common(recipes)  # before the weights are read
-    return recipes, [load_network(run, config.device) for run in runs]
+    specs = [read_spec(run) for run in runs]
+    common(specs)  # before the weights are read
+    return specs, [load_network(run, config.device) for run in runs]
 
 
-def by_onnx(runs: Sequence[Path], config: Predict) -> tuple[list[Recipe], list[Network]]:
+def by_onnx(runs: Sequence[Path], config: Predict) -> tuple[list[InferenceSpec], list[Network]]:
     """Return what was exported of runs, by ONNX Runtime.
 
     Raises:
@@ -111,11 +111,11 @@ def by_onnx(runs: Sequence[Path], config: Predict) -> tuple[list[Recipe], list[N
     from attnseg.predict.exported import Exported
 
     exported = [Exported(run / "export") for run in runs]
-    recipes = [export.recipe for export in exported]
-    return recipes, [export.network(config.threads or 0) for export in exported]
+    specs = [export.spec for export in exported]
+    return specs, [export.network(config.threads or 0) for export in exported]
 
 
-def by_capsule(place: str, threads: int | None) -> tuple[Recipe, Network, dict[str, Any]]:
+def by_capsule(place: str, threads: int | None) -> tuple[InferenceSpec, Network, dict[str, Any]]:
     """Return a capsule's network, and what it says of postprocessing.
 
     Raises:
@@ -128,7 +128,7 @@ def by_capsule(place: str, threads: int | None) -> tuple[Recipe, Network, dict[s
 
     capsule = Capsule(fetch(place))
     network = capsule.network(threads or 0)
-    return capsule.recipe, network, capsule.values("postprocessing.json")
+    return capsule.spec, network, capsule.values("postprocessing.json")
 
 
 def check_runtime() -> None:

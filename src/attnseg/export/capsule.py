@@ -20,10 +20,10 @@ from attnseg.export.export import export, made_up
 from attnseg.export.model_card import model_card
 from attnseg.files import replacing
 from attnseg.metrics.profiles.profile import Profile
-from attnseg.predict.capsule import GOLDEN_INPUT, GOLDEN_OUTPUT, MODEL, RECIPE, pack, verify
+from attnseg.predict.capsule import GOLDEN_INPUT, GOLDEN_OUTPUT, MODEL, SPEC, pack, verify
 from attnseg.predict.exported import Exported
-from attnseg.predict.recipe import Recipe
-from attnseg.runs.reopen import read_run, recipe_of
+from attnseg.predict.spec import InferenceSpec
+from attnseg.runs.reopen import read_run, read_spec
 
 log = logging.getLogger(__name__)
 
@@ -52,18 +52,18 @@ def pack_run(config: Capsule) -> Path:
     licence, use = read_text("license", config.license), read_text("use", config.use)
     if licence is None:
         log.warning("license: none given; the capsule will say that the weights have none")
-    recipe = recipe_of(run)
-    rules_of(config.postprocess, recipe.classes)  # names classes that there are
-    exported = open_export(run, recipe)
+    spec = read_spec(run)
+    rules_of(config.postprocess, spec.classes)  # names classes that there are
+    exported = open_export(run, spec)
     network = exported.network()
-    images = made_up(recipe, GOLDEN)
+    images = made_up(spec, GOLDEN)
     plain, facts = read_run(run)
     metrics = json.loads((run / "metrics.json").read_text())
     profile = profile_of(plain)
-    card = model_card(recipe, facts, metrics, counts_of(run), profile, use)
+    card = model_card(spec, facts, metrics, counts_of(run), profile, use)
     parts = {
         MODEL: exported.read(MODEL),
-        RECIPE: recipe.to_json().encode(),
+        SPEC: spec.to_json().encode(),
         "postprocessing.json": as_json(config.postprocess.model_dump()),
         "profile.json": as_json(profile.describe()),
         "metrics.json": as_json(metrics),
@@ -72,7 +72,7 @@ def pack_run(config: Capsule) -> Path:
         GOLDEN_INPUT: array_bytes(images),
         GOLDEN_OUTPUT: array_bytes(network(images)),
     }
-    made = {"run": recipe.run, "made_with": f"attnseg {version('attnseg')}"}
+    made = {"run": spec.run, "made_with": f"attnseg {version('attnseg')}"}
     with replacing(output) as file:
         file.write(pack(output, parts, made))
     verify(output)
@@ -80,11 +80,11 @@ def pack_run(config: Capsule) -> Path:
     return output
 
 
-def open_export(run: Path, recipe: Recipe) -> Exported:
+def open_export(run: Path, spec: InferenceSpec) -> Exported:
     """Return a run's export to ONNX, made now unless it is there with these weights."""
     try:
         found = Exported(run / "export")
-        if found.recipe == recipe:
+        if found.spec == spec:
             return found
     except AttnsegError:
         pass

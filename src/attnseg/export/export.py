@@ -36,9 +36,9 @@ from attnseg.files import file_digest, replacing, write_text
 from attnseg.metrics.profiles.profile import Profile
 from attnseg.predict.network import Network
 from attnseg.predict.onnx import OnnxNetwork
-from attnseg.predict.recipe import Recipe
 from attnseg.predict.segment import Member, Segmenter
-from attnseg.runs.reopen import TorchNetwork, load_model, read_run, recipe_of
+from attnseg.predict.spec import InferenceSpec
+from attnseg.runs.reopen import TorchNetwork, load_model, read_run, read_spec
 
 log = logging.getLogger(__name__)
 
@@ -81,32 +81,32 @@ def export(config: Export) -> Path:
                 f"formats: {name} is not installed; pip install 'attnseg[export]' or leave onnx out"
             )
     run = Path(config.run)
-    recipe, model = recipe_of(run), load_model(run)
-    seen = look(run, recipe, config)
+    spec, model = read_spec(run), load_model(run)
+    seen = look(run, spec, config)
     folder = run / "export"
     folder.mkdir(exist_ok=True)
     for name in ("export.json", ONNX, INT8, TORCH, SAFETENSORS, "weights.json"):
         (folder / name).unlink(missing_ok=True)  # of an earlier export; the facts first
-    write_text(folder / "recipe.json", recipe.to_json())
+    write_text(folder / "recipe.json", spec.to_json())
     threads = torch.get_num_threads()
     networks: dict[str, Network] = {"PyTorch": TorchNetwork(model)}
-    facts: dict[str, Any] = {"run": recipe.run, "compared_on": seen.what, "tolerance": TOLERANCE}
+    facts: dict[str, Any] = {"run": spec.run, "compared_on": seen.what, "tolerance": TOLERANCE}
     if "safetensors" in config.formats:
-        write_safetensors(folder, run, recipe, model)
+        write_safetensors(folder, run, spec, model)
     if {"torch", "onnx"} & set(config.formats):
-        program = trace(model, recipe)
+        program = trace(model, spec)
         if "torch" in config.formats:
             networks["torch.export"] = TorchNetwork(program.module())  # type: ignore[arg-type]
             check("torch", networks, "torch.export", seen)
             write_bytes(folder / TORCH, program_bytes(program))
         if "onnx" in config.formats:
             data = onnx_bytes(program)
-            networks["ONNX"] = OnnxNetwork(data, threads, recipe, ONNX)
+            networks["ONNX"] = OnnxNetwork(data, threads, spec, ONNX)
             check("onnx", networks, "ONNX", seen)
             write_bytes(folder / ONNX, data)
             if config.int8:
                 write_bytes(folder / INT8, quantised(folder / ONNX))
-                networks["ONNX int8"] = OnnxNetwork(folder / INT8, threads, recipe)
+                networks["ONNX int8"] = OnnxNetwork(folder / INT8, threads, spec)
     facts["differences"] = {
         name: difference(networks["PyTorch"], network, seen.images)
         for name, network in networks.items()
@@ -115,7 +115,7 @@ def export(config: Export) -> Path:
     facts["milliseconds"] = latencies(networks, seen.images[:1])
     facts["threads"] = threads
     if config.int8:
-        facts["validation"] = dice(networks, seen, build_profiles(config)[0], recipe)
+        facts["validation"] = dice(networks, seen, build_profiles(config)[0], spec)
     facts["versions"] = {
         name: version(name)
         for name in ("attnseg", "torch", *NEEDED)
@@ -131,7 +131,7 @@ def export(config: Export) -> Path:
     return folder
 
 
-def look(run: Path, recipe: Recipe, config: Export) -> Seen:
+def look(run: Path, spec: InferenceSpec, config: Export) -> Seen:
     """Return what exports are compared on: slices of the validation cases, else made-up ones."""
     try:
         finished = FinishedRun(run, config)
@@ -142,35 +142,35 @@ def look(run: Path, recipe: Recipe, config: Export) -> Seen:
                 "int8: the Dice it costs is measured on the validation data, which are not here; "
                 "give them as root=DIR, or int8=false"
             ) from error
-        return Seen(made_up(recipe, SLICES), f"{SLICES} made-up images", None)
+        return Seen(made_up(spec, SLICES), f"{SLICES} made-up images", None)
     cases = finished.data.val
     every = [(case, index) for case in cases for index in range(case.shape[0])]
     chosen = np.linspace(0, len(every) - 1, min(SLICES, len(every))).round().astype(int)
-    images = [slice_of(recipe, *every[at]) for at in chosen]
+    images = [slice_of(spec, *every[at]) for at in chosen]
     return Seen(np.stack(images), f"{len(images)} validation slices", finished)
 
 
-def slice_of(recipe: Recipe, case: StoredCase, index: int) -> Images:
+def slice_of(spec: InferenceSpec, case: StoredCase, index: int) -> Images:
     """Return a slice as the network takes it, `[C, H, W]`."""
-    return network_input(recipe.view.image(case, index))
+    return network_input(spec.view.image(case, index))
 
 
-def made_up(recipe: Recipe, count: int) -> Images:
+def made_up(spec: InferenceSpec, count: int) -> Images:
     """Return images like no patient's, the same every time: `[count, C, H, W]` in [-1, 1].
 
     Soft blobs on a gradient, so that a network has something to find.
     """
     rng = np.random.default_rng(0)
-    height, width = recipe.size
+    height, width = spec.size
     y, x = np.mgrid[0 : 1 : complex(height), 0 : 1 : complex(width)]
-    shape = (count, recipe.channels * recipe.slices, 12, 1, 1)
+    shape = (count, spec.in_channels, 12, 1, 1)
     centre_y, centre_x, radius, light = (rng.random(shape) for _ in range(4))
     distance = (y - centre_y) ** 2 + (x - centre_x) ** 2
     blobs = (light * np.exp(-distance / (0.02 + 0.1 * radius) ** 2)).sum(2)
     return np.asarray(np.clip(blobs, 0, 1) * 2 - 1, np.float32)
 
 
-def trace(model: nn.Module, recipe: Recipe) -> ExportedProgram:
+def trace(model: nn.Module, spec: InferenceSpec) -> ExportedProgram:
     """Trace a model into one graph, the number of images free.
 
     With gradients on: KV+Pos then carries its bias as one more channel. Without them it is a mask,
@@ -179,7 +179,7 @@ def trace(model: nn.Module, recipe: Recipe) -> ExportedProgram:
     Raises:
         ConfigError: something in it cannot be traced.
     """
-    example = torch.zeros(2, recipe.channels * recipe.slices, *recipe.size)
+    example = torch.zeros(2, spec.in_channels, *spec.size)
     try:
         with torch.enable_grad(), silence():
             return torch.export.export(
@@ -281,15 +281,15 @@ def quantised(path: Path) -> bytes:
         return target.read_bytes()
 
 
-def write_safetensors(folder: Path, run: Path, recipe: Recipe, model: nn.Module) -> None:
+def write_safetensors(folder: Path, run: Path, spec: InferenceSpec, model: nn.Module) -> None:
     """Write the weights, and in `weights.json` what the model is built with."""
     plain, _ = read_run(run)
     built = {
         "model": plain["model"],
         "attn": plain["attn"],
-        "in_channels": recipe.channels * recipe.slices,
-        "num_classes": recipe.outputs,
-        "image_size": recipe.size,
+        "in_channels": spec.in_channels,
+        "num_classes": spec.labels.channels,
+        "image_size": spec.size,
     }
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     write_bytes(folder / SAFETENSORS, safetensors.torch.save(state))
@@ -338,7 +338,7 @@ def latencies(networks: dict[str, Network], image: Images) -> dict[str, float]:
 
 
 def dice(
-    networks: dict[str, Network], seen: Seen, profile: Profile, recipe: Recipe
+    networks: dict[str, Network], seen: Seen, profile: Profile, spec: InferenceSpec
 ) -> dict[str, Any]:
     """Score networks on the validation cases.
 
@@ -351,7 +351,7 @@ def dice(
     scored: dict[str, Any] = {}
     metric, batch_size = profile.metrics[0], seen.finished.config.dataset.batch_size
     for name in ("PyTorch", "ONNX", "ONNX int8"):
-        segmenter = Segmenter(recipe.labels, [Member(networks[name], recipe.view)], batch_size)
+        segmenter = Segmenter(spec.labels, [Member(networks[name], spec.view)], batch_size)
         scores = score_cases(segmenter, cases, [profile], f"val, {name}")
         means = profile.summarise(scores)[metric.name]
         scored[name] = {str(row): round(float(value), 6) for row, value in means.items()}

@@ -5,7 +5,7 @@ from typing import Any
 
 from attnseg.evaluation.summary import between, number
 from attnseg.metrics.profiles.profile import Profile
-from attnseg.predict.recipe import Recipe
+from attnseg.predict.spec import InferenceSpec
 
 NO_USE = (
     "Whoever made this capsule has not said. Research on images like those it was trained on is "
@@ -14,7 +14,7 @@ NO_USE = (
 
 
 def model_card(
-    recipe: Recipe,
+    spec: InferenceSpec,
     facts: Mapping[str, Any],
     metrics: Mapping[str, Any],
     counts: Mapping[str, tuple[int, int]],
@@ -24,20 +24,20 @@ def model_card(
     """Return the model card as Markdown.
 
     Args:
-        recipe: of the network.
+        spec: of the network.
         facts: of `run.json`.
         metrics: of `metrics.json`.
         counts: patients and cases by role.
         profile: that the metrics follow.
         use: what it is meant for; `None` if nobody said.
     """
-    size = f"{recipe.size[0]}x{recipe.size[1]}"
+    size = f"{spec.size[0]}x{spec.size[1]}"
     lines = [
-        f"# {recipe.model} with {recipe.attn} attention, {recipe.dataset}",
+        f"# {spec.model} with {spec.attn} attention, {spec.dataset}",
         "",
-        f"Segments {', '.join(recipe.classes)} in "
-        + ("scans, slice by slice" if recipe.volumetric else "pictures")
-        + (", overlapping classes" if recipe.multilabel else ", one class per pixel")
+        f"Segments {', '.join(spec.classes)} in "
+        + ("scans, slice by slice" if spec.volumetric else "pictures")
+        + (", overlapping classes" if spec.multilabel else ", one class per pixel")
         + f". {facts['parameters']['total'] / 1e6:.2f} M parameters, "
         f"{facts['macs'] / 1e9:.2f} GMAC per {size} slice.",
         "",
@@ -47,14 +47,14 @@ def model_card(
         "",
         "## Data",
         "",
-        f"Dataset {recipe.dataset}, data digest `{recipe.data_digest}`, split digest "
-        f"`{recipe.split_digest}`. No patient is in two roles.",
+        f"Dataset {spec.dataset}, data digest `{spec.data_digest}`, split digest "
+        f"`{spec.split_digest}`. No patient is in two roles.",
         "",
         "| role | patients | cases |",
         "|---|---|---|",
         *(f"| {role} | {patients} | {cases} |" for role, (patients, cases) in counts.items()),
         "",
-        *preprocessing(recipe),
+        *preprocessing(spec),
         "",
         "## Results",
         "",
@@ -66,21 +66,21 @@ def model_card(
     for split in ("test", "val"):
         if split in metrics:
             lines += ["", *results(split, metrics[split], profile)]
-    lines += ["", *openings(facts, metrics), "", "## Limits", "", *limits(recipe, metrics)]
-    return "\n".join([*lines, "", "## Provenance", "", *provenance(recipe, facts), ""])
+    lines += ["", *openings(facts, metrics), "", "## Limits", "", *limits(spec, metrics)]
+    return "\n".join([*lines, "", "## Provenance", "", *provenance(spec, facts), ""])
 
 
-def preprocessing(recipe: Recipe) -> list[str]:
+def preprocessing(spec: InferenceSpec) -> list[str]:
     """Return how images become the network's input, in words."""
     window = (
         "between the 0.5 and 99.5 percentiles of each case"
-        if recipe.window is None
-        else f"between {recipe.window[0]:g} and {recipe.window[1]:g}"
+        if spec.window is None
+        else f"between {spec.window[0]:g} and {spec.window[1]:g}"
     )
-    seen = "" if recipe.slices == 1 else f", {recipe.slices} slices at once"
+    seen = "" if spec.slices == 1 else f", {spec.slices} slices at once"
     return [
-        f"Images of {recipe.channels} channel{'s' * (recipe.channels > 1)}{seen}; intensities "
-        f"{window} become 0 to 1; resized to {recipe.size[0]}x{recipe.size[1]}; `recipe.json` has "
+        f"Images of {spec.channels} channel{'s' * (spec.channels > 1)}{seen}; intensities "
+        f"{window} become 0 to 1; resized to {spec.size[0]}x{spec.size[1]}; `recipe.json` has "
         "it as data."
     ]
 
@@ -124,38 +124,38 @@ def openings(facts: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def limits(recipe: Recipe, metrics: Mapping[str, Any]) -> list[str]:
+def limits(spec: InferenceSpec, metrics: Mapping[str, Any]) -> list[str]:
     """Return what the figures do not say."""
     split = "test" if "test" in metrics else "val"
     found = metrics.get(split, {})
     lines = [
-        f"- The figures are of {found.get('patients', 0)} patients of {recipe.dataset}; other "
+        f"- The figures are of {found.get('patients', 0)} patients of {spec.dataset}; other "
         "scanners, protocols and patients were not tried.",
-        f"- Slices are resized to {recipe.size[0]}x{recipe.size[1]}; what is smaller than a pixel "
+        f"- Slices are resized to {spec.size[0]}x{spec.size[1]}; what is smaller than a pixel "
         "of that is lost.",
         "- It segments whatever it is given, and has no way to say that an image is unlike those "
         "it was trained on.",
     ]
-    if recipe.spacing is not None:
-        low, high = (" x ".join(f"{side:g}" for side in ends) for ends in recipe.spacing)
+    if spec.spacing is not None:
+        low, high = (" x ".join(f"{side:g}" for side in ends) for ends in spec.spacing)
         lines.append(f"- Trained on voxels from {low} to {high} mm (slice, row, column).")
     classes = found.get("classes", {})
     for name, row in classes.items():
         if missed := row.get("missed", 0):
             lines.append(f"- {name} was missed in {missed} of {row.get('cases', 0)} {split} cases.")
-    if recipe.dataset.endswith("phantom"):
+    if spec.dataset.endswith("phantom"):
         lines.insert(0, "- Trained on made-up images: of no use on real ones.")
     return lines
 
 
-def provenance(recipe: Recipe, facts: Mapping[str, Any]) -> list[str]:
+def provenance(spec: InferenceSpec, facts: Mapping[str, Any]) -> list[str]:
     """Return what was run, with what."""
     git = facts.get("git")
     commit = "none known" if not git else git["commit"] + (", modified" * bool(git["modified"]))
     versions = ", ".join(f"{name} {found}" for name, found in facts["versions"].items())
     return [
-        f"- Run {recipe.run}, started {facts['started']}, seed {facts['seed']}",
-        f"- Weights: SHA-256 `{recipe.weights_sha256}`, best epoch {facts.get('best_epoch')}",
+        f"- Run {spec.run}, started {facts['started']}, seed {facts['seed']}",
+        f"- Weights: SHA-256 `{spec.weights_sha256}`, best epoch {facts.get('best_epoch')}",
         f"- Code: commit {commit}",
         f"- Versions: {versions}",
     ]

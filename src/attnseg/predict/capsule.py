@@ -24,15 +24,15 @@ from numpy.typing import NDArray
 from attnseg.errors import CheckpointError, first_line
 from attnseg.predict.network import Network
 from attnseg.predict.onnx import OnnxNetwork
-from attnseg.predict.recipe import Recipe
+from attnseg.predict.spec import InferenceSpec
 
 log = logging.getLogger("attnseg.predict")
 
 VERSION = 1
-MANIFEST, MODEL, RECIPE = "manifest.json", "model.onnx", "recipe.json"
+MANIFEST, MODEL, SPEC = "manifest.json", "model.onnx", "recipe.json"
 GOLDEN_INPUT, GOLDEN_OUTPUT = "golden/input.npy", "golden/output.npy"
 PARTS = (
-    MODEL, RECIPE, "postprocessing.json", "profile.json", "metrics.json", "MODEL_CARD.md",
+    MODEL, SPEC, "postprocessing.json", "profile.json", "metrics.json", "MODEL_CARD.md",
     "LICENSE", GOLDEN_INPUT, GOLDEN_OUTPUT,
 )  # fmt: skip
 TOLERANCE = 1e-4  # of logits: other processors round otherwise
@@ -70,7 +70,7 @@ class Capsule:
         path: of the file.
         digest: SHA-256 that seals it.
         manifest: what it says of itself.
-        recipe: how images become masks.
+        spec: how images become masks.
 
     Raises:
         CheckpointError: not a capsule, damaged, or made to harm.
@@ -86,7 +86,7 @@ class Capsule:
             for name, part in self._parts.items():
                 if entries[name].file_size != part.size:
                     raise self._bad(name, "not of the size in the manifest")
-        self.recipe = Recipe.from_json(self.text(RECIPE), f"{path}, {RECIPE}")
+        self.spec = InferenceSpec.from_json(self.text(SPEC), f"{path}, {SPEC}")
 
     @property
     def names(self) -> list[str]:
@@ -146,9 +146,9 @@ class Capsule:
             threads: of one computation; 0 for one per core.
 
         Raises:
-            CheckpointError: the graph is damaged or does not fit the recipe.
+            CheckpointError: the graph is damaged or does not fit the spec.
         """
-        return OnnxNetwork(self.read(MODEL), threads, self.recipe, f"{self.path}, {MODEL}")
+        return OnnxNetwork(self.read(MODEL), threads, self.spec, f"{self.path}, {MODEL}")
 
     def replay(self, threads: int = 0) -> float:
         """Compute the golden output anew; return the largest difference of the logits.
@@ -157,12 +157,12 @@ class Capsule:
             CheckpointError: they differ by more than the manifest allows.
         """
         images, expected = self.array(GOLDEN_INPUT), self.array(GOLDEN_OUTPUT)
-        view, outputs = self.recipe.view, self.recipe.outputs
-        channels = self.recipe.channels * self.recipe.slices
+        view, outputs = self.spec.view, self.spec.labels.channels
+        channels = self.spec.in_channels
         if images.shape[1:] != (channels, *view.size) or not 1 <= len(images) <= 64:
-            raise self._bad(GOLDEN_INPUT, "not of the recipe's shape")
+            raise self._bad(GOLDEN_INPUT, "not of the spec's shape")
         if expected.shape != (len(images), outputs, *view.size):
-            raise self._bad(GOLDEN_OUTPUT, "not of the recipe's shape")
+            raise self._bad(GOLDEN_OUTPUT, "not of the spec's shape")
         apart = float(np.abs(self.network(threads)(images) - expected).max())
         tolerance = float(self.manifest["tolerance"])
         if not apart <= tolerance:  # a NaN is no answer either
@@ -321,9 +321,9 @@ def verify(path: Path, threads: int = 0) -> float:
     for name in capsule.names:
         capsule.read(name)
     apart = capsule.replay(threads)
-    recipe = capsule.recipe
-    log.info("%s: %s with %s attention, run %s", path, recipe.model, recipe.attn, recipe.run)
-    log.info("classes: %s", ", ".join(recipe.classes))
+    spec = capsule.spec
+    log.info("%s: %s with %s attention, run %s", path, spec.model, spec.attn, spec.run)
+    log.info("classes: %s", ", ".join(spec.classes))
     log.info("%d files as in the manifest; sealed with %s", len(capsule.names), capsule.digest)
     log.info(
         "Golden input replayed: logits differ by %.1e at most, %.0e is allowed",

@@ -7,9 +7,9 @@ from typing import Any
 
 from attnseg.errors import CheckpointError, ConfigError
 from attnseg.predict.onnx import OnnxNetwork
-from attnseg.predict.recipe import Recipe
+from attnseg.predict.spec import InferenceSpec
 
-ONNX, INT8, RECIPE, FACTS = "model.onnx", "model.int8.onnx", "recipe.json", "export.json"
+ONNX, INT8, SPEC, FACTS = "model.onnx", "model.int8.onnx", "recipe.json", "export.json"
 
 
 class Exported:
@@ -20,7 +20,7 @@ class Exported:
 
     Attributes:
         facts: what `export.json` says.
-        recipe: how images become masks.
+        spec: how images become masks.
 
     Raises:
         ConfigError: nothing was exported, or not as ONNX.
@@ -39,7 +39,7 @@ class Exported:
             raise CheckpointError(f"{folder / FACTS}: damaged; {advice}") from error
         if ONNX not in self._files:
             raise ConfigError(f"{folder}: not exported as ONNX; {advice}")
-        self.recipe = Recipe.from_json(self.read(RECIPE).decode(), folder / RECIPE)
+        self.spec = InferenceSpec.from_json(self.read(SPEC).decode(), folder / SPEC)
 
     def read(self, name: str) -> bytes:
         """Return a file.
@@ -61,4 +61,4 @@ class Exported:
 
     def network(self, threads: int = 0) -> OnnxNetwork:
         """Return the network; `threads` is as for `OnnxNetwork`."""
-        return OnnxNetwork(self.read(ONNX), threads, self.recipe, str(self.folder / ONNX))
+        return OnnxNetwork(self.read(ONNX), threads, self.spec, str(self.folder / ONNX))

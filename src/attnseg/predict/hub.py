@@ -60,7 +60,7 @@ def publish(capsule: str, to: str) -> None:
                 path_in_repo=name,
                 repo_id=owner_and_name,
                 revision=revision,
-                commit_message=f"{name} of {checked.recipe.run}",
+                commit_message=f"{name} of {checked.spec.run}",
             )
     except Exception as error:  # its own errors and its client's have no common root
         raise unanswered(to, error) from error

@@ -8,16 +8,16 @@ from attnseg.data.readers.uw_madison import read_scan
 from attnseg.errors import DataError, Problems
 from attnseg.predict.dicom import read_series
 from attnseg.predict.inputs import HEAD, Item, picture_format
-from attnseg.predict.recipe import Recipe
 from attnseg.predict.scan import Scan, make_scan
+from attnseg.predict.spec import InferenceSpec
 
 
-def read_item(item: Item, recipe: Recipe) -> tuple[Item, Scan]:
+def read_item(item: Item, spec: InferenceSpec) -> tuple[Item, Scan]:
     """Decode an item.
 
     Args:
         item: from `find`.
-        recipe: says channels, plane and window.
+        spec: says channels, plane and window.
 
     Returns:
         The item, its files in the order of the slices; and the scan.
@@ -26,55 +26,55 @@ def read_item(item: Item, recipe: Recipe) -> tuple[Item, Scan]:
         DataError: a file is broken, or not what the network was trained on.
     """
     if item.kind == "nifti":
-        return item, _nifti(item, recipe)
+        return item, _nifti(item, spec)
     if item.kind == "picture":
-        return item, _picture(item, recipe)
-    if recipe.channels != 1:
+        return item, _picture(item, spec)
+    if spec.channels != 1:
         raise DataError(
-            f"{item.place}: 1 channel instead of {recipe.channels}; give what was trained on"
+            f"{item.place}: 1 channel instead of {spec.channels}; give what was trained on"
         )
     if item.kind == "scan":
         image, spacing = read_scan(item.name, item.files)
-        return item, make_scan(image, spacing, None, recipe.window)
+        return item, make_scan(image, spacing, None, spec.window)
     voxels, affine, files = read_series(item.files)
-    slices, spacing = to_slices(voxels, affine, recipe.plane)
+    slices, spacing = to_slices(voxels, affine, spec.plane)
     image = np.ascontiguousarray(slices[..., None])
-    return Item(item.kind, item.name, files), make_scan(image, spacing, affine, recipe.window)
+    return Item(item.kind, item.name, files), make_scan(image, spacing, affine, spec.window)
 
 
-def _nifti(item: Item, recipe: Recipe) -> Scan:
+def _nifti(item: Item, spec: InferenceSpec) -> Scan:
     if len(item.files) == 1:
-        volume = read_nifti(item.files[0], recipe.plane, recipe.channels)
-        voxels = volume.voxels if recipe.channels > 1 else volume.voxels[..., None]
-        return make_scan(voxels, volume.spacing, volume.affine, recipe.window)
-    if len(item.files) != recipe.channels:
+        volume = read_nifti(item.files[0], spec.plane, spec.channels)
+        voxels = volume.voxels if spec.channels > 1 else volume.voxels[..., None]
+        return make_scan(voxels, volume.spacing, volume.affine, spec.window)
+    if len(item.files) != spec.channels:
         raise DataError(
-            f"{item.place}: {len(item.files)} channels instead of {recipe.channels}; give those "
+            f"{item.place}: {len(item.files)} channels instead of {spec.channels}; give those "
             "that were trained on"
         )
     problems = Problems()
     volumes = []
     for path in item.files:
         with problems.gathered():
-            volumes.append(read_nifti(path, recipe.plane))
+            volumes.append(read_nifti(path, spec.plane))
     problems.stop()
     for path, volume in zip(item.files, volumes, strict=True):
         check_same_grid(volumes[0], volume, (item.files[0], path))
     voxels = to_smallest_dtype(np.stack([volume.voxels for volume in volumes], -1))
-    return make_scan(voxels, volumes[0].spacing, volumes[0].affine, recipe.window)
+    return make_scan(voxels, volumes[0].spacing, volumes[0].affine, spec.window)
 
 
-def _picture(item: Item, recipe: Recipe) -> Scan:
+def _picture(item: Item, spec: InferenceSpec) -> Scan:
     path = item.files[0]
-    if recipe.channels not in (1, 3):
+    if spec.channels not in (1, 3):
         raise DataError(
-            f"{path}: a picture, but the network takes {recipe.channels} channels; give NIfTI files"
+            f"{path}: a picture, but the network takes {spec.channels} channels; give NIfTI files"
         )
     with path.open("rb") as file:
         kind = picture_format(file.read(HEAD))
-    modes = RGB if recipe.channels == 3 else (*GREY8, *GREY16)
+    modes = RGB if spec.channels == 3 else (*GREY8, *GREY16)
     pixels = read_picture(path, modes, kind)
     if min(pixels.shape[:2]) < 2:
         raise DataError(f"{path}: a single line of pixels; remove it")
-    image = pixels.reshape(1, *pixels.shape[:2], recipe.channels)
-    return make_scan(image, None, None, recipe.window)
+    image = pixels.reshape(1, *pixels.shape[:2], spec.channels)
+    return make_scan(image, None, None, spec.window)

@@ -21,7 +21,7 @@ from attnseg.data.readers.uw_madison import SCAN_FOLDER_NAME, SLICE_FILE_NAME, p
 from attnseg.errors import DataError, Problems, first_line
 from attnseg.predict.dicom import SUFFIX as DICOM
 from attnseg.predict.dicom import group
-from attnseg.predict.recipe import Recipe
+from attnseg.predict.spec import InferenceSpec
 
 Kind = Literal["nifti", "dicom", "picture", "scan"]
 VOLUMES = (".nii", ".nii.gz")
@@ -72,13 +72,13 @@ class Found:
     others: list[Path] = field(default_factory=list)
 
 
-def find(place: Path, output: Path, recipe: Recipe) -> Found:
+def find(place: Path, output: Path, spec: InferenceSpec) -> Found:
     """List what there is to segment.
 
     Args:
         place: a file, or a folder with all below it.
         output: folder that is passed over.
-        recipe: says whether slices are scans, and how many channels an image has.
+        spec: says whether slices are scans, and how many channels an image has.
 
     Raises:
         DataError: nothing is there.
@@ -95,11 +95,11 @@ def find(place: Path, output: Path, recipe: Recipe) -> Found:
                 found.others.append(path)
             else:
                 by_kind[kind].append(path)
-    if recipe.volumetric and recipe.channels == 1:
+    if spec.volumetric and spec.channels == 1:
         slices = {path for path in by_kind["picture"] if scan_of(path)}
         found.items += _scans(slices, root, found.problems)
         by_kind["picture"] = [path for path in by_kind["picture"] if path not in slices]
-    for name, files in _channels(by_kind["nifti"], root, recipe.channels):
+    for name, files in _channels(by_kind["nifti"], root, spec.channels):
         found.items.append(Item("nifti", name, files))
     for path in by_kind["picture"]:
         found.items.append(Item("picture", _name(path, root), (path,)))

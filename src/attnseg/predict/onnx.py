@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attnseg.errors import CheckpointError, ConfigError, first_line
-from attnseg.predict.recipe import Recipe
+from attnseg.predict.spec import InferenceSpec
 
 DOMAINS = ("", "ai.onnx")  # operators of ONNX itself, as exports have
 ADVICE = "export the run again"
@@ -20,7 +20,7 @@ class OnnxNetwork:
     Args:
         model: file, or its bytes.
         threads: of one computation; 0 for one per core.
-        recipe: what the graph must fit; `None` for any.
+        spec: what the graph must fit; `None` for any.
         name: of the model in messages; by default its path.
 
     Attributes:
@@ -36,7 +36,7 @@ class OnnxNetwork:
         self,
         model: Path | bytes,
         threads: int = 0,
-        recipe: Recipe | None = None,
+        spec: InferenceSpec | None = None,
         name: str | None = None,
     ) -> None:
         import onnxruntime
@@ -70,11 +70,11 @@ class OnnxNetwork:
         self.size = (size[0], size[1])
         if size != size_out:
             raise self._unfit(f"logits of {size_out}, images of {size}")
-        if recipe is not None:
+        if spec is not None:
             found = (self.channels, self.size, self.outputs)
-            wanted = (recipe.channels * recipe.slices, recipe.size, recipe.outputs)
+            wanted = (spec.in_channels, spec.size, spec.labels.channels)
             if found != wanted:
-                raise self._unfit(f"channels, size and outputs {found}, but {wanted} in its recipe")
+                raise self._unfit(f"channels, size and outputs {found}, but {wanted} in its spec")
 
     def __call__(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
         """Segment a batch of slices; see `Network`.

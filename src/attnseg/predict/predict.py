@@ -19,11 +19,11 @@ from attnseg.predict import overlay
 from attnseg.predict.images import read_item
 from attnseg.predict.inputs import Found, Item, find
 from attnseg.predict.postprocess import Rule, clean
-from attnseg.predict.recipe import Recipe
 from attnseg.predict.record import Facts, Record, files_digest
 from attnseg.predict.results import Results, volumes_ml
 from attnseg.predict.scan import Scan
 from attnseg.predict.segment import Segmenter
+from attnseg.predict.spec import InferenceSpec
 from attnseg.progress import track
 
 log = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ class Wanted:
 
 def predict(
     segmenter: Segmenter,
-    recipes: Sequence[Recipe],
+    specs: Sequence[InferenceSpec],
     wanted: Wanted,
     place: Path,
     output: Path,
@@ -67,7 +67,7 @@ def predict(
 
     Args:
         segmenter: of one network or several.
-        recipes: of these networks.
+        specs: of these networks.
         wanted: of each item.
         place: file or folder.
         output: folder.
@@ -78,9 +78,9 @@ def predict(
         DataError: some of the input cannot be segmented; the rest is done.
         ResourceError: the output cannot be written.
     """
-    recipe = common(recipes)
+    spec = common(specs)
     check_output(place, output)
-    found = find(place, output, recipe)
+    found = find(place, output, spec)
     if found.others:
         log.info(
             "Passed over, of other kinds: %d files, %s the first",
@@ -88,11 +88,11 @@ def predict(
             found.others[0],
         )
     started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
-    decides = decisive(segmenter, recipes, wanted, backend)
+    decides = decisive(segmenter, specs, wanted, backend)
     settings = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
     root = place if place.is_dir() else place.parent
     with Record(output, settings) as record:
-        work = Work(segmenter, wanted, recipe, root, record)
+        work = Work(segmenter, wanted, spec, root, record)
         items = work.all(found)
         seconds = round(time.monotonic() - clock, 2)
         manifest = {
@@ -122,14 +122,14 @@ class Work:
     Attributes:
         segmenter: of one network or several.
         wanted: of each item.
-        recipe: what the networks have in common.
+        spec: what the networks have in common.
         root: folder that paths in the manifest start from.
         record: of what is done.
     """
 
     segmenter: Segmenter
     wanted: Wanted
-    recipe: Recipe
+    spec: InferenceSpec
     root: Path
     record: Record
 
@@ -158,17 +158,17 @@ class Work:
     def _one(self, item: Item, digest: str) -> Facts:
         """Segment an item and write its results; return what is noted of it."""
         clock = time.monotonic()
-        wanted, classes = self.wanted, self.recipe.classes
+        wanted, classes = self.wanted, self.spec.classes
         try:
-            item, scan = read_item(item, self.recipe)
+            item, scan = read_item(item, self.spec)
             self._check(item, scan)
-            warnings = scan.unlike(self.recipe)
+            warnings = scan.unlike(self.spec)
             for warning in warnings:
                 log.warning("%s: %s", item.name, warning)
             made = self.segmenter(scan, wanted.probabilities, wanted.uncertainty)
             for mask, name in zip(made.masks, classes, strict=True):
                 mask[:] = clean(mask, wanted.rules[name], scan.spacing)
-            results = Results(self.record.output, item, scan, self.recipe)
+            results = Results(self.record.output, item, scan, self.spec)
             identity = digest + self.record.settings
             files = results.write_masks(made.masks, versions()["attnseg"], identity)
             if made.probabilities is not None:
@@ -210,7 +210,7 @@ class Work:
                 f"{item.place}: pixels of unknown size, of which postprocess.min_ml says nothing; "
                 "use postprocess.min_pixels"
             )
-        classes = len(self.recipe.classes)
+        classes = len(self.spec.classes)
         each = BYTES_PER_CLASS + BYTES_PER_PROBABILITY * self.wanted.probabilities
         needed = int(np.prod(scan.shape, dtype=np.int64)) * classes * each
         free = free_memory()
@@ -222,14 +222,14 @@ class Work:
             )
 
 
-def common(recipes: Sequence[Recipe]) -> Recipe:
-    """Return the first recipe, if the others fit it.
+def common(specs: Sequence[InferenceSpec]) -> InferenceSpec:
+    """Return the first spec, if the others fit it.
 
     Raises:
         ConfigError: names two runs and what differs.
     """
-    first = recipes[0]
-    for other in recipes[1:]:
+    first = specs[0]
+    for other in specs[1:]:
         for name in SAME:
             mine, its = getattr(first, name), getattr(other, name)
             if mine != its:
@@ -252,13 +252,13 @@ def check_output(place: Path, output: Path) -> None:
 
 
 def decisive(
-    segmenter: Segmenter, recipes: Sequence[Recipe], wanted: Wanted, backend: str
+    segmenter: Segmenter, specs: Sequence[InferenceSpec], wanted: Wanted, backend: str
 ) -> Facts:
     """Return all that decides the results but the input, as plain containers."""
     return {
         "version": VERSION,
         "backend": backend,
-        "recipes": [asdict(recipe) for recipe in recipes],
+        "recipes": [spec.model_dump() for spec in specs],
         "flips": sorted(segmenter.flips),
         "tiles": segmenter.tiles,
         **asdict(wanted),

@@ -26,8 +26,8 @@ from attnseg.errors import ResourceError
 from attnseg.files import replacing
 from attnseg.predict.dicom import write_segmentation
 from attnseg.predict.inputs import Item
-from attnseg.predict.recipe import Recipe
 from attnseg.predict.scan import Scan
+from attnseg.predict.spec import InferenceSpec
 
 COMMENT = 6  # code of a NIfTI extension
 WHITE = 65535  # of a 16-bit picture: a probability or uncertainty of 1
@@ -42,13 +42,13 @@ class Results:
         output: folder of all results.
         item: its files in the order of the slices.
         scan: that was segmented.
-        recipe: of the network.
+        spec: of the network.
     """
 
     output: Path
     item: Item
     scan: Scan
-    recipe: Recipe
+    spec: InferenceSpec
 
     def write_masks(self, masks: Masks, version: str, identity: str) -> list[Path]:
         """Write masks.
@@ -70,8 +70,8 @@ class Results:
             return [self._volume("masks", end, self._merged(masks), self._described())]
         if self.item.kind == "dicom":
             ordered = np.stack([self._to_file(mask) for mask in masks])
-            algorithm = (f"{self.recipe.model} with {self.recipe.attn}, {self.recipe.run}", version)
-            files, classes = self.item.files, self.recipe.classes
+            algorithm = (f"{self.spec.model} with {self.spec.attn}, {self.spec.run}", version)
+            files, classes = self.item.files, self.spec.classes
 
             def write(file: BinaryIO) -> None:
                 write_segmentation(file, ordered, files, classes, algorithm, identity)
@@ -79,11 +79,11 @@ class Results:
             return [self._write("masks", ".dcm", write)]
         if self.item.kind == "scan":
             return [self._write("masks", ".csv", lambda file: file.write(self._codes(masks)))]
-        if self.recipe.labels.one_per_pixel:
+        if self.spec.labels.one_per_pixel:
             return [self._png("masks", "", self._merged(masks)[0], self._described())]
         return [
             self._png("masks", f".{quote(name, safe=' ')}", 255 * mask[0].astype(np.uint8), name)
-            for name, mask in zip(self.recipe.classes, masks, strict=True)
+            for name, mask in zip(self.spec.classes, masks, strict=True)
         ]
 
     def write_values(self, what: str, values: Floats) -> list[Path]:
@@ -106,7 +106,7 @@ class Results:
             return [self._png(what, "", pixels[0], what)]
         return [
             self._png(what, f".{quote(name, safe=' ')}", shown[0], name)
-            for name, shown in zip(self.recipe.classes, pixels, strict=True)
+            for name, shown in zip(self.spec.classes, pixels, strict=True)
         ]
 
     def write_overlay(self, picture: NDArray[np.uint8]) -> list[Path]:
@@ -115,24 +115,24 @@ class Results:
 
     def _merged(self, masks: Masks) -> NDArray[np.uint8]:
         """Return a label map `[S, H, W]`, or `[S, H, W, classes]` if classes overlap."""
-        labels = self.recipe.labels
+        labels = self.spec.labels
         if labels.one_per_pixel:
             return labels.merge(masks)
         return np.moveaxis(masks, 0, -1).astype(np.uint8)
 
     def _described(self) -> str:
         """Return what the values, or the last axis, of a file mean, as JSON."""
-        classes = self.recipe.classes
-        first = 1 if self.recipe.labels.one_per_pixel else 0
+        classes = self.spec.classes
+        first = 1 if self.spec.labels.one_per_pixel else 0
         meaning = {str(number): name for number, name in enumerate(classes, first)}
-        key = "labels" if self.recipe.labels.one_per_pixel else "volumes"
-        return json.dumps({key: meaning, "run": self.recipe.run}, ensure_ascii=False)
+        key = "labels" if self.spec.labels.one_per_pixel else "volumes"
+        return json.dumps({key: meaning, "run": self.spec.run}, ensure_ascii=False)
 
     def _to_file(self, slices: NDArray[Any]) -> NDArray[Any]:
         """Return slices in the order of the file they come from."""
         if self.scan.affine is None:  # a scan of pictures: columns, rows, slices
             return slices.transpose(2, 1, 0, *range(3, slices.ndim))
-        return from_slices(slices, self.scan.affine, self.recipe.plane)
+        return from_slices(slices, self.scan.affine, self.spec.plane)
 
     def _volume(self, folder: str, end: str, slices: NDArray[Any], described: str) -> Path:
         voxels = self._to_file(slices)
@@ -173,7 +173,7 @@ class Results:
         scan = self.item.name.rpartition("/")[2]
         for index, path in enumerate(self.item.files):
             number = path.name.split("_")[1]
-            for name, mask in zip(self.recipe.classes, masks, strict=True):
+            for name, mask in zip(self.spec.classes, masks, strict=True):
                 table.writerow((f"{scan}_slice_{number}", name, rle.encode(mask[index])))
         return text.getvalue().encode()
 

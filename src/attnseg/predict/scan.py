@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from attnseg.data.slicing import scale_intensities
 from attnseg.data.store import PERCENTILES, intensity_window
-from attnseg.predict.recipe import Recipe
+from attnseg.predict.spec import InferenceSpec
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,11 @@ class Scan:
         """Return slices in [0, 1], between `low` and `high`: `[n, H, W, C]`."""
         return scale_intensities(self.image[index], self.low, self.high)
 
-    def unlike(self, recipe: Recipe) -> list[str]:
+    def unlike(self, spec: InferenceSpec) -> list[str]:
         """Return in which ways the scan looks unlike those that a network was trained on."""
         found = []
-        if self.spacing is not None and recipe.spacing is not None:
-            least, most = recipe.spacing
+        if self.spacing is not None and spec.spacing is not None:
+            least, most = spec.spacing
             outside = any(
                 value < low / 2 or value > 2 * high
                 for value, low, high in zip(self.spacing, least, most, strict=True)
@@ -51,7 +51,7 @@ class Scan:
                 found.append(
                     f"voxels of {_mm(self.spacing)} mm, in training {_mm(least)} to {_mm(most)} mm"
                 )
-        if recipe.window is not None:
+        if spec.window is not None:
             middle = self.image[len(self.image) // 2]
             inside = np.mean((middle > self.low) & (middle < self.high))
             if inside < 0.01:

@@ -1,4 +1,4 @@
-"""A finished run as what predicts: its recipe and its network. The dataset is not needed."""
+"""A finished run as what predicts: its spec and its network. The dataset is not needed."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ from attnseg.config.schema import Config, check
 from attnseg.errors import CheckpointError, ConfigError
 from attnseg.files import file_digest
 from attnseg.models.model import SegmentationModel
-from attnseg.predict.recipe import VERSION, Recipe
+from attnseg.predict.spec import VERSION, InferenceSpec
 from attnseg.processes.malloc import keep_freed_memory
 from attnseg.runs.checkpoints import load_weights
 
@@ -39,8 +39,8 @@ def read_run(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return plain, facts
 
 
-def recipe_of(run: Path) -> Recipe:
-    """Return the recipe of a finished run.
+def read_spec(run: Path) -> InferenceSpec:
+    """Return the spec of a finished run.
 
     Raises:
         ConfigError: not a finished run, or one from before runs noted what their data decided.
@@ -57,7 +57,7 @@ def load_network(run: Path, device: str = "cpu") -> "TorchNetwork":
         device: to run on.
 
     Raises:
-        ConfigError: as `recipe_of`, or there is no such device.
+        ConfigError: as `read_spec`, or there is no such device.
         CheckpointError: the weights are missing, damaged or do not fit.
     """
     return TorchNetwork(load_model(run), device)
@@ -67,16 +67,16 @@ def load_model(run: Path) -> SegmentationModel:
     """Return the model of a finished run with its best weights, in evaluation mode.
 
     Raises:
-        ConfigError: as `recipe_of`.
+        ConfigError: as `read_spec`.
         CheckpointError: as `load_network`.
     """
-    config, recipe = _open(run)
+    config, spec = _open(run)
     model = build_model(
         config.model,
         config.attn,
-        recipe.channels * recipe.slices,
-        recipe.outputs,
-        recipe.size,
+        spec.in_channels,
+        spec.labels.channels,
+        spec.size,
     )
     load_weights(model, best(run))
     return model.eval()
@@ -112,7 +112,7 @@ def best(run: Path) -> Path:
     return run / "checkpoints" / "best.ckpt"
 
 
-def _open(run: Path) -> tuple[Config, Recipe]:
+def _open(run: Path) -> tuple[Config, InferenceSpec]:
     plain, facts = read_run(run)
     config = check({**plain, "choices": facts.get("choices")})
     if not isinstance(facts.get("data"), dict):
@@ -136,4 +136,4 @@ def _open(run: Path) -> tuple[Config, Recipe]:
         "split_digest": facts.get("split_digest"),
         "weights_sha256": file_digest(best(run)),
     }
-    return config, Recipe.from_json(json.dumps(values), run / "run.json")
+    return config, InferenceSpec.from_json(json.dumps(values), run / "run.json")
