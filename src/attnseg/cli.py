@@ -162,9 +162,9 @@ def compare() -> NoReturn:
 
     def job(plain: Plain, claimed: Claimed) -> None:
         config = schema.check_types(schema.Compare, plain)
-        from attnseg.study.compare import compare
+        from attnseg.study.compare import compare_runs
 
-        compare(**config.model_dump(exclude={"choices"}))
+        compare_runs(**config.model_dump(exclude={"choices"}))
 
     run("compare", job)
 

@@ -131,10 +131,10 @@ def close() -> int:
 def _compare(settings: Any, outputs: Path, runs: list[str]) -> None:  # noqa: ANN401
     """Compare runs as configured, once for each metric."""
     study = check_types(Study, settings)
-    from attnseg.study.compare import compare  # imports pandas and matplotlib
+    from attnseg.study.compare import compare_runs  # imports pandas and matplotlib
 
     options = study.model_dump(exclude={"metrics"})
     metrics: list[str | None] = [*study.metrics] or [None]
     for metric in metrics:
         folder = outputs / metric if metric else outputs
-        compare(runs, metric=metric, outputs=folder, **options)
+        compare_runs(runs, metric=metric, outputs=folder, **options)

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from attnseg.study.compare import compare
+from attnseg.study.compare import compare_runs
 from tests.browser.chromium import PROGRAM, Chromium
 from tests.study.folders import add_pictures, make_run
 from tests.study.test_page import EVIL, values
@@ -41,7 +41,7 @@ def page(tmp_path_factory):
         for seed in (0, 1):
             folder = make_run(root / "runs", attn, values(9 * at + seed), seed=seed)
             add_pictures(folder, shift=2 * at)
-    compare([f"{root}/runs/*/*"], outputs=root / "out")
+    compare_runs([f"{root}/runs/*/*"], outputs=root / "out")
     return root / "out" / "comparison.html"
 
 
@@ -68,7 +68,7 @@ def evil_page(tmp_path_factory):
         ]
         add_pictures_named(folder, found)
         (folder / "cases.csv").write_text("\n".join(rows) + "\n")
-    compare([f"{root}/runs/*/*"], outputs=root / "out", by=["model.size"], baseline=name)
+    compare_runs([f"{root}/runs/*/*"], outputs=root / "out", by=["model.size"], baseline=name)
     return root / "out" / "comparison.html"
 
 
@@ -210,13 +210,21 @@ def test_no_sideways_scrolling_on_a_phone(browser, request, which, width):
 
 
 def test_light_and_dark(browser, page):
-    papers = {}
+    papers, figures = {}, {}
     for dark in (False, True):
         browser.open(page, dark=dark)
+        figures[dark] = browser.ask(
+            "[...document.querySelectorAll('.drawing')].map(figure => "
+            "getComputedStyle(figure.querySelector('text')).fill)"
+        )
         papers[dark] = browser.ask(
             "['background-color', 'color'].map(name => "
             "getComputedStyle(document.body).getPropertyValue(name))"
         )
+    assert len(figures[False]) == len(figures[True]) == 4
+    for light, dark in zip(figures[False], figures[True], strict=True):
+        assert light == "rgb(89, 97, 108)"  # --soft
+        assert dark == "rgb(165, 173, 184)"
     brightness = {
         dark: [sum(map(int, re.findall(r"\d+", colour))) for colour in found]
         for dark, found in papers.items()

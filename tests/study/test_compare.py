@@ -8,15 +8,15 @@ import pytest
 from PIL import Image
 
 from attnseg.errors import DataError
-from attnseg.study.compare import compare
-from attnseg.study.contrasts import Pair, contrasts
-from attnseg.study.costs import pareto_front
-from attnseg.study.metric import Metric
-from attnseg.study.verdict import verdict
+from attnseg.study.compare import compare_runs
+from attnseg.study.contrasts import PairedDifferences, contrast_family
+from attnseg.study.costs import find_pareto_front
+from attnseg.study.metric import ComparedMetric
+from attnseg.study.verdict import write_verdict
 from tests.study.folders import make_run
 
-DICE = Metric("dice", "Dice", True)
-HD95 = Metric("hd95_mm", "HD95 (mm)", False)
+DICE = ComparedMetric("dice", "Dice", up=True, unit="Dice")
+HD95 = ComparedMetric("hd95_mm", "HD95 (mm)", up=False, unit="mm", digits=2)
 PATIENTS = 60
 
 
@@ -33,7 +33,7 @@ def folder(tmp_path):
 
 
 def run_compare(folder, **options):
-    return compare([f"{folder}/*/*"], outputs=folder.parent / "out", **options)
+    return compare_runs([f"{folder}/*/*"], outputs=folder.parent / "out", **options)
 
 
 def test_two_copies_show_no_difference_and_are_equivalent(folder):
@@ -77,7 +77,7 @@ def test_each_model_is_held_against_its_own_baseline(folder):
     for model, level in (("setr", 0.0), ("cvt", -0.3)):
         make_run(folder / model, "qkv", scores(1, level, 0.005), model=model)
         make_run(folder / model, "kv", scores(2, level - 0.05, 0.005), model=model)
-    found = compare([f"{folder}/*/*/*"], outputs=folder.parent / "out")
+    found = compare_runs([f"{folder}/*/*/*"], outputs=folder.parent / "out")
     assert found.bases == {"setr/kv": "setr/qkv", "cvt/kv": "cvt/qkv"}
     differences = {c.variant: c.difference for c in found.against}
     assert differences == pytest.approx({"setr/kv": -0.05, "cvt/kv": -0.05}, abs=0.003)
@@ -121,8 +121,8 @@ def test_too_few_patients_show_nothing_however_large(folder, patients):
 
 def test_bold_only_where_the_corrected_interval_excludes_zero():
     rng = np.random.default_rng(3)
-    pairs = [Pair("a", "b", rng.normal(m, 1, 40)) for m in (0.5, 0, 0, 0, 0, 0)]
-    alone, (among, *rest) = contrasts(pairs[:1], 0.01)[0], contrasts(pairs, 0.01)
+    pairs = [PairedDifferences("a", "b", rng.normal(m, 1, 40)) for m in (0.5, 0, 0, 0, 0, 0)]
+    alone, (among, *rest) = contrast_family(pairs[:1], 0.01)[0], contrast_family(pairs, 0.01)
     assert alone.different
     assert among.low > 0 > among.simultaneous_low
     assert (among.p, among.family) == (alone.p, 6)
@@ -132,13 +132,13 @@ def test_bold_only_where_the_corrected_interval_excludes_zero():
 
 def test_small_but_certain_is_both_worse_and_within_the_margin():
     values = np.random.default_rng(0).normal(-0.002, 0.002, 60)
-    (c,) = contrasts([Pair("kv", "qkv", values)], 0.01)
-    text = verdict(c, DICE, 0.01, 0.0)
+    (c,) = contrast_family([PairedDifferences("kv", "qkv", values)], 0.01)
+    text = write_verdict(c, DICE, 0.01, 0.0)
     assert text.startswith("kv is worse than qkv by 0.0018 Dice")
     assert text.endswith("which is within 0.01 Dice, the margin of equivalence")
-    assert "other seeds alone may move it by 0.0100" in verdict(c, DICE, 0.01, 0.01)
-    assert "single seed" in verdict(c, DICE, 0.01, float("nan"))
-    assert verdict(c, HD95, 0.01, 0.0).startswith("kv is better than qkv by 0.00 mm")
+    assert "other seeds alone may move it by 0.0100" in write_verdict(c, DICE, 0.01, 0.01)
+    assert "single seed" in write_verdict(c, DICE, 0.01, float("nan"))
+    assert write_verdict(c, HD95, 0.01, 0.0).startswith("kv is better than qkv by 0.00 mm")
 
 
 def test_seeds_that_move_more_than_the_difference_are_mentioned(folder):
@@ -166,9 +166,9 @@ def test_costs_stand_beside_quality(folder):
 
 def test_pareto_front_by_hand():
     nan = float("nan")
-    assert pareto_front([0.9, 0.8, 0.7, nan], [10, 5, 6, 1]) == [True, True, False, False]
-    assert pareto_front([0.9, 0.9], [5, 5]) == [True, True]
-    assert pareto_front([0.9, 0.9], [5, 6]) == [True, False]
+    assert find_pareto_front([0.9, 0.8, 0.7, nan], [10, 5, 6, 1]) == [True, True, False, False]
+    assert find_pareto_front([0.9, 0.9], [5, 5]) == [True, True]
+    assert find_pareto_front([0.9, 0.9], [5, 6]) == [True, False]
 
 
 def two_classes(seed, missing=0):

@@ -12,15 +12,15 @@ from PIL import Image
 
 from attnseg import cli
 from attnseg.runs.finished import group, load
-from attnseg.study import cases, drawings, page
-from attnseg.study.compare import compare
-from attnseg.study.contrasts import Pair, contrasts
-from attnseg.study.metric import Metric
-from attnseg.study.verdict import headline
+from attnseg.study import cases, figures, page
+from attnseg.study.compare import compare_runs
+from attnseg.study.contrasts import PairedDifferences, contrast_family
+from attnseg.study.metric import ComparedMetric
+from attnseg.study.verdict import write_headline
 from tests.study.folders import PROFILE, add_pictures, disc_masks, make_run
 
-DICE = Metric("dice", "Dice", True)
-HD95 = Metric("hd95_mm", "HD95 (mm)", False)
+DICE = ComparedMetric("dice", "Dice", up=True, unit="Dice")
+HD95 = ComparedMetric("hd95_mm", "HD95 (mm)", up=False, unit="mm", digits=2)
 BY = ("model", "attn")
 
 
@@ -35,7 +35,7 @@ def values(seed=0, shift=0.0, patients=8, classes=("liver", "duct")):
 
 def made(tmp_path, **options):
     """Compare what is in `tmp_path/runs`; return the page."""
-    compare([f"{tmp_path}/runs/*/*"], outputs=tmp_path / "out", **options)
+    compare_runs([f"{tmp_path}/runs/*/*"], outputs=tmp_path / "out", **options)
     return (tmp_path / "out" / "comparison.html").read_text()
 
 
@@ -93,8 +93,17 @@ def test_the_page_says_what_the_tables_say(runs):
         assert word in said, word
     keys = re.findall(r'<th scope="row"><code>(.+?)</code>', text)
     assert sorted(keys) == ["attn.name", "seed"]
-    assert said.count("polyline") == 0
-    assert text.count('<polyline points="') == 2 * (3 * 2 + 3) + 1  # runs and means; the front
+    assert "&lt;" not in text.split("<script", 1)[0]  # figures are elements, not text
+    titles = re.findall("<g><title>([^<]+)</title>", text)
+    learning = [f"{v}, {of}" for v in ("qkv", "kv", "kv_pos") for of in ("a run", "mean of 2 runs")]
+    assert {title: titles.count(title) for title in learning} == {
+        title: 2 * (2 if title.endswith("a run") else 1) for title in learning
+    }
+    assert titles.count("Pareto front") == 1
+    lines = against.loc["kv", ["simultaneous_low", "simultaneous_high"]]
+    interval = " to ".join(f"{end:.4f}" for end in lines)
+    shown = f"kv: {against.loc['kv', 'difference']:.4f}, corrected interval {interval}"
+    assert titles.count(shown) == 3  # both intervals and the point
     assert all("scope" in a for t, a in read.tags if t == "th")
 
 
@@ -105,7 +114,7 @@ def test_nothing_from_elsewhere(runs):
     assert policy.startswith("default-src 'none'; img-src data:; style-src 'sha256-")
     assert "unsafe" not in policy
     css, script = (re.findall(rf"<{tag}>(.*?)</{tag}>", text, re.S) for tag in ("style", "script"))
-    assert page.policy(css[0], script[0]) == policy  # else the browser refuses both
+    assert page.security_policy(css[0], script[0]) == policy  # else the browser refuses both
     for _, attributes in read.tags:
         assert not {key for key in attributes if key.startswith("on") or key in ("src", "style")}
         assert attributes.get("href", "#").startswith(("#", "data:"))
@@ -178,8 +187,8 @@ def test_run_lengths_give_the_mask_back(seed):
     rng = np.random.default_rng(seed)
     mask = rng.integers(0, 3, (37, 41), np.uint8) * (rng.random((37, 41)) < 0.1 * seed)
     mask[3:20] = 7  # longer than a byte counts
-    assert (unpacked(cases.packed(mask.astype(np.uint8)), mask.shape) == mask).all()
-    assert len(cases.packed(np.zeros((256, 256), np.uint8))) < 700
+    assert (unpacked(cases.encode_mask(mask.astype(np.uint8)), mask.shape) == mask).all()
+    assert len(cases.encode_mask(np.zeros((256, 256), np.uint8))) < 700
 
 
 def test_cases_show_every_variants_own_picture_and_score(runs):
@@ -213,10 +222,12 @@ def test_so_many_cases_and_no_more(runs):
     text = made(runs, cases=3)
     assert len(embedded(text)["cases"]) == 3
     assert "3 of 8 cases are on this page" in text
-    means = cases.table(group(load(sorted((runs / "runs").glob("*/*"))), BY), "test", "dice")
+    means = cases.tabulate_cases(
+        group(load(sorted((runs / "runs").glob("*/*"))), BY), "test", "dice"
+    )
     by_hand = pd.DataFrame({"a": [0.9, 0.1, 0.5, 0.8], "b": [0.9, 0.1, 0.9, 0.9]})
-    assert cases.notable(by_hand, DICE, 3) == [2, 1, 3]
-    assert cases.notable(by_hand, HD95, 2) == [2, 0]
+    assert cases.select_cases(by_hand, DICE, 3) == [2, 1, 3]
+    assert cases.select_cases(by_hand, HD95, 2) == [2, 0]
     assert len(means) == 8
 
 
@@ -275,29 +286,32 @@ def test_headline_claims_no_more_than_the_verdicts():
     rng = np.random.default_rng(0)
     shifts = {"a": -0.05, "b": 0.05, "c": 0.0, "d": 0.003}
     noise = {"a": 0.01, "b": 0.01, "c": 0.2, "d": 0.002}
-    pairs = [Pair(n, "qkv", rng.normal(shifts[n], noise[n], 60)) for n in shifts]
-    found = contrasts(pairs, 0.01)
-    assert headline(found, "qkv", DICE, 0.01) == (
+    pairs = [PairedDifferences(n, "qkv", rng.normal(shifts[n], noise[n], 60)) for n in shifts]
+    found = contrast_family(pairs, 0.01)
+    assert write_headline(found, "qkv", DICE, 0.01) == (
         "a is worse than qkv; b is better than qkv; no difference from qkv is shown for c; "
         "d is better than qkv, though within 0.01 Dice."
     )
-    assert headline(found[2:3], "qkv", DICE, 0.01) == "No difference from qkv is shown for c."
-    assert headline(found[:1], "qkv", HD95, 0.01) == "a is better than qkv."
-    many = [Pair(str(n), "qkv", rng.normal(-0.05, 0.01, 60)) for n in range(5)]
-    assert headline(contrasts(many, 0.01), "qkv", DICE, 0.01) == "5 variants are worse than qkv."
-    same = [Pair(n, "qkv", rng.normal(0, 0.01, 60)) for n in ("x", "y")]
-    said = headline(contrasts(same, 0.01), "qkv", DICE, 0.01)
+    assert write_headline(found[2:3], "qkv", DICE, 0.01) == "No difference from qkv is shown for c."
+    assert write_headline(found[:1], "qkv", HD95, 0.01) == "a is better than qkv."
+    many = [PairedDifferences(str(n), "qkv", rng.normal(-0.05, 0.01, 60)) for n in range(5)]
+    assert (
+        write_headline(contrast_family(many, 0.01), "qkv", DICE, 0.01)
+        == "5 variants are worse than qkv."
+    )
+    same = [PairedDifferences(n, "qkv", rng.normal(0, 0.01, 60)) for n in ("x", "y")]
+    said = write_headline(contrast_family(same, 0.01), "qkv", DICE, 0.01)
     assert said == "x and y are equivalent to qkv within 0.01 Dice."
 
 
 def test_minus_signs_only_where_numbers_are_negative():
-    assert page.minus("-0.1 to -0.2 (-3 %), kv-2, 1e-3") == (
+    assert page.use_minus_signs("-0.1 to -0.2 (-3 %), kv-2, 1e-3") == (
         "~0.1 to ~0.2 (~3 %), kv-2, 1e-3".replace("~", "\N{MINUS SIGN}")
     )
 
 
 def test_labels_do_not_cover_each_other():
-    apart = drawings._apart([(0.0, 10.0), (300.0, 11.0), (5.0, 12.0), (8.0, 13.0)])
+    apart = figures._separate_labels([(0.0, 10.0), (300.0, 11.0), (5.0, 12.0), (8.0, 13.0)])
     assert apart[:2] == [10.0, 11.0]
     assert apart[2] - apart[0] >= 16
     assert apart[3] - apart[2] >= 16
@@ -326,7 +340,7 @@ def test_colours_have_contrast_in_light_and_dark(runs):
             ("accent", ("paper", "card"), 4.5),
             ("doubt", ("doubt-paper",), 4.5),
             ("mark", ("mark-paper", "paper"), 4.5),
-            *((f"v{at}", ("paper", "band"), 3) for at in range(drawings.COLOURS)),
+            *((f"v{at}", ("paper", "band"), 3) for at in range(figures.VARIANT_COLOURS)),
         ):
             for paper in papers:
                 assert contrast(ink, paper) >= least, (ink, paper, contrast(ink, paper))

@@ -7,28 +7,47 @@ import pytest
 from scipy import stats
 
 from attnseg.study import statistics as st
-from attnseg.study.contrasts import Pair, contrasts
+from attnseg.study.contrasts import PairedDifferences, contrast_family
 
 NORMAL = np.random.default_rng(1).normal(0.3, 1, 40)
 SKEWED = np.random.default_rng(2).exponential(1, 30) - 0.8
 
 
+def bca_by_formula(values, level, seed, resamples):
+    """Efron's equations 2.3 and 6.6, written out for the mean."""
+    drawn = np.random.default_rng(seed).integers(len(values), size=(resamples, len(values)))
+    means, mean = values[drawn].mean(1), values.mean()
+    bias = stats.norm.ppf((np.mean(means < mean) + np.mean(means <= mean)) / 2)
+    off = values - mean
+    acceleration = np.sum(off**3) / (6 * np.sum(off**2) ** 1.5)
+    shifted = bias + stats.norm.ppf([(1 - level) / 2, (1 + level) / 2])
+    return np.quantile(means, stats.norm.cdf(bias + shifted / (1 - acceleration * shifted)))
+
+
 @pytest.mark.parametrize("values", [NORMAL, SKEWED, SKEWED[:8]], ids=["normal", "skewed", "few"])
 @pytest.mark.parametrize("level", [0.9, 0.95, 0.99])
-def test_bca_agrees_with_scipy(values, level):
-    own = st.bca_interval(values, level, seed=0, draws=60_000, expanded=False)
-    theirs = stats.bootstrap(
-        (values,), np.mean, n_resamples=60_000, confidence_level=level, rng=5
-    ).confidence_interval
-    np.testing.assert_allclose(own, theirs, atol=0.03 * (theirs.high - theirs.low))
+def test_bca_agrees_with_the_formula(values, level):
+    own = st.bca_interval(values, level, seed=0, resamples=60_000, expanded=False)
+    same_draws = bca_by_formula(values, level, 0, 60_000)
+    np.testing.assert_allclose(own, same_draws, rtol=1e-9)
+    other_draws = bca_by_formula(values, level, 5, 60_000)
+    np.testing.assert_allclose(own, other_draws, atol=0.03 * np.ptp(other_draws))
+
+
+def test_resampled_means_draw_the_patients_of_all_variants_together():
+    means = st.resample_means(np.stack([NORMAL, 2 * NORMAL], 1), seed=3, resamples=500)
+    assert means.shape == (500, 2)
+    np.testing.assert_allclose(means[:, 1], 2 * means[:, 0])
+    np.testing.assert_allclose(means[:, 0], st.resample_means(NORMAL, seed=3, resamples=500))
+    assert len(np.unique(means[:, 0])) == 500
 
 
 def test_expanded_interval_is_as_wide_as_that_of_student():
     values = np.concatenate([NORMAL[:6], -NORMAL[:6]])
-    low, high = st.bca_interval(values, draws=100_000)
+    low, high = st.bca_interval(values, resamples=100_000)
     error = values.std(ddof=1) / math.sqrt(len(values))
     assert high - low == pytest.approx(2 * stats.t.isf(0.025, len(values) - 1) * error, rel=0.1)
-    narrow = st.bca_interval(values, draws=100_000, expanded=False)
+    narrow = st.bca_interval(values, resamples=100_000, expanded=False)
     assert low < narrow[0] < narrow[1] < high
 
 
@@ -39,8 +58,8 @@ def test_bca_of_two_and_three_patients_stays_within_what_was_seen():
 
 
 def test_bca_moves_with_the_skew_as_the_percentile_interval_does_not():
-    low, high = st.bca_interval(SKEWED, draws=50_000, expanded=False)
-    plain = np.quantile(st.resampled_means(SKEWED, 0, 50_000), [0.025, 0.975])
+    low, high = st.bca_interval(SKEWED, resamples=50_000, expanded=False)
+    plain = np.quantile(st.resample_means(SKEWED, 0, 50_000), [0.025, 0.975])
     assert low > plain[0] + 0.01
     assert high > plain[1] + 0.01
 
@@ -51,7 +70,7 @@ def test_bca_of_values_without_spread_and_of_one_patient():
 
 
 def test_bca_has_enough_draws_for_a_narrow_tail():
-    wide, wider = (st.bca_interval(NORMAL, 1 - a, draws=10) for a in (0.05, 0.0005))
+    wide, wider = (st.bca_interval(NORMAL, 1 - a, resamples=10) for a in (0.05, 0.0005))
     assert wider[0] < wide[0] < wide[1] < wider[1]
 
 
@@ -65,23 +84,36 @@ def test_permutation_by_hand():
 
 
 @pytest.mark.parametrize("count", [9, 13, 30])
-def test_permutation_agrees_with_scipy(count):
+def test_permutation_agrees_with_sign_patterns_by_hand(count):
     values = NORMAL[:count]
-    theirs = stats.permutation_test(
+    if count <= 13:
+        signs = 2 * (np.arange(2**count)[:, None] >> np.arange(count) & 1) - 1
+    else:
+        signs = np.random.default_rng(3).choice([-1, 1], (40_000, count))
+    theirs = np.mean(np.abs(signs @ values) >= abs(values.sum()) - 1e-9)
+    own = st.permutation_test(values, resamples=40_000)
+    assert own == pytest.approx(theirs, abs=1e-12 if count <= 13 else 0.01)
+
+
+def test_both_tails_are_counted_instead_of_doubling_the_smaller():
+    values = NORMAL[:20]
+    doubled = stats.permutation_test(
         (values,), np.mean, permutation_type="samples", n_resamples=40_000, rng=3
     ).pvalue
-    own = st.permutation_test(values, draws=40_000)
-    assert own == pytest.approx(theirs, abs=1e-12 if count <= 13 else 0.01)
+    assert st.permutation_test(values, resamples=40_000) == pytest.approx(doubled, abs=0.01)
 
 
 def test_permutation_is_near_the_paired_t_test_where_both_hold():
     values = NORMAL - 0.1
     t = stats.ttest_rel(values, np.zeros(len(values))).pvalue
-    assert st.permutation_test(values, draws=100_000) == pytest.approx(t, abs=0.01)
+    assert st.permutation_test(values, resamples=100_000) == pytest.approx(t, abs=0.01)
 
 
 def test_permutation_is_never_zero():
-    assert st.permutation_test(np.full(40, 0.5), draws=999) == 1 / 1000
+    assert st.permutation_test(np.full(40, 0.5), resamples=999) == 1 / 1000
+    assert st.permutation_test(np.full(40, 0.5)) == st.smallest_p(40)
+    assert st.permutation_test(np.full(13, 0.5)) == st.smallest_p(13) == 2 / 2**13
+    assert st.permutation_test(np.array([0.5])) == st.smallest_p(1) == 1
 
 
 def test_wilcoxon():
@@ -188,10 +220,12 @@ DISTRIBUTIONS = {
 }
 
 
-def coverage(name, repeats, draws, patients=60):
+def coverage(name, repeats, resamples, patients=60):
     draw, mean = DISTRIBUTIONS[name]
     rng = np.random.default_rng(11)
-    ends = [st.bca_interval(draw(rng, patients), seed=i, draws=draws) for i in range(repeats)]
+    ends = [
+        st.bca_interval(draw(rng, patients), seed=i, resamples=resamples) for i in range(repeats)
+    ]
     return float(np.mean([low <= mean <= high for low, high in ends]))
 
 
@@ -214,8 +248,10 @@ def false_alarms(repeats, patients, variants=4):
     alarms = []
     for i in range(repeats):
         noise = rng.gamma(1.0, 0.03, (variants + 1, patients))  # skewed, and the same for all
-        pairs = [Pair(str(k), "base", noise[k] - noise[0]) for k in range(1, variants + 1)]
-        alarms.append(any(c.different for c in contrasts(pairs, 0.01, seed=i)))
+        pairs = [
+            PairedDifferences(str(k), "base", noise[k] - noise[0]) for k in range(1, variants + 1)
+        ]
+        alarms.append(any(c.different for c in contrast_family(pairs, 0.01, seed=i)))
     return float(np.mean(alarms))
 
 

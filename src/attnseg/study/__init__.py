@@ -1,1 +1,1 @@
-"""Comparisons of finished runs: reads run folders, needs neither torch nor the engine."""
+"""Comparisons of finished runs, read from their folders without torch."""

@@ -1,4 +1,4 @@
-"""Single cases for the page: which ones are shown, their scores, and the pictures runs kept."""
+"""Single cases for the page's case browser: their selection, scores and pictures."""
 
 import base64
 import json
@@ -16,20 +16,21 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from attnseg.runs.finished import Run, Variant
-from attnseg.study import values
-from attnseg.study.metric import Metric
+from attnseg.study import patient_scores
+from attnseg.study.metric import ComparedMetric
 
-NAME = re.compile(r"\d+-\d+")  # what runs call a slice's files; nothing else is opened
+# Runs name a slice's files by two numbers; no other file is opened, whatever the index says.
+PICTURE_NAME = re.compile(r"\d+-\d+")
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """Pictures that a run kept.
+class KeptPictures:
+    """Pictures kept by a run.
 
     Attributes:
-        folder: where they are.
+        folder: that holds them.
         classes: foreground classes, in the order of the masks' indices or bits.
-        overlapping: whether masks hold bits.
+        overlapping: whether a mask's pixel holds one bit per class instead of a class index.
         cases: entries of `index.json` by case.
     """
 
@@ -39,193 +40,211 @@ class Pictures:
     cases: Mapping[str, Any]
 
 
-def pictures(run: Run, split: str) -> Pictures | None:
+@dataclass(frozen=True)
+class CaseBrowser:
+    """Contents of the case browser.
+
+    Attributes:
+        cases: one JSON-ready mapping per case, in the order of `select_cases`.
+        classes: in the masks' order, or in the scores' order if no run kept pictures.
+        overlapping: whether classes overlap in the masks.
+        scored: number of scored cases, shown or not.
+    """
+
+    cases: list[dict[str, Any]]
+    classes: tuple[str, ...]
+    overlapping: bool
+    scored: int
+
+
+def load_pictures(run: Run, split: str) -> KeptPictures | None:
     """Return the pictures that a run kept of a split's cases; `None` if there are none."""
     folder = run.folder / "pictures"
     try:
         index = json.loads((folder / "index.json").read_text())
         if index["split"] != split:
             return None
-        found = {str(entry["case"]): entry for entry in index["cases"]}
+        cases = {str(entry["case"]): entry for entry in index["cases"]}
         classes = tuple(map(str, index["classes"]))
     except (OSError, ValueError, LookupError, TypeError):
         return None
-    return Pictures(folder, classes, bool(index["overlapping"]), found)
+    return KeptPictures(folder, classes, bool(index["overlapping"]), cases)
 
 
-def table(variants: Sequence[Variant], split: str, metric: str) -> pd.DataFrame:
-    """Return the mean over classes and runs by case (rows, with their patients) and variant."""
+def tabulate_cases(variants: Sequence[Variant], split: str, metric: str) -> pd.DataFrame:
+    """Return means over classes and runs by case and patient (rows) and variant (columns)."""
     columns = {}
     for variant in variants:
-        found = pd.concat([values.by_case(run, split, metric) for run in variant.runs])
-        columns[variant.name] = found.groupby(["case", "patient"], sort=True).mean()
+        values = [patient_scores.average_cases(run, split, metric) for run in variant.runs]
+        columns[variant.name] = pd.concat(values).groupby(["case", "patient"], sort=True).mean()
     return pd.DataFrame(columns)
 
 
-def spread(means: pd.DataFrame) -> pd.Series:
-    """Return how far variants disagree on each case: best less worst mean; NaN if unknown."""
-    return means.max(axis=1) - means.min(axis=1)
+def select_cases(means: pd.DataFrame, metric: ComparedMetric, count: int) -> list[Any]:
+    """Return up to `count` row labels, alternating between high disagreement and low scores.
+
+    Disagreement is the best less the worst variant's mean; a case's score is its worst mean.
+    """
+    disagreement = means.max(axis=1) - means.min(axis=1)
+    worst = means.min(axis=1) if metric.up else means.max(axis=1)
+    disagreeing = disagreement.sort_values(ascending=False, kind="stable").index
+    worst_first = worst.sort_values(ascending=metric.up, kind="stable").index
+    alternating = chain.from_iterable(zip_longest(disagreeing, worst_first))
+    return list(dict.fromkeys(alternating))[:count]
 
 
-def worst(means: pd.DataFrame, metric: Metric) -> pd.Series:
-    """Return each case's worst mean over variants; NaN if unknown."""
-    return means.min(axis=1) if metric.up else means.max(axis=1)
-
-
-def notable(means: pd.DataFrame, metric: Metric, most: int) -> list[Any]:
-    """Return at most so many rows: in turn what variants disagree on most and the worst."""
-    disagreeing = spread(means).sort_values(ascending=False, kind="stable").index
-    worst_first = worst(means, metric).sort_values(ascending=metric.up, kind="stable").index
-    in_turn = chain.from_iterable(zip_longest(disagreeing, worst_first))
-    return list(dict.fromkeys(in_turn))[:most]
-
-
-def describe(
-    variants: Sequence[Variant], split: str, metric: Metric, most: int
-) -> tuple[list[dict[str, Any]], tuple[str, ...], bool]:
-    """Return what the page's script shows of cases.
+def build_case_browser(
+    variants: Sequence[Variant], split: str, metric: ComparedMetric, count: int
+) -> CaseBrowser:
+    """Gather scores and pictures of the most telling cases.
 
     Args:
-        variants: that are compared.
+        variants: the compared variants.
         split: `val` or `test`.
-        metric: that is compared.
-        most: cases.
-
-    Returns:
-        A mapping per case, as `notable` has them; the classes in the masks' order (of the scores,
-        where no run kept pictures), and whether they overlap.
+        metric: the compared metric.
+        count: maximum number of cases.
     """
-    means = table(variants, split, metric.name)
-    kept = {run.folder: pictures(run, split) for v in variants for run in v.runs}
-    first = next((found for found in kept.values() if found is not None), None)
+    means = tabulate_cases(variants, split, metric.name)
+    runs = [run for variant in variants for run in variant.runs]
+    kept = {run.folder: load_pictures(run, split) for run in runs}
+    first = next((pictures for pictures in kept.values() if pictures is not None), None)
     if first is None:
-        scored = values.select(variants[0].runs[0], split, metric.name)["class"].unique()
+        scored = patient_scores.select_scores(runs[0], split, metric.name)["class"].unique()
         classes: tuple[str, ...] = tuple(map(str, scored))
     else:
         classes = first.classes
-    runs = [run for variant in variants for run in variant.runs]
-    scores = {run.folder: _scores(run, split, metric.name) for run in runs}
-    overall = {run.folder: values.by_case(run, split, metric.name) for run in runs}
-    found = []
-    for case, patient in notable(means, metric, most):
+    by_class = {run.folder: _scores_by_class(run, split, metric.name) for run in runs}
+    by_case = {run.folder: patient_scores.average_cases(run, split, metric.name) for run in runs}
+    cases = []
+    for case, patient in select_cases(means, metric, count):
         own = means.loc[(case, patient)]
-        shown = [_shown(variant, kept, case) for variant in variants]
-        found.append(
+        pictured = [_pictured_run(variant, kept, case) for variant in variants]
+        cases.append(
             {
                 "case": case,
                 "patient": patient,
-                "spread": _known(float(own.max() - own.min())),
-                "worst": _known(float(own.min() if metric.up else own.max())),
+                "spread": _rounded(float(own.max() - own.min())),
+                "worst": _rounded(float(own.min() if metric.up else own.max())),
                 "scores": [
                     [
-                        _known(float(own[variant.name])),
-                        *_means([scores[r.folder].get(case, {}) for r in variant.runs], classes),
+                        _rounded(float(own[variant.name])),
+                        *_class_means(
+                            [by_class[r.folder].get(case, {}) for r in variant.runs], classes
+                        ),
                     ]
                     for variant in variants
                 ],
-                "shown": [
-                    None
-                    if run is None
-                    else {
-                        "seed": run.seed,
-                        "run": run.folder.name,
-                        "score": _known(float(overall[run.folder].get((patient, case), math.nan))),
-                    }
-                    for run in shown
-                ],
-                "slices": _slices(case, [None if r is None else kept[r.folder] for r in shown]),
+                "shown": [_describe_pictured(run, by_case, (patient, case)) for run in pictured],
+                "slices": _load_slices(
+                    case, [None if run is None else kept[run.folder] for run in pictured]
+                ),
             }
         )
-    return found, classes, first is not None and first.overlapping
+    return CaseBrowser(cases, classes, first is not None and first.overlapping, len(means))
 
 
-def _scores(run: Run, split: str, metric: str) -> dict[str, dict[str, float]]:
+def _describe_pictured(
+    run: Run | None, by_case: Mapping[Path, pd.Series], row: tuple[str, str]
+) -> dict[str, Any] | None:
+    """Return seed, folder and score of the run whose prediction is shown, if there is one."""
+    if run is None:
+        return None
+    score = float(by_case[run.folder].get(row, math.nan))
+    return {"seed": run.seed, "run": run.folder.name, "score": _rounded(score)}
+
+
+def _scores_by_class(run: Run, split: str, metric: str) -> dict[str, dict[str, float]]:
     """Return a run's values by case and class."""
-    found: dict[str, dict[str, float]] = {}
-    rows = values.select(run, split, metric)
+    scores: dict[str, dict[str, float]] = {}
+    rows = patient_scores.select_scores(run, split, metric)
     for case, name, value in zip(rows["case"], rows["class"], rows["value"], strict=True):
-        found.setdefault(case, {})[name] = value
-    return found
+        scores.setdefault(case, {})[name] = value
+    return scores
 
 
-def _means(runs: Sequence[Mapping[str, float]], classes: Sequence[str]) -> list[float | None]:
-    """Return the mean of each class over runs."""
-    return [_mean([run[name] for run in runs if name in run]) for name in classes]
+def _class_means(runs: Sequence[Mapping[str, float]], classes: Sequence[str]) -> list[float | None]:
+    """Return the mean of each class over the runs in which it is defined."""
+    return [_defined_mean([run[name] for run in runs if name in run]) for name in classes]
 
 
-def _mean(found: Sequence[float]) -> float | None:
-    known = [value for value in found if not math.isnan(value)]
-    return _known(sum(known) / len(known)) if known else None
+def _defined_mean(values: Sequence[float]) -> float | None:
+    defined = [value for value in values if not math.isnan(value)]
+    return _rounded(sum(defined) / len(defined)) if defined else None
 
 
-def _known(value: float) -> float | None:
+def _rounded(value: float) -> float | None:
+    """Return a value for JSON, which has no NaN."""
     return None if math.isnan(value) else round(value, 6)
 
 
-def _shown(variant: Variant, kept: Mapping[Path, Pictures | None], case: str) -> Run | None:
-    """Return the run whose prediction is pictured: the lowest seed that has the case."""
+def _pictured_run(
+    variant: Variant, kept: Mapping[Path, KeptPictures | None], case: str
+) -> Run | None:
+    """Return the run whose prediction is shown: the lowest seed with pictures of the case."""
     for run in sorted(variant.runs, key=lambda run: run.seed):
-        pictured = kept[run.folder]
-        if pictured is not None and case in pictured.cases:
+        pictures = kept[run.folder]
+        if pictures is not None and case in pictures.cases:
             return run
     return None
 
 
-def _slices(case: str, shown: Sequence[Pictures | None]) -> list[dict[str, Any]]:
-    """Return a case's slices: image, truth, and each variant's mask, `None` where it is missing."""
-    first = next((pictured for pictured in shown if pictured is not None), None)
+def _load_slices(case: str, variants: Sequence[KeptPictures | None]) -> list[dict[str, Any]]:
+    """Return a case's slices: image, true mask, and each variant's mask or `None` if missing."""
+    first = next((pictures for pictures in variants if pictures is not None), None)
     if first is None:
         return []
-    found = []
+    slices = []
     for entry in first.cases[case]["slices"]:
         name = str(entry["name"])
-        image, truth = first.folder / f"{name}-image.jpg", _mask(first.folder, name, "truth")
+        image, truth = first.folder / f"{name}-image.jpg", _read_mask(first.folder, name, "truth")
         if truth is None or not image.is_file():
             continue
         masks = []
-        for pictured in shown:
-            mask = None if pictured is None else _prediction(pictured, case, entry["slice"])
-            masks.append(None if mask is None or mask.shape != truth.shape else packed(mask))
-        found.append(
+        for pictures in variants:
+            mask = None if pictures is None else _read_prediction(pictures, case, entry["slice"])
+            same_shape = mask is not None and mask.shape == truth.shape
+            masks.append(encode_mask(mask) if mask is not None and same_shape else None)
+        slices.append(
             {
                 "slice": int(entry["slice"]),
                 "of": int(first.cases[case]["of"]),
                 "width": truth.shape[1],
                 "height": truth.shape[0],
                 "image": base64.b64encode(image.read_bytes()).decode(),
-                "truth": packed(truth),
+                "truth": encode_mask(truth),
                 "masks": masks,
             }
         )
-    return found
+    return slices
 
 
-def _prediction(pictured: Pictures, case: str, number: int) -> NDArray[np.uint8] | None:
-    entries = pictured.cases[case]["slices"]
+def _read_prediction(pictures: KeptPictures, case: str, number: int) -> NDArray[np.uint8] | None:
+    entries = pictures.cases[case]["slices"]
     name = next((str(e["name"]) for e in entries if e["slice"] == number), "")
-    return _mask(pictured.folder, name, "prediction")
+    return _read_mask(pictures.folder, name, "prediction")
 
 
-def _mask(folder: Path, name: str, what: str) -> NDArray[np.uint8] | None:
-    if not NAME.fullmatch(name):
+def _read_mask(folder: Path, name: str, kind: str) -> NDArray[np.uint8] | None:
+    if not PICTURE_NAME.fullmatch(name):
         return None
     try:
-        with Image.open(folder / f"{name}-{what}.png") as image:
+        with Image.open(folder / f"{name}-{kind}.png") as image:
             return np.asarray(image.convert("L"))
     except (OSError, ValueError):
         return None
 
 
-def packed(mask: NDArray[np.uint8]) -> str:
+def encode_mask(mask: NDArray[np.uint8]) -> str:
     """Return a mask's run lengths, as pairs of bytes (value, length up to 255) in base 64.
 
-    A page can colour these without reading pixels back, which some browsers refuse or blur.
+    Unlike a picture, the page can colour run lengths without reading pixels back from a canvas,
+    which some browsers refuse or blur.
     """
     flat = mask.ravel()
     starts = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])
     lengths = np.diff(starts, append=flat.size)
-    parts = -(-lengths // 255)
-    pairs = np.full((int(parts.sum()), 2), 255, np.uint8)
-    pairs[:, 0] = np.repeat(flat[starts], parts)
-    pairs[np.cumsum(parts) - 1, 1] = lengths - 255 * (parts - 1)
+    pieces = -(-lengths // 255)
+    pairs = np.full((int(pieces.sum()), 2), 255, np.uint8)
+    pairs[:, 0] = np.repeat(flat[starts], pieces)
+    pairs[np.cumsum(pieces) - 1, 1] = lengths - 255 * (pieces - 1)
     return base64.b64encode(pairs.tobytes()).decode()

@@ -1,9 +1,10 @@
-"""Comparison of variants from their run folders: quality, with what it is worth, beside cost."""
+"""Comparison of variants from their run folders: quality with its uncertainty, beside cost."""
 
 import logging
 import math
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
@@ -11,17 +12,18 @@ import pandas as pd
 
 from attnseg.errors import DataError, listed
 from attnseg.runs.finished import Run, Variant, baselines, find, group, load
-from attnseg.study import comparable, notes, page, plots, statistics, tables, values
+from attnseg.study import caveats, figures, page, patient_scores, statistics, tables
+from attnseg.study.checks import check_comparable, profile_title
 from attnseg.study.comparison import Comparison
-from attnseg.study.contrasts import Contrast, Pair, contrasts, paired
-from attnseg.study.costs import COSTS, costs, pareto_front
-from attnseg.study.metric import Metric, choose
-from attnseg.study.verdict import verdict
+from attnseg.study.contrasts import Contrast, PairedDifferences, contrast_family, subtract_baseline
+from attnseg.study.costs import COSTS, average_costs, find_pareto_front
+from attnseg.study.metric import ComparedMetric, choose_metric
+from attnseg.study.verdict import write_verdict
 
 log = logging.getLogger(__name__)
 
 
-def compare(
+def compare_runs(
     runs: Sequence[str],
     *,
     baseline: str = "qkv",
@@ -34,158 +36,187 @@ def compare(
     outputs: str | Path = "outputs/comparison",
     seed: int = 0,
 ) -> Comparison:
-    """Compare the variants among finished runs; print tables, write files and plots.
+    """Compare the variants among finished runs; print tables, write files, figures and the page.
 
     Args:
         runs: run folders, or globs of them.
-        baseline: variant that the others are held against.
-        by: what makes a variant: groups of the configuration, or dotted keys.
+        baseline: variant that the others are compared with.
+        by: what defines a variant: groups of the configuration, or dotted keys.
         split: `val` or `test`.
-        metric: as in `cases.csv`; `None` for the first of the profile.
-        margin: differences up to here do not matter, in the metric's unit.
+        metric: name in `cases.csv`; `None` for the first of the profile.
+        margin: of equivalence, in the metric's unit: differences up to here do not matter.
         level: of the intervals.
-        cases: shown singly on the page, at most.
+        cases: maximum number of single cases on the page.
         outputs: folder for the files.
-        seed: of resampling.
+        seed: of the resampling.
 
     Raises:
-        ConfigError: a key or the baseline names nothing, or the metric cannot be compared.
-        DataError: runs cannot be compared, or there is only one variant; names every problem.
+        ConfigError: a key or the baseline does not exist, or the metric cannot be compared.
+        DataError: runs cannot be compared, or there is only one variant; lists every problem.
     """
     try:
         variants = group(load(find(runs)), by)
-        comparable.check(variants, split)
+        check_comparable(variants, split)
     except DataError as error:
         raise listed(error, "runs", "leave out the runs that do not belong") from error
     bases = baselines(variants, baseline)
     if not bases:
         raise DataError(f"runs: only {variants[0].name} is there; add runs of another variant")
-    places = {variant.name: place for place, variant in enumerate(variants)}
-    ordered = sorted(variants, key=lambda v: (places[bases.get(v.name, v.name)], v.name in bases))
-    chosen = choose(ordered[0].runs[0], split, metric)
-    found = build(ordered, bases, by, split, chosen, margin, level, seed)
+    position = {variant.name: at for at, variant in enumerate(variants)}
+    variants.sort(key=lambda v: (position[bases.get(v.name, v.name)], v.name in bases))
+    chosen = choose_metric(variants[0].runs[0], split, metric)
+    settings = ComparisonSettings(bases, by, split, chosen, margin, level, seed)
+    comparison = build_comparison(variants, settings)
     folder = Path(outputs)
     folder.mkdir(parents=True, exist_ok=True)
-    tables.show(found)
-    tables.write(found, folder)
-    plots.forest(found, folder / "forest.png")
-    plots.pareto(found, folder / "pareto.png")
-    command = _command(
-        runs,
-        by,
-        baseline=baseline,
-        split=split,
-        metric=chosen.name,
-        margin=margin,
-        level=level,
-        cases=cases,
-        seed=seed,
-    )
-    page.write(found, ordered, split, cases, command, folder / page.NAME)
-    log.info("Written: %s", folder / page.NAME)
-    return found
+    tables.print_comparison(comparison)
+    tables.write_tables(comparison, folder)
+    figures.write_figures(comparison, folder)
+    options = {"baseline": baseline, "split": split, "metric": chosen.name, "margin": margin}
+    options |= {"level": level, "cases": cases, "seed": seed}
+    path = folder / page.PAGE_NAME
+    command = _command_line(runs, by, options)
+    path.write_text(page.render_page(comparison, variants, split, cases, command))
+    log.info("Written: %s", path)
+    return comparison
 
 
-def _command(runs: Sequence[str], by: Sequence[str], **options: object) -> str:
-    """Return the command line that compares the same."""
-    words = [f"runs=[{','.join(runs)}]", f"by=[{','.join(by)}]"]
-    words += [f"{key}={value}" for key, value in options.items()]
-    return shlex.join(["attnseg", "compare", *words])
+def _command_line(runs: Sequence[str], by: Sequence[str], options: Mapping[str, object]) -> str:
+    """Return the command line that repeats the comparison."""
+    arguments = [f"runs=[{','.join(runs)}]", f"by=[{','.join(by)}]"]
+    arguments += [f"{key}={value}" for key, value in options.items()]
+    return shlex.join(["attnseg", "compare", *arguments])
 
 
-def build(
-    variants: Sequence[Variant],
-    bases: Mapping[str, str],
-    by: Sequence[str],
-    split: str,
-    metric: Metric,
-    margin: float,
-    level: float,
-    seed: int,
-) -> Comparison:
+@dataclass(frozen=True)
+class ComparisonSettings:
+    """Settings of a comparison.
+
+    Attributes:
+        bases: baseline of each other variant, by name.
+        by: keys that define a variant.
+        split: `val` or `test`.
+        metric: the compared metric.
+        margin: of equivalence, in the metric's unit.
+        level: of the intervals.
+        seed: of the resampling.
+    """
+
+    bases: Mapping[str, str]
+    by: Sequence[str]
+    split: str
+    metric: ComparedMetric
+    margin: float
+    level: float
+    seed: int
+
+
+def build_comparison(variants: Sequence[Variant], settings: ComparisonSettings) -> Comparison:
     """Compute a comparison.
 
     Args:
-        variants: checked to be comparable.
-        bases: what each is held against, by name, from `baselines`.
-        by: what makes a variant.
-        split: `val` or `test`.
-        metric: to compare.
-        margin: of equivalence, in the metric's unit.
-        level: of the intervals.
-        seed: of resampling.
+        variants: checked to be comparable, each baseline before the variants compared with it.
+        settings: of the comparison.
 
     Raises:
         DataError: two variants have no patient in common.
     """
-    patients = values.by_variant(variants, split, metric.name)
-    pairs = [paired(patients, one, base) for one, base in bases.items()]
-    every = [paired(patients, one, two) for two, one in combinations(patients.columns, 2)]
-    _check_common(every)
-    against = contrasts(pairs, margin, level, seed)
+    bases, split, metric = settings.bases, settings.split, settings.metric
+    margin, level, seed = settings.margin, settings.level, settings.seed
+    patients = patient_scores.tabulate_variants(variants, split, metric.name)
+    pairs = _pair_variants(patients)
+    against = [subtract_baseline(patients, one, base) for one, base in bases.items()]
     by_class = {
-        name: values.by_variant(variants, split, metric.name, [name])
-        for name in values.select(variants[0].runs[0], split, metric.name)["class"].unique()
+        name: patient_scores.tabulate_variants(variants, split, metric.name, [name])
+        for name in _scored_classes(variants[0].runs[0], settings)
     }
-    class_pairs = [
-        pair
-        for name, table in by_class.items()
-        for pair in (paired(table, one, base, name) for one, base in bases.items())
-        if len(pair.differences)
-    ]
-    rows = describe(variants, bases, split, metric, patients, level, seed)
     undefined = {
-        name: [values.undefined(v, split, metric.name, [name]) for v in variants]
+        name: [patient_scores.count_undefined(v, split, metric.name, [name]) for v in variants]
         for name in by_class
     }
+    rows = _describe_variants(variants, settings, patients)
+    contrasts = contrast_family(against, margin, level, seed)
     marks = {run.watermark for v in variants for run in v.runs if run.watermark is not None}
     return Comparison(
-        title=_title(variants[0].runs[0], split, metric, len(patients)),
+        title=_write_title(variants[0].runs[0], settings, len(patients)),
         metric=metric,
-        baseline=_label(bases, variants),
+        baseline=_shared_name(bases, variants),
         bases=bases,
         margin=margin,
         level=level,
         variants=rows,
-        against=against,
-        pairs=contrasts(every, margin, level, seed),
-        classes=contrasts(class_pairs, margin, level, seed),
+        against=contrasts,
+        pairs=contrast_family(pairs, margin, level, seed),
+        classes=contrast_family(_pair_classes(by_class, bases), margin, level, seed),
         class_means=pd.DataFrame({name: table.mean() for name, table in by_class.items()}).T,
         class_undefined=pd.DataFrame(undefined, index=patients.columns).T,
         patients=patients,
-        verdicts=[verdict(c, metric, margin, _seeds_move(rows, c)) for c in against],
-        notes=notes.notes(variants, split, metric, patients, margin, seed),
-        warnings=notes.warnings(variants, by, patients, rows),
+        verdicts=[write_verdict(c, metric, margin, _seed_effect(rows, c)) for c in contrasts],
+        notes=caveats.write_notes(variants, split, metric, patients, margin, seed),
+        warnings=caveats.collect_warnings(variants, settings.by, patients, rows),
         watermark="; ".join(sorted(marks)) or None,
     )
 
 
-def _label(bases: Mapping[str, str], variants: Sequence[Variant]) -> str:
-    """Return the baseline's name; of several, what they have in common."""
+def _pair_variants(patients: pd.DataFrame) -> list[PairedDifferences]:
+    """Return the differences of all pairs of variants, each of which shares some patients."""
+    pairs = [subtract_baseline(patients, two, one) for one, two in combinations(patients, 2)]
+    for pair in pairs:
+        if not len(pair.differences):
+            raise DataError(
+                f"runs: no patient has a value under both {pair.baseline} and {pair.variant}; "
+                "choose another metric"
+            )
+    return pairs
+
+
+def _pair_classes(
+    by_class: Mapping[str, pd.DataFrame], bases: Mapping[str, str]
+) -> list[PairedDifferences]:
+    """Return the differences from the baselines class by class, where any patient has both."""
+    pairs = [
+        subtract_baseline(table, variant, base, name)
+        for name, table in by_class.items()
+        for variant, base in bases.items()
+    ]
+    return [pair for pair in pairs if len(pair.differences)]
+
+
+def _scored_classes(run: Run, settings: ComparisonSettings) -> list[str]:
+    rows = patient_scores.select_scores(run, settings.split, settings.metric.name)
+    return list(rows["class"].unique())
+
+
+def _shared_name(bases: Mapping[str, str], variants: Sequence[Variant]) -> str:
+    """Return the baseline's name; for several baselines, the part of the name they share."""
     names = set(bases.values())
     if len(names) == 1:
         return names.pop()
     keys = [variant.key for variant in variants if variant.name in names]
-    common = [parts[0] for parts in zip(*keys, strict=True) if len(set(parts)) == 1]
-    return f"the matching {'/'.join(common)}"
+    shared = [values[0] for values in zip(*keys, strict=True) if len(set(values)) == 1]
+    return f"the matching {'/'.join(shared)}"
 
 
-def describe(
-    variants: Sequence[Variant],
-    bases: Mapping[str, str],
-    split: str,
-    metric: Metric,
-    patients: pd.DataFrame,
-    level: float,
-    seed: int,
+def _write_title(run: Run, settings: ComparisonSettings, patients: int) -> str:
+    classes = len(_scored_classes(run, settings))
+    return (
+        f"{run.facts['choices']['dataset']}, {settings.split}: {settings.metric.label}, mean of "
+        f"{classes} class{'' if classes == 1 else 'es'}, {patients} patients, "
+        f"profile {profile_title(run)}"
+    )
+
+
+def _describe_variants(
+    variants: Sequence[Variant], settings: ComparisonSettings, patients: pd.DataFrame
 ) -> pd.DataFrame:
-    """Return a row per variant: quality with its interval, seeds, counts and costs."""
+    """Return one row per variant: quality with its interval, seeds, counts and costs."""
+    split, metric = settings.split, settings.metric
     rows = []
     for variant in variants:
         own = patients[variant.name].dropna().to_numpy(float)
-        seeds = values.by_seed(variant, split, metric.name)
-        low, high = statistics.bca_interval(own, level, seed)
-        parts = statistics.seed_variance(seeds.to_numpy(float))
+        seeds = patient_scores.tabulate_seeds(variant, split, metric.name)
+        low, high = statistics.bca_interval(own, settings.level, settings.seed)
+        variance = statistics.seed_variance(seeds.to_numpy(float))
         rows.append(
             {
                 "variant": variant.name,
@@ -195,41 +226,23 @@ def describe(
                 "patients": len(own),
                 "runs": len(variant.runs),
                 "seeds": len(variant.seeds),
-                "patient_sd": math.sqrt(parts.patients),
-                "seed_sd": math.sqrt(parts.seeds),
-                "rest_sd": math.sqrt(parts.rest),
-                "undefined": values.undefined(variant, split, metric.name),
-                **costs(variant.runs),
+                "patient_sd": math.sqrt(variance.patients),
+                "seed_sd": math.sqrt(variance.seeds),
+                "rest_sd": math.sqrt(variance.rest),
+                "undefined": patient_scores.count_undefined(variant, split, metric.name),
+                **average_costs(variant.runs),
             }
         )
     table = pd.DataFrame(rows).set_index("variant")
     quality = table["mean"] if metric.up else -table["mean"]
-    table["pareto_front"] = pareto_front(quality.to_list(), table["macs"].to_list())
-    before = table.loc[[bases.get(str(name), str(name)) for name in table.index]]
+    table["pareto_front"] = find_pareto_front(quality.to_list(), table["macs"].to_list())
+    base = table.loc[[settings.bases.get(str(name), str(name)) for name in table.index]]
     for name in COSTS:
-        table[f"{name}_change_percent"] = 100 * (table[name] / before[name].to_numpy() - 1)
+        table[f"{name}_change_percent"] = 100 * (table[name] / base[name].to_numpy() - 1)
     return table
 
 
-def _check_common(pairs: Sequence[Pair]) -> None:
-    for pair in pairs:
-        if not len(pair.differences):
-            raise DataError(
-                f"runs: no patient has a value under both {pair.baseline} and {pair.variant}; "
-                "choose another metric"
-            )
-
-
-def _title(run: Run, split: str, metric: Metric, patients: int) -> str:
-    rows = values.select(run, split, metric.name)
-    classes = rows["class"].nunique()
-    return (
-        f"{run.facts['choices']['dataset']}, {split}: {metric.label}, mean of {classes} "
-        f"class{'' if classes == 1 else 'es'}, {patients} patients, profile {comparable.title(run)}"
-    )
-
-
-def _seeds_move(rows: pd.DataFrame, contrast: Contrast) -> float:
-    """Return two standard deviations of the difference that are due to seeds; NaN if unknown."""
+def _seed_effect(rows: pd.DataFrame, contrast: Contrast) -> float:
+    """Return two standard deviations of the difference due to seeds; NaN if unknown."""
     pair = rows.loc[[contrast.variant, contrast.baseline]]
     return 2 * math.sqrt(float((pair["seed_sd"] ** 2 / pair["seeds"]).sum(skipna=False)))

@@ -1,4 +1,4 @@
-"""What a comparison found, before it is written down."""
+"""Results of a comparison, from which tables, figures and the page are made."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,36 +6,36 @@ from dataclasses import dataclass
 import pandas as pd
 
 from attnseg.study.contrasts import Contrast
-from attnseg.study.metric import Metric
+from attnseg.study.metric import ComparedMetric
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """All that was found.
+    """Results of a comparison.
 
     Attributes:
-        title: what was compared under which convention; stands on every table.
-        metric: that was compared.
-        baseline: name of the variant that the others are held against; of several, what those have
-            in common.
-        bases: what each of the others is held against.
+        title: dataset, split, metric and profile; stands on every table.
+        metric: the compared metric.
+        baseline: name of the baseline; if there are several, the part of the name they share.
+        bases: baseline of each other variant, by name.
         margin: of equivalence, in the metric's unit.
         level: of the intervals.
-        variants: a row per variant, each baseline before its others: quality, seeds, counts, costs.
-        against: the others against the baseline, one family.
-        pairs: all pairs, one family.
-        classes: the others against the baseline class by class, one family.
-        class_means: means by class and variant.
-        class_undefined: numbers of cases left out, by class and variant.
-        patients: values by patient and variant.
-        verdicts: a sentence per comparison with the baseline.
-        notes: how to read the numbers, and what else must be known.
-        warnings: reasons for doubt.
-        watermark: what must stand beside every number, if anything.
+        variants: one row per variant, each baseline before the variants compared with it: quality,
+            seeds, counts, costs.
+        against: the other variants against their baselines, one family.
+        pairs: all pairs of variants, one family.
+        classes: the other variants against their baselines for each class, one family.
+        class_means: means by class (rows) and variant (columns).
+        class_undefined: numbers of undefined values by class (rows) and variant (columns).
+        patients: values by patient (rows) and variant (columns).
+        verdicts: one sentence per comparison with a baseline.
+        notes: how to read the numbers.
+        warnings: reasons to doubt the numbers.
+        watermark: text that must stand beside every number, if any.
     """
 
     title: str
-    metric: Metric
+    metric: ComparedMetric
     baseline: str
     bases: Mapping[str, str]
     margin: float

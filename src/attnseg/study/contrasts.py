@@ -1,4 +1,4 @@
-"""Variants held against each other: a family of paired comparisons that share one error rate."""
+"""Paired comparisons of variants, grouped into families that share one error rate."""
 
 import math
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from attnseg.study import statistics
-from attnseg.study.statistics import Values
+from attnseg.study.statistics import PatientValues
 
 
 @dataclass(frozen=True)
@@ -17,24 +17,24 @@ class Contrast:
     Attributes:
         variant: name.
         baseline: name.
-        what: the class, if it is of one class only.
-        patients: that both have a value for.
-        difference: mean.
-        low: end of the interval at the level asked for, of this comparison alone.
-        high: the other end.
-        simultaneous_low: end of the interval that holds for the whole family at once (Bonferroni).
-        simultaneous_high: the other end.
-        p: of the sign-flip permutation test.
-        p_holm: the same, adjusted for the family.
-        p_wilcoxon: of Wilcoxon's test, adjusted for the family; beside the others, decides nothing.
-        equivalence_low: end of the `1 - 2 alpha` interval of the paired t-test.
-        equivalence_high: the other end.
-        equivalence_p: of the two one-sided tests, adjusted for the family.
-        detectable: smallest difference found with 80 % power at the family's level; infinite where
-            there are too few patients for any.
-        flips: share of resamples of the patients in which the difference changes sign.
-        family: number of comparisons that the error rate is shared among.
-        alpha: the error rate.
+        what: class name; empty if the comparison covers all classes.
+        patients: number of patients with a value for both.
+        difference: mean difference.
+        low: lower end of the interval for this comparison alone.
+        high: upper end.
+        simultaneous_low: lower end of the interval that holds for the whole family (Bonferroni).
+        simultaneous_high: upper end.
+        p: p-value of the sign-flip permutation test.
+        p_holm: `p`, adjusted for the family.
+        p_wilcoxon: p-value of Wilcoxon's test, adjusted for the family; informative only.
+        equivalence_low: lower end of the `1 - 2 alpha` interval of the paired t-test.
+        equivalence_high: upper end.
+        equivalence_p: p-value of the two one-sided tests, adjusted for the family.
+        detectable: smallest difference detected with 80 % power at the family's level; infinite if
+            there are too few patients to show any difference.
+        flips: share of patient resamples in which the difference changes its sign.
+        family: number of comparisons that share the error rate.
+        alpha: error rate of the family.
     """
 
     variant: str
@@ -61,51 +61,53 @@ class Contrast:
     def different(self) -> bool:
         """Whether a difference is shown: the corrected interval and the corrected test agree.
 
-        The interval says how much, but covers too little with a handful of patients; the
-        permutation test keeps its error rate with any number.
+        The interval tells the size of the difference but is too narrow for a handful of patients;
+        the permutation test keeps its error rate for any number of patients.
         """
         excludes_zero = self.simultaneous_low > 0 or self.simultaneous_high < 0
         return excludes_zero and self.p_holm <= self.alpha
 
     @property
     def equivalent(self) -> bool:
-        """Whether the difference is shown to be within the margin."""
+        """Whether the difference is shown to lie within the margin."""
         return self.equivalence_p <= self.alpha
 
 
 @dataclass(frozen=True)
-class Pair:
-    """Values of two variants for the same patients, `[patients]` each."""
+class PairedDifferences:
+    """Differences `[patients]` between two variants, one per patient."""
 
     variant: str
     baseline: str
-    differences: Values
+    differences: PatientValues
     what: str = ""
 
 
-def paired(table: pd.DataFrame, variant: str, baseline: str, what: str = "") -> Pair:
-    """Subtract two columns, patient by patient; those without both values are left out.
+def subtract_baseline(
+    table: pd.DataFrame, variant: str, baseline: str, what: str = ""
+) -> PairedDifferences:
+    """Subtract a baseline's column from a variant's; patients without both values are dropped.
 
     Args:
-        table: values by patient and variant.
+        table: values by patient (rows) and variant (columns).
         variant: column.
-        baseline: column that is subtracted.
-        what: the class, if the values are of one class only.
+        baseline: column to subtract.
+        what: class name, if the values belong to a single class.
     """
     differences = (table[variant] - table[baseline]).dropna().to_numpy(float)
-    return Pair(variant, baseline, differences, what)
+    return PairedDifferences(variant, baseline, differences, what)
 
 
-def contrasts(
-    pairs: Sequence[Pair], margin: float, level: float = 0.95, seed: int = 0
+def contrast_family(
+    pairs: Sequence[PairedDifferences], margin: float, level: float = 0.95, seed: int = 0
 ) -> list[Contrast]:
     """Compare pairs as one family: the chance of any false difference is at most `1 - level`.
 
     Args:
-        pairs: the family.
-        margin: differences up to here do not matter, in the metric's unit.
-        level: of the intervals; tests are at `1 - level`.
-        seed: of resampling.
+        pairs: the family; each has at least one patient.
+        margin: of equivalence, in the metric's unit.
+        level: of the intervals; the tests use `alpha = 1 - level`.
+        seed: of the resampling.
     """
     alpha, family = 1 - level, len(pairs)
     differences = [pair.differences for pair in pairs]
@@ -114,11 +116,11 @@ def contrasts(
     p_wilcoxon = statistics.holm([statistics.wilcoxon(d) for d in differences])
     tests = [statistics.tost(d, margin, alpha) for d in differences]
     p_equivalence = statistics.holm([test.p for test in tests])
-    found = []
+    contrasts = []
     for i, (pair, d) in enumerate(zip(pairs, differences, strict=True)):
         low, high = statistics.bca_interval(d, level, seed)
         simultaneous = statistics.bca_interval(d, 1 - alpha / family, seed)
-        found.append(
+        contrasts.append(
             Contrast(
                 pair.variant,
                 pair.baseline,
@@ -135,17 +137,16 @@ def contrasts(
                 equivalence_low=tests[i].low,
                 equivalence_high=tests[i].high,
                 equivalence_p=p_equivalence[i],
-                detectable=detectable(d, alpha / family),
+                detectable=_detectable_difference(d, alpha / family),
                 flips=statistics.flip_rate(d, seed),
                 family=family,
                 alpha=alpha,
             )
         )
-    return found
+    return contrasts
 
 
-def detectable(differences: Values, alpha: float) -> float:
-    """Return the smallest difference that could have been shown; infinite if none could."""
+def _detectable_difference(differences: PatientValues, alpha: float) -> float:
     if statistics.smallest_p(len(differences)) > alpha:
         return math.inf
     return statistics.smallest_detectable(differences, alpha=alpha)

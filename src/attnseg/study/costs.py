@@ -1,4 +1,4 @@
-"""What variants cost, as their runs recorded it, and which are worth it."""
+"""Costs of variants, as recorded by their runs, and the Pareto front of quality and cost."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -6,8 +6,7 @@ from typing import Any
 
 from attnseg.runs.finished import Run
 
-Fact = Callable[[Mapping[str, Any]], float | None]
-COSTS: dict[str, Fact] = {
+COSTS: dict[str, Callable[[Mapping[str, Any]], float | None]] = {
     "parameters": lambda facts: facts["parameters"]["total"],
     "macs": lambda facts: facts["macs"],
     "fit_seconds": lambda facts: facts["seconds"].get("fit"),
@@ -15,21 +14,24 @@ COSTS: dict[str, Fact] = {
 }
 
 
-def costs(runs: Sequence[Run]) -> dict[str, float]:
-    """Return the mean of each cost over runs; NaN if a run has not recorded it."""
-    return {name: _mean([fact(run.facts) for run in runs]) for name, fact in COSTS.items()}
+def average_costs(runs: Sequence[Run]) -> dict[str, float]:
+    """Return the mean of each cost over runs; NaN if any run has not recorded it."""
+    return {name: _mean_or_nan([read(run.facts) for run in runs]) for name, read in COSTS.items()}
 
 
-def _mean(found: Sequence[float | None]) -> float:
-    known = [float(value) for value in found if value is not None]
-    return sum(known) / len(known) if len(known) == len(found) else math.nan
+def _mean_or_nan(values: Sequence[float | None]) -> float:
+    known = [float(value) for value in values if value is not None]
+    return sum(known) / len(known) if len(known) == len(values) else math.nan
 
 
-def pareto_front(quality: Sequence[float], cost: Sequence[float]) -> list[bool]:
-    """Return which points no other beats: at least as good, at most as costly, and not both equal.
+def find_pareto_front(quality: Sequence[float], cost: Sequence[float]) -> list[bool]:
+    """Return for each point if it is on the Pareto front.
+
+    A point is on the front if no other is at least as good and at most as costly, unless both are
+    equal.
 
     Args:
-        quality: higher is better; NaN is never on the front.
+        quality: higher is better; a point with NaN is never on the front.
         cost: lower is better.
     """
     points = list(zip(quality, cost, strict=True))

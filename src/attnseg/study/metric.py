@@ -1,4 +1,4 @@
-"""The metric that is compared: its unit, its digits, and which way is better."""
+"""The compared metric: its label, unit, digits and direction, as stated by the runs' profile."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,88 +6,93 @@ from typing import Any
 
 from attnseg.errors import ConfigError
 from attnseg.runs.finished import Run
-from attnseg.study.values import WEIGHTED
+from attnseg.study.patient_scores import WEIGHTED
 
-LOWER = {"hd95_mm", "hd95_voxels", "hd_mm", "assd_mm", "hausdorff", "ece", "brier"}
-SIGNED = {"volume_error"}  # 0 is best: means of it cannot be ranked
-SHORT = {
+# Facts about the metrics of version 0.1.0, whose metrics.json does not state them.
+LOWER_IS_BETTER = {"hd95_mm", "hd95_voxels", "hd_mm", "assd_mm", "hausdorff", "ece", "brier"}
+BEST_AT_ZERO = {"volume_error"}
+LABELS = {
     "dice": "Dice",
     "jaccard": "Jaccard",
     "weighted_jaccard": "weighted Jaccard",
     "nsd": "NSD",
     "hausdorff": "Hausdorff (share)",
 }
-UNITS = ("mm", "voxels")
+LENGTHS = ("mm", "voxels")
 
 
 @dataclass(frozen=True)
-class Metric:
+class ComparedMetric:
     """A number per case and class.
 
     Attributes:
         name: in files.
         label: in tables, with its unit.
-        up: whether more is better.
+        up: whether higher is better.
+        unit: in which differences are stated, such as `mm`; the label if it has no other.
+        digits: decimal places in tables.
     """
 
     name: str
     label: str
     up: bool
-
-    @property
-    def unit(self) -> str:
-        """What differences are counted in."""
-        return next((u for u in UNITS if self.name.endswith(f"_{u}")), self.label)
-
-    @property
-    def digits(self) -> int:
-        """Decimal places in tables."""
-        return 2 if self.unit in UNITS else 4
+    unit: str
+    digits: int = 4
 
     def text(self, value: float) -> str:
-        """Return a number as tables have it."""
+        """Return a number as tables show it."""
         return "-" if value != value else f"{value:.{self.digits}f}"
 
-    def between(self, low: float, high: float) -> str:
-        """Return an interval as tables have it."""
+    def interval_text(self, low: float, high: float) -> str:
+        """Return an interval as tables show it."""
         return "-" if low != low else f"{self.text(low)} to {self.text(high)}"
 
 
-def choose(run: Run, split: str, name: str | None) -> Metric:
+def choose_metric(run: Run, split: str, name: str | None) -> ComparedMetric:
     """Return the metric to compare.
 
     Args:
-        run: any of those compared.
+        run: any of the compared runs.
         split: `val` or `test`.
         name: of the metric; `None` for the first of the run's profile.
 
     Raises:
-        ConfigError: the profile does not score it case by case, or it has no better end.
+        ConfigError: the profile does not score it case by case, or it is best at 0, so that its
+            means cannot be ranked.
     """
     means: Mapping[str, Any] = run.metrics[split]["mean"]
+    stated: Mapping[str, Any] = run.profile.get("metrics", {})
+    facts = {metric: stated.get(metric) or state_by_name(metric, run.profile) for metric in means}
     scored = set(run.scores["metric"])
-    scored |= {name for name, base in WEIGHTED.items() if base in scored}
-    known = [metric for metric in means if metric in scored - SIGNED]
+    scored |= {weighted for weighted, base in WEIGHTED.items() if base in scored}
+    known = [metric for metric in means if metric in scored and facts[metric]["up"] is not None]
+    options = f"one of {', '.join(known)}" if known else "another profile"
     name = name or next(iter(means))
-    if name in SIGNED:
-        raise ConfigError(f"metric: {name} is best at 0, not high or low; choose {_any(known)}")
+    if name in facts and facts[name]["up"] is None:
+        raise ConfigError(f"metric: {name} is best at 0, not high or low; choose {options}")
     if name not in known:
         profile = run.profile["name"]
         raise ConfigError(
-            f"metric: profile {profile} does not score {name} case by case; choose {_any(known)}"
+            f"metric: profile {profile} does not score {name} case by case; choose {options}"
         )
-    return Metric(name, label(name, run.profile), name not in LOWER)
+    chosen = facts[name]
+    label, unit = str(chosen["label"]), str(chosen["unit"])
+    return ComparedMetric(name, label, bool(chosen["up"]), unit or label, int(chosen["digits"]))
 
 
-def _any(names: list[str]) -> str:
-    return f"one of {', '.join(names)}" if names else "another profile"
+def state_by_name(name: str, profile: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a metrics.json of version 0.1.0 does not state, judged by the metric's name.
 
-
-def label(name: str, profile: Mapping[str, Any]) -> str:
-    """Return a metric's name with its unit."""
+    Args:
+        name: of the metric.
+        profile: with its options.
+    """
+    unit = next((length for length in LENGTHS if name.endswith(f"_{length}")), "")
     if name == "nsd" and "nsd_tolerance_mm" in profile:
-        return f"NSD ({profile['nsd_tolerance_mm']:g} mm)"
-    unit = next((u for u in UNITS if name.endswith(f"_{u}")), None)
-    if unit is not None:
-        return f"{name.removesuffix(f'_{unit}').upper()} ({unit})"
-    return SHORT.get(name, name.replace("_", " "))
+        label = f"NSD ({profile['nsd_tolerance_mm']:g} mm)"
+    elif unit:
+        label = f"{name.removesuffix(f'_{unit}').upper()} ({unit})"
+    else:
+        label = LABELS.get(name, name.replace("_", " "))
+    up = None if name in BEST_AT_ZERO else name not in LOWER_IS_BETTER
+    return {"label": label, "unit": unit, "up": up, "digits": 2 if unit else 4}

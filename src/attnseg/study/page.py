@@ -1,49 +1,81 @@
-"""A comparison as one HTML file that needs nothing else: no network, no other file."""
+"""The page of a comparison: one HTML file that needs no network and no other file."""
 
 import base64
 import hashlib
 import math
 import re
 from collections.abc import Sequence
-from pathlib import Path
+from importlib.resources import files
 
-import pandas as pd
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from attnseg.runs.finished import Run, Variant
-from attnseg.study import cases, comparable, drawings, provenance, tables
+from attnseg.runs.finished import Variant
+from attnseg.study import cases, checks, figures, provenance, tables
 from attnseg.study.comparison import Comparison
-from attnseg.study.drawings import Curve
-from attnseg.study.metric import Metric
-from attnseg.study.verdict import headline
+from attnseg.study.metric import ComparedMetric
+from attnseg.study.verdict import write_headline
 
-NAME = "comparison.html"
-HUES = 8  # of classes; later ones begin anew
-STEPS = 4  # of the heat map's tints: from one margin on, then from two, four and eight
-CURVES = {"val/dice": "{watched} Dice", "train/loss": "training loss"}
+PAGE_NAME = "comparison.html"
+CLASS_COLOURS = 8  # in the style sheet; further classes reuse them
+TINT_STEPS = 4  # of the heat map: from one, two, four and eight margins on
 
 
-def write(
-    found: Comparison, variants: Sequence[Variant], split: str, most: int, command: str, path: Path
-) -> None:
-    """Write the page.
+def render_page(
+    comparison: Comparison, variants: Sequence[Variant], split: str, max_cases: int, command: str
+) -> str:
+    """Return the page's HTML.
 
     Args:
-        found: what is shown.
-        variants: what it was found in, each baseline before its others.
+        comparison: the results.
+        variants: the compared variants, each baseline before the variants compared with it.
         split: `val` or `test`.
-        most: cases that are shown singly, with their pictures.
-        command: that makes this comparison again.
-        path: of the file.
+        max_cases: maximum number of cases in the case browser.
+        command: line that repeats this comparison.
     """
-    path.write_text(render(found, variants, split, most, command))
+    css, script = (
+        files("attnseg.study").joinpath(f"templates/comparison.{kind}").read_text()
+        for kind in ("css", "js")
+    )
+    browser = cases.build_case_browser(variants, split, comparison.metric, max_cases)
+    names = [variant.name for variant in variants]
+    return _load_template().render(
+        comparison=comparison,
+        names=names,
+        headline=write_headline(
+            comparison.against, comparison.baseline, comparison.metric, comparison.margin
+        ),
+        policy=security_policy(css, script),
+        css=Markup(css),
+        script=Markup(script),
+        tables=tables.build_tables(comparison),
+        forest=figures.to_svg(
+            figures.draw_forest(comparison),
+            f"Differences from {comparison.baseline} with their intervals; see the table below",
+        ),
+        pareto=figures.to_svg(
+            figures.draw_pareto(comparison), "Quality over cost; the cost table has the numbers"
+        ),
+        heat=build_heat_map(comparison),
+        steps=[comparison.margin * 2**step for step in range(TINT_STEPS)],
+        curves=[
+            figures.to_svg(figure, "Learning curves, a line per run")
+            for figure in figures.draw_histories(variants, comparison.watermark is not None)
+        ],
+        line_styles=[figures.line_style(at) for at in range(len(names))],
+        browser=browser,
+        pictured=any(case["slices"] for case in browser.cases),
+        data=_script_data(browser, names, comparison.metric),
+        options=checks.list_differing_options(variants),
+        runs=provenance.list_run_origins(variants),
+        shared=provenance.list_shared_facts(variants),
+        commands=provenance.list_commands(variants),
+        command=command,
+        split=split,
+    )
 
 
-def render(
-    found: Comparison, variants: Sequence[Variant], split: str, most: int, command: str
-) -> str:
-    """Return the page; see `write`."""
+def _load_template() -> Template:
     environment = Environment(
         loader=PackageLoader("attnseg.study"),
         autoescape=True,
@@ -51,50 +83,28 @@ def render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["minus"] = minus
-    loader = environment.loader
-    assert loader is not None
-    css, script = (
-        loader.get_source(environment, f"comparison.{kind}")[0] for kind in ("css", "js")
-    )
-    described, classes, overlapping = cases.describe(variants, split, found.metric, most)
-    scored = len(cases.table(variants, split, found.metric.name))
-    return environment.get_template("comparison.html").render(
-        found=found,
-        names=[variant.name for variant in variants],
-        headline=headline(found.against, found.baseline, found.metric, found.margin),
-        policy=policy(css, script),
-        css=Markup(css),
-        script=Markup(script),
-        tables=tables,
-        drawings=drawings,
-        heat=heat(found),
-        steps=[found.margin * 2**step for step in range(STEPS)],
-        curves=curves(variants, found.watermark is not None),
-        cases=described,
-        scored=scored,
-        pictured=any(case["slices"] for case in described),
-        data={
-            "cases": described,
-            "classes": classes,
-            "overlapping": overlapping,
-            "hues": HUES,
-            "variants": [variant.name for variant in variants],
-            "colours": drawings.COLOURS,
-            "digits": found.metric.digits,
-            "label": found.metric.label,
-            "up": found.metric.up,
-        },
-        choices=comparable.choices(variants),
-        rows=provenance.of_runs(variants),
-        shared=provenance.shared(variants),
-        commands=provenance.commands(variants),
-        command=command,
-        split=split,
-    )
+    environment.filters["minus"] = use_minus_signs
+    return environment.get_template("comparison.html")
 
 
-def policy(css: str, script: str) -> str:
+def _script_data(
+    browser: cases.CaseBrowser, names: Sequence[str], metric: ComparedMetric
+) -> dict[str, object]:
+    """Return what the page's script reads."""
+    return {
+        "cases": browser.cases,
+        "classes": browser.classes,
+        "overlapping": browser.overlapping,
+        "hues": CLASS_COLOURS,
+        "variants": names,
+        "colours": figures.VARIANT_COLOURS,
+        "digits": metric.digits,
+        "label": metric.label,
+        "up": metric.up,
+    }
+
+
+def security_policy(css: str, script: str) -> str:
     """Return a content security policy: nothing from elsewhere, no code but this very script."""
     return "; ".join(
         [
@@ -108,30 +118,31 @@ def policy(css: str, script: str) -> str:
     )
 
 
-def minus(text: str) -> str:
-    """Return text whose negative numbers have a minus sign, not a hyphen."""
-    return re.sub(r"(?<![\w.])-(?=\d)", "\N{MINUS SIGN}", text)
-
-
 def _digest(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-def heat(found: Comparison) -> list[tuple[str, list[dict[str, object]]]]:
-    """Return a row per class with a cell per variant: mean, difference, tint, and whether shown."""
-    shown = {(c.what, c.variant) for c in found.classes if c.different}
-    means, undefined = found.class_means.to_dict(), found.class_undefined.to_dict()
+def use_minus_signs(text: str) -> str:
+    """Return text whose negative numbers have a minus sign instead of a hyphen."""
+    return re.sub(r"(?<![\w.])-(?=\d)", "\N{MINUS SIGN}", text)
+
+
+def build_heat_map(comparison: Comparison) -> list[tuple[str, list[dict[str, object]]]]:
+    """Return each class with one cell per variant: mean, difference, tint, bold, undefined."""
+    metric = comparison.metric
+    shown = {(c.what, c.variant) for c in comparison.classes if c.different}
+    means, undefined = comparison.class_means.to_dict(), comparison.class_undefined.to_dict()
     rows = []
-    for name in map(str, found.class_means.index):
+    for name in map(str, comparison.class_means.index):
         row: list[dict[str, object]] = []
         for variant, own in means.items():
-            base = found.bases.get(str(variant))
+            base = comparison.bases.get(str(variant))
             difference = own[name] - means[base][name] if base is not None else math.nan
             row.append(
                 {
-                    "text": found.metric.text(own[name]),
-                    "difference": _signed(difference, found.metric),
-                    "tint": _tint(difference, found.metric.up, found.margin),
+                    "text": metric.text(own[name]),
+                    "difference": _signed_text(difference, metric),
+                    "tint": _tint(difference, metric.up, comparison.margin),
                     "bold": (name, variant) in shown,
                     "undefined": undefined[variant][name],
                 }
@@ -140,36 +151,14 @@ def heat(found: Comparison) -> list[tuple[str, list[dict[str, object]]]]:
     return rows
 
 
-def _signed(value: float, metric: Metric) -> str:
-    return "" if math.isnan(value) else minus(f"{value:+.{metric.digits}f}")
+def _signed_text(value: float, metric: ComparedMetric) -> str:
+    return "" if math.isnan(value) else use_minus_signs(f"{value:+.{metric.digits}f}")
 
 
 def _tint(difference: float, up: bool, margin: float) -> str:
-    """Return the CSS class of a cell: how many doublings of the margin its difference is from 0."""
+    """Return a cell's CSS class: one step at the margin, one more for each doubling of it."""
     if math.isnan(difference) or abs(difference) < margin:
         return "even"
-    step = min(STEPS, 1 + math.floor(math.log2(abs(difference) / margin) + 1e-9))
+    # The small addend keeps exact powers of two from falling short by rounding.
+    step = min(TINT_STEPS, 1 + math.floor(math.log2(abs(difference) / margin) + 1e-9))
     return f"{'better' if (difference > 0) == up else 'worse'}-{step}"
-
-
-def curves(variants: Sequence[Variant], watched: bool) -> list[Markup]:
-    """Draw the runs' histories; nothing where no run has one."""
-    drawn = []
-    for column, label in CURVES.items():
-        found = {
-            v.name: [line for run in v.runs if (line := history(run, column))] for v in variants
-        }
-        if any(found.values()):
-            named = label.format(watched="watched test" if watched else "validation")
-            drawn.append(drawings.curves(found, named))
-    return drawn
-
-
-def history(run: Run, column: str) -> Curve:
-    """Return a column of a run's history over its epochs; empty if it has none."""
-    try:
-        table = pd.read_csv(run.folder / "history.csv")
-        points = table[["epoch", column]].astype(float).dropna()
-    except (OSError, ValueError, LookupError):
-        return []
-    return [(float(epoch), float(value)) for epoch, value in points.to_numpy()]

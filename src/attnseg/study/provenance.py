@@ -1,4 +1,4 @@
-"""Where the numbers of a comparison come from, run by run."""
+"""Origin of each run in a comparison: code, data, machine, versions and command."""
 
 import shlex
 from collections.abc import Mapping, Sequence
@@ -6,16 +6,19 @@ from typing import Any
 
 from attnseg.runs.finished import Run, Variant
 
-SHORT = 10  # digits of a digest or commit
+DIGEST_LENGTH = 10  # shown characters of a digest or commit
 
 
-def of_runs(variants: Sequence[Variant]) -> list[dict[str, str]]:
-    """Return a row per run: what was run when, where, from which code, and how long it took."""
-    ordered = [(v, run) for v in variants for run in sorted(v.runs, key=lambda run: run.seed)]
-    return [_row(variant, run) for variant, run in ordered]
+def list_run_origins(variants: Sequence[Variant]) -> list[dict[str, str]]:
+    """Return one row per run: seed, start, commit, best epoch, seconds and test-set openings."""
+    return [
+        _describe_run(variant, run)
+        for variant in variants
+        for run in sorted(variant.runs, key=lambda run: run.seed)
+    ]
 
 
-def _row(variant: Variant, run: Run) -> dict[str, str]:
+def _describe_run(variant: Variant, run: Run) -> dict[str, str]:
     facts = run.facts
     seconds: Mapping[str, Any] = facts.get("seconds", {})
     return {
@@ -23,51 +26,51 @@ def _row(variant: Variant, run: Run) -> dict[str, str]:
         "seed": str(run.seed),
         "run": run.folder.name,
         "started": str(facts.get("started", "-"))[:16].replace("T", " "),
-        "code": _code(facts.get("git")),
+        "code": _commit_text(facts.get("git")),
         "best epoch": str(facts.get("best_epoch", "-")),
-        "training, s": _seconds(seconds.get("fit")),
-        "in all, s": _seconds(seconds.get("total")),
+        "training, s": _seconds_text(seconds.get("fit")),
+        "total, s": _seconds_text(seconds.get("total")),
         "test set opened": str(facts["test_set"]["openings"]),
     }
 
 
-def _code(git: Mapping[str, Any] | None) -> str:
+def _commit_text(git: Mapping[str, Any] | None) -> str:
     if git is None:
         return "-"
-    return str(git["commit"])[:SHORT] + (", modified" if git["modified"] else "")
+    return str(git["commit"])[:DIGEST_LENGTH] + (", modified" if git["modified"] else "")
 
 
-def _seconds(value: float | None) -> str:
+def _seconds_text(value: float | None) -> str:
     return "-" if value is None else f"{value:.0f}"
 
 
-def shared(variants: Sequence[Variant]) -> dict[str, str]:
-    """Return what belongs to all runs, or every value that it has among them."""
+def list_shared_facts(variants: Sequence[Variant]) -> dict[str, str]:
+    """Return facts that are mostly the same for all runs, such as data; all values if they vary."""
     runs = [run for variant in variants for run in variant.runs]
-    found = {
-        "data": [run.facts["data_digest"][:SHORT] for run in runs],
-        "split": [run.fold[:SHORT] for run in runs],
-        "test set": [run.facts["test_set"]["digest"][:SHORT] for run in runs],
+    facts = {
+        "data": [run.facts["data_digest"][:DIGEST_LENGTH] for run in runs],
+        "split": [run.fold[:DIGEST_LENGTH] for run in runs],
+        "test set": [run.facts["test_set"]["digest"][:DIGEST_LENGTH] for run in runs],
         "metric profile": [f"{run.profile['name']} {run.profile['digest']}" for run in runs],
-        "machine": [_machine(run.facts.get("machine", {})) for run in runs],
-        "versions": [_versions(run.facts.get("versions", {})) for run in runs],
+        "machine": [_machine_text(run.facts.get("machine", {})) for run in runs],
+        "versions": [_versions_text(run.facts.get("versions", {})) for run in runs],
     }
-    return {name: "; ".join(dict.fromkeys(values)) for name, values in found.items()}
+    return {name: "; ".join(dict.fromkeys(values)) for name, values in facts.items()}
 
 
-def _machine(machine: Mapping[str, Any]) -> str:
-    words = [str(machine[key]) for key in ("device", "system") if key in machine]
+def _machine_text(machine: Mapping[str, Any]) -> str:
+    items = [str(machine[key]) for key in ("device", "system") if key in machine]
     if "threads" in machine:
-        words.insert(1, f"{machine['threads']} threads")
-    return ", ".join(words) or "-"
+        items.insert(1, f"{machine['threads']} threads")
+    return ", ".join(items) or "-"
 
 
-def _versions(versions: Mapping[str, Any]) -> str:
+def _versions_text(versions: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {version}" for name, version in versions.items()) or "-"
 
 
-def commands(variants: Sequence[Variant]) -> dict[str, str]:
-    """Return the command line of each run, by variant and seed."""
+def list_commands(variants: Sequence[Variant]) -> dict[str, str]:
+    """Return the command line of each run, labelled by variant, seed and folder."""
     return {
         f"{variant.name}, seed {run.seed}, {run.folder.name}": shlex.join(run.facts["command"])
         for variant in variants

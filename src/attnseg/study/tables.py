@@ -1,4 +1,4 @@
-"""A comparison as tables: on the terminal, as CSV, Markdown and LaTeX."""
+"""Tables of a comparison, on the terminal and as CSV, Markdown and LaTeX."""
 
 import math
 from collections.abc import Sequence
@@ -7,75 +7,85 @@ from pathlib import Path
 from typing import Literal
 
 import pandas as pd
+import rich.table
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table as Printed
 
 from attnseg.study.comparison import Comparison
 from attnseg.study.contrasts import Contrast
-from attnseg.study.metric import Metric
+from attnseg.study.metric import ComparedMetric
 
-LATEX = {c: f"\\{c}" for c in "&%$#_{}"} | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}"}
-LATEX |= {"^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}"}
+LATEX_ESCAPES = {character: f"\\{character}" for character in "&%$#_{}"} | {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+}
 
 
 @dataclass(frozen=True)
-class Cell:
-    """Text, and whether it stands out: only where a difference is shown."""
+class TableCell:
+    """Text of a cell; bold only where a difference is shown."""
 
     text: str
     bold: bool = False
 
 
 @dataclass(frozen=True)
-class Table:
-    """Rows of cells under a title; `left` columns are words, the others numbers."""
+class ResultTable:
+    """Rows of cells under a title; the first `left` columns hold words, the others numbers."""
 
     title: str
     columns: tuple[str, ...]
-    rows: list[list[Cell]]
+    rows: list[list[TableCell]]
     left: int = 1
     caption: str | None = None
 
 
-def all_tables(found: Comparison) -> list[Table]:
+def build_tables(comparison: Comparison) -> list[ResultTable]:
     """Return the tables of a comparison, in reading order."""
-    made = [quality(found), cost(found), against(found), classes(found)]
-    if len(found.variants) > 2:
-        made.append(pairs(found))
-    return [replace(table, caption=found.watermark) for table in made]
+    tables = [
+        tabulate_quality(comparison),
+        tabulate_costs(comparison),
+        tabulate_differences(comparison),
+        tabulate_classes(comparison),
+    ]
+    if len(comparison.variants) > 2:
+        tables.append(tabulate_pairs(comparison))
+    return [replace(table, caption=comparison.watermark) for table in tables]
 
 
-def quality(found: Comparison) -> Table:
-    """Every variant's mean with its interval, and how much of the variance is due to seeds."""
-    metric = found.metric
+def tabulate_quality(comparison: Comparison) -> ResultTable:
+    """Tabulate each variant's mean with its interval and the deviations of patients and seeds."""
+    metric = comparison.metric
     columns = (
         "variant",
         metric.label,
-        _level(found),
+        _level_title(comparison),
         "runs, seeds",
         f"SD of patients, {metric.unit}",
         f"SD of seeds, {metric.unit}",
         "undefined",
     )
     rows = [
-        _cells(
+        _text_cells(
             str(name),
             metric.text(row["mean"]),
-            metric.between(row["low"], row["high"]),
+            metric.interval_text(row["low"], row["high"]),
             f"{row['runs']:.0f}, {row['seeds']:.0f}",
             metric.text(row["patient_sd"]),
             metric.text(row["seed_sd"]),
             f"{row['undefined']:.0f}",
         )
-        for name, row in found.variants.iterrows()
+        for name, row in comparison.variants.iterrows()
     ]
-    return Table(f"Quality. {found.title}", columns, rows)
+    return ResultTable(f"Quality. {comparison.title}", columns, rows)
 
 
-def cost(found: Comparison) -> Table:
-    """Quality beside what it costs, with changes against the baseline."""
-    metric = found.metric
+def tabulate_costs(comparison: Comparison) -> ResultTable:
+    """Tabulate quality beside costs, with the costs' changes from the baseline."""
+    metric = comparison.metric
     scales = {
         "parameters": ("params, M", 1e6, 2),
         "macs": ("MACs per slice, G", 1e9, 2),
@@ -84,234 +94,250 @@ def cost(found: Comparison) -> Table:
     }
     columns = ("variant", metric.label, *(name for name, _, _ in scales.values()), "Pareto front")
     rows = []
-    for name, row in found.variants.iterrows():
+    for name, row in comparison.variants.iterrows():
         amounts = [
-            _amount(row[key] / scale, digits, row[f"{key}_change_percent"], name in found.bases)
+            _cost_text(
+                row[key] / scale, digits, row[f"{key}_change_percent"], name in comparison.bases
+            )
             for key, (_, scale, digits) in scales.items()
         ]
         front = "yes" if row["pareto_front"] else "no"
-        rows.append(_cells(str(name), metric.text(row["mean"]), *amounts, front))
-    title = f"Quality beside cost, changes against {found.baseline}. {found.title}"
-    return Table(_counted(title, found), columns, rows)
+        rows.append(_text_cells(str(name), metric.text(row["mean"]), *amounts, front))
+    title = f"Quality beside cost, changes against {comparison.baseline}. {comparison.title}"
+    return ResultTable(_title_with_undefined(title, comparison), columns, rows)
 
 
-def against(found: Comparison) -> Table:
-    """Every other variant minus the baseline."""
-    metric, unit = found.metric, found.metric.unit
+def tabulate_differences(comparison: Comparison) -> ResultTable:
+    """Tabulate each other variant minus its baseline."""
+    metric, unit = comparison.metric, comparison.metric.unit
     columns = (
         "variant",
-        f"minus {found.baseline}, {unit}",
-        _level(found),
-        f"{_level(found)}, corr.",
+        f"minus {comparison.baseline}, {unit}",
+        _level_title(comparison),
+        f"{_level_title(comparison)}, corr.",
         "p (Holm)",
-        f"p (equal within {found.margin:g})",
+        f"p (equal within {comparison.margin:g})",
         f"could be shown, {unit}",
         "sign flips",
     )
     rows = [
         [
-            Cell(c.variant),
-            _difference(c, metric),
-            Cell(metric.between(c.low, c.high)),
-            Cell(metric.between(c.simultaneous_low, c.simultaneous_high)),
-            Cell(p_text(c.p_holm)),
-            Cell(p_text(c.equivalence_p)),
-            Cell("none" if math.isinf(c.detectable) else metric.text(c.detectable)),
-            Cell(share_text(c.flips)),
+            TableCell(c.variant),
+            _difference_cell(c, metric),
+            TableCell(metric.interval_text(c.low, c.high)),
+            TableCell(metric.interval_text(c.simultaneous_low, c.simultaneous_high)),
+            TableCell(p_value_text(c.p_holm)),
+            TableCell(p_value_text(c.equivalence_p)),
+            TableCell("none" if math.isinf(c.detectable) else metric.text(c.detectable)),
+            TableCell(share_text(c.flips)),
         ]
-        for c in found.against
+        for c in comparison.against
     ]
-    return Table(_counted(f"Minus {found.baseline}. {found.title}", found), columns, rows)
+    return ResultTable(
+        _title_with_undefined(f"Minus {comparison.baseline}. {comparison.title}", comparison),
+        columns,
+        rows,
+    )
 
 
-def classes(found: Comparison) -> Table:
-    """Every class's difference from the baseline."""
-    metric = found.metric
+def tabulate_classes(comparison: Comparison) -> ResultTable:
+    """Tabulate the differences from the baseline class by class."""
+    metric = comparison.metric
     columns = (
         "class",
         "variant",
         metric.label,
-        f"minus {found.baseline}, {metric.unit}",
-        f"{_level(found)}, corr.",
+        f"minus {comparison.baseline}, {metric.unit}",
+        f"{_level_title(comparison)}, corr.",
         "p (Holm)",
         "undefined",
     )
-    means, undefined = found.class_means.to_dict(), found.class_undefined.to_dict()
+    means, undefined = comparison.class_means.to_dict(), comparison.class_undefined.to_dict()
     rows = [
         [
-            Cell(c.what),
-            Cell(c.variant),
-            Cell(metric.text(means[c.variant][c.what])),
-            _difference(c, metric),
-            Cell(metric.between(c.simultaneous_low, c.simultaneous_high)),
-            Cell(p_text(c.p_holm)),
-            Cell(", ".join(str(undefined[name][c.what]) for name in (c.variant, c.baseline))),
+            TableCell(c.what),
+            TableCell(c.variant),
+            TableCell(metric.text(means[c.variant][c.what])),
+            _difference_cell(c, metric),
+            TableCell(metric.interval_text(c.simultaneous_low, c.simultaneous_high)),
+            TableCell(p_value_text(c.p_holm)),
+            TableCell(", ".join(str(undefined[name][c.what]) for name in (c.variant, c.baseline))),
         ]
-        for c in found.classes
+        for c in comparison.classes
     ]
-    title = f"Class by class, minus {found.baseline}; undefined of both. {found.title}"
-    return Table(title, columns, rows, left=2)
+    title = f"Class by class, minus {comparison.baseline}; undefined of both. {comparison.title}"
+    return ResultTable(title, columns, rows, left=2)
 
 
-def pairs(found: Comparison) -> Table:
-    """All pairs of variants."""
-    metric = found.metric
+def tabulate_pairs(comparison: Comparison) -> ResultTable:
+    """Tabulate the differences of all pairs of variants."""
+    metric = comparison.metric
     columns = (
         "variant",
         "minus",
         f"diff., {metric.unit}",
-        f"{_level(found)}, corr.",
+        f"{_level_title(comparison)}, corr.",
         "p (Holm)",
-        f"p (equal within {found.margin:g})",
+        f"p (equal within {comparison.margin:g})",
         "sign flips",
     )
     rows = [
         [
-            Cell(c.variant),
-            Cell(c.baseline),
-            _difference(c, metric),
-            Cell(metric.between(c.simultaneous_low, c.simultaneous_high)),
-            Cell(p_text(c.p_holm)),
-            Cell(p_text(c.equivalence_p)),
-            Cell(share_text(c.flips)),
+            TableCell(c.variant),
+            TableCell(c.baseline),
+            _difference_cell(c, metric),
+            TableCell(metric.interval_text(c.simultaneous_low, c.simultaneous_high)),
+            TableCell(p_value_text(c.p_holm)),
+            TableCell(p_value_text(c.equivalence_p)),
+            TableCell(share_text(c.flips)),
         ]
-        for c in found.pairs
+        for c in comparison.pairs
     ]
-    return Table(_counted(f"All pairs. {found.title}", found), columns, rows, left=2)
+    return ResultTable(
+        _title_with_undefined(f"All pairs. {comparison.title}", comparison), columns, rows, left=2
+    )
 
 
-def _cells(*texts: str) -> list[Cell]:
-    return [Cell(text) for text in texts]
+def _text_cells(*texts: str) -> list[TableCell]:
+    return [TableCell(text) for text in texts]
 
 
-def _difference(c: Contrast, metric: Metric) -> Cell:
-    return Cell(metric.text(c.difference), bold=c.different)
+def _difference_cell(c: Contrast, metric: ComparedMetric) -> TableCell:
+    return TableCell(metric.text(c.difference), bold=c.different)
 
 
-def _level(found: Comparison) -> str:
-    return f"{100 * found.level:g} % CI"
+def _level_title(comparison: Comparison) -> str:
+    return f"{100 * comparison.level:g} % CI"
 
 
-def _counted(title: str, found: Comparison) -> str:
-    return f"{title}, undefined left out: {found.variants['undefined'].sum()}"
+def _title_with_undefined(title: str, comparison: Comparison) -> str:
+    return f"{title}, undefined left out: {comparison.variants['undefined'].sum()}"
 
 
-def _amount(value: float, digits: int, change: float, changed: bool) -> str:
+def _cost_text(value: float, digits: int, change: float, changed: bool) -> str:
     if math.isnan(value):
         return "-"
     return f"{value:.{digits}f}" + (f" ({change:+.1f} %)" if changed else "")
 
 
-def p_text(p: float) -> str:
-    """Return a p-value as tables have it."""
+def p_value_text(p: float) -> str:
+    """Return a p-value as tables show it."""
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def share_text(share: float) -> str:
-    """Return a share as tables have it."""
+    """Return a share as tables show it."""
     return "-" if math.isnan(share) else f"{share:.0%}"
 
 
-def show(found: Comparison) -> None:
+def print_comparison(comparison: Comparison) -> None:
     """Print tables, verdicts, notes and warnings."""
-    for table in all_tables(found):
-        printed = Printed(title=escape(table.title), title_justify="left")
+    for table in build_tables(comparison):
+        printed = rich.table.Table(title=escape(table.title), title_justify="left")
         total = 1
         for i, column in enumerate(table.columns):
-            # Only headers are broken into lines; a table may be wider than the terminal.
-            parts = [*column.split(), *(row[i].text for row in table.rows)]
-            width = max(map(len, parts), default=1)
+            # Only headers may wrap; the table is then as wide as it needs, whatever the terminal.
+            unbreakable = [*column.split(), *(row[i].text for row in table.rows)]
+            width = max(map(len, unbreakable), default=1)
             justify: Literal["left", "right"] = "left" if i < table.left else "right"
             printed.add_column(escape(column), justify=justify, width=width)
             total += width + 3
         for row in table.rows:
-            printed.add_row(*(_rich(cell) for cell in row))
+            printed.add_row(*(_rich_cell(cell) for cell in row))
         if table.caption is not None:
             printed.caption, printed.caption_justify = escape(table.caption), "left"
         Console(width=max(Console().width, total)).print(printed)
-    for line in [*found.verdicts, *found.notes, *(f"warning: {w}" for w in found.warnings)]:
+    for line in [
+        *comparison.verdicts,
+        *comparison.notes,
+        *(f"warning: {w}" for w in comparison.warnings),
+    ]:
         print(line)
 
 
-def _rich(cell: Cell) -> str:
+def _rich_cell(cell: TableCell) -> str:
     return f"[bold]{escape(cell.text)}[/bold]" if cell.bold else escape(cell.text)
 
 
-def write(found: Comparison, folder: Path) -> None:
-    """Write `comparison.md`, `comparison.tex` and a CSV file per table with all digits."""
-    (folder / "comparison.md").write_text(markdown(found))
-    (folder / "comparison.tex").write_text(latex(found))
+def write_tables(comparison: Comparison, folder: Path) -> None:
+    """Write `comparison.md`, `comparison.tex` and one CSV file per table with all digits."""
+    (folder / "comparison.md").write_text(to_markdown_cell(comparison))
+    (folder / "comparison.tex").write_text(to_latex_cell(comparison))
     frames = {
-        "variants": found.variants.reset_index(),
-        "against": _frame(found.against),
-        "pairs": _frame(found.pairs),
-        "classes": _frame(found.classes),
-        "patients": found.patients.rename_axis("patient").reset_index(),
+        "variants": comparison.variants.reset_index(),
+        "against": _contrast_frame(comparison.against),
+        "pairs": _contrast_frame(comparison.pairs),
+        "classes": _contrast_frame(comparison.classes),
+        "patients": comparison.patients.rename_axis("patient").reset_index(),
     }
-    facts = {"metric": found.metric.name, "convention": found.title}
-    if found.watermark is not None:
-        facts["watermark"] = found.watermark
+    facts = {"metric": comparison.metric.name, "convention": comparison.title}
+    if comparison.watermark is not None:
+        facts["watermark"] = comparison.watermark
     for name, frame in frames.items():
         frame.assign(**facts).to_csv(folder / f"{name}.csv", index=False, lineterminator="\n")
 
 
-def _frame(contrasts: Sequence[Contrast]) -> pd.DataFrame:
+def _contrast_frame(contrasts: Sequence[Contrast]) -> pd.DataFrame:
     return pd.DataFrame(
         [{**asdict(c), "different": c.different, "equivalent": c.equivalent} for c in contrasts]
     )
 
 
-def markdown(found: Comparison) -> str:
+def to_markdown_cell(comparison: Comparison) -> str:
     """Return the comparison as a page of Markdown."""
-    parts = ["# Comparison", *_bullets(found.verdicts)]
-    for table in all_tables(found):
-        rows = [[_markdown(cell) for cell in row] for row in table.rows]
+    paragraphs = ["# Comparison", *_bullet_list(comparison.verdicts)]
+    for table in build_tables(comparison):
+        rows = [[_markdown_cell(cell) for cell in row] for row in table.rows]
         rule = ["---" if i < table.left else "---:" for i in range(len(table.columns))]
-        header = [_markdown(Cell(column)) for column in table.columns]
+        header = [_markdown_cell(TableCell(column)) for column in table.columns]
         lines = ["| " + " | ".join(row) + " |" for row in (header, rule, *rows)]
         caption = [f"**{table.caption}**"] if table.caption else []
-        parts += [f"## {table.title}", "\n".join(lines), *caption]
-    parts += ["## Notes", *_bullets(found.notes)]
-    if found.warnings:
-        parts += ["## Warnings", *_bullets(found.warnings)]
-    return "\n\n".join(parts) + "\n"
+        paragraphs += [f"## {table.title}", "\n".join(lines), *caption]
+    paragraphs += ["## Notes", *_bullet_list(comparison.notes)]
+    if comparison.warnings:
+        paragraphs += ["## Warnings", *_bullet_list(comparison.warnings)]
+    return "\n\n".join(paragraphs) + "\n"
 
 
-def _bullets(lines: Sequence[str]) -> list[str]:
+def _bullet_list(lines: Sequence[str]) -> list[str]:
     return ["\n".join(f"- {line}" for line in lines)]
 
 
-def _markdown(cell: Cell) -> str:
+def _markdown_cell(cell: TableCell) -> str:
     text = cell.text.replace("|", "\\|")
     return f"**{text}**" if cell.bold else text
 
 
-def latex(found: Comparison) -> str:
-    """Return the tables as LaTeX, for `booktabs`; warnings are comments above them."""
-    said = [*found.verdicts, *found.notes, *(f"warning: {w}" for w in found.warnings)]
-    parts = ["% needs \\usepackage{booktabs}", *(f"% {line}" for line in said)]
-    for table in all_tables(found):
+def to_latex_cell(comparison: Comparison) -> str:
+    """Return the tables as LaTeX for `booktabs`; verdicts, notes and warnings are comments."""
+    remarks = [
+        *comparison.verdicts,
+        *comparison.notes,
+        *(f"warning: {w}" for w in comparison.warnings),
+    ]
+    lines = ["% needs \\usepackage{booktabs}", *(f"% {line}" for line in remarks)]
+    for table in build_tables(comparison):
         align = "l" * table.left + "r" * (len(table.columns) - table.left)
-        caption = ". ".join(part for part in (table.title, table.caption) if part)
-        parts += [
+        caption = ". ".join(text for text in (table.title, table.caption) if text)
+        lines += [
             "",
             r"\begin{table}",
-            rf"\caption{{{_escape(caption)}}}",
+            rf"\caption{{{_escape_latex(caption)}}}",
             rf"\begin{{tabular}}{{{align}}}",
             r"\toprule",
-            " & ".join(_escape(column) for column in table.columns) + r" \\",
+            " & ".join(_escape_latex(column) for column in table.columns) + r" \\",
             r"\midrule",
-            *(" & ".join(_latex(cell) for cell in row) + r" \\" for row in table.rows),
+            *(" & ".join(_latex_cell(cell) for cell in row) + r" \\" for row in table.rows),
             r"\bottomrule",
             r"\end{tabular}",
             r"\end{table}",
         ]
-    return "\n".join(parts) + "\n"
+    return "\n".join(lines) + "\n"
 
 
-def _latex(cell: Cell) -> str:
-    return rf"\textbf{{{_escape(cell.text)}}}" if cell.bold else _escape(cell.text)
+def _latex_cell(cell: TableCell) -> str:
+    return rf"\textbf{{{_escape_latex(cell.text)}}}" if cell.bold else _escape_latex(cell.text)
 
 
-def _escape(text: str) -> str:
-    return "".join(LATEX.get(c, c) for c in text)
+def _escape_latex(text: str) -> str:
+    return "".join(LATEX_ESCAPES.get(c, c) for c in text)

@@ -90,7 +90,12 @@ class Profile:
     def describe(self) -> dict[str, Any]:
         """Return name, digest, options, rules and metrics, for the files that hold numbers."""
         metrics = {
-            metric.name: {"label": self.label(metric), "unit": metric.unit, "up": metric.up}
+            metric.name: {
+                "label": self.label(metric),
+                "unit": metric.unit,
+                "up": metric.up,
+                "digits": metric.digits,
+            }
             for metric in self.metrics
         }
         facts = {"name": self.name, "digest": self.digest, **asdict(self), **self.rules}

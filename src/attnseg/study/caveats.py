@@ -1,0 +1,82 @@
+"""Notes on reading a comparison, and warnings about its weaknesses."""
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from attnseg.runs.finished import Variant
+from attnseg.study import checks, statistics
+from attnseg.study.metric import ComparedMetric
+
+FEW_PATIENTS = 50  # below this, intervals of Dice are mostly wider than the differences of interest
+
+
+def write_notes(
+    variants: Sequence[Variant],
+    split: str,
+    metric: ComparedMetric,
+    patients: pd.DataFrame,
+    margin: float,
+    seed: int,
+) -> list[str]:
+    """Return notes on units, the margin, the stability of the ranking and test-set openings.
+
+    Args:
+        variants: the compared variants.
+        split: `val` or `test`.
+        metric: the compared metric.
+        patients: values by patient and variant.
+        margin: of equivalence, in the metric's unit.
+        seed: of the resampling.
+    """
+    higher_better = patients.dropna().to_numpy(float) * (1 if metric.up else -1)
+    notes = [
+        "The unit is the patient: the mean over its cases, classes and seeds. Intervals are "
+        "expanded BCa bootstrap intervals over patients; those marked corr. hold for the whole "
+        "table.",
+        f"Equivalent means within {margin:g} {metric.unit}. This margin is a default: set margin "
+        "to what matters for your use.",
+    ]
+    if len(higher_better) > 1:
+        share = statistics.ranking_flip_rate(higher_better, seed)
+        notes.append(
+            f"When the patients are resampled, another variant ranks first in {share:.0%} of draws."
+        )
+    return [*notes, _count_openings(variants)] if split == "test" else notes
+
+
+def _count_openings(variants: Sequence[Variant]) -> str:
+    opened: dict[str, int] = {}
+    for run in (run for variant in variants for run in variant.runs):
+        test_set = run.facts["test_set"]
+        opened[test_set["digest"]] = max(test_set["openings"], opened.get(test_set["digest"], 0))
+    counts = ", ".join(map(str, opened.values()))
+    subject = "test set was" if len(opened) == 1 else f"test sets of {len(opened)} folds were"
+    return f"The {subject} opened {counts} times by the end of the last of these runs."
+
+
+def collect_warnings(
+    variants: Sequence[Variant], by: Sequence[str], patients: pd.DataFrame, rows: pd.DataFrame
+) -> list[str]:
+    """Return reasons to doubt the comparison.
+
+    Args:
+        variants: the compared variants.
+        by: keys that define a variant.
+        patients: values by patient and variant.
+        rows: one row per variant; see `Comparison.variants`.
+    """
+    warnings = checks.warn_of_differences(variants, by)
+    if len(patients) < FEW_PATIENTS:
+        warnings.append(
+            f"patients: {len(patients)}, fewer than {FEW_PATIENTS}; small differences cannot be "
+            "shown"
+        )
+    if rows["undefined"].nunique() > 1:
+        counts = ", ".join(f"{name} {count}" for name, count in rows["undefined"].items())
+        warnings.append(f"undefined values differ ({counts}): means are not over the same cases")
+    if dropped := len(patients) - len(patients.dropna()):
+        warnings.append(
+            f"{dropped} patients lack a value of some variant and are left out of its comparisons"
+        )
+    return warnings

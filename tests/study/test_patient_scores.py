@@ -1,0 +1,71 @@
+"""Aggregation of case scores to patients, seeds and variants."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from attnseg.runs.finished import group, load
+from attnseg.study import cases, patient_scores
+from tests.study.folders import make_run
+
+DICE = {"007": 0.8, "7": 0.6, "NA": 0.7}
+
+
+def group_runs(folders):
+    return group(load(folders), ("model", "attn"))
+
+
+def test_a_patient_is_the_mean_of_classes_then_cases_then_seeds(tmp_path):
+    nan = float("nan")
+    first = {
+        ("p", "day0", "a"): 1.0, ("p", "day0", "b"): 0.0,
+        ("p", "day1", "a"): 0.9, ("p", "day1", "b"): nan,
+        ("q", "day0", "a"): nan, ("q", "day0", "b"): nan,
+    }  # fmt: skip
+    second = {key: 0.3 for key in first}
+    runs = [make_run(tmp_path, "kv", v, seed=s) for s, v in enumerate((first, second))]
+    (variant,) = group_runs(runs)
+    # (1 + 0) / 2 and 0.9: 0.7 under the first seed, 0.3 under the second.
+    seeds = patient_scores.tabulate_seeds(variant, "test", "dice")
+    np.testing.assert_allclose(seeds.to_numpy(), [[0.7, 0.3], [nan, 0.3]])
+    assert patient_scores.tabulate_variants([variant], "test", "dice")[
+        "kv"
+    ].to_dict() == pytest.approx({"p": 0.5, "q": 0.3})
+    only_b = patient_scores.tabulate_variants([variant], "test", "dice", ["b"])["kv"]
+    assert only_b["p"] == pytest.approx((0.0 + 0.3) / 2)
+    assert patient_scores.count_undefined(variant, "test", "dice") == 3
+    assert patient_scores.count_undefined(variant, "test", "dice", ["a"]) == 1
+
+
+def test_names_of_patients_are_text(tmp_path):
+    (variant,) = group_runs([make_run(tmp_path, "kv", DICE)])
+    assert patient_scores.tabulate_variants([variant], "test", "dice")["kv"].to_dict() == DICE
+
+
+def test_a_weighted_metric_weights_classes_by_their_true_voxels_in_all_cases():
+    rows = [
+        # patient, case, class, Jaccard, true voxels: 300 of a, 100 of b in all
+        ("p", "p0", "a", 0.8, 200), ("p", "p0", "b", 0.4, 100),
+        ("q", "q0", "a", 0.5, 100), ("q", "q0", "b", float("nan"), 0),
+    ]  # fmt: skip
+    scores = pd.DataFrame(
+        [
+            {"split": "test", "patient": p, "case": c, "class": k, "metric": metric, "value": value}
+            for p, c, k, jaccard, voxels in rows
+            for metric, value in (("jaccard", jaccard), ("truth_voxels", voxels))
+        ]
+    )
+    run = SimpleNamespace(scores=scores)
+    found = patient_scores.average_patients(run, "test", "weighted_jaccard")
+    assert found.to_dict() == pytest.approx({"p": 0.75 * 0.8 + 0.25 * 0.4, "q": 0.5})
+    assert patient_scores.average_patients(run, "test", "jaccard").to_dict() == pytest.approx(
+        {"p": 0.6, "q": 0.5}
+    )
+    assert len(patient_scores.select_scores(run, "test", "weighted_jaccard")) == 4
+    # The page's case browser shows the same.
+    shown = cases.tabulate_cases(
+        [SimpleNamespace(name="kv", runs=[run])], "test", "weighted_jaccard"
+    )
+    assert shown["kv"].to_dict() == pytest.approx({("p0", "p"): 0.7, ("q0", "q"): 0.5})
