@@ -116,7 +116,7 @@ def metrics_diff() -> NoReturn:
 
 def explain() -> NoReturn:
     """Draw where a token of finished runs attends, layer by layer."""
-    run("explain", calling("explain.explain:explain", schema.check_explain))
+    run("explain", calling("explain.explain:explain_runs", schema.check_explain))
 
 
 def export() -> NoReturn:

@@ -1,6 +1,6 @@
-"""Pictures of attention: a slice, the chosen point, and what its token takes in every layer."""
+"""Pictures of attention: where the token of the chosen point attends in every layer."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,26 +15,29 @@ from numpy.typing import NDArray
 
 from attnseg.data.labels import Masks
 from attnseg.drawing.cases import draw_class_legend
-from attnseg.explain.attention_maps import Reach, Site, scores
+from attnseg.explain.recording import AttentionRecord
+from attnseg.explain.run_attention import RunAttention
+from attnseg.explain.spread import mean_scores
+from attnseg.explain.token_weights import TokenWeights
 from attnseg.files import replacing
 from attnseg.predict.overlay import COLOURS
 
-COLUMNS = 6  # panels in a row
-PANEL = 2.2  # inches
-MAP = colormaps["inferno"]
-SIGNED = colormaps["RdBu_r"]
-SCORES = 256  # tokens of a matrix of scores, at most
+PANELS_PER_ROW = 6
+PANEL_INCHES = 2.2
+WEIGHT_MAP = colormaps["inferno"]
+SCORE_MAP = colormaps["RdBu_r"]
+MAX_SCORE_TOKENS = 256  # Of more tokens, a matrix of scores shows a regular sample.
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What is looked at.
+    """The slice and the point of all pictures.
 
     Attributes:
-        title: names it.
+        title: description of the slice.
         image: the slice in [0, 1], `[H, W]` or `[H, W, 3]`.
-        masks: the truth, `[classes, H, W]`.
-        classes: their names.
+        masks: true masks, `[classes, H, W]`.
+        classes: names of the classes.
         aspect: height of a pixel over its width.
         point: row and column of the chosen pixel.
     """
@@ -47,94 +50,85 @@ class Scene:
     point: tuple[int, int]
 
 
-@dataclass(frozen=True)
-class Drawn:
-    """A run's layers, and what the chosen token takes in each, by name."""
+def draw_maps(path: Path, scene: Scene, runs: Sequence[RunAttention]) -> None:
+    """Draw a map per layer, averaged over heads, with a group of rows per run.
 
-    label: str
-    sites: Mapping[str, Site]
-    found: Mapping[str, Reach]
-
-
-def draw_maps(path: Path, scene: Scene, runs: Sequence[Drawn]) -> None:
-    """Draw the mean over heads for every layer: a group of rows per run.
-
-    Where channels are mixed, the matrices of all heads are drawn instead.
+    Where channels are mixed, the channel matrices of all heads are drawn instead.
     """
-    figure, groups = _groups(scene, runs, [len(run.sites) + 1 for run in runs])
+    figure, groups = _make_panels(scene, runs, [len(run.records) + 1 for run in runs])
     for run, axes in zip(runs, groups, strict=True):
         first, *rest = axes
-        _slice(first, scene)
+        _draw_slice_panel(first, scene)
         first.set_title("slice", fontsize=8)
-        for axis, (name, site) in zip(rest, run.sites.items(), strict=False):
-            _layer(axis, scene, site, run.found[name], None)
+        for axis, (name, record) in zip(rest, run.records.items(), strict=False):
+            _draw_layer_panel(axis, scene, record, run.weights[name], None)
             axis.set_title(name, fontsize=8 if len(name) < 24 else 6.5)
-    _finish(figure, path, scene, "mean over heads")
+    _finish_maps(figure, path, scene, "mean over heads")
 
 
-def draw_heads(path: Path, scene: Scene, runs: Sequence[Drawn]) -> None:
-    """Draw every head of every layer: a group of rows per run."""
-    panels = [
-        [(name, head) for name, site in run.sites.items() for head in range(site.q.shape[1])]
+def draw_heads(path: Path, scene: Scene, runs: Sequence[RunAttention]) -> None:
+    """Draw a map per layer and head, with a group of rows per run."""
+    heads_of_runs = [
+        [(name, head) for name, record in run.records.items() for head in range(record.q.shape[1])]
         for run in runs
     ]
-    figure, groups = _groups(scene, runs, [len(found) for found in panels])
-    for run, found, axes in zip(runs, panels, groups, strict=True):
-        for axis, (name, head) in zip(axes, found, strict=False):
-            _layer(axis, scene, run.sites[name], run.found[name], head)
+    figure, groups = _make_panels(scene, runs, [len(heads) for heads in heads_of_runs])
+    for run, heads, axes in zip(runs, heads_of_runs, groups, strict=True):
+        for axis, (name, head) in zip(axes, heads, strict=False):
+            _draw_layer_panel(axis, scene, run.records[name], run.weights[name], head)
             axis.set_title(f"{name}, {head + 1}", fontsize=8 if len(name) < 22 else 6)
-    _finish(figure, path, scene, "head by head")
+    _finish_maps(figure, path, scene, "head by head")
 
 
-def draw_scores(path: Path, scene: Scene, runs: Sequence[Drawn]) -> None:
-    """Draw the scores Q K^T of every layer, mean over heads; none where grids differ."""
-    matrices = [
+def draw_scores(path: Path, scene: Scene, runs: Sequence[RunAttention]) -> None:
+    """Draw every layer's scores Q K^T, averaged over heads, if queries and keys share a grid."""
+    scores_of_runs = [
         {
-            name: matrix
-            for name, site in run.sites.items()
-            if (matrix := scores(site, SCORES)) is not None
+            name: scores
+            for name, record in run.records.items()
+            if (scores := mean_scores(record, MAX_SCORE_TOKENS)) is not None
         }
         for run in runs
     ]
-    figure, groups = _groups(scene, runs, [len(found) for found in matrices], square=True)
-    for found, axes in zip(matrices, groups, strict=True):
-        for axis, (name, matrix) in zip(axes, found.items(), strict=False):
-            values = matrix.numpy()
+    counts = [len(layers) for layers in scores_of_runs]
+    figure, groups = _make_panels(scene, runs, counts, square=True)
+    for layers, axes in zip(scores_of_runs, groups, strict=True):
+        for axis, (name, scores) in zip(axes, layers.items(), strict=False):
+            values = scores.numpy()
             limit = np.abs(values).max()
-            axis.imshow(values, cmap=SIGNED, vmin=-limit, vmax=limit)
+            axis.imshow(values, cmap=SCORE_MAP, vmin=-limit, vmax=limit)
             axis.set_title(name, fontsize=8 if len(name) < 24 else 6.5)
             axis.set_xlabel(f"keys, left to right; up to {limit:.2g}", fontsize=7)
     bar = figure.colorbar(
-        ScalarMappable(Normalize(-1, 1), SIGNED), ax=figure.axes, shrink=0.5, pad=0.01, aspect=25
+        ScalarMappable(Normalize(-1, 1), SCORE_MAP), ax=figure.axes, shrink=0.5, pad=0.01, aspect=25
     )
     bar.set_label("score, as a share of the panel's largest", fontsize=8)
     bar.ax.tick_params(labelsize=7)
     figure.suptitle(f"Scores Q K^T, mean over heads: {scene.title}", fontsize=10)
-    _save(figure, path)
+    _save_png(figure, path)
 
 
-def paint(weights: NDArray[np.float32], site: Site, shape: tuple[int, int]) -> NDArray[np.float32]:
-    """Lay weights of the grid's keys `[m]` over a slice: each pixel has its nearest key's.
+def weights_as_image(
+    weights: NDArray[np.float32], record: AttentionRecord, shape: tuple[int, int]
+) -> NDArray[np.float32]:
+    """Return an image `[H, W]` in which each pixel has the weight of its nearest key.
 
     Args:
-        weights: in row-major order.
-        site: where they are from.
-        shape: H and W of the slice.
-
-    Returns:
-        `[H, W]`.
+        weights: weights of the grid's keys `[keys]`, in row-major order.
+        record: of the attention.
+        shape: height and width of the slice in pixels.
     """
     nearest = []
-    for pixels, tokens, keys in zip(shape, site.grid, site.key_grid, strict=True):
-        # In query tokens; keys stand at the centres of every stride-th one.
+    for pixels, tokens, keys in zip(shape, record.grid, record.key_grid, strict=True):
+        # Pixel positions in units of query tokens; keys stand at every stride-th query's centre.
         at = (np.arange(pixels) + 0.5) * tokens / pixels - 0.5
-        nearest.append(np.floor(at / site.stride + 0.5).astype(int).clip(0, keys - 1))
-    painted: NDArray[np.float32] = weights.reshape(site.key_grid)[np.ix_(*nearest)]
-    return painted
+        nearest.append(np.floor(at / record.stride + 0.5).astype(int).clip(0, keys - 1))
+    image: NDArray[np.float32] = weights.reshape(record.key_grid)[np.ix_(*nearest)]
+    return image
 
 
-def mosaic(matrices: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Lay square matrices `[h, d, d]` out beside and below each other, with gaps of NaN."""
+def tile_matrices(matrices: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return square matrices `[h, d, d]` as one image, in rows, with gaps of NaN."""
     count, size = len(matrices), matrices.shape[1]
     across = int(np.ceil(np.sqrt(count)))
     down, gap = -(-count // across), max(1, size // 16)
@@ -145,19 +139,19 @@ def mosaic(matrices: NDArray[np.float32]) -> NDArray[np.float32]:
     return sheet
 
 
-def _groups(
-    scene: Scene, runs: Sequence[Drawn], counts: Sequence[int], square: bool = False
+def _make_panels(
+    scene: Scene, runs: Sequence[RunAttention], counts: Sequence[int], square: bool = False
 ) -> tuple[Figure, list[list[Any]]]:
-    """Return a figure and, for each run, as many axes as asked for."""
-    columns = max(1, min(COLUMNS, max(counts)))
+    """Return a figure and, for each run, a group of axes of which the first `counts` are shown."""
+    columns = max(1, min(PANELS_PER_ROW, max(counts)))
     rows = [max(1, -(-count // columns)) for count in counts]
     ratio = 1.0 if square else scene.image.shape[0] * scene.aspect / scene.image.shape[1]
-    size = (columns * PANEL + 1.2, sum(rows) * (PANEL * ratio + 0.42) + 0.8)
+    size = (columns * PANEL_INCHES + 1.2, sum(rows) * (PANEL_INCHES * ratio + 0.42) + 0.8)
     figure = Figure(figsize=size, dpi=120, layout="constrained")
     axes = list(figure.subplots(sum(rows), columns, squeeze=False))
     groups = []
-    for run, down, count in zip(runs, rows, counts, strict=True):
-        group = [axis for _ in range(down) for axis in axes.pop(0)]
+    for run, row_count, count in zip(runs, rows, counts, strict=True):
+        group = [axis for _ in range(row_count) for axis in axes.pop(0)]
         for axis in group:
             axis.set_xticks([])
             axis.set_yticks([])
@@ -168,16 +162,15 @@ def _groups(
     return figure, groups
 
 
-def _slice(axis: Any, scene: Scene) -> None:  # noqa: ANN401
+def _draw_slice_panel(axis: Any, scene: Scene) -> None:  # noqa: ANN401
     axis.imshow(scene.image, cmap="gray", vmin=0, vmax=1, aspect=scene.aspect)
-    _marks(axis, scene, COLOURS)
+    _draw_contours_and_point(axis, scene, COLOURS)
 
 
-def _marks(axis: Any, scene: Scene, colours: Sequence[str]) -> None:  # noqa: ANN401
-    """Draw the true contours and the point."""
-    for k, mask in enumerate(scene.masks):
+def _draw_contours_and_point(axis: Any, scene: Scene, colours: Sequence[str]) -> None:  # noqa: ANN401
+    for index, mask in enumerate(scene.masks):
         if mask.any():
-            colour = colours[k % len(colours)]
+            colour = colours[index % len(colours)]
             axis.contour(mask.astype(float), [0.5], colors=[colour], linewidths=1.0)
     row, column = scene.point
     axis.plot(
@@ -186,35 +179,41 @@ def _marks(axis: Any, scene: Scene, colours: Sequence[str]) -> None:  # noqa: AN
     )  # fmt: skip
 
 
-def _layer(axis: Any, scene: Scene, site: Site, found: Reach, head: int | None) -> None:  # noqa: ANN401
-    """Draw one map: of a head, or the mean of all."""
-    weights = found.weights.float().numpy()
-    if found.kind == "channels":
-        shown = mosaic(weights if head is None else weights[head : head + 1])
-        axis.imshow(shown, cmap=MAP, vmin=0, vmax=np.nanmax(shown), interpolation="nearest")
+def _draw_layer_panel(
+    axis: Any,  # noqa: ANN401
+    scene: Scene,
+    record: AttentionRecord,
+    token_weights: TokenWeights,
+    head: int | None,
+) -> None:
+    """Draw the map of one head, or of the mean of all heads."""
+    weights = token_weights.weights.float().numpy()
+    if token_weights.kind == "channels":
+        shown = tile_matrices(weights if head is None else weights[head : head + 1])
+        axis.imshow(shown, cmap=WEIGHT_MAP, vmin=0, vmax=np.nanmax(shown), interpolation="nearest")
         width = weights.shape[1]
         _caption(axis, float(np.nanmax(shown)), width, f"{width} x {width} channels, ")
         return
-    own = weights[:, site.prefix :]
-    own = own.mean(0) if head is None else own[head]
-    most = float(own.max())
+    on_grid = weights[:, record.prefix :]
+    on_grid = on_grid.mean(0) if head is None else on_grid[head]
+    largest = float(on_grid.max())
     axis.imshow(scene.image, cmap="gray", vmin=0, vmax=1, aspect=scene.aspect)
     shape = (scene.image.shape[0], scene.image.shape[1])
-    # Opaque where much is taken; the slice shows through where little is.
-    axis.imshow(
-        paint(own, site, shape), cmap=MAP, vmin=0, vmax=most, alpha=0.72, aspect=scene.aspect
+    image = weights_as_image(on_grid, record, shape)
+    axis.imshow(image, cmap=WEIGHT_MAP, vmin=0, vmax=largest, alpha=0.72, aspect=scene.aspect)
+    _draw_contours_and_point(axis, scene, ("white",))
+    _caption(axis, largest, weights.shape[1], "{}x{} keys, ".format(*record.key_grid))
+
+
+def _caption(axis: Any, largest: float, count: int, size: str) -> None:  # noqa: ANN401
+    axis.set_xlabel(
+        f"{size}up to {100 * largest:.2g} %, {largest * count:.1f} x uniform", fontsize=6.5
     )
-    _marks(axis, scene, ("white",))
-    _caption(axis, most, weights.shape[1], "{}x{} keys, ".format(*site.key_grid))
 
 
-def _caption(axis: Any, most: float, count: int, before: str) -> None:  # noqa: ANN401
-    axis.set_xlabel(f"{before}up to {100 * most:.2g} %, {most * count:.1f} x uniform", fontsize=6.5)
-
-
-def _finish(figure: Figure, path: Path, scene: Scene, how: str) -> None:
+def _finish_maps(figure: Figure, path: Path, scene: Scene, how: str) -> None:
     bar = figure.colorbar(
-        ScalarMappable(Normalize(0, 1), MAP), ax=figure.axes, shrink=0.5, pad=0.01, aspect=25
+        ScalarMappable(Normalize(0, 1), WEIGHT_MAP), ax=figure.axes, shrink=0.5, pad=0.01, aspect=25
     )
     bar.set_label("weight, as a share of the panel's largest", fontsize=8)
     bar.ax.tick_params(labelsize=7)
@@ -223,9 +222,9 @@ def _finish(figure: Figure, path: Path, scene: Scene, how: str) -> None:
         f"Where the token at + attends, {how}: {scene.title}, pixel {list(scene.point)}",
         fontsize=10,
     )
-    _save(figure, path)
+    _save_png(figure, path)
 
 
-def _save(figure: Figure, path: Path) -> None:
+def _save_png(figure: Figure, path: Path) -> None:
     with replacing(path) as file:
         figure.savefig(file, format="png", metadata={"Software": None})

@@ -1,0 +1,92 @@
+"""The table of attention layers: measures per layer and head, and their means on the terminal."""
+
+import math
+
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+
+from attnseg.data.store import StoredCase
+from attnseg.explain.run_attention import RunAttention
+from attnseg.explain.spread import measure_spread, score_asymmetry
+
+
+def tabulate_layers(attention: RunAttention, case: StoredCase, unit: str) -> pd.DataFrame:
+    """Return the measures of a run's attention: a row per layer and head.
+
+    Args:
+        attention: recorded attention of a run.
+        case: case of the recorded slice.
+        unit: unit of the distance, `mm` or `pixels`.
+    """
+    choices, rows = attention.run.config.choices, []
+    pixel_size = (1.0, 1.0) if case.spacing is None else case.spacing[1:]
+    for name, record in attention.records.items():
+        weights = attention.weights[name]
+        height, width = (
+            pixels * size / tokens
+            for pixels, size, tokens in zip(case.shape[1:], pixel_size, record.grid, strict=True)
+        )
+        spread = measure_spread(record, weights, (height, width))
+        asymmetry = score_asymmetry(record) if weights.kind == "tokens" else None
+        for head in range(record.q.shape[1]):
+            row = {
+                "run": attention.run.folder.name,
+                "model": choices["model"],
+                "attn": choices["attn"],
+                "layer": name,
+                "head": head + 1,
+                "mixes": weights.kind,
+                "queries": "{}x{}".format(*record.grid),
+                "keys": "{}x{}".format(*record.key_grid),
+                "entropy_bits": math.nan,
+                "highest_entropy_bits": math.nan,
+                f"distance_{unit}": math.nan,
+                "weight_on_grid": math.nan,
+                "score_asymmetry": math.nan if asymmetry is None else float(asymmetry[head]),
+                "unexplained": weights.error,
+            }
+            if spread is not None:
+                row["entropy_bits"] = float(spread.entropy[head])
+                row["highest_entropy_bits"] = spread.highest_entropy
+                row[f"distance_{unit}"] = float(spread.distance[head])
+                row["weight_on_grid"] = float(spread.weight_on_grid[head])
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def print_layers(attention: RunAttention, table: pd.DataFrame, title: str, unit: str) -> None:
+    """Print a run's layers with means over heads.
+
+    Args:
+        attention: recorded attention of the run.
+        table: rows of all runs, from `tabulate_layers`.
+        title: description of the slice and the point.
+        unit: unit of the distance.
+    """
+    own = table[table["run"] == attention.run.folder.name]
+    means = own.groupby("layer", sort=False).mean(numeric_only=True)
+    printed = Table()
+    printed.add_column("layer", no_wrap=True)
+    printed.add_column("mixes")
+    for column in ("entropy,\nof highest\n(bits)", f"distance\n({unit})", "Q K^T\nasym-\nmetry"):
+        printed.add_column(column, justify="right")
+    for name, row in means.iterrows():
+        entropy, highest = row["entropy_bits"], row["highest_entropy_bits"]
+        printed.add_row(
+            str(name),
+            attention.weights[str(name)].kind,
+            "-" if math.isnan(entropy) else f"{entropy:.2f} / {highest:.2f}",
+            _format_number(row[f"distance_{unit}"], 1),
+            _format_number(row["score_asymmetry"], 2),
+        )
+    printed.caption = "means over heads and over the tokens of the slice"
+    console = Console()
+    console.print(
+        f"{attention.label}: {title}".replace("\n", ", "), highlight=False, soft_wrap=True
+    )
+    console.print(printed)
+
+
+def _format_number(value: float, digits: int) -> str:
+    return "-" if math.isnan(value) else f"{value:.{digits}f}"

@@ -1,0 +1,64 @@
+"""The attention of one run for one token: records and weights of the chosen layers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from attnseg.data.slices import network_tensor
+from attnseg.data.store import StoredCase
+from attnseg.evaluation.evaluate import FinishedRun
+from attnseg.explain.recording import AttentionRecord, record_attentions
+from attnseg.explain.selection import choose_layers
+from attnseg.explain.token_weights import TokenWeights, weights_of_token
+from attnseg.preparation.datasets import slice_view
+
+
+@dataclass(frozen=True)
+class RunAttention:
+    """The chosen attention layers of a run, by name.
+
+    Attributes:
+        run: the reopened run.
+        records: tensors of each layer for the slice.
+        weights: weights of the chosen token in each layer.
+    """
+
+    run: FinishedRun
+    records: dict[str, AttentionRecord]
+    weights: dict[str, TokenWeights]
+
+    @property
+    def label(self) -> str:
+        """Model, attention and id of the run, for titles."""
+        choices = self.run.config.choices
+        return f"{choices['model']}, {choices['attn']}\n{self.run.folder.name}"
+
+
+def record_run(
+    run: FinishedRun,
+    case: StoredCase,
+    index: int,
+    point: tuple[int, int],
+    layers: Sequence[str],
+) -> RunAttention:
+    """Run a model on a slice and derive the attention weights of one pixel's token.
+
+    Args:
+        run: the reopened run.
+        case: case of its data.
+        index: index of the slice.
+        point: row and column of the pixel.
+        layers: names or patterns of layers; empty for all.
+
+    Raises:
+        ConfigError: no layer has such a name.
+    """
+    image = network_tensor(slice_view(run.config).image(case, index))[None]
+    records = record_attentions(run.model, image.to(next(run.model.parameters()).device))
+    chosen = choose_layers(list(records), layers, str(run.folder))
+    size = (case.shape[1], case.shape[2])
+    records = {name: records[name] for name in chosen}
+    weights = {
+        name: weights_of_token(record, record.token_at(point, size))
+        for name, record in records.items()
+    }
+    return RunAttention(run, records, weights)

@@ -1,0 +1,131 @@
+"""Measures of attention: how far it spreads over the slice, and how symmetric its scores are."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from attnseg.explain.recording import AttentionRecord
+from attnseg.explain.token_weights import TokenWeights, is_negligible, weight_columns
+
+MAX_QUERIES = 256  # About the most queries averaged over: the time grows with queries x keys^2.
+
+
+@dataclass(frozen=True)
+class AttentionSpread:
+    """Spread of attention per head `[h]`, averaged over the query tokens of `sample_queries`.
+
+    Attributes:
+        entropy: entropy of the weights on the grid's keys, or on channels, in bits.
+        highest_entropy: entropy of uniform weights, in bits.
+        distance: mean distance of the keys, weighted, in the unit of the cell; 0 where no other
+            token is reached.
+        weight_on_grid: sum of the weights on the grid's keys; the rest is on prefix tokens.
+    """
+
+    entropy: Tensor
+    highest_entropy: float
+    distance: Tensor
+    weight_on_grid: Tensor
+
+
+def measure_spread(
+    record: AttentionRecord, weights: TokenWeights, cell: tuple[float, float]
+) -> AttentionSpread | None:
+    """Return how far an attention spreads; `None` where tokens and channels are both mixed.
+
+    Args:
+        record: of the attention.
+        weights: of any of its tokens; they tell what is mixed.
+        cell: height and width of a query token, in mm or pixels.
+    """
+    if weights.kind == "both":
+        return None
+    if weights.kind == "channels":
+        entropy = _entropy(weights.weights.abs()).mean(1)
+        total = weights.weights.sum(2).mean(1)
+        highest = math.log2(weights.weights.shape[2])
+        return AttentionSpread(entropy, highest, torch.zeros_like(entropy), total)
+    return _token_spread(record, cell)
+
+
+def _token_spread(record: AttentionRecord, cell: tuple[float, float]) -> AttentionSpread:
+    sampled = sample_queries(record)
+    rows = torch.arange(record.prefix, record.q.shape[2]) if sampled is None else sampled
+    queries = record.centres(cell, of_keys=False)[rows - record.prefix]
+    keys = record.centres(cell, of_keys=True)
+    shape = (record.q.shape[1], len(queries))
+    total, surprise, moved = torch.zeros(shape), torch.zeros(shape), torch.zeros(shape)
+    for start, columns in weight_columns(record, sampled):
+        first = max(record.prefix - start, 0)
+        weights = (columns[:, rows] if sampled is None else columns)[..., first:]
+        weights = weights.float().abs().cpu()
+        at = start + first - record.prefix
+        total += weights.sum(2)
+        surprise -= torch.xlogy(weights, weights).sum(2)
+        moved += (weights * torch.cdist(queries, keys[at : at + weights.shape[2]])).sum(2)
+    # Entropy and distance are of the weights' shares of their sum on the grid.
+    entropy = (surprise / total + total.log()) / math.log(2)
+    distance = moved / total
+    return AttentionSpread(entropy.mean(1), math.log2(len(keys)), distance.mean(1), total.mean(1))
+
+
+def _entropy(weights: Tensor) -> Tensor:
+    shares = weights / weights.sum(-1, keepdim=True)
+    return -torch.xlogy(shares, shares).sum(-1) / math.log(2)
+
+
+@torch.no_grad()
+def sample_queries(record: AttentionRecord) -> Tensor | None:
+    """Return the indices of evenly spaced queries of the grid, prefix tokens included.
+
+    Returns:
+        `None` for all queries: where there are few, or where a query's output depends on the other
+        queries.
+    """
+    step = -(-record.grid[0] * record.grid[1] // MAX_QUERIES)
+    if step <= 1:
+        return None
+    # The step is odd: an even one could fall on the same columns of the grid in every row.
+    indices = torch.arange(record.prefix, record.q.shape[2], step | 1)
+    try:
+        out = record.mix(record.q[:, :, indices], record.k, record.v)
+    except (RuntimeError, ValueError):  # The mixing requires all queries.
+        return None
+    expected = record.out[:, :, indices]
+    same = out.shape == expected.shape and is_negligible(out - expected, expected)
+    return indices if same else None
+
+
+def score_asymmetry(record: AttentionRecord) -> Tensor | None:
+    """Return how far from symmetric the scores S = Q K^T of the grid's tokens are, per head `[h]`.
+
+    It is the norm of (S - S^T) / 2 over that of S, in time linear in the tokens. 0 is symmetric, as
+    in KV attention, where S = K K^T; independent queries and keys have 0.71. `None` where queries
+    and keys stand on different grids.
+    """
+    if record.stride != 1:
+        return None
+    q, k = (tokens[0, :, record.prefix :].double() for tokens in (record.q, record.k))
+    squares = ((q.mT @ q) * (k.mT @ k)).sum((1, 2))
+    product = k.mT @ q
+    with_own_transpose = (product * product.mT).sum((1, 2))
+    return ((1 - with_own_transpose / squares) / 2).clamp_min(0).sqrt().cpu()
+
+
+def mean_scores(record: AttentionRecord, max_tokens: int) -> Tensor | None:
+    """Return the scores Q K^T of the grid's tokens, averaged over heads: `[n, n]`.
+
+    Args:
+        record: of the attention.
+        max_tokens: about the largest n; of more tokens, every second, third, ... is taken.
+
+    Returns:
+        `None` where queries and keys stand on different grids.
+    """
+    if record.stride != 1:
+        return None
+    step = -(-(record.q.shape[2] - record.prefix) // max_tokens)
+    q, k = (tokens[0, :, record.prefix :: step] for tokens in (record.q, record.k))
+    return (q @ k.mT).mean(0).cpu()
