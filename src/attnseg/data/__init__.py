@@ -1,1 +1,1 @@
-"""Datasets: readers, prepared cases, splits, augmentation, loaders, phantoms."""
+"""Datasets: readers, labels, prepared cases, splits, augmentation and loaders."""

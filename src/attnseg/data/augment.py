@@ -1,12 +1,12 @@
-"""Augmentation presets, by albumentations: functions that return the transforms of one preset.
+"""Augmentation presets: functions that return the albumentations transforms of one preset.
 
-Images come as float32 `[H, W, C]` in [0, 1], masks as uint8 `[H, W]`. Masks are never interpolated,
-and images are cut to [0, 1] afterwards.
+Images are float32 `[H, W, C]` in [0, 1], masks uint8 `[H, W]`. Masks are never interpolated, and
+images are clipped to [0, 1] afterwards.
 """
 
 import os
 
-os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # at import it would ask the network for its version
+os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # Otherwise its import looks for updates online.
 
 from typing import Any
 
@@ -26,7 +26,7 @@ LINEAR = {
 
 
 def none() -> Transforms:
-    """No augmentation."""
+    """Return no transforms."""
     return []
 
 
@@ -38,15 +38,15 @@ def light(
     contrast: float = 0.2,
     flip: bool = False,
 ) -> Transforms:
-    """Small shifts, turns and zooms, another brightness and contrast.
+    """Return small shifts, rotations and zooms, and changes of brightness and contrast.
 
     Args:
         shift: largest shift, share of the image.
         scale: largest zoom in or out, share.
-        rotate: largest turn, degrees.
-        brightness: largest change, share of the range.
-        contrast: largest change, share.
-        flip: whether to mirror, too: lesions have no side, organs do.
+        rotate: largest rotation, degrees.
+        brightness: largest change of brightness, share of the range.
+        contrast: largest change of contrast, share.
+        flip: also mirror images; suits lesions, which have no side, but not organs.
     """
     return [
         *_mirrors(flip),
@@ -66,18 +66,18 @@ def strong(
     noise: float = 0.06,
     flip: bool = False,
 ) -> Transforms:
-    """Larger shifts, turns and zooms, bent tissue, another scanner: for few patients.
+    """Return strong transforms for small datasets: geometry, elastic deformation, image quality.
 
     Args:
         shift: largest shift, share of the image.
         scale: largest zoom in or out, share.
-        rotate: largest turn, degrees.
-        elastic: strength of the bending, pixels before it is smoothed.
-        brightness: largest change, share of the range.
-        contrast: largest change, share.
-        blur: largest standard deviation, pixels.
-        noise: largest standard deviation, share of the range.
-        flip: whether to mirror, too.
+        rotate: largest rotation, degrees.
+        elastic: strength of the elastic deformation, pixels before smoothing.
+        brightness: largest change of brightness, share of the range.
+        contrast: largest change of contrast, share.
+        blur: largest standard deviation of the blur, pixels.
+        noise: largest standard deviation of the noise, share of the range.
+        flip: also mirror images.
     """
     return [
         *_mirrors(flip),
@@ -92,29 +92,29 @@ def strong(
 
 
 def transunet(rotate: float = 20.0) -> Transforms:
-    """TransUNet's published code (arXiv 2102.04306).
+    """Return the transforms of TransUNet's published code (arXiv 2102.04306).
 
-    Half of the images are turned by a multiple of 90 degrees and mirrored; half of the others are
-    turned by a small angle; the rest is left alone.
+    Half of the images are rotated by a multiple of 90 degrees and mirrored. Half of the others are
+    rotated by a small angle. The rest is unchanged.
 
     Args:
-        rotate: largest small turn, degrees.
+        rotate: largest small rotation, degrees.
     """
     mirror = A.OneOf([A.HorizontalFlip(p=1), A.VerticalFlip(p=1)], p=1)
     quarter = A.Sequential([A.RandomRotate90(p=1), mirror], p=0.5)
-    # Nearest for images, too, as in the code.
+    # The published code interpolates images by nearest neighbour, too.
     turn = A.Rotate(limit=rotate, **{**LINEAR, "interpolation": cv2.INTER_NEAREST}, p=0.25)
     return [A.OneOf([quarter, turn, A.NoOp(p=0.25)], p=1)]
 
 
 def dae_former(noise: float = 1.275) -> Transforms:
-    """DAE-Former's published code (arXiv 2212.13504): none to four of these ten changes.
+    """Return the transforms of DAE-Former's published code (arXiv 2212.13504): 0 to 4 of ten.
 
-    The code augments before it resizes and does not cut the result to [0, 1]; here both differ.
+    The code augments before it resizes and does not clip the result to [0, 1]; here both differ.
 
     Args:
-        noise: standard deviation of the noise, share of the range. The code has 0.005 * 255 on
-            images in [0, 1], which drowns a slice wherever it is drawn; 0.005 may have been meant.
+        noise: standard deviation of the noise, share of the range. The code uses 0.005 * 255 on
+            images in [0, 1], which hides a slice completely; 0.005 may have been meant.
     """
     changes = [
         A.VerticalFlip(p=0.5),
@@ -133,7 +133,7 @@ def dae_former(noise: float = 1.275) -> Transforms:
 
 
 class Noise(A.ImageOnlyTransform):  # type: ignore[misc]
-    """Gaussian noise of any strength; `GaussNoise` stops at the range of the image.
+    """Gaussian noise of any strength; `GaussNoise` allows no more than the range of the image.
 
     Args:
         std: standard deviation, share of the range.
@@ -151,14 +151,14 @@ class Noise(A.ImageOnlyTransform):  # type: ignore[misc]
 
 
 class Warp(BaseDistortion):  # type: ignore[misc]
-    """A grid of 4 x 4 points moved at random, and all between them along.
+    """Smooth deformation: a grid of 4 x 4 points moves at random, pixels between follow.
 
-    Albumentations' own `PiecewiseAffine` folds the image in a fixed pattern, and its
-    `ThinPlateSpline` bends several times farther than asked (both in 2.0.8).
+    In albumentations 2.0.8, `PiecewiseAffine` folds the image in a fixed pattern, and
+    `ThinPlateSpline` deforms several times more than asked.
 
     Args:
-        low: least standard deviation of a point's move, share of the image.
-        high: largest one.
+        low: smallest standard deviation of a point's move, share of the image.
+        high: largest standard deviation.
         p: probability.
     """
 
@@ -169,7 +169,7 @@ class Warp(BaseDistortion):  # type: ignore[misc]
     def get_params_dependent_on_data(
         self, params: dict[str, Any], data: dict[str, Any]
     ) -> dict[str, NDArray[np.float32]]:
-        """Draw where each pixel comes from."""
+        """Draw the position from which each pixel is sampled."""
         height, width = params["shape"][:2]
         std = self.py_random.uniform(self.low, self.high)
         moves = self.random_generator.normal(0, std, (4, 4, 2)) * (width, height)

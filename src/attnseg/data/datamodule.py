@@ -1,14 +1,14 @@
-"""Loaders for training and validation. There is none for the test set: Lightning never sees it."""
+"""The loaders for training and validation; by design, there is none for the test set."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
-import cv2
 import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
 
 from attnseg.data.augment import Transforms
-from attnseg.data.loader_processes import WatchedDataset
+from attnseg.data.loader_processes import WatchedDataset, set_up_loader_process
 from attnseg.data.slices import EpochSampler, Sample, SliceDataset
 from attnseg.data.slicing import SliceView
 from attnseg.data.store import StoredCase
@@ -16,25 +16,28 @@ from attnseg.errors import ConfigError
 
 
 class SliceDataModule(pl.LightningDataModule):
-    """Slices of the training and validation cases in batches.
+    """Batches of slices from the training and validation cases.
 
     Args:
         train: cases to train on.
         val: cases to validate on.
-        view: how slices become input.
+        view: turns slices into the network's input.
         transforms: augmentation of the training slices.
         batch_size: slices per batch and process.
-        num_workers: loader processes; 0 loads in the training process.
-        seed: of order and augmentation.
-        foreground: share of the training slices that are taken from those with any class.
-        timeout: seconds to wait for a loader process; 0 for ever.
+        num_workers: number of loader processes; 0 loads in the training process.
+        seed: seed of order and augmentation.
+        foreground: share of the training slices that is drawn from those with any class.
+        timeout: seconds to wait for a loader process; 0 waits without limit.
         prepare_worker: called in each new loader process with its number.
 
     Attributes:
-        watched: what is loaded, once there are loaders.
+        watched: the dataset of each loader made so far.
+        first_epoch: epoch at which training starts or resumes; set it before loaders are made.
+        first_batch: batch of `first_epoch` at which training starts or resumes.
 
     Raises:
-        ConfigError: a batch is larger than the training set, or the augmentation does not fit.
+        ConfigError: a batch is larger than the training set, or the augmentation does not fit the
+            size of the images.
     """
 
     def __init__(
@@ -57,7 +60,7 @@ class SliceDataModule(pl.LightningDataModule):
             raise ConfigError(f"augment: {error}") from error
         self.val = SliceDataset(val, view)
         self.foreground = foreground
-        self.first_epoch, self.first_batch = 0, 0  # set them to go on from there
+        self.first_epoch, self.first_batch = 0, 0
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.timeout, self.prepare_worker = timeout, prepare_worker
@@ -70,20 +73,19 @@ class SliceDataModule(pl.LightningDataModule):
             )
 
     def train_dataloader(self) -> DataLoader[Sample]:
-        """Return shuffled batches, all of the full size."""
+        """Return the loader of shuffled batches, all of the full size."""
         return self._loader(self.train, shuffle=True)
 
     def val_dataloader(self) -> DataLoader[Sample]:
-        """Return every validation slice once, in order."""
+        """Return the loader of the validation slices, each once and in order."""
         return self._loader(self.val, shuffle=False)
 
     def _loader(self, dataset: SliceDataset, shuffle: bool) -> DataLoader[Sample]:
         rank, world = 0, 1
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
-        cv2.setNumThreads(0)  # the loader's processes are the parallelism
         sampler = EpochSampler(len(dataset), shuffle, self.seed, rank, world)
-        # Lightning tells the epoch only after loader processes have begun to fetch the first one.
+        # Lightning sets the epoch only after loader processes have begun to fetch the first batch.
         first = self.first_batch * self.batch_size if shuffle else 0
         sampler.go_on(self.first_epoch, first)
         if shuffle and self.foreground:
@@ -98,5 +100,5 @@ class SliceDataModule(pl.LightningDataModule):
             pin_memory=torch.cuda.is_available(),
             persistent_workers=self.num_workers > 0,
             timeout=self.timeout if self.num_workers else 0,
-            worker_init_fn=self.prepare_worker,
+            worker_init_fn=partial(set_up_loader_process, then=self.prepare_worker),
         )

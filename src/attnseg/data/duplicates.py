@@ -1,8 +1,8 @@
-"""Finding pictures that occur twice, re-encoded, resized or relit, under whatever name.
+"""Detection of pictures that occur twice, even re-encoded, resized or with other brightness.
 
-Each slice has a signature: its 32 x 32 thumbnail without what changes slowly, every pixel's vote
-limited, as a vector of length 1. The product of two signatures is about 1 for the same picture and
-about 0 for two pictures, of the same organ, too: what is left are edges, texture and hairs.
+Each slice has a signature: the high-pass filtered 32 x 32 thumbnail, with large values damped, as a
+vector of length 1. The dot product of two signatures is about 1 for the same picture and about 0
+for different pictures, even of the same organ, because only edges, texture and hairs remain.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 THUMBNAIL_SIDE = 32
-BLUR = 3  # pixels of the thumbnail
-MIN_SIMILARITY = 0.85  # similarity from which two slices count as one; measured, see docs/data.md
-ROWS = 2048  # compared at once
+BLUR = 3  # side of the box filter, pixels of the thumbnail
+MIN_SIMILARITY = 0.85  # from which two slices count as the same; measured, see docs/data.md
+ROWS = 2048  # signatures that are compared at once, which bounds memory
 
 Signatures = NDArray[np.float16]
 
@@ -26,10 +26,10 @@ class DuplicatePair:
     """Two cases of different patients that share a slice.
 
     Attributes:
-        first: index of a case.
-        second: index of a later one.
-        slices: number of the shared slice in each, from 0.
-        similarity: of the two slices.
+        first: index of one case.
+        second: index of the other, larger than `first`.
+        slices: index of the shared slice in each of them.
+        similarity: dot product of the two signatures.
     """
 
     first: int
@@ -41,7 +41,7 @@ class DuplicatePair:
 def compute_signatures(image: NDArray[np.generic]) -> Signatures:
     """Return the signatures `[S, 1024]` of a case's slices `[S, H, W, C]`.
 
-    Slices that are flat, or smaller than a thumbnail, have zeros: they are like nothing.
+    A slice that is uniform, or smaller than a thumbnail, gets zeros, which match nothing.
     """
     vectors = np.zeros((image.shape[0], THUMBNAIL_SIDE * THUMBNAIL_SIDE), np.float16)
     if min(image.shape[1:3]) < THUMBNAIL_SIDE:
@@ -50,10 +50,10 @@ def compute_signatures(image: NDArray[np.generic]) -> Signatures:
         grey = picture.mean(-1, dtype=np.float32)
         small = cv2.resize(grey, (THUMBNAIL_SIDE, THUMBNAIL_SIDE), interpolation=cv2.INTER_AREA)
         detail = small - cv2.blur(small, (BLUR, BLUR))
-        usual = float(np.median(np.abs(detail)))
-        if usual > 0:
-            votes = detail / (np.abs(detail) + usual)
-            vectors[index] = (votes / np.linalg.norm(votes)).ravel()
+        typical = float(np.median(np.abs(detail)))
+        if typical > 0:
+            damped = detail / (np.abs(detail) + typical)
+            vectors[index] = (damped / np.linalg.norm(damped)).ravel()
     return vectors
 
 
@@ -66,13 +66,13 @@ def find_duplicates(
     """Find the pairs of cases of different patients that share a slice, or all of their pixels.
 
     Args:
-        cases: each case's signatures.
-        patients: each case's patient.
+        cases: signatures of each case.
+        patients: patient of each case.
         pixels: digest of each case's pixels.
         threshold: similarity from which two slices count as the same.
 
     Returns:
-        One pair per two cases, with their most similar slices.
+        At most one pair for any two cases, with their most similar slices.
     """
     best = {
         (i, j): DuplicatePair(i, j, (0, 0), 1.0)
@@ -89,6 +89,7 @@ def find_duplicates(
 def _similar_slices(
     cases: Sequence[Signatures], patients: Sequence[str], threshold: float
 ) -> Iterator[DuplicatePair]:
+    """Yield every pair of similar slices of different patients."""
     if not cases:
         return
     vectors = np.concatenate(cases).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Nobody is on two sides of a split: patients, copies and near copies are found before training."""
+"""Protection against leaks: no patient and no picture may have two roles in a split."""
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,51 +9,54 @@ from attnseg.errors import Problems
 
 log = logging.getLogger(__name__)
 
-MAX_LOGGED_PAIRS = 5  # pairs within a role that are named in the log
+MAX_LOGGED_PAIRS = 5  # duplicates within a role that are named in the log
 
 
 def group_patients(cases: Sequence[StoredCase], pairs: Iterable[DuplicatePair]) -> dict[str, str]:
-    """Return whose each case is: a patient, or the first of the patients that share a picture."""
+    """Return the group of each case: patients who share a picture belong to one group.
+
+    Returns:
+        Group by case, named after the first of its patients in alphabetical order.
+    """
     parent = {case.patient: case.patient for case in cases}
 
-    def top(name: str) -> str:
+    def root_of(name: str) -> str:
         while parent[name] != name:
             name = parent[name]
         return name
 
     for pair in pairs:
-        first, second = sorted((top(cases[pair.first].patient), top(cases[pair.second].patient)))
-        parent[second] = first
-    return {case.case: top(case.patient) for case in cases}
+        roots = sorted(root_of(cases[index].patient) for index in (pair.first, pair.second))
+        parent[roots[1]] = roots[0]
+    return {case.case: root_of(case.patient) for case in cases}
 
 
 def check_split(
     cases: Sequence[StoredCase], roles: Mapping[str, str], pairs: Sequence[DuplicatePair]
 ) -> None:
-    """Refuse a split with a patient or a picture in two roles.
+    """Refuse a split in which a patient or a picture has two roles.
 
     Args:
-        cases: all of the split.
-        roles: by case.
+        cases: all cases of the split.
+        roles: role by case.
         pairs: cases that share a picture, as indices into `cases`.
 
     Raises:
-        DataError: names every patient, and both files of every pair.
+        DataError: lists every such patient, and both files of every such pair.
     """
     problems = Problems()
-    places: dict[str, dict[str, StoredCase]] = {}
+    cases_of_patient: dict[str, dict[str, StoredCase]] = {}
     for case in cases:
-        places.setdefault(case.patient, {})[roles[case.case]] = case
-    for patient, found in places.items():
-        if len(found) > 1:
-            where = " and ".join(f"{role} ({case.files[0]})" for role, case in found.items())
+        cases_of_patient.setdefault(case.patient, {})[roles[case.case]] = case
+    for patient, case_by_role in cases_of_patient.items():
+        if len(case_by_role) > 1:
+            where = " and ".join(f"{role} ({case.files[0]})" for role, case in case_by_role.items())
             problems.found.append(
                 f"patient {patient}: in {where}; give all cases of a patient one role"
             )
     within = []
     for pair in pairs:
-        sides = {roles[cases[pair.first].case], roles[cases[pair.second].case]}
-        if len(sides) > 1:
+        if roles[cases[pair.first].case] != roles[cases[pair.second].case]:
             problems.found.append(
                 f"{describe_pair(cases, pair, roles)}; list one in dataset.exclude, or set "
                 "dataset.split.duplicates=group (one side for both) or drop (train without them)"
@@ -72,9 +75,9 @@ def check_split(
 def choose_left_out(
     cases: Sequence[StoredCase], roles: Mapping[str, str], pairs: Sequence[DuplicatePair]
 ) -> set[str]:
-    """Return the cases to leave out so that no picture is in two roles.
+    """Return the cases to leave out so that no picture has two roles.
 
-    Training gives way to validation, and both to the test.
+    A training case gives way to a validation case, and either to a test case.
     """
     order = ("train", "val", "test")
     left_out: set[str] = set()

@@ -1,29 +1,45 @@
-"""What loader processes are at, so that one that fails, dies or hangs can be told in one line."""
+"""Tracks which slice each loader process reads, so that failures and hangs name it in one line."""
 
 import multiprocessing
 import os
 import re
 import signal
+from collections.abc import Callable
 
+import cv2
 from torch.utils.data import Dataset, get_worker_info
 
 from attnseg.data.slices import Sample, SampleKey, SliceDataset
 from attnseg.errors import AttnsegError, DataError, ResourceError, first_line
 
-DIED = re.compile(r"DataLoader worker \(pid(?:\(s\))? [\d, ]+\) (.*?)(?:\. |\.?$)")  # torch's words
+# PyTorch's message when a loader process has died; the group is the reason.
+DIED = re.compile(r"DataLoader worker \(pid(?:\(s\))? [\d, ]+\) (.*?)(?:\. |\.?$)")
+
+
+def set_up_loader_process(worker: int, then: Callable[[int], None] | None = None) -> None:
+    """Set up a new loader process, before it loads any sample.
+
+    Args:
+        worker: number of the loader process.
+        then: called with `worker` afterwards.
+    """
+    # Loader processes already run in parallel, and OpenCV's own threads do not survive a fork.
+    cv2.setNumThreads(0)
+    if then is not None:
+        then(worker)
 
 
 class WatchedDataset(Dataset[Sample]):
-    """A dataset that notes which slice each loader process reads.
+    """A dataset that records which slice each loader process is reading.
 
     Args:
-        dataset: what is read.
+        dataset: the dataset to read from.
         workers: number of loader processes.
     """
 
     def __init__(self, dataset: SliceDataset, workers: int) -> None:
         self.dataset = dataset
-        # Of each process: its id, and the slice it reads plus one. Shared with all of them.
+        # Shared memory: the id of each loader process, and 1 + the index of the slice it reads.
         self.pids = multiprocessing.RawArray("q", max(workers, 1))
         self.reading = multiprocessing.RawArray("q", max(workers, 1))
 
@@ -34,8 +50,8 @@ class WatchedDataset(Dataset[Sample]):
         """Return a sample.
 
         Raises:
-            DataError: in a loader process, whatever went wrong: not every exception can be sent to
-                the main one, and one that cannot would leave it waiting.
+            DataError: loading failed in a loader process, for any reason. An exception that cannot
+                be pickled would never reach the main process and leave it waiting.
         """
         worker = get_worker_info()
         if worker is None:
@@ -54,27 +70,27 @@ class WatchedDataset(Dataset[Sample]):
         return sample
 
     def name(self, index: int) -> str:
-        """Return what a slice is called in messages."""
+        """Return the name of a slice for messages."""
         case, number = self.dataset.index[index]
         return f"case {self.dataset.cases[case].case}, slice {number}"
 
     def unfinished(self) -> str:
-        """Return the slices that loader processes were reading last."""
+        """Return the names of the slices that loader processes are still reading."""
         return "; ".join(self.name(at - 1) for at in self.reading if at)
 
     def kill(self) -> None:
-        """End the loader processes that hang: they would outlive the main one."""
+        """Kill the loader processes that hang, which would outlive the main process."""
         for pid, at in zip(self.pids, self.reading, strict=True):
             if at and any(child.pid == pid for child in multiprocessing.active_children()):
                 os.kill(pid, signal.SIGKILL)
 
 
 def explain_loader_error(error: Exception, watched: list[WatchedDataset]) -> AttnsegError | None:
-    """Return what an exception of a `DataLoader` means; `None` if it is not of one.
+    """Translate an exception raised by a `DataLoader`; return `None` for any other exception.
 
     Args:
-        error: as it reached the training process.
-        watched: what is loaded.
+        error: the exception as it reached the training process.
+        watched: the datasets of all loaders.
     """
     text = str(error)
     names = "; ".join(filter(None, (one.unfinished() for one in watched))) or "nothing"
@@ -86,11 +102,10 @@ def explain_loader_error(error: Exception, watched: list[WatchedDataset]) -> Att
             f"trainer.loader_timeout: no batch came in time; loader processes hang at {names}; "
             "check that disk or raise it"
         )
-    # If it died while a batch was waited for, how is said by the cause only.
-    said = [text, str(error.__cause__)]
-    if how := [match[1] for match in map(DIED.match, said) if match]:
+    # If the process died while the trainer waited for a batch, only the cause gives the reason.
+    if reasons := [match[1] for match in map(DIED.match, (text, str(error.__cause__))) if match]:
         return ResourceError(
-            f"trainer.num_workers: a loader process {how[-1]} while reading {names}; free memory "
-            "(and /dev/shm) or use fewer"
+            f"trainer.num_workers: a loader process {reasons[-1]} while reading {names}; free "
+            "memory (and /dev/shm) or use fewer"
         )
     return None

@@ -1,4 +1,4 @@
-"""What a dataset is to the rest of the code: a reader that lists cases and reads one at a time."""
+"""The interface of a dataset: a reader lists its cases and decodes one at a time."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +14,13 @@ DTYPES = ("uint8", "uint16", "int16", "float32")  # of stored images
 
 @dataclass(frozen=True)
 class CaseRef:
-    """A case that can be read: who it is of, and which files it comes from.
+    """The patient and the files of a case that has not been decoded yet.
 
     Attributes:
-        patient: whose it is; patients never cross splits.
-        case: unique in the dataset.
-        files: every file the case is read from, within the dataset's root.
-        role: `train`, `val` or `test` if the dataset itself says so.
+        patient: name of the patient; all cases of a patient get the same role.
+        case: name of the case, unique in the dataset.
+        files: every file that the case is read from, within the dataset's root.
+        role: `train`, `val` or `test`; `None` unless the dataset assigns roles itself.
     """
 
     patient: str
@@ -31,19 +31,19 @@ class CaseRef:
 
 @dataclass(frozen=True)
 class Case:
-    """One decoded case: a scan of S slices, or a picture with S = 1.
+    """A decoded case: a scan of S slices, or a picture with S = 1.
 
-    Axial scans lie as a radiologist looks at them: slices from the feet up, rows from front to
+    Axial scans have the orientation of radiology: slices run from the feet up, rows from front to
     back, columns from the patient's right to the left.
 
     Attributes:
-        image: `[S, H, W, C]`, one of `DTYPES`, in the file's own values.
+        image: `[S, H, W, C]`, one of `DTYPES`, with the intensities of the file.
         mask: label map `[S, H, W]` (see `labels`).
         spacing: voxel size along S, H, W, mm; `None` if unknown.
-        affine: `[4, 4]` from the voxel indices of the file to mm, as NIfTI has it (x to the
-            patient's right, y to the front, z up); `None` if the file has none.
-        window: intensities that become 0 and 1, where the dataset fixes them, as for Hounsfield
-            units; `None` for percentiles of each case and channel.
+        affine: `[4, 4]` from the voxel indices of the file to mm, as in NIfTI (x to the patient's
+            right, y to the front, z up); `None` if the file has none.
+        window: the intensities that are scaled to 0 and 1, if they are the same for all cases, as
+            for Hounsfield units; `None` for percentiles of each case and channel.
     """
 
     image: NDArray[np.generic]
@@ -54,16 +54,16 @@ class Case:
 
 
 class Reader:
-    """Base of the readers: the only code that knows a dataset's layout on disk.
+    """Base class of the readers, the only code that knows a dataset's layout on disk.
 
-    A subclass takes `root`, then options of its own; every option is part of the identity of what
-    is prepared from it. Its constructor reads nothing: the root may not be there yet.
+    The constructor of a subclass takes `root` and then options of its own; prepared cases are kept
+    apart for each combination of options. It reads nothing, because the root may not exist yet.
 
     Attributes:
-        labels: the foreground classes, and how masks hold them.
-        channels: channels of the image.
+        labels: the foreground classes, and whether they overlap.
+        channels: number of channels of the image.
         volumetric: whether slices have neighbours; false for pictures.
-        plane: of the slices, if so.
+        plane: plane of the slices of a volume.
         self_describing: whether classes and channels are read from the dataset's own files.
     """
 
@@ -82,25 +82,25 @@ class Reader:
         """List the cases in a fixed order, from file names and tables only.
 
         Raises:
-            DataError: the layout is not the dataset's; names every problem found.
+            DataError: files or folders are not laid out as documented; lists every problem.
         """
         raise NotImplementedError
 
     def source(self, ref: CaseRef) -> str:
-        """Return what, besides its files, decides a case's content: its rows of a table, say."""
+        """Return all that decides a case's content besides its files, such as rows of a table."""
         return ""
 
     def read(self, ref: CaseRef) -> Case:
         """Decode and validate one case.
 
         Raises:
-            DataError: files are missing, broken or contradict each other; names every problem.
+            DataError: files are missing, broken or contradict each other; lists every problem.
         """
         raise NotImplementedError
 
 
 def check_case(case: Case, ref: CaseRef, reader: Reader) -> None:
-    """Check what holds for a case of any dataset.
+    """Check shapes, types and values of a decoded case, whatever its dataset.
 
     Raises:
         DataError: the case cannot be trained on or scored.
@@ -135,5 +135,5 @@ def check_case(case: Case, ref: CaseRef, reader: Reader) -> None:
 
 
 def shape_text(shape: tuple[int, ...]) -> str:
-    """Return a shape as people write it: 8x60x72."""
+    """Return a shape as text, such as `8x60x72`."""
     return "x".join(map(str, shape))

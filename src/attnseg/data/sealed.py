@@ -1,4 +1,4 @@
-"""The test set behind a seal: every opening leaves a line in a file that nothing removes."""
+"""The sealed test set: test cases can only be read after the access has been recorded."""
 
 import hashlib
 import json
@@ -12,17 +12,17 @@ from attnseg.errors import ResourceError
 
 
 def count_cases(cases: Sequence[StoredCase]) -> dict[str, int]:
-    """Return numbers of patients, cases and slices."""
+    """Return the numbers of patients, cases and slices."""
     patients, slices = len({c.patient for c in cases}), sum(c.shape[0] for c in cases)
     return {"patients": patients, "cases": len(cases), "slices": slices}
 
 
 class SealedTest:
-    """Test cases that can be counted, but only be had by opening the seal.
+    """Holds the test cases; they can be counted freely, but are handed out by `open` only.
 
     Args:
         cases: the test set.
-        openings: file that gets one JSON line per opening.
+        openings: file to which every opening appends a line of JSON; nothing removes lines.
     """
 
     def __init__(self, cases: Sequence[StoredCase], openings: Path) -> None:
@@ -40,14 +40,14 @@ class SealedTest:
         return count_cases(self._cases)
 
     def open(self, run: str, purpose: str) -> list[StoredCase]:
-        """Return the cases, once the opening is on record.
+        """Record the opening, then return the cases.
 
         Args:
-            run: who opens it.
-            purpose: what for.
+            run: name of the run that opens the test set.
+            purpose: reason, for the record.
 
         Raises:
-            ResourceError: the file of openings cannot be written.
+            ResourceError: the opening cannot be recorded.
         """
         line = {
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -57,7 +57,8 @@ class SealedTest:
         }
         try:
             self.openings.parent.mkdir(parents=True, exist_ok=True)
-            with self.openings.open("ab", buffering=0) as file:  # one write: jobs may run at once
+            with self.openings.open("ab", buffering=0) as file:
+                # A single unbuffered write keeps lines of simultaneous jobs apart.
                 file.write((json.dumps(line) + "\n").encode())
                 os.fsync(file.fileno())
         except OSError as error:
@@ -67,7 +68,7 @@ class SealedTest:
         return list(self._cases)
 
     def count_openings(self) -> int:
-        """Return how often these very cases have been opened, by any run."""
+        """Return how often any run has opened a test set of exactly these cases."""
         if not self.openings.is_file():
             return 0
         return self.openings.read_text().count(f'"test_set": "{self.digest}"')

@@ -1,4 +1,7 @@
-"""Slices to train on: augmented by seed, epoch and index alone, in an order of the seed."""
+"""The dataset of training slices, and the sampler that orders them.
+
+Augmentation and order depend on nothing but seed, epoch and index, which makes resuming exact.
+"""
 
 import random
 from collections.abc import Iterator, Sequence
@@ -15,7 +18,7 @@ from attnseg.data.augment import Transforms
 from attnseg.data.slicing import SliceView, network_input
 from attnseg.data.store import StoredCase
 
-SampleKey = tuple[int, int]  # epoch, index: all that a sample depends on
+SampleKey = tuple[int, int]  # epoch and index: all that a sample depends on, besides the seed
 Sample = dict[str, Any]
 
 
@@ -25,18 +28,18 @@ def network_tensor(image: NDArray[np.float32]) -> Tensor:
 
 
 class SliceDataset(Dataset[Sample]):
-    """Slices of prepared cases, augmented by (seed, epoch, index) alone.
+    """Slices of prepared cases, augmented by seed, epoch and index.
 
-    Whatever process asks for a key, and however many do, the sample is the same.
+    The sample of a key is the same in every process, however many load samples.
 
     Args:
-        cases: in a fixed order.
-        view: how slices become input.
+        cases: prepared cases; their order decides the indices.
+        view: turns slices into the network's input.
         transforms: augmentation; empty for none.
-        seed: of the augmentation.
+        seed: seed of the augmentation.
 
     Raises:
-        ValueError: the augmentation turns images that are not square.
+        ValueError: the augmentation rotates by quarter turns, but images are not square.
     """
 
     def __init__(
@@ -52,11 +55,9 @@ class SliceDataset(Dataset[Sample]):
         self.seed = seed
         self.index = [(c, s) for c, case in enumerate(cases) for s in range(case.shape[0])]
         probe = np.zeros((*view.size, 1), np.float32)
+        empty = np.zeros(view.size, np.uint8)
         for index in range(16 if self.augment else 0):
-            if (
-                self._change(probe, probe[..., 0].astype(np.uint8), 0, index)[0].shape
-                != probe.shape
-            ):
+            if self._change(probe, empty, 0, index)[0].shape != probe.shape:
                 raise ValueError(
                     f"quarter turns need a square dataset.image_size, not {view.size[0]}x"
                     f"{view.size[1]}"
@@ -96,8 +97,8 @@ class SliceDataset(Dataset[Sample]):
         self, image: NDArray[np.float32], mask: NDArray[np.uint8], epoch: int, index: int
     ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
         assert self.augment is not None
-        # Not `set_random_seed`: it starts every transform at the same draws, which ties the turn of
-        # an image to its brightness.
+        # `set_random_seed` would give every transform the same draws, which ties the rotation of an
+        # image to its brightness.
         rng = np.random.default_rng((self.seed, epoch, index))
         self.augment.set_random_state(rng, random.Random(int(rng.integers(2**63))))
         changed = self.augment(image=image, mask=mask)
@@ -105,19 +106,19 @@ class SliceDataset(Dataset[Sample]):
 
 
 class EpochSampler(Sampler[SampleKey]):
-    """Keys of one epoch: an order that depends on seed and epoch alone, shared among processes.
+    """Yields the keys of one epoch, in an order that depends on seed and epoch alone.
 
-    The batches of all processes together are those that one process would have with as many slices
-    in each as all of them have.
+    Several processes share an epoch: their batches of one step together are the batch that a single
+    process with the same total batch size would have.
 
     Args:
         length: number of slices.
         shuffle: whether to shuffle.
-        seed: of the order.
+        seed: seed of the order.
         rank: number of this process, from 0.
         world: number of processes; each takes every `world`-th key.
-        favoured: slices of which an epoch holds more than their share.
-        share: share of an epoch's slices that are taken from the favoured ones; the rest is taken
+        favoured: indices of slices that are drawn more often than the others.
+        share: share of an epoch's slices that is drawn from the favoured ones; the rest is drawn
             from all.
     """
 
@@ -137,18 +138,19 @@ class EpochSampler(Sampler[SampleKey]):
         self.epoch = self.first = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch that the next iteration is of; Lightning calls this."""
+        """Set the epoch of the next iteration; Lightning calls this."""
         if epoch != self.epoch:
             self.epoch, self.first = epoch, 0
 
     def go_on(self, epoch: int, first: int) -> None:
-        """Have the epoch begin with its key number `first`; all others are whole."""
+        """Resume within an epoch at its key number `first`; later epochs are complete."""
         self.epoch, self.first = epoch, first
 
     def __len__(self) -> int:
-        """Return the keys of this process in a whole epoch; all processes have as many.
+        """Return the number of keys of a complete epoch, the same in every process.
 
-        When shuffled, what is left over is left out; otherwise the last slice is repeated.
+        If slices cannot be divided evenly, shuffling leaves out the remainder; otherwise the last
+        slice is repeated.
         """
         return self.length // self.world if self.shuffle else -(-self.length // self.world)
 
@@ -166,9 +168,8 @@ class EpochSampler(Sampler[SampleKey]):
         if self.favoured is None or len(self.favoured) == 0:
             return order
         count = round(self.share * self.length)
-        rounds = -(
-            -count // len(self.favoured)
-        )  # each is taken as often as any other, give or take
+        # Whole permutations draw every favoured slice equally often, give or take one.
+        rounds = -(-count // len(self.favoured))
         taken = np.concatenate(
             [rng.permutation(self.favoured) for _ in range(rounds)] or [order[:0]]
         )

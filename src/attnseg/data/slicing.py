@@ -1,4 +1,4 @@
-"""How slices become the network's input: one place stacks, resizes and scales them."""
+"""Stacking, resizing and scaling of slices into the network's input."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 
 class Slices(Protocol):
-    """An image as slices: a prepared case, or one that was read to be segmented."""
+    """An image made of slices: a prepared case, or a scan that is to be segmented."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -17,7 +17,7 @@ class Slices(Protocol):
         ...
 
     def scaled(self, index: NDArray[np.intp]) -> NDArray[np.float32]:
-        """Return slices in [0, 1]: `[n, H, W, C]`."""
+        """Return the slices of these indices, scaled to [0, 1]: `[n, H, W, C]`."""
         ...
 
 
@@ -32,13 +32,14 @@ class MaskedSlices(Slices, Protocol):
 
 @dataclass(frozen=True)
 class SliceView:
-    """How a slice becomes the network's input.
+    """Turns a slice and its neighbours into the network's input.
 
     Attributes:
-        size: height and width for the network; the aspect ratio is not kept.
-        slices: slices that the network sees at once (2.5D), an odd number; the middle one is
-            segmented.
-        stride: distance between them, in slices; beyond the ends the last slice is repeated.
+        size: height and width of the input; the aspect ratio is not kept.
+        slices: odd number of slices that the network sees at once (2.5D); it segments the middle
+            one.
+        stride: distance between neighbours, in slices; beyond its ends a scan repeats its first or
+            last slice.
     """
 
     size: tuple[int, int]
@@ -48,26 +49,26 @@ class SliceView:
     def image(self, case: Slices, index: int) -> NDArray[np.float32]:
         """Return a slice and its neighbours, scaled to [0, 1] and resized: `[*size, slices * C]`.
 
-        Neighbours come from the feet up, each with all its channels.
+        The slices keep their order, and each brings all of its channels.
         """
         stacked = self.stacked(case, index)
         resized = cv2.resize(stacked, self.size[::-1], interpolation=cv2.INTER_LINEAR)
         return np.asarray(resized, np.float32).reshape(*self.size, stacked.shape[2])
 
     def stacked(self, case: Slices, index: int) -> NDArray[np.float32]:
-        """Return the same at the case's own size: `[H, W, slices * C]`."""
+        """Return a slice and its neighbours at the case's own size: `[H, W, slices * C]`."""
         scaled = case.scaled(self.neighbours(case, index))
         return scaled[0] if len(scaled) == 1 else np.concatenate(scaled, -1)
 
     def neighbours(self, case: Slices, index: int) -> NDArray[np.intp]:
-        """Return the numbers of the slices that are seen with one."""
+        """Return the indices of the slices that are stacked for a slice, itself included."""
         reach = self.slices // 2
         around = index + self.stride * np.arange(-reach, reach + 1)
         return around.clip(0, case.shape[0] - 1)
 
     def mask(self, case: MaskedSlices, index: int) -> NDArray[np.uint8]:
         """Return a slice's mask (see `Case.mask`), resized without interpolation: `[*size]`."""
-        # Exact: the plain one takes each pixel's corner, half a pixel off the image.
+        # INTER_NEAREST would sample the corner of each pixel, half a pixel off the image.
         nearest = cv2.INTER_NEAREST_EXACT
         resized = cv2.resize(case.mask[index], self.size[::-1], interpolation=nearest)
         return np.asarray(resized, np.uint8)
@@ -81,13 +82,13 @@ def network_input(image: NDArray[np.float32]) -> NDArray[np.float32]:
 def scale_intensities(
     image: NDArray[np.generic], low: tuple[float, ...], high: tuple[float, ...]
 ) -> NDArray[np.float32]:
-    """Scale `[..., C]` to [0, 1] between an intensity that becomes 0 and one that becomes 1.
+    """Scale intensities to [0, 1] and clip them.
 
     Args:
-        image: intensities.
+        image: intensities `[..., C]`.
         low: intensity that becomes 0, per channel.
         high: intensity that becomes 1, per channel.
     """
-    ends = np.array(low, np.float32), np.array(high, np.float32)
-    values = (image.astype(np.float32) - ends[0]) / (ends[1] - ends[0])
+    zero, one = np.array(low, np.float32), np.array(high, np.float32)
+    values = (image.astype(np.float32) - zero) / (one - zero)
     return np.asarray(values.clip(0, 1), np.float32)

@@ -1,7 +1,7 @@
-"""Who trains, validates and tests: by patient, from a file, from the dataset, or drawn.
+"""Assignment of patients to training, validation and test: read from a file, given, or drawn.
 
 A split is a table of patient, case, role and digest of the prepared voxels. Every run writes its
-own, and `read_split` takes it back.
+split, and `read_split` reads it again.
 """
 
 import csv
@@ -23,34 +23,34 @@ PUBLISHED = resources.files("attnseg.data.published")
 
 
 def shuffle_names(names: Sequence[str], seed: int) -> list[str]:
-    """Order names by a hash of seed and name, so that adding one moves no other."""
+    """Return names in the order of a hash of seed and name, so that adding one moves no other."""
     return sorted(set(names), key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest())
 
 
 def draw_roles(patients: Sequence[str], shares: Mapping[str, float], seed: int) -> dict[str, str]:
-    """Give every patient a role.
+    """Draw a role for every patient.
 
     Args:
-        patients: names, in any order; repeats count once.
-        shares: share of the patients by role other than `train`; each gets at least one.
+        patients: names in any order; repeated names count once.
+        shares: share of the patients by role other than `train`; each role gets at least one.
         seed: another seed draws another split.
 
     Returns:
         Role by patient.
 
     Raises:
-        DataError: too few patients, none left to train.
+        DataError: there are too few patients to leave one for training.
     """
     drawn = shuffle_names(patients, seed)
     counts = {role: max(1, round(share * len(drawn))) for role, share in shares.items()}
-    if sum(shares.values()) < 1:  # rounded up, they may leave nobody to train
+    if sum(shares.values()) < 1:  # Rounded up, the counts may leave no patient for training.
         while sum(counts.values()) >= len(drawn) and max(counts.values(), default=0) > 1:
             counts[max(counts, key=counts.__getitem__)] -= 1
     if sum(counts.values()) >= len(drawn):
         others = " and ".join(f"{role} ({share:g})" for role, share in shares.items())
-        wanted = f"train, {others}" if others else "train"
+        listing = f"train, {others}" if others else "train"
         raise DataError(
-            f"dataset: {len(drawn)} patients cannot be split into {wanted}; add patients, "
+            f"dataset: {len(drawn)} patients cannot be split into {listing}; add patients, "
             "raise dataset.limit_cases or lower dataset.split"
         )
     roles = [role for role, count in counts.items() for _ in range(count)]
@@ -63,11 +63,11 @@ def divide_into_folds(
 ) -> list[list[str]]:
     """Divide patients into folds in which every class is about equally frequent.
 
-    The rarest class is dealt out first, each patient to the fold with the fewest of that class,
-    then the fewest patients.
+    Patients with the rarest class are distributed first. Each goes to the fold with the fewest
+    patients of that class; among equals, to the fold with the fewest patients.
 
     Args:
-        presence: of each class, by patient.
+        presence: presence of each class, by patient.
         count: number of folds.
         seed: another seed gives other folds.
 
@@ -75,7 +75,7 @@ def divide_into_folds(
         Patients by fold.
 
     Raises:
-        DataError: fewer patients than folds.
+        DataError: there are fewer patients than folds.
     """
     waiting = shuffle_names(list(presence), seed)
     if len(waiting) < count:
@@ -83,8 +83,8 @@ def divide_into_folds(
             f"dataset.split.folds: {len(waiting)} patients for {count} folds; "
             f"use at most {len(waiting)}"
         )
-    dealt: list[list[str]] = [[] for _ in range(count)]
-    classes = range(max(len(found) for found in presence.values()))
+    folds: list[list[str]] = [[] for _ in range(count)]
+    classes = range(max(len(present) for present in presence.values()))
     while waiting:
         left = {k: n for k in classes if (n := sum(presence[name][k] for name in waiting))}
         rarest = min(left, key=lambda k: left[k]) if left else None
@@ -94,37 +94,38 @@ def divide_into_folds(
                 same = 0 if rarest is None else sum(presence[n][rarest] for n in fold)
                 return same, len(fold)
 
-            min(dealt, key=load).append(name)
+            min(folds, key=load).append(name)
             waiting.remove(name)
-    return dealt
+    return folds
 
 
 def limit_cases(
     refs: Sequence[CaseRef], roles: Mapping[str, str | None], count: int | None, seed: int
 ) -> list[CaseRef]:
-    """Keep `count` cases of as many patients as possible, every role in turn.
+    """Keep `count` cases of as many patients as possible, taking the roles in turn.
 
     Args:
-        refs: all cases; the order is kept.
-        roles: role by case, `None` where it is still to be drawn.
-        count: how many to keep; `None` for all.
-        seed: of the order in which patients are taken.
+        refs: all cases; their order is kept.
+        roles: role by case; `None` if it is still to be drawn.
+        count: number of cases to keep; `None` for all.
+        seed: seed of the order in which patients are taken.
     """
     order = {patient: i for i, patient in enumerate(shuffle_names([r.patient for r in refs], seed))}
-    days: dict[str, int] = {}
-    turns: dict[tuple[int, str | None], int] = {}
+    cases_of: dict[str, int] = {}
+    cases_in: dict[tuple[int, str | None], int] = {}
     ranked = []
     for ref in sorted(refs, key=lambda r: order[r.patient]):
-        days[ref.patient] = day = days.get(ref.patient, 0) + 1
-        role = roles[ref.case]
-        turns[day, role] = turn = turns.get((day, role), 0) + 1
-        ranked.append((day, turn, order[ref.patient], ref.case))
+        # A patient's second case ranks after every patient's first.
+        cases_of[ref.patient] = nth_of_patient = cases_of.get(ref.patient, 0) + 1
+        key = (nth_of_patient, roles[ref.case])
+        cases_in[key] = nth_of_role = cases_in.get(key, 0) + 1
+        ranked.append((nth_of_patient, nth_of_role, order[ref.patient], ref.case))
     kept = {case for *_, case in sorted(ranked)[:count]}
     return [ref for ref in refs if ref.case in kept]
 
 
 def find_split_file(name: str) -> Path | None:
-    """Return the file that `name` means: a path, or a published split; `None` if there is none."""
+    """Return the file of a path or of a published split's name; `None` if there is none."""
     for path in (Path(name), Path(str(PUBLISHED / f"{name}.csv"))):
         if path.is_file():
             return path
@@ -137,14 +138,14 @@ def list_published_splits() -> list[str]:
 
 
 def read_split(path: Path) -> pd.DataFrame:
-    """Read a split.
+    """Read a split from a CSV file.
 
     Returns:
         A row per case, indexed by case: `patient`, `role` and `digest` (empty if unknown).
 
     Raises:
-        DataError: not a table of `SPLIT_COLUMNS`, a role that does not exist, a case twice, or
-            a patient in two roles; names every problem.
+        DataError: the columns are not `SPLIT_COLUMNS`, a role is unknown, a case appears twice, or
+            a patient has two roles; lists every problem.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as lines:
@@ -177,10 +178,10 @@ def read_split(path: Path) -> pd.DataFrame:
 
 
 def check_digests(path: Path | str, split: pd.DataFrame, cases: Sequence[StoredCase]) -> None:
-    """Check that cases are what they were when a split was written.
+    """Check that cases have not changed since a split was written.
 
     Raises:
-        DataError: names every case that has changed.
+        DataError: lists every case that has changed.
     """
     problems = Problems()
     for case in cases:
@@ -213,45 +214,52 @@ def assign_roles(
     seed: int,
     validate: bool = True,
 ) -> dict[str, str]:
-    """Give every case a role; what the dataset or a file says is kept, the rest is drawn.
+    """Give every case a role: keep the roles that are given, and draw the others.
 
-    With folds, and a test set that is given, fold `fold` validates and the others train. Without
-    one, `fold` tests, the next one validates, and the others train: over all folds every patient is
-    tested once, by a model that was not chosen on them.
+    With folds and a given test set, fold `fold` validates and the others train. With folds and
+    without a test set, fold `fold` tests, the next one validates, and the others train. Over all
+    folds, every patient is then tested once, by a model that was not selected on that patient.
 
     Args:
-        groups: whose each case is; a group never crosses roles.
-        given: role by case, `None` or `train` where validation and test may be drawn from.
-        presence: of each class, by case.
-        val: share of the groups that validate.
-        test: share of the groups that test, if no test set is given.
-        fold: number of the fold, from 0; `None` for no folds.
+        groups: group by case; all cases of a group get the same role.
+        given: role by case; `None` or `train` where a case may still be drawn for validation or
+            test.
+        presence: presence of each class, by case.
+        val: share of the groups for validation.
+        test: share of the groups for the test, if no test set is given.
+        fold: index of the fold; `None` for no folds.
         count: number of folds.
-        seed: of what is drawn.
+        seed: seed of the drawing.
         validate: false to draw no validation set.
 
     Raises:
-        DataError: too few groups.
+        DataError: there are too few groups.
     """
-    has = set(given.values())
+    given_roles = set(given.values())
     free = [case for case, role in given.items() if role in (None, "train")]
     names = [groups[case] for case in free]
     drawn: dict[str, str]
-    if fold is not None and "val" not in has:
-        found = {
+    if fold is not None and "val" not in given_roles:
+        presence_in_group = {
             name: [
                 any(k) for k in zip(*(presence[c] for c in free if groups[c] == name), strict=True)
             ]
             for name in names
         }
-        dealt = divide_into_folds(found, count, seed)
-        if "test" not in has and count < 3:
-            raise DataError("dataset.split.folds: 2 leave nobody to train; use 3 or more")
-        special = {fold: "val"} if "test" in has else {fold: "test", (fold + 1) % count: "val"}
-        drawn = {name: special.get(i, "train") for i, part in enumerate(dealt) for name in part}
+        folds = divide_into_folds(presence_in_group, count, seed)
+        role_of_fold = {fold: "val"}
+        if "test" not in given_roles:
+            if count < 3:
+                raise DataError("dataset.split.folds: 2 leave nobody to train; use 3 or more")
+            role_of_fold = {fold: "test", (fold + 1) % count: "val"}
+        drawn = {
+            name: role_of_fold.get(i, "train")
+            for i, members in enumerate(folds)
+            for name in members
+        }
     else:
-        shares = {} if "test" in has else {"test": test}
-        if validate and "val" not in has:
+        shares = {} if "test" in given_roles else {"test": test}
+        if validate and "val" not in given_roles:
             shares["val"] = val
         drawn = draw_roles(names, shares, seed)
     kept = {case: role for case, role in given.items() if role is not None}

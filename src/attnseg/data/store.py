@@ -1,9 +1,9 @@
-"""Prepared cases on disk: decoded and validated once, then read slice by slice without decoding.
+"""The store of prepared cases: decoded and validated once, then read slice by slice from disk.
 
 A case is a folder with `image.npy` and `mask.npy` (memory-mapped when read), `counts.npy` (pixels
-of each class in each slice), `signatures.npy` (see `duplicates`) and `case.json`. It is written
-beside its place and renamed, so that a case is there whole or not at all, and two processes may
-prepare the same dataset.
+of each class in each slice), `signatures.npy` (see `duplicates`) and `case.json`. It is written to
+a temporary folder that is then renamed. A case is therefore complete or absent, and two processes
+may prepare the same dataset.
 """
 
 import contextlib
@@ -35,8 +35,8 @@ from attnseg.progress import Bar
 
 log = logging.getLogger(__name__)
 
-STORE_VERSION = 2  # raised whenever a prepared case would hold something else
-PERCENTILES = (0.5, 5.0, 25.0, 50.0, 75.0, 95.0, 99.5)  # first and last become 0 and 1
+STORE_VERSION = 2  # to be raised whenever the content of prepared cases changes
+PERCENTILES = (0.5, 5.0, 25.0, 50.0, 75.0, 95.0, 99.5)  # the outer ones are scaled to 0 and 1
 
 
 @dataclass(frozen=True)
@@ -44,22 +44,22 @@ class StoredCase:
     """A prepared case.
 
     Attributes:
-        folder: where its arrays are.
-        patient: whose it is.
-        case: its name.
-        role: `train`, `val` or `test` if the dataset says so.
-        files: what it was read from.
+        folder: folder of its arrays.
+        patient: name of the patient.
+        case: name of the case.
+        role: `train`, `val` or `test`; `None` unless the dataset assigns roles itself.
+        files: the files it was read from.
         shape: slices, height, width.
         spacing: voxel size along S, H, W, mm; `None` if unknown.
-        affine: of the file (see `Case`).
+        affine: affine of the file (see `Case`).
         low: intensity that becomes 0, per channel.
         high: intensity that becomes 1, per channel.
         percentiles: intensities at `PERCENTILES`, per channel.
-        voxels: mask voxels of each class.
-        overlaps: voxels that two classes share, `[classes][classes]`.
+        voxels: number of voxels of each class.
+        overlaps: number of voxels that two classes share, `[classes][classes]`.
         pixels: SHA-256 of the image alone.
         digest: SHA-256 of image, mask and spacing.
-        source: digest of what it was prepared from.
+        source: digest of the files and table rows it was prepared from.
     """
 
     folder: Path
@@ -90,7 +90,7 @@ class StoredCase:
         return _map_array(self.folder / "mask.npy", self.digest)
 
     def scaled(self, index: int | NDArray[np.intp]) -> NDArray[np.float32]:
-        """Return slices in [0, 1], between `low` and `high`: `[H, W, C]`, or `[n, H, W, C]`."""
+        """Return slices scaled from `low`..`high` to 0..1: `[H, W, C]`, or `[n, H, W, C]`."""
         return scale_intensities(self.image[index], self.low, self.high)
 
     @property
@@ -110,7 +110,12 @@ class StoredCase:
 
 @lru_cache(maxsize=4096)
 def _map_array(path: Path, digest: str) -> NDArray[Any]:
-    """Map an array; the digest keeps apart what was prepared again at the same place.
+    """Return a memory-mapped array.
+
+    Args:
+        path: the file.
+        digest: key of the cache: a case that was prepared again has the same path, but another
+            digest.
 
     Raises:
         DataError: the file is damaged.
@@ -129,15 +134,15 @@ def prepare_cases(reader: Reader, refs: Sequence[CaseRef], folder: Path) -> list
     """Decode and validate the cases that are not in the store yet or have changed since.
 
     Args:
-        reader: of the dataset.
-        refs: cases wanted, from `reader.cases()`.
-        folder: the store.
+        reader: reader of the dataset.
+        refs: the cases to prepare, from `reader.cases()`.
+        folder: folder of the store.
 
     Returns:
         A stored case for each of `refs`, in their order.
 
     Raises:
-        DataError: cases are broken; names every problem. The good ones are prepared nevertheless.
+        DataError: cases are broken; lists every problem. The sound ones are prepared nevertheless.
         ResourceError: the store cannot be written.
     """
     sources = {ref.case: _source_digest(reader, ref) for ref in refs}
@@ -152,7 +157,7 @@ def prepare_cases(reader: Reader, refs: Sequence[CaseRef], folder: Path) -> list
                 f"{folder}: cannot be written ({error.strerror}); set paths.data"
             ) from error
 
-        def work(ref: CaseRef) -> StoredCase | DataError:
+        def prepare_case(ref: CaseRef) -> StoredCase | DataError:
             try:
                 case = reader.read(ref)
                 check_case(case, ref, reader)
@@ -163,7 +168,7 @@ def prepare_cases(reader: Reader, refs: Sequence[CaseRef], folder: Path) -> list
         pool = ThreadPoolExecutor(os.cpu_count())
         try:
             with Bar("Preparing", len(missing), "cases") as bar:
-                for ref, result in zip(missing, pool.map(work, missing), strict=True):
+                for ref, result in zip(missing, pool.map(prepare_case, missing), strict=True):
                     if isinstance(result, DataError):
                         problems.found.extend(result.problems)
                     else:
@@ -178,34 +183,37 @@ def prepare_cases(reader: Reader, refs: Sequence[CaseRef], folder: Path) -> list
 
 
 def _case_folder(folder: Path, ref: CaseRef) -> Path:
-    """Return a case's folder: its name, less what no file name can hold."""
+    """Return a case's folder; characters that file names cannot hold are percent-encoded."""
     return folder / ("case-" + quote(ref.case, safe=" "))
 
 
 def _source_digest(reader: Reader, ref: CaseRef) -> str:
-    described = json.dumps([reader.source(ref), ref.patient, ref.role])
-    digest = hashlib.sha256(described.encode())
+    """Return a digest that changes with a case's files, table rows, patient or role."""
+    text = json.dumps([reader.source(ref), ref.patient, ref.role])
+    digest = hashlib.sha256(text.encode())
     for path in ref.files:
         try:
-            found = path.stat()
+            status = path.stat()
         except OSError as error:
             raise DataError(f"{path}: {error.strerror}; restore it") from error
-        if not stat.S_ISREG(found.st_mode):  # a pipe would be waited for
+        if not stat.S_ISREG(status.st_mode):  # Reading from a pipe would block.
             raise DataError(f"{path}: not a file; restore it")
-        digest.update(f"{path.name},{found.st_size},{found.st_mtime_ns};".encode())
+        digest.update(f"{path.name},{status.st_size},{status.st_mtime_ns};".encode())
     return digest.hexdigest()
 
 
 def _load_case(folder: Path, source: str) -> StoredCase | None:
+    """Return a stored case; `None` if it is absent, incomplete or prepared from another source."""
     try:
         values = json.loads((folder / "case.json").read_text())
         case = StoredCase(folder=folder, **{name: _as_tuples(v) for name, v in values.items()})
-    except (FileNotFoundError, ValueError, TypeError):  # not there, or not whole
+    except (FileNotFoundError, ValueError, TypeError):
         return None
     return case if case.source == source else None
 
 
 def _as_tuples(value: Any) -> Any:  # noqa: ANN401
+    """Return nested lists as nested tuples; JSON has lists only."""
     return tuple(_as_tuples(item) for item in value) if isinstance(value, list) else value
 
 
@@ -246,9 +254,9 @@ def _write_case(case: Case, ref: CaseRef, folder: Path, source: str, reader: Rea
     try:
         for name, array in arrays.items():
             np.save(part / f"{name}.npy", array, allow_pickle=False)
-        described = asdict(stored)
-        del described["folder"]
-        (part / "case.json").write_text(json.dumps(described, indent=1))
+        description = asdict(stored)
+        del description["folder"]
+        (part / "case.json").write_text(json.dumps(description, indent=1))
         _replace_folder(part, stored.folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
@@ -258,11 +266,12 @@ def _write_case(case: Case, ref: CaseRef, folder: Path, source: str, reader: Rea
 def intensity_window(
     fixed: tuple[float, float] | None, percentiles: NDArray[np.float64]
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return the intensities that become 0 and 1, per channel.
+    """Return the intensities that are scaled to 0 and 1, per channel.
 
     Args:
-        fixed: by the dataset; `None` for the outer percentiles, which are kept apart if equal.
-        percentiles: `[C, n]`, the lowest first.
+        fixed: both intensities, if the dataset fixes them; `None` for the outer percentiles, whose
+            distance is at least 1.
+        percentiles: intensities `[C, n]` in ascending order.
     """
     if fixed is not None:
         low, high = ((value,) * len(percentiles) for value in fixed)
@@ -274,29 +283,33 @@ def intensity_window(
 def _count_voxels(
     mask: NDArray[np.uint8], labels: Labels
 ) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-    """Return pixels of each class per slice `[S, classes]` and overlaps `[classes, classes]`."""
+    """Return pixels of each class per slice `[S, classes]` and overlaps `[classes, classes]`.
+
+    An overlap is the number of voxels that two classes share.
+    """
     classes, values = len(labels), labels.largest_value + 1
     counts = np.zeros((len(mask), classes), np.int32)
     overlaps = np.zeros((classes, classes), np.int64)
     members = labels.split(np.arange(values)).T.astype(np.int64)
     for index, plane in enumerate(mask):
-        found = np.bincount(plane.ravel(), minlength=values)
-        counts[index] = found @ members
-        overlaps += members.T @ (found[:, None] * members)
+        histogram = np.bincount(plane.ravel(), minlength=values)
+        counts[index] = histogram @ members
+        overlaps += members.T @ (histogram[:, None] * members)
     np.fill_diagonal(overlaps, 0)
     return counts, overlaps
 
 
 def _replace_folder(part: Path, target: Path) -> None:
-    """Rename `part` to `target`; what was there, an outdated case, goes first."""
+    """Rename `part` to `target`; delete an outdated case that is there."""
     handle = os.open(target.parent, os.O_RDONLY)
     try:
-        with contextlib.suppress(OSError):  # a file system without locks
+        # Without the lock, two processes could delete each other's case. It is held for an instant
+        # and released by the kernel, even if the process dies; some file systems have no locks.
+        with contextlib.suppress(OSError):
             fcntl.flock(handle, fcntl.LOCK_EX)
         if target.exists():
-            described = [_described(folder) for folder in (part, target)]
-            if described[0] == described[1]:  # another process was first
-                return
+            if _read_description(part) == _read_description(target):
+                return  # Another process has just prepared the same case.
             outdated = Path(tempfile.mkdtemp(prefix=".old-", dir=target.parent))
             os.replace(target, outdated)
             shutil.rmtree(outdated)
@@ -305,7 +318,7 @@ def _replace_folder(part: Path, target: Path) -> None:
         os.close(handle)
 
 
-def _described(folder: Path) -> bytes:
+def _read_description(folder: Path) -> bytes:
     try:
         return (folder / "case.json").read_bytes()
     except FileNotFoundError:

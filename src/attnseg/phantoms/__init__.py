@@ -1,1 +1,1 @@
-"""Made-up datasets in the layouts of the real ones."""
+"""Phantoms: synthetic datasets in the layouts of the real ones."""

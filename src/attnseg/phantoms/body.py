@@ -1,4 +1,4 @@
-"""A made-up abdomen as signed distances, that the phantoms of scans are drawn from."""
+"""A synthetic abdomen as signed distance fields, from which the phantoms of scans are drawn."""
 
 from collections.abc import Callable, Iterable
 from functools import reduce
@@ -11,21 +11,27 @@ from scipy import ndimage
 
 Field = NDArray[np.float64]
 Point = tuple[float, float, float]
-Tissue = tuple[Field, float, float]  # where it is, its grey value, and how much that varies
-Wall = tuple[Field, float]  # of which organ, and its grey value
+Tissue = tuple[Field, float, float]  # signed distance, mean grey value, strength of the texture
+Wall = tuple[Field, float]  # signed distance of the organ, grey value of its wall
 
-# Organ number and a point of the average patient to this patient's point, mm.
+# Maps organ number, x, y (mm) and z (share of the height) of the average patient to a point, mm.
 Place = Callable[[int, float, float, float], Point]
 
 
 class Body:
-    """One abdomen on one day, as signed distances in mm (negative inside).
+    """One patient's abdomen on one day, as signed distances in mm (negative inside).
 
-    x runs to the patient's left, y to the back, both in mm from the middle; z is the share of the
-    scan's height, 0 at the feet. The axis is compressed: the whole abdomen fits any slice number.
+    x runs to the patient's left and y to the back, both in mm from the middle. z runs up from the
+    feet and is given as a share of the height. Any number of slices spans the whole abdomen.
+
+    Args:
+        anatomy: draws everything that stays the same from day to day.
+        today: draws everything that changes from day to day, and the noise.
+        shape: slices, height, width.
+        spacing: pixel size within slices, mm.
     """
 
-    HEIGHT = 260.0  # mm of abdomen that the scan's slices are taken to span
+    HEIGHT = 260.0  # height of the abdomen, mm
 
     def __init__(
         self, anatomy: Generator, today: Generator, shape: tuple[int, int, int], spacing: float
@@ -54,11 +60,11 @@ class Body:
         self.large_bowel = self._large_bowel(at, anatomy.uniform(0.9, 1.1))
         self.small_bowel = self._small_bowel(at)
 
-    def _places(self, lean: Field) -> Place:
-        """Return what places organs, each off the average place by its row of `lean`, mm."""
+    def _places(self, offsets: Field) -> Place:
+        """Return the function that places organs, each shifted by its row of `offsets`, mm."""
 
         def at(organ: int, x: float, y: float, z: float) -> Point:
-            dx, dy, dz = lean[organ]
+            dx, dy, dz = offsets[organ]
             return (x * self.girth + dx, y * self.depth + dy, z * self.HEIGHT + dz)
 
         return at
@@ -75,7 +81,7 @@ class Body:
             (60, 14, 0.09), (30, 26, 0.07),
         ]  # fmt: skip
         points = [at(6, *p) for p in frame]
-        # Pouches: the radius swells and narrows along the tube.
+        # The radius varies along the tube, which forms pouches.
         dense = _resample(points, 40)
         phase = self.today.uniform(0, 2 * np.pi)
         radii = [width * (19 + 3 * np.sin(1.9 * i + phase)) for i in range(len(dense))]
@@ -103,9 +109,9 @@ class Body:
         return distance
 
     def _tube(self, points: list[Point], radii: Iterable[float]) -> Field:
-        """Distance to capsules along a line of points, evaluated near them only."""
+        """Return the distance to a tube along a line of points, evaluated near the tube only."""
         field = np.full(self.shape, np.inf)
-        margin = 8.0  # mm around a capsule in which its distance is needed for soft edges
+        margin = 8.0  # mm around the tube in which soft edges need the distance
         ends = list(zip(np.array(points), radii, strict=True))
         for (a, radius_a), (b, radius_b) in pairwise(ends):
             reach = max(radius_a, radius_b) + margin
@@ -143,7 +149,7 @@ class Body:
         )
 
     def mr(self, tissues: Iterable[Tissue], walls: Iterable[Wall]) -> NDArray[np.uint16]:
-        """Return an MR-like image `[S, H, W]`, 16-bit, of grey values from 0 to 1."""
+        """Return an MR-like image `[S, H, W]`, 16-bit, from grey values between 0 and 1."""
         rng = self.today
         image = self.paint(0.02, tissues)
         for field, wall in walls:
@@ -155,15 +161,16 @@ class Body:
         return np.asarray(np.clip(magnitude * brightness, 0, 65535), np.uint16)
 
     def paint(self, air: float, tissues: Iterable[Tissue]) -> Field:
-        """Return a picture `[S, H, W]` of tissues, each over those before it."""
+        """Return a picture `[S, H, W]` of tissues, painted one over the other on `air`."""
         image = np.full(self.shape, air)
         for field, value, texture in tissues:
             grain = ndimage.gaussian_filter(self.today.standard_normal(self.shape), (0.6, 1.2, 1.2))
-            inside = np.clip(0.5 - field / self.spacing, 0, 1)  # partial volume at the edge
+            inside = np.clip(0.5 - field / self.spacing, 0, 1)  # partial volume effect at the edge
             image += inside * (value + 2.0 * texture * grain - image)
         return image
 
     def _bias(self) -> Field:
+        """Return a smooth multiplicative bias field."""
         x, y = self.x[None, None, :] / 150, self.y[None, :, None] / 110
         a, b, c, d = self.today.uniform(-0.16, 0.16, 4)
         log: Field = a * x + b * y + c * x * y + d * (x * x + y * y - 0.5)
@@ -171,6 +178,7 @@ class Body:
 
 
 def _resample(points: list[Point], count: int) -> list[Point]:
+    """Return `count` points along the line of the given ones."""
     array = np.array(points)
     steps = np.linspace(0, len(points) - 1, count)
     columns = [np.interp(steps, np.arange(len(points)), array[:, i]) for i in range(3)]
@@ -178,10 +186,10 @@ def _resample(points: list[Point], count: int) -> list[Point]:
 
 
 def union(*fields: Field) -> Field:
-    """Return where any of the fields is inside."""
+    """Return the signed distance to the union of regions."""
     return reduce(np.minimum, fields)
 
 
 def overlap(*fields: Field) -> Field:
-    """Return where all of the fields are inside."""
+    """Return the signed distance to the intersection of regions."""
     return reduce(np.maximum, fields)

@@ -1,13 +1,13 @@
-"""Phantom of ISIC 2018 Task 1: made-up dermoscopy in the same files and layout.
+"""Phantom of ISIC 2018 Task 1: synthetic dermoscopy in the same files and layout.
 
-Six folders as the challenge has them (https://challenge.isic-archive.com/landing/2018/45/):
+It has the six folders of the challenge (https://challenge.isic-archive.com/landing/2018/45/):
 
     ISIC2018_Task1-2_Training_Input/ISIC_0000000.jpg
     ISIC2018_Task1_Training_GroundTruth/ISIC_0000000_segmentation.png
 
-and the same for Validation and Test. A picture is skin with one lesion: an uneven blot of several
-browns with a pigment network and globules. Hairs, gel bubbles, a ruler and black corners come over
-some of them.
+and likewise for Validation and Test. A picture shows skin with one lesion: an irregular patch in
+several browns, with a pigment network and globules. Hairs, gel bubbles, a ruler or black corners
+cover parts of some pictures.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ from attnseg.progress import track
 
 FOLDER_ROLES = ("Training", "Validation", "Test")
 JPEG_QUALITY = 92
-FINE = 3  # hairs are drawn so many times finer, for smooth edges
+OVERSAMPLING = 3  # lines are drawn at this multiple of the size, for smooth edges
 NOTICE = "Made-up pictures: drawn by a program, of nobody's skin. No rights are reserved.\n"
 
 Colour = tuple[float, float, float]  # red, green, blue from 0 to 1
@@ -35,11 +35,11 @@ Colour = tuple[float, float, float]  # red, green, blue from 0 to 1
 
 @dataclass(frozen=True)
 class IsicSpec:
-    """How many made-up pictures, and of which size.
+    """Number and size of the synthetic pictures.
 
     Attributes:
-        counts: pictures for training, validation and test.
-        frames: width and height, pixels; pictures take turns.
+        counts: number of pictures for training, validation and test.
+        frames: width and height, pixels; pictures use them in turn.
         seed: another seed gives other pictures.
     """
 
@@ -55,16 +55,16 @@ ISIC2018_PRESETS = {
 
 
 def make_isic2018(root: Path, preset: str = "demo", seed: int = 0) -> None:
-    """Write a phantom of ISIC 2018 Task 1 to `root`, unless it is there already.
+    """Write a phantom of ISIC 2018 Task 1 to `root`, unless it already exists there.
 
     Args:
-        root: becomes what the reader takes as its root.
+        root: root folder of the phantom, for its reader.
         preset: one of `ISIC2018_PRESETS`.
         seed: another seed gives other pictures.
 
     Raises:
-        ValueError: no such preset.
-        DataError: `root` holds something else, or another phantom.
+        ValueError: there is no such preset.
+        DataError: `root` holds other files, or another phantom.
     """
     spec = replace(preset_of(ISIC2018_PRESETS, preset), seed=seed)
     make_once(root, {"version": 1, **asdict(spec)}, partial(_write_isic2018, spec))
@@ -82,7 +82,7 @@ def _write_isic2018(spec: IsicSpec, root: Path) -> None:
     ]
     for number, role in enumerate(track(roles, "Making the phantom", "pictures")):
         image, mask = make_picture(spec.seed, number, spec.frames[number % len(spec.frames)])
-        name = f"ISIC_{3 * number:07d}"  # numbers with gaps, as in the download
+        name = f"ISIC_{3 * number:07d}"  # The download's numbers have gaps, too.
         Image.fromarray(image).save(inputs[role] / f"{name}.jpg", quality=JPEG_QUALITY)
         white = mask.astype(np.uint8) * 255
         Image.fromarray(white).save(truths[role] / f"{name}_segmentation.png")
@@ -91,36 +91,36 @@ def _write_isic2018(spec: IsicSpec, root: Path) -> None:
 def make_picture(
     seed: int, number: int, frame: tuple[int, int]
 ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    """Make one picture.
+    """Draw one picture.
 
     Args:
-        seed: of the phantom.
-        number: of the picture.
+        seed: seed of the phantom.
+        number: number of the picture.
         frame: width and height, pixels.
 
     Returns:
-        Image `[H, W, 3]` and the lesion's mask `[H, W]`, one piece.
+        Image `[H, W, 3]` and the lesion's mask `[H, W]`, a single component.
     """
     rng = default_rng([seed, number])
     canvas = _Canvas(rng, frame)
     edge = canvas.lesion()
-    canvas.skin()
-    canvas.pigment(edge)
-    for artefact, chance in (
-        (canvas.bubbles, 0.3),
-        (canvas.hairs, 0.55),
-        (canvas.ruler, 0.2),
-        (canvas.corners, 0.3),
+    canvas.draw_skin()
+    canvas.draw_pigment(edge)
+    for draw_artefact, probability in (
+        (canvas.draw_bubbles, 0.3),
+        (canvas.draw_hairs, 0.55),
+        (canvas.draw_ruler, 0.2),
+        (canvas.draw_corners, 0.3),
     ):
-        if rng.random() < chance:
-            artefact()
+        if rng.random() < probability:
+            draw_artefact()
     return canvas.finished(), edge < 0
 
 
 class _Canvas:
-    """A picture while it is drawn.
+    """A picture that is being drawn.
 
-    x and y run from the middle in units of half the picture's shorter side.
+    x and y are measured from the middle, in units of half the picture's shorter side.
     """
 
     def __init__(self, rng: Generator, frame: tuple[int, int]) -> None:
@@ -132,9 +132,10 @@ class _Canvas:
         self.image = np.zeros((self.height, self.width, 3))
 
     def lesion(self) -> Field:
-        """Return how far pixels are outside the lesion (negative inside), in units.
+        """Return the signed distance of each pixel to the lesion (negative inside), in units.
 
-        Seen from a point within, the border is at one distance in every direction: one piece.
+        The border is a function of the angle around a point within, so that the lesion is a single
+        component.
         """
         rng = self.rng
         middle = rng.normal(0, 0.12, 2)
@@ -151,13 +152,13 @@ class _Canvas:
         edge: Field = np.hypot(along, across) - radius * np.clip(border, 0.4, 1.6)
         return edge
 
-    def skin(self) -> None:
-        """Lay skin of one tone, with blotches, fine furrows and light from one side."""
+    def draw_skin(self) -> None:
+        """Draw skin of one tone, with blotches, fine furrows and light from one side."""
         rng = self.rng
         light, dark = np.array([0.93, 0.76, 0.70]), np.array([0.72, 0.50, 0.40])
         tone = light + rng.beta(1.2, 2.2) * (dark - light) + rng.normal(0, 0.015, 3)
         self.image[:] = tone
-        red = np.array([0.25, 1.0, 0.9])  # blotches are redder: they take green and blue
+        red = np.array([0.25, 1.0, 0.9])  # Blotches absorb green and blue, which makes them redder.
         self.image -= 0.022 * self.noise(0.22)[..., None] * red
         furrows = np.abs(self.noise(0.05)) + np.abs(self.noise(0.03))
         self.image *= (0.975 + 0.02 * np.minimum(furrows, 2))[..., None]
@@ -165,18 +166,18 @@ class _Canvas:
         shade = 1 + a * self.x + b * self.y - rng.uniform(0.02, 0.09) * (self.x**2 + self.y**2)
         self.image *= shade[..., None]
 
-    def pigment(self, edge: Field) -> None:
-        """Stain the lesion with several browns, a network of lines, and globules."""
+    def draw_pigment(self, edge: Field) -> None:
+        """Colour the lesion in several browns, with a network of lines and with globules."""
         rng = self.rng
         soft = rng.uniform(0.02, 0.07)
         inside = 1 / (1 + np.exp(np.clip((edge + 0.4 * soft) / (0.4 * soft), -50, 50)))
         tan, brown, black = ([0.66, 0.45, 0.32], [0.42, 0.25, 0.17], [0.20, 0.12, 0.11])
         depth = rng.uniform(0.25, 0.75) + 0.28 * self.noise(0.22) + 0.1 * self.noise(0.08)
-        depth += np.clip(-edge, 0, 0.4)  # darker towards the middle
+        depth += np.clip(-edge, 0, 0.4)  # The lesion is darker towards its middle.
         stops = np.array([tan, brown, black])
         colour = np.stack([np.interp(depth, (0.1, 0.75, 1.5), stops[:, c]) for c in range(3)], -1)
         if rng.random() < 0.35:
-            veil = np.clip(self.noise(0.2) - 0.6, 0, 1)[..., None]  # bluish white
+            veil = np.clip(self.noise(0.2) - 0.6, 0, 1)[..., None]  # bluish-white veil
             colour += 0.5 * veil * (np.array([0.52, 0.52, 0.58]) - colour)
         strength = rng.uniform(0.65, 0.95)
         self._stain(colour, inside * strength)
@@ -184,7 +185,7 @@ class _Canvas:
         self._stain([0.17, 0.09, 0.08], inside * self._globules() * 0.6)
 
     def _network(self, mesh: float) -> Field:
-        """Return the lines between cells of about so many units, strongest in patches."""
+        """Return the lines between cells of about `mesh` units, stronger in some patches."""
         count = int(4 * self.width * self.height / (2 * self.unit) ** 2 / mesh**2)
         rows = self.rng.integers(0, self.height, count)
         columns = self.rng.integers(0, self.width, count)
@@ -196,7 +197,7 @@ class _Canvas:
         return patches
 
     def _globules(self) -> Field:
-        """Return dots, scattered in one part of the picture."""
+        """Return dots that are scattered over one part of the picture."""
         dots = np.zeros((self.height, self.width))
         middle = self.rng.normal(0, 0.2, 2)
         for _ in range(self.rng.integers(0, 26)):
@@ -206,8 +207,8 @@ class _Canvas:
             dots = np.maximum(dots, np.clip(0.5 - (far - radius) * self.unit, 0, 1))
         return dots
 
-    def bubbles(self) -> None:
-        """Lay gel bubbles over the picture: bright rims with a glint."""
+    def draw_bubbles(self) -> None:
+        """Draw gel bubbles: bright rims with a glint."""
         for _ in range(self.rng.integers(2, 9)):
             x = self.rng.uniform(self.x.min(), self.x.max())
             y = self.rng.uniform(-1, 1)
@@ -219,8 +220,8 @@ class _Canvas:
             self._stain([1, 0.97, 0.95], 0.3 * rim)
             self._stain([1, 1, 1], 0.8 * np.exp(-((glint / width) ** 2)))
 
-    def hairs(self) -> None:
-        """Draw dark curved hairs, most of them combed one way."""
+    def draw_hairs(self) -> None:
+        """Draw dark curved hairs, most of them in one direction."""
         rng = self.rng
         colour: Colour = (0.10, 0.07, 0.06) if rng.random() < 0.8 else (0.45, 0.31, 0.20)
         way = rng.uniform(0, np.pi)
@@ -233,8 +234,8 @@ class _Canvas:
             strands.append(_curve(middle - ahead, middle + aside, middle + ahead))
         self._strokes(strands, max(0.012, 0.5 / self.unit), colour, rng.uniform(0.6, 0.9))
 
-    def ruler(self) -> None:
-        """Print a ruler along the lower edge."""
+    def draw_ruler(self) -> None:
+        """Draw a ruler along the lower edge."""
         bottom = self.y.max() - 0.04
         step = self.rng.uniform(0.06, 0.1)
         marks = []
@@ -243,8 +244,8 @@ class _Canvas:
             marks.append(np.array([[x, bottom], [x, bottom - tall]]))
         self._strokes(marks, max(0.012, 0.5 / self.unit), (0.1, 0.1, 0.12), 0.8)
 
-    def corners(self) -> None:
-        """Blacken what the round lens of the dermatoscope does not show."""
+    def draw_corners(self) -> None:
+        """Blacken the corners outside the round lens of the dermatoscope."""
         radius = self.rng.uniform(1.05, 1.2)
         far = np.hypot(self.x, self.y)
         self.image *= (1 - 0.35 * np.clip((far - 0.75 * radius) / radius, 0, 1))[..., None]
@@ -257,25 +258,26 @@ class _Canvas:
         return np.asarray(np.rint(np.clip(grainy, 0, 1) * 255), np.uint8)
 
     def noise(self, size: float) -> Field:
-        """Return noise `[H, W]` of spread 1 and patches of about so many units."""
+        """Return noise `[H, W]` of standard deviation 1, in patches of about `size` units."""
         white = self.rng.standard_normal((self.height, self.width))
         smooth = ndimage.gaussian_filter(white, size * self.unit / 2)
         noise: Field = smooth / smooth.std()
         return noise
 
     def _stain(self, colour: Sequence[float] | Field, opacity: Field) -> None:
+        """Blend a colour into the picture with an opacity `[H, W]`."""
         self.image += opacity[..., None] * (np.asarray(colour) - self.image)
 
     def _strokes(
         self, lines: Sequence[Field], width: float, colour: Colour, opacity: float
     ) -> None:
-        """Draw lines of points `[n, 2]` (x, y), with smooth edges."""
-        sheet = Image.new("L", (self.width * FINE, self.height * FINE))
+        """Draw lines of points `[n, 2]` (x, y) with smooth edges."""
+        sheet = Image.new("L", (self.width * OVERSAMPLING, self.height * OVERSAMPLING))
         pen = ImageDraw.Draw(sheet)
         corner = np.array([self.x.min(), self.y.min()])
         for line in lines:
-            points = ((line - corner) * self.unit + 0.5) * FINE
-            pen.line(points.ravel().tolist(), 255, max(1, round(width * self.unit * FINE)))
+            points = ((line - corner) * self.unit + 0.5) * OVERSAMPLING
+            pen.line(points.ravel().tolist(), 255, max(1, round(width * self.unit * OVERSAMPLING)))
         small = np.asarray(sheet.resize((self.width, self.height), Image.Resampling.BOX))
         self._stain(colour, small / 255 * opacity)
 

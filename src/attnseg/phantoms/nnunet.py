@@ -1,4 +1,4 @@
-"""Phantom of a dataset in nnU-Net's raw format: two made-up MR contrasts, regions for labels.
+"""Phantom of a dataset in nnU-Net's raw format: synthetic MRI of two contrasts, region labels.
 
     dataset.json
     imagesTr/ABD_001_0000.nii.gz, imagesTr/ABD_001_0001.nii.gz, labelsTr/ABD_001.nii.gz
@@ -23,7 +23,7 @@ from attnseg.phantoms.phantom import make_once, preset_of
 from attnseg.phantoms.scan import ScanSpec, save_scan, tilted_affine
 from attnseg.progress import track
 
-MR_AXES = ("RAS", "LPS", "LAS")  # of the files' arrays; cases take turns
+MR_AXES = ("RAS", "LPS", "LAS")  # axes of the files' arrays; cases use them in turn
 LARGE_BOWEL, SMALL_BOWEL, STOMACH = 1, 2, 3
 
 NNUNET_PRESETS = {
@@ -33,16 +33,16 @@ NNUNET_PRESETS = {
 
 
 def make_nnunet(root: Path, preset: str = "demo", seed: int = 0) -> None:
-    """Write a phantom in nnU-Net's raw format to `root`, unless it is there already.
+    """Write a phantom in nnU-Net's raw format to `root`, unless it already exists there.
 
     Args:
-        root: becomes the dataset's folder (`DatasetXXX_Name`), which holds `dataset.json`.
+        root: the dataset's folder (`DatasetXXX_Name`), which will hold `dataset.json`.
         preset: one of `NNUNET_PRESETS`.
         seed: another seed gives other anatomies.
 
     Raises:
-        ValueError: no such preset.
-        DataError: `root` holds something else, or another phantom.
+        ValueError: there is no such preset.
+        DataError: `root` holds other files, or another phantom.
     """
     spec = replace(preset_of(NNUNET_PRESETS, preset), seed=seed)
     make_once(root, {"version": 1, **asdict(spec)}, partial(_write_nnunet, spec))
@@ -51,10 +51,10 @@ def make_nnunet(root: Path, preset: str = "demo", seed: int = 0) -> None:
 def make_mr(
     seed: int, case: int, shape: tuple[int, int, int], spacing: float
 ) -> tuple[list[NDArray[np.int16]], NDArray[np.uint8]]:
-    """Make one patient's two scans.
+    """Draw one patient's two scans.
 
     Args:
-        seed: of the phantom.
+        seed: seed of the phantom.
         case: number of the case.
         shape: slices, height, width.
         spacing: in-plane pixel size, mm.
@@ -64,8 +64,8 @@ def make_mr(
         and the patient's right to the left.
     """
     body = Abdomen(default_rng([seed, case]), default_rng([seed, case, 1]), shape, spacing)
-    # T1, T2: fluid is dark in the first and bright in the second.
-    images = [_weighted(body, 0), _weighted(body, 1)]
+    # T1 and T2: fluid is dark in the first and bright in the second.
+    images = [_draw_weighting(body, 0), _draw_weighting(body, 1)]
     label = np.zeros(shape, np.uint8)
     label[body.large_bowel < 0] = LARGE_BOWEL
     label[body.small_bowel < 0] = SMALL_BOWEL
@@ -73,8 +73,8 @@ def make_mr(
     return images, label
 
 
-def _weighted(body: Abdomen, weighting: int) -> NDArray[np.int16]:
-    """Return the image of one weighting; organs are painted in the order of their labels."""
+def _draw_weighting(body: Abdomen, weighting: int) -> NDArray[np.int16]:
+    """Return the image of one weighting; later tissues cover earlier ones, as labels do."""
     tissues = (
         (body.skin, (0.35, 0.30), 0.03),
         (body.skin + 3, (0.82, 0.60), 0.04),  # fat

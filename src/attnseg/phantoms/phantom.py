@@ -1,4 +1,4 @@
-"""What every phantom shares: made once, whole or not at all, and never over something else."""
+"""Creation of phantoms: made once, complete or not at all, and never over other files."""
 
 import json
 import shutil
@@ -14,50 +14,51 @@ Spec = TypeVar("Spec")
 
 
 def preset_of(presets: Mapping[str, Spec], name: str) -> Spec:
-    """Return a preset by its name.
+    """Return the preset of a name.
 
     Raises:
-        ValueError: there is none; names those that there are.
+        ValueError: there is none; lists the existing ones.
     """
     if name not in presets:
         raise ValueError(f"no preset {name!r}; choose one of {', '.join(presets)}")
     return presets[name]
 
 
-def make_once(root: Path, described: Mapping[str, object], write: Callable[[Path], None]) -> None:
-    """Make a phantom at `root`, unless the same one is there.
+def make_once(root: Path, spec: Mapping[str, object], write: Callable[[Path], None]) -> None:
+    """Make a phantom at `root`, unless the same one exists there.
 
     Args:
-        root: becomes what the reader takes as its root.
-        described: all that decides the phantom's bytes, kept in `phantom.json`.
-        write: fills an empty folder.
+        root: root folder of the phantom, for its reader.
+        spec: everything that decides the phantom's bytes; kept in `phantom.json`. Its `version` is
+            raised whenever the same options give other bytes.
+        write: writes the phantom's files to an empty folder.
 
     Raises:
-        DataError: `root` holds something else, or another phantom.
+        DataError: `root` holds other files, or another phantom.
     """
-    wanted = json.dumps(described, indent=1)
+    expected = json.dumps(spec, indent=1)
     if root.exists():
-        _check_same_phantom(root, wanted)
+        _check_same_phantom(root, expected)
         return
     root.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix=f".{root.name}.", dir=root.parent))
     try:
         write(part)
-        (part / SPEC_FILE).write_text(wanted)
+        (part / SPEC_FILE).write_text(expected)
         part.chmod(0o755)
         try:
             part.rename(root)
-        except OSError:  # another process may have been first
+        except OSError:  # Another process may have made the phantom in the meantime.
             if not root.exists():
                 raise
-            _check_same_phantom(root, wanted)
+            _check_same_phantom(root, expected)
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def _check_same_phantom(root: Path, wanted: str) -> None:
-    there = root / SPEC_FILE
-    if not there.is_file() or there.read_text() != wanted:
+def _check_same_phantom(root: Path, expected: str) -> None:
+    spec_file = root / SPEC_FILE
+    if not spec_file.is_file() or spec_file.read_text() != expected:
         raise DataError(
             f"{root}: holds something else than the phantom asked for; remove or rename it"
         )

@@ -1,4 +1,4 @@
-"""Made-up scans as NIfTI files, lying askew and with axes in any order, as scanners write them."""
+"""Synthetic scans as NIfTI files: tilted, and with axes in any order, as scanners write them."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,14 +15,14 @@ from attnseg.phantoms.body import Field
 
 @dataclass(frozen=True)
 class ScanSpec:
-    """How many made-up scans of an abdomen, and of which size.
+    """Number and size of the synthetic scans of an abdomen.
 
     Attributes:
         train: number of training cases.
         test: number of test cases.
-        slices: slices per scan.
-        frames: width and height (pixels), pixel spacing and slice distance (mm); cases take turns.
-            An abdomen fits any number of slices: it is compressed along the axis.
+        slices: slices per scan; the abdomen is compressed or stretched to fill them.
+        frames: width and height (pixels), pixel spacing and slice distance (mm); cases use them in
+            turn.
         seed: another seed gives other anatomies.
     """
 
@@ -36,12 +36,12 @@ class ScanSpec:
 def tilted_affine(
     rng: Generator, shape: tuple[int, int, int], spacing: tuple[float, float, float]
 ) -> Field:
-    """Return where a patient who lies a few degrees askew is in the scanner.
+    """Return the affine of a scan whose patient lies tilted by a few degrees.
 
     Args:
-        rng: draws how askew.
+        rng: draws angles and position.
         shape: slices, height, width.
-        spacing: along the same, mm.
+        spacing: voxel size along slices, height and width, mm.
 
     Returns:
         `[4, 4]` from voxel indices along width, height and slices to mm (NIfTI's axes: right,
@@ -60,10 +60,10 @@ def save_scan(path: Path, scan: NDArray[np.generic], affine: Field, axes: str) -
     """Write a scan as NIfTI.
 
     Args:
-        path: of the file.
+        path: the file.
         scan: `[S, H, W]`, from the feet up, front to back, right to left.
-        affine: of `tilted_affine`.
-        axes: where the axes of the file's array point to: `RAS` is right, front, up.
+        affine: affine from `tilted_affine`.
+        axes: directions of the axes of the file's array: `RAS` is right, front, up.
     """
     turn = ornt_transform(axcodes2ornt("LPS"), axcodes2ornt(tuple(axes)))
     array = scan.transpose(2, 1, 0)

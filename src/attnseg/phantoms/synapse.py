@@ -1,14 +1,14 @@
-"""Phantom of the Synapse (BTCV) abdomen: made-up CTs in the same files and layout.
+"""Phantom of the Synapse (BTCV) abdomen: synthetic CT scans in the same files and layout.
 
-Two layouts are known, of the same scans (https://www.synapse.org/#!Synapse:syn3193805):
+The same scans can be written in two layouts (https://www.synapse.org/#!Synapse:syn3193805):
 
     RawData/Training/img/img0001.nii.gz, RawData/Training/label/label0001.nii.gz
     train_npz/case0005_slice000.npz, test_vol_h5/case0001.npy.h5
 
 The second is TransUNet's package (https://github.com/Beckschen/TransUNet): intensities are clipped
-to -125..275 HU and scaled to 0..1, 8 of the 13 organs are left, and slices lie on their side: rows
-from the patient's right to the left, columns from front to back. (mmsegmentation's
-tools/dataset_converters/synapse.py arrives there by a transposition and a flip of the raw arrays.)
+to -125..275 HU and scaled to 0..1, only 8 of the 13 organs are labelled, and slices are transposed:
+rows run from the patient's right to the left, columns from front to back. (mmsegmentation's
+tools/dataset_converters/synapse.py obtains this by transposing and flipping the raw arrays.)
 """
 
 from dataclasses import asdict, replace
@@ -27,15 +27,15 @@ from attnseg.phantoms.phantom import make_once, preset_of
 from attnseg.phantoms.scan import ScanSpec, save_scan, tilted_affine
 from attnseg.progress import track
 
-# The published split by case number: TransUNet's lists.
+# TransUNet's published split, by case number.
 TRAIN = (5, 6, 7, 9, 10, 21, 23, 24, 26, 27, 28, 30, 31, 33, 34, 37, 39, 40)
 TEST = (8, 22, 38, 36, 32, 2, 29, 3, 1, 4, 25, 35)
-CT_AXES = ("LAS", "RAS", "LPS", "PSL")  # of the files' arrays; cases take turns
+CT_AXES = ("LAS", "RAS", "LPS", "PSL")  # axes of the files' arrays; cases use them in turn
 # Label of each organ in TransUNet's package, by its label in the download.
 PACKAGE_LABELS = {8: 1, 4: 2, 3: 3, 2: 4, 6: 5, 11: 6, 1: 7, 7: 8}
 LAYOUTS = ("raw", "package")
-WINDOW = (-125.0, 275.0)  # HU that the package keeps
-NOISE = 12.0  # HU
+WINDOW = (-125.0, 275.0)  # range of intensities in the package, HU
+NOISE = 12.0  # standard deviation, HU
 
 SYNAPSE_PRESETS = {
     "tiny": ScanSpec(4, 2, 8, ((72, 60, 5.2, 5.0), (70, 64, 5.4, 4.0))),
@@ -44,46 +44,47 @@ SYNAPSE_PRESETS = {
 
 
 def make_synapse(root: Path, preset: str = "demo", seed: int = 0, layout: str = "raw") -> None:
-    """Write a phantom of the Synapse abdomen to `root`, unless it is there already.
+    """Write a phantom of the Synapse abdomen to `root`, unless it already exists there.
 
     Args:
-        root: becomes what the reader takes as its root.
+        root: root folder of the phantom, for its reader.
         preset: one of `SYNAPSE_PRESETS`.
         seed: another seed gives other anatomies.
-        layout: `raw` or `package`, of the same scans.
+        layout: `raw` or `package`; the scans are the same.
 
     Raises:
-        ValueError: no such preset or layout.
-        DataError: `root` holds something else, or another phantom.
+        ValueError: there is no such preset or layout.
+        DataError: `root` holds other files, or another phantom.
     """
     if layout not in LAYOUTS:
         raise ValueError(f"no layout {layout!r}; choose one of {', '.join(LAYOUTS)}")
     spec = replace(preset_of(SYNAPSE_PRESETS, preset), seed=seed)
-    described = {"version": 1, "layout": layout, **asdict(spec)}
-    make_once(root, described, partial(_write_synapse, spec, layout))
+    everything = {"version": 1, "layout": layout, **asdict(spec)}
+    make_once(root, everything, partial(_write_synapse, spec, layout))
 
 
 def make_ct(
     seed: int, case: int, shape: tuple[int, int, int], spacing: float
 ) -> tuple[NDArray[np.int16], NDArray[np.uint8]]:
-    """Make one CT.
+    """Draw one CT scan.
 
     Args:
-        seed: of the phantom.
+        seed: seed of the phantom.
         case: number of the case.
         shape: slices, height, width.
         spacing: in-plane pixel size, mm.
 
     Returns:
-        Image `[S, H, W]` in HU and the numbers of the 13 organs `[S, H, W]`, from the feet up,
-        front to back and the patient's right to the left.
+        Image `[S, H, W]` in HU and label map `[S, H, W]` of the 13 organs, from the feet up, front
+        to back and the patient's right to the left.
     """
     today = default_rng([seed, case, 1])
     body = Abdomen(default_rng([seed, case]), today, shape, spacing)
-    return _image(body, today), _organ_labels(body)
+    return _draw_image(body, today), _organ_labels(body)
 
 
 def _organ_labels(body: Abdomen) -> NDArray[np.uint8]:
+    """Return the label map of the 13 organs; later ones cover earlier ones."""
     label = np.zeros(body.shape, np.uint8)
     for number, organ in (
         (6, body.liver),
@@ -104,9 +105,9 @@ def _organ_labels(body: Abdomen) -> NDArray[np.uint8]:
     return label
 
 
-def _image(body: Abdomen, rng: Generator) -> NDArray[np.int16]:
-    """Return a CT in the portal venous phase; organs are painted in the order of their labels."""
-    contrast = rng.uniform(0.9, 1.1)  # of the vessels and what they feed
+def _draw_image(body: Abdomen, rng: Generator) -> NDArray[np.int16]:
+    """Return a CT in the portal venous phase; organs cover each other as their labels do."""
+    contrast = rng.uniform(0.9, 1.1)  # contrast agent in vessels and perfused organs
     kidneys = union(body.right_kidney, body.left_kidney)
     image = body.paint(
         -1000.0,
@@ -154,39 +155,39 @@ def _image(body: Abdomen, rng: Generator) -> NDArray[np.int16]:
 
 
 def _table(body: Abdomen) -> Field:
-    """Return the curved table under the back."""
+    """Return the curved table of the scanner under the patient's back."""
     x, y = body.x[None, None, :], body.y[None, :, None]
     plate = np.abs(y - (108 * body.depth + 9 - 0.0009 * x**2)) - 2.5
     return np.broadcast_to(plate, body.shape)
 
 
 def _strands(body: Abdomen, rng: Generator) -> Field:
-    """Return the fine vessels that run through the fat of the cavity."""
-    slow = (0.7, 9 / body.spacing, 9 / body.spacing)
-    noise = ndimage.gaussian_filter(rng.standard_normal(body.shape), slow)
+    """Return the fine vessels in the fat of the abdominal cavity."""
+    widths = (0.7, 9 / body.spacing, 9 / body.spacing)
+    noise = ndimage.gaussian_filter(rng.standard_normal(body.shape), widths)
     return overlap((np.abs(noise / noise.std()) - 0.15) * 8, body.cavity + 12)
 
 
 def _gas(body: Abdomen, rng: Generator) -> Field:
     """Return pockets of gas in the large bowel."""
-    slow = (1, 10 / body.spacing, 10 / body.spacing)
-    noise = ndimage.gaussian_filter(rng.standard_normal(body.shape), slow)
+    widths = (1, 10 / body.spacing, 10 / body.spacing)
+    noise = ndimage.gaussian_filter(rng.standard_normal(body.shape), widths)
     return overlap((0.5 - noise / noise.std()) * 10, body.large_bowel + 5)
 
 
 def _bubble(body: Abdomen) -> Field:
-    """Return the gas of the stomach, in front as the patient lies on the back."""
+    """Return the gas in the stomach, which collects in front of a patient lying on the back."""
     level = body.y[None, :, None] + 46 * body.depth
     return overlap(level, body.stomach + 5)
 
 
 def _branches(body: Abdomen, rng: Generator) -> Field:
     """Return the veins of the liver."""
-    slow = (1.5, 14 / body.spacing, 14 / body.spacing)
+    widths = (1.5, 14 / body.spacing, 14 / body.spacing)
     first, second = (
-        ndimage.gaussian_filter(rng.standard_normal(body.shape), slow) for _ in range(2)
+        ndimage.gaussian_filter(rng.standard_normal(body.shape), widths) for _ in range(2)
     )
-    # Where two slow fields are both near zero there is a line in space.
+    # The points where two smooth fields are both near zero form lines in space.
     line = np.hypot(first / first.std(), second / second.std())
     return overlap((line - 0.28) * 12, body.liver + 5)
 

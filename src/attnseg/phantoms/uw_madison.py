@@ -1,9 +1,9 @@
-"""Phantom of the UW-Madison download: made-up abdomens in the same files and layout.
+"""Phantom of the UW-Madison download: synthetic abdomens in the same files and layout.
 
-Every patient has an anatomy of its own (body, liver, spleen, kidneys, spine, and the stomach, large
-and small bowel to segment); every day of a patient moves the body, refills the stomach and lays the
-bowel loops anew. Slices are MR-like: soft edges, a bias field, Rician noise, another brightness per
-scan. The same specification gives the same bytes.
+Patients differ in anatomy (body, liver, spleen, kidneys, spine, and the stomach, large and small
+bowel to segment). The days of a patient differ in the position of the body, the filling of the
+stomach and the loops of the bowel. Slices look like MRI: soft edges, a bias field, Rician noise and
+a brightness that varies from scan to scan. The same specification gives the same bytes.
 """
 
 from dataclasses import asdict, dataclass, replace
@@ -24,14 +24,14 @@ from attnseg.progress import track
 
 @dataclass(frozen=True)
 class PhantomSpec:
-    """How many made-up scans, and of which size.
+    """Number and size of the synthetic scans.
 
     Attributes:
         patients: number of patients.
         max_days: patient n has 1 + n % max_days scans.
         slices: slices per scan, 3 mm apart.
-        frames: width and height (pixels) and pixel spacing (mm) of the scanners; patients take
-            turns.
+        frames: width and height (pixels) and pixel spacing (mm) of the scanners; patients use them
+            in turn.
         seed: another seed gives other anatomies.
     """
 
@@ -50,16 +50,16 @@ UW_MADISON_PRESETS = {
 
 
 def make_uw_madison(root: Path, preset: str = "demo", seed: int = 0) -> None:
-    """Write a phantom in the UW-Madison layout to `root`, unless it is there already.
+    """Write a phantom in the UW-Madison layout to `root`, unless it already exists there.
 
     Args:
-        root: becomes what the reader takes as its root.
+        root: root folder of the phantom, for its reader.
         preset: one of `UW_MADISON_PRESETS`.
         seed: another seed gives other anatomies.
 
     Raises:
-        ValueError: no such preset.
-        DataError: `root` holds something else, or another phantom.
+        ValueError: there is no such preset.
+        DataError: `root` holds other files, or another phantom.
     """
     spec = replace(preset_of(UW_MADISON_PRESETS, preset), seed=seed)
     make_once(root, {"version": 1, **asdict(spec)}, partial(_write_uw_madison, spec))
@@ -70,7 +70,7 @@ def _write_uw_madison(spec: PhantomSpec, root: Path) -> None:
     days = [(p, d) for p in range(spec.patients) for d in range(1 + p % spec.max_days)]
     for patient, day in track(days, "Making the phantom", "scans"):
         width, height, spacing = spec.frames[patient % len(spec.frames)]
-        # Numbers with gaps, as in the download.
+        # The download's numbers have gaps, too.
         scan = f"case{2 * patient + 1}_day{5 * day}"
         folder = root / "train" / scan.split("_")[0] / scan / "scans"
         folder.mkdir(parents=True)
@@ -88,10 +88,10 @@ def _write_uw_madison(spec: PhantomSpec, root: Path) -> None:
 def make_mr_scan(
     seed: int, patient: int, day: int, shape: tuple[int, int, int], spacing: float
 ) -> tuple[NDArray[np.uint16], NDArray[np.bool_]]:
-    """Make one scan.
+    """Draw one scan.
 
     Args:
-        seed: of the phantom.
+        seed: seed of the phantom.
         patient: number of the patient, from 0.
         day: number of the scan, from 0.
         shape: slices, height, width.
@@ -102,7 +102,7 @@ def make_mr_scan(
     """
     body = Body(default_rng([seed, patient]), default_rng([seed, patient, 1 + day]), shape, spacing)
     masks = np.stack([body.large_bowel, body.small_bowel, body.stomach]) < 0
-    # The first slice and the last one or two carry no mask, as in the download.
+    # As in the download, the first and the last slices have no mask.
     masks[:, 0] = False
     masks[:, -max(1, shape[0] // 12) :] = False
     return body.render(), masks

@@ -1,1 +1,1 @@
-"""Published splits, one table each: patient, case, role and, once known, digest."""
+"""Published splits, one table each with patient, case, role and, where known, digest."""

@@ -1,1 +1,1 @@
-"""One reader per dataset: the only code that knows a layout on disk."""
+"""The readers of datasets, and the decoding of their files."""

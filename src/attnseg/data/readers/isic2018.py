@@ -1,6 +1,6 @@
-"""Reader of ISIC 2018 Task 1: dermoscopic photographs and the outline of one lesion each.
+"""Reader of ISIC 2018 Task 1: dermoscopic photographs, each with the mask of one lesion.
 
-Layout as downloaded (https://challenge.isic-archive.com/landing/2018/45/), and the same with
+Layout as downloaded (https://challenge.isic-archive.com/landing/2018/45/), likewise for
 `Validation` and `Test`:
 
     ISIC2018_Task1-2_Training_Input/ISIC_0000000.jpg
@@ -29,17 +29,16 @@ GROUP_COLUMNS = ("image", "group")
 
 
 class ISIC2018(Reader):
-    """A photograph is a case; the download does not say of whom it is.
+    """Reads each photograph as a case; the download does not name patients.
 
-    Photographs longer than `max_side` are shrunk, keeping their proportions: the image by the mean
-    of the pixels that fall into one (OpenCV's INTER_AREA), the mask by the nearest.
+    Photographs longer than `max_side` are shrunk in proportion: the image by averaging (OpenCV's
+    INTER_AREA), the mask by nearest neighbour.
 
     Args:
-        root: folder that holds the downloaded folders. Validation and test are used where image
-            and ground truth are there; the roles are then the download's.
-        groups: CSV file with columns `image` and `group`, a path from `root`; photographs of one
-            group count as one patient's. One that is not listed is a patient of its own, as all
-            are without a file.
+        root: folder that holds the downloaded folders. Validation and test are used if both their
+            images and their ground truth are there; cases then have the download's roles.
+        groups: CSV file with columns `image` and `group`, relative to `root`. Photographs of one
+            group count as one patient's; a photograph that is not listed is a patient of its own.
         max_side: longest side of an image, pixels.
 
     Raises:
@@ -68,8 +67,8 @@ class ISIC2018(Reader):
         problems = Problems()
         pairs = {role: _pairs(*_folders(self.root, role), problems) for role in roles}
         seen: dict[str, Path] = {}
-        for found in pairs.values():
-            for name, (image, _) in found.items():
+        for pairs_of_role in pairs.values():
+            for name, (image, _) in pairs_of_role.items():
                 if name in seen:
                     problems.found.append(f"{image}: {seen[name]} has this name, too; remove one")
                 seen[name] = image
@@ -83,8 +82,8 @@ class ISIC2018(Reader):
             )
         return [
             CaseRef(self._groups.get(name, name), name, files, role if len(roles) > 1 else None)
-            for role, found in pairs.items()
-            for name, files in found.items()
+            for role, pairs_of_role in pairs.items()
+            for name, files in pairs_of_role.items()
         ]
 
     def source(self, ref: CaseRef) -> str:
@@ -98,7 +97,7 @@ class ISIC2018(Reader):
         with problems.gathered():
             image = np.asarray(read_picture(image_path, RGB), np.uint8)
         with problems.gathered():
-            mask = _binary(mask_path)
+            mask = _read_binary_mask(mask_path)
         problems.stop()
         if image.shape[:2] != mask.shape:
             raise DataError(
@@ -107,11 +106,11 @@ class ISIC2018(Reader):
             )
         if not mask.any():
             log.warning("%s: an empty mask", mask_path)
-        image, mask = self._shrunk(image, mask)
+        image, mask = self._shrink(image, mask)
         return Case(image[None], mask[None], spacing=None, window=(0.0, 255.0))
 
     def _is_complete(self, role: str) -> bool:
-        """Return whether a role's images and ground truth are there; training must be."""
+        """Return whether a role's images and ground truth both exist; training must have them."""
         missing = [folder for folder in _folders(self.root, role) if not folder.is_dir()]
         if missing and role == "train":
             raise DataError(f"{missing[0]}: not found; unpack the download to {self.root}")
@@ -119,7 +118,7 @@ class ISIC2018(Reader):
             log.info("%s: not there, so the %s images are left out", missing[0], FOLDER_PARTS[role])
         return not missing
 
-    def _shrunk(
+    def _shrink(
         self, image: NDArray[np.uint8], mask: NDArray[np.uint8]
     ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         factor = self.max_side / max(mask.shape)
@@ -132,7 +131,7 @@ class ISIC2018(Reader):
 
     @cached_property
     def _groups(self) -> dict[str, str]:
-        """Group of each listed image; ids and groups stay text."""
+        """Group by image id, both as text."""
         if self.table is None:
             return {}
         try:
@@ -150,7 +149,7 @@ def _folders(root: Path, role: str) -> tuple[Path, Path]:
 
 
 def _pairs(inputs: Path, truths: Path, problems: Problems) -> dict[str, tuple[Path, Path]]:
-    """Return image and mask by image id; keep what has no partner or comes twice."""
+    """Return image and mask by image id; add files without a partner to the problems."""
     images = _by_id(inputs, IMAGES, "", problems)
     masks = _by_id(truths, (".png",), "_segmentation", problems)
     for name in sorted(images.keys() - masks.keys()):
@@ -165,8 +164,8 @@ def _pairs(inputs: Path, truths: Path, problems: Problems) -> dict[str, tuple[Pa
 def _by_id(
     folder: Path, suffixes: tuple[str, ...], ending: str, problems: Problems
 ) -> dict[str, Path]:
-    """Return a folder's pictures by what comes before `ending`, in whatever case it is written."""
-    found: dict[str, Path] = {}
+    """Return a folder's pictures by the part of the name before `ending`, ignoring its case."""
+    pictures: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         stem = path.stem.lower()
         if path.name.startswith(".") or path.suffix.lower() not in suffixes:
@@ -176,20 +175,20 @@ def _by_id(
         name = path.stem[: len(path.stem) - len(ending)]
         if not path.is_file():
             problems.found.append(f"{path}: not a file; restore it")
-        elif name in found:
-            problems.found.append(f"{path}: {found[name].name} is there, too; keep one file")
-        found[name] = path
-    return found
+        elif name in pictures:
+            problems.found.append(f"{path}: {pictures[name].name} is there, too; keep one file")
+        pictures[name] = path
+    return pictures
 
 
-def _binary(path: Path) -> NDArray[np.uint8]:
+def _read_binary_mask(path: Path) -> NDArray[np.uint8]:
     """Return a mask `[H, W]` of 0 and 1 from a picture of 0 and 1 or 0 and 255."""
     pixels = read_picture(path, GREY8 + BINARY)
     values = set(np.unique(pixels).tolist())
     if not (values <= {0, 1} or values <= {0, 255}):
-        strange = sorted(values - {0, 255})[:5]
+        others = sorted(values - {0, 255})[:5]
         raise DataError(
-            f"{path}: grey values {', '.join(map(str, strange))} in a mask of 0 and 255; "
+            f"{path}: grey values {', '.join(map(str, others))} in a mask of 0 and 255; "
             "restore the file as downloaded"
         )
     return np.asarray(pixels != 0, np.uint8)
@@ -205,7 +204,7 @@ def _parse_groups(table: Path, rows: list[list[str]]) -> dict[str, str]:
     groups: dict[str, str] = {}
     problems = Problems()
     for line, row in enumerate(rows[1:], 2):
-        if not row:  # an empty line
+        if not row:
             continue
         if len(row) != len(header):
             problems.found.append(

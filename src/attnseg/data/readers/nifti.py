@@ -1,4 +1,4 @@
-"""Decoding NIfTI volumes, checked and turned to one orientation."""
+"""Decoding of NIfTI volumes, with checks and reorientation to one order of axes."""
 
 import contextlib
 import gzip
@@ -28,12 +28,13 @@ from attnseg.errors import DataError
 
 log = logging.getLogger(__name__)
 
-PLANES = {"axial": (2, 1, 0), "coronal": (1, 2, 0), "sagittal": (0, 2, 1)}  # of axes x, y, z
+# Axes of an LPS volume (0 for x, 1 for y, 2 for z) along slices, rows and columns.
+PLANES = {"axial": (2, 1, 0), "coronal": (1, 2, 0), "sagittal": (0, 2, 1)}
 LPS = axcodes2ornt(("L", "P", "S"))
 MAX_VOXELS = 1 << 31
 LARGEST = float(np.finfo(np.float32).max)
-SHEAR = 0.02  # cosine between axes up to which a grid counts as straight
-SHIFT = 0.1  # share of a voxel by which two files may lie apart
+SHEAR = 0.02  # largest cosine between axes that count as perpendicular
+SHIFT = 0.1  # largest distance between the grids of two files, share of a voxel
 NIFTI_ERRORS = (
     ImageFileError, HeaderDataError, OSError, EOFError, ValueError, OverflowError, zlib.error,
 )  # fmt: skip
@@ -44,10 +45,10 @@ class NiftiVolume:
     """A decoded volume.
 
     Attributes:
-        voxels: `[S, H, W]`, or `[S, H, W, C]` of several channels, oriented as in `Case`.
+        voxels: `[S, H, W]`, or `[S, H, W, C]` if there are several channels; oriented as in `Case`.
         spacing: voxel size along S, H, W, mm.
-        affine: `[4, 4]` of the file (see `Case`).
-        shape: of the file's array, less channels.
+        affine: affine `[4, 4]` of the file (see `Case`).
+        shape: shape of the file's array without channels.
     """
 
     voxels: NDArray[Any]
@@ -60,16 +61,16 @@ def read_nifti(path: Path, plane: str = "axial", channels: int = 1) -> NiftiVolu
     """Decode a volume.
 
     Args:
-        path: of a `.nii` or `.nii.gz` file.
-        plane: of the slices, one of `PLANES`.
-        channels: along the file's last axis; 1 for a file without one.
+        path: a `.nii` or `.nii.gz` file.
+        plane: plane of the slices, one of `PLANES`.
+        channels: number of channels along the file's last axis; 1 for a file without that axis.
 
     Returns:
-        Integers as in the file, uint8, uint16 or int16 if they fit; all else float32.
+        Voxels of type uint8, uint16 or int16, if that holds the values exactly; otherwise float32.
 
     Raises:
-        DataError: the file is broken, not of three dimensions and these channels, has no usable
-            geometry, or holds values that are not finite in float32.
+        DataError: the file is broken, has other dimensions or channels, has no usable geometry, or
+            holds values that are not finite in float32.
     """
     try:
         with _log_header_repairs(path):
@@ -77,7 +78,7 @@ def read_nifti(path: Path, plane: str = "axial", channels: int = 1) -> NiftiVolu
         shape = tuple(int(n) for n in image.shape)
         while len(shape) > 3 and shape[-1] == 1:
             shape = shape[:-1]
-        if len(shape) == 5 and shape[3] == 1:  # vectors, as NIfTI has them
+        if len(shape) == 5 and shape[3] == 1:  # NIfTI stores vectors along the fifth axis.
             shape = (*shape[:3], shape[4])
         if len(shape) == 4 and channels > 1 and shape[3] != channels:
             raise DataError(
@@ -85,9 +86,9 @@ def read_nifti(path: Path, plane: str = "axial", channels: int = 1) -> NiftiVolu
                 "trained on"
             )
         if len(shape) != (3 if channels == 1 else 4) or min(shape) < 1:
-            wanted = "" if channels == 1 else f" and {channels} channels"
+            expected = "" if channels == 1 else f" and {channels} channels"
             raise DataError(
-                f"{path}: {shape_text(shape)} voxels, not a volume of three dimensions{wanted}; "
+                f"{path}: {shape_text(shape)} voxels, not a volume of three dimensions{expected}; "
                 "split it or exclude the case"
             )
         if np.prod(shape, dtype=np.int64) > MAX_VOXELS:
@@ -104,8 +105,9 @@ def read_nifti(path: Path, plane: str = "axial", channels: int = 1) -> NiftiVolu
         raise DataError(f"{path}: not a readable NIfTI file ({reason}); restore it") from error
     if voxels.dtype.kind not in "buif":
         raise DataError(f"{path}: voxels of type {voxels.dtype}; convert them to numbers")
+    # Comparisons with NaN are false, so that this refuses NaN, too.
     real = voxels.dtype.kind == "f"
-    if real and not -LARGEST <= voxels.min() <= voxels.max() <= LARGEST:  # NaN is neither
+    if real and not -LARGEST <= voxels.min() <= voxels.max() <= LARGEST:
         raise DataError(
             f"{path}: NaN or infinite voxels, or beyond {LARGEST:.1e}; repair the file or exclude "
             "the case"
@@ -116,53 +118,53 @@ def read_nifti(path: Path, plane: str = "axial", channels: int = 1) -> NiftiVolu
 
 @contextlib.contextmanager
 def _log_header_repairs(path: Path) -> Iterator[None]:
-    """Say with the file's name what nibabel takes for something else in its header."""
+    """Log nibabel's warnings on invalid header fields, which lack the file's name, with it."""
 
-    def name(record: logging.LogRecord) -> bool:
-        if record.levelno < logging.ERROR:  # else it is raised, too
+    def log_with_path(record: logging.LogRecord) -> bool:
+        if record.levelno < logging.ERROR:  # Nibabel raises errors besides logging them.
             log.warning("%s: %s", path, record.getMessage())
         return False
 
-    nib.imageglobals.logger.addFilter(name)
+    nib.imageglobals.logger.addFilter(log_with_path)
     try:
         yield
     finally:
-        nib.imageglobals.logger.removeFilter(name)
+        nib.imageglobals.logger.removeFilter(log_with_path)
 
 
 def to_slices(
     voxels: NDArray[Any], affine: NDArray[np.float64], plane: str
 ) -> tuple[NDArray[Any], tuple[float, float, float]]:
-    """Turn a volume from the order of its file to slices as in `Case`.
+    """Reorient a volume from the axes of its file to slices as in `Case`.
 
     Args:
-        voxels: three axes that the affine speaks of, then any others.
-        affine: as in `Case`, checked.
-        plane: of the slices, one of `PLANES`.
+        voxels: array whose first three axes are those of the affine.
+        affine: affine as in `Case`, checked.
+        plane: plane of the slices, one of `PLANES`.
 
     Returns:
-        `[S, H, W, ...]`, a view, and the voxel size along S, H, W, mm.
+        A view `[S, H, W, ...]` of the voxels, and the voxel size along S, H, W, mm.
     """
     to_lps = ornt_transform(io_orientation(affine), LPS)
-    turned = nib.orientations.apply_orientation(voxels, to_lps)
+    lps = nib.orientations.apply_orientation(voxels, to_lps)
     sizes = np.linalg.norm((affine @ inv_ornt_aff(to_lps, voxels.shape[:3]))[:3, :3], axis=0)
     axes = PLANES[plane]
     first, second, third = (float(sizes[axis]) for axis in axes)
-    return turned.transpose(*axes, *range(3, voxels.ndim)), (first, second, third)
+    return lps.transpose(*axes, *range(3, voxels.ndim)), (first, second, third)
 
 
 def from_slices(slices: NDArray[Any], affine: NDArray[np.float64], plane: str) -> NDArray[Any]:
-    """Turn slices back to the order of the file: the inverse of `to_slices`."""
-    turned = slices.transpose(*np.argsort(PLANES[plane]), *range(3, slices.ndim))
-    back = ornt_transform(LPS, io_orientation(affine))
-    return np.asarray(nib.orientations.apply_orientation(turned, back))
+    """Reorient slices to the axes of the file: the inverse of `to_slices`."""
+    lps = slices.transpose(*np.argsort(PLANES[plane]), *range(3, slices.ndim))
+    to_file = ornt_transform(LPS, io_orientation(affine))
+    return np.asarray(nib.orientations.apply_orientation(lps, to_file))
 
 
 def check_same_grid(first: NiftiVolume, second: NiftiVolume, paths: tuple[Path, Path]) -> None:
-    """Check that two volumes lie in the same place.
+    """Check that two volumes have the same grid.
 
     Raises:
-        DataError: they have other shapes, or a corner lies more than `SHIFT` voxels apart.
+        DataError: their shapes differ, or a corner differs by more than `SHIFT` voxels.
     """
     if first.shape != second.shape:
         raise DataError(
@@ -170,40 +172,40 @@ def check_same_grid(first: NiftiVolume, second: NiftiVolume, paths: tuple[Path, 
             f"{shape_text(first.shape)}; restore the pair or exclude the case"
         )
     corners = np.array([[*c, 1] for c in np.ndindex(2, 2, 2)]) * [*(n - 1 for n in first.shape), 1]
-    apart = np.linalg.norm((corners @ (first.affine - second.affine).T)[:, :3], axis=1).max()
-    if apart > SHIFT * min(first.spacing):
+    distance = np.linalg.norm((corners @ (first.affine - second.affine).T)[:, :3], axis=1).max()
+    if distance > SHIFT * min(first.spacing):
         raise DataError(
-            f"{paths[1]}: lies up to {apart:.3g} mm away from {paths[0].name} (their affines "
+            f"{paths[1]}: lies up to {distance:.3g} mm away from {paths[0].name} (their affines "
             "differ); restore the pair or exclude the case"
         )
 
 
-def map_labels(path: Path, labels: NDArray[Any], meaning: Mapping[int, int]) -> NDArray[np.uint8]:
-    """Return the mask of a label map.
+def map_labels(path: Path, labels: NDArray[Any], new_value: Mapping[int, int]) -> NDArray[np.uint8]:
+    """Replace the labels of a file by the values of the dataset's label map (see `labels`).
 
     Args:
-        path: named in the error.
-        labels: numbers of any type and shape.
-        meaning: value in the mask of each label that may occur.
+        path: the file, for the error.
+        labels: array of any type and shape.
+        new_value: new value of each label that may occur.
 
     Raises:
-        DataError: other labels occur; names them.
+        DataError: other labels occur; lists them.
     """
     values = np.unique(labels)
-    if unknown := [value for value in values.tolist() if value not in meaning]:
+    if unknown := [value for value in values.tolist() if value not in new_value]:
         some = ", ".join(f"{value:g}" for value in unknown[:5])
         more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
-        known = ", ".join(map(str, sorted(meaning)))
+        known = ", ".join(map(str, sorted(new_value)))
         raise DataError(
             f"{path}: unknown labels {some}{more} (known are {known}); "
             "correct them or exclude the case"
         )
-    meant = np.array([meaning[int(value)] for value in values.tolist()], np.uint8)
-    return meant[np.searchsorted(values, labels)]
+    new_values = np.array([new_value[int(value)] for value in values.tolist()], np.uint8)
+    return new_values[np.searchsorted(values, labels)]
 
 
 def _check_sizes(path: Path, image: Any) -> None:  # noqa: ANN401
-    """Refuse voxel sizes of zero, which nibabel takes for 1 mm where no matrix gives them."""
+    """Refuse a voxel size of zero, which nibabel reads as 1 mm if the header has no matrix."""
     with ImageOpener(str(path)) as stream:
         header = type(image.header).from_fileobj(stream, check=False)
     if int(header["sform_code"]) == 0 and not np.all(header["pixdim"][1:4] != 0):
@@ -211,7 +213,7 @@ def _check_sizes(path: Path, image: Any) -> None:  # noqa: ANN401
 
 
 def _check_sum(path: Path) -> None:
-    """Read a compressed file to its end, where its check sum is; nibabel stops before."""
+    """Read a compressed file to the checksum at its end, which nibabel does not reach."""
     if path.suffix == ".gz":
         with gzip.open(path) as stream:
             while stream.read(1 << 20):
@@ -219,10 +221,10 @@ def _check_sum(path: Path) -> None:
 
 
 def check_axes(path: Path, affine: NDArray[np.float64]) -> None:
-    """Refuse a grid whose axes cannot be used.
+    """Check that the axes of a grid have a size, are perpendicular and have an orientation.
 
     Raises:
-        DataError: names the file.
+        DataError: they do not.
     """
     axes = affine[:3, :3]
     sizes = np.linalg.norm(axes, axis=0)
@@ -240,7 +242,7 @@ def check_axes(path: Path, affine: NDArray[np.float64]) -> None:
 
 
 def to_smallest_dtype(voxels: NDArray[Any]) -> NDArray[Any]:
-    """Return the smallest of the stored types that holds the values exactly, or float32."""
+    """Convert to uint8, uint16 or int16, if that holds the values exactly; otherwise float32."""
     low, high = float(voxels.min()), float(voxels.max())
     whole = voxels.dtype.kind in "bui" or bool((voxels == np.rint(voxels)).all())
     if whole:

@@ -3,18 +3,17 @@
 Layout (https://github.com/MIC-DKFZ/nnUNet/blob/master/documentation/dataset_format.md):
 
     dataset.json                        channel_names, labels, file_ending
-    imagesTr/liver_001_0000.nii.gz      a case's first channel; 0001 the second
-    labelsTr/liver_001.nii.gz           whole numbers, those of `labels`
-    imagesTs/, labelsTs/                likewise, for testing
+    imagesTr/liver_001_0000.nii.gz      first channel of a case; 0001 is the second
+    labelsTr/liver_001.nii.gz           whole numbers, as listed in `labels`
+    imagesTs/, labelsTs/                likewise, for the test
 
-In place of `imagesTr` and `labelsTr`, a `dataset` in dataset.json may name each case's files.
+Instead of `imagesTr` and `labelsTr`, the key `dataset` of dataset.json may list each case's files.
 """
 
 import json
 import re
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,54 +21,34 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from attnseg.data.labels import MAX_EXCLUSIVE, MAX_OVERLAPPING, Labels
+from attnseg.data.labels import Labels
 from attnseg.data.reader import Case, CaseRef, Reader, shape_text
 from attnseg.data.readers.nifti import PLANES, check_same_grid, map_labels, read_nifti
+from attnseg.data.readers.nnunet_json import VOLUME_ENDINGS, Description, read_description
 from attnseg.data.readers.pictures import GREY8, GREY16, RGB, read_picture
 from attnseg.errors import DataError, Problems
 
-VOLUME_ENDINGS = (".nii.gz", ".nii")
-PICTURE_ENDINGS = (".png", ".bmp", ".tif")
-REQUIRED = {"channel_names": dict, "labels": dict, "file_ending": str}
-Files = tuple[list[Path], Path]  # of the channels and of the label
-
-
-@dataclass(frozen=True)
-class Description:
-    """What dataset.json says.
-
-    Attributes:
-        channels: names of the channels.
-        regions: label values of each foreground class.
-        overlapping: whether classes are regions, which share labels.
-        ending: of every file's name.
-        listed: files of each case, as written, if they are listed.
-    """
-
-    channels: tuple[str, ...]
-    regions: dict[str, tuple[int, ...]]
-    overlapping: bool
-    ending: str
-    listed: dict[str, Any] | None
+CaseFiles = tuple[list[Path], Path]  # the files of the channels, and the label file
 
 
 class NNUNet(Reader):
-    """A scan, or a picture, is a case.
+    """Reads each scan or picture as a case.
 
-    Classes are the labels of dataset.json in the order of their values; or, where one of them is a
-    list of values, regions in the order written, which may overlap. Cases of `imagesTs` that have
-    labels are for testing. An RGB picture supplies three channels.
+    Classes are the labels of dataset.json in the order of their values. If any of them is a list of
+    values, classes are regions in the order written, which may overlap. Cases of `imagesTs` with
+    labels are test cases. An RGB picture provides three channels.
 
     Args:
         root: folder that holds `dataset.json`.
-        plane: of the slices: axial, coronal or sagittal; for volumes.
-        window: intensities that become 0 and 1; without, 0 and 255 for RGB pictures of 8 bit, and
-            percentiles of each case for all else.
-        patient: regular expression that the whole of a case's name matches, with one group: the
-            patient. Without, each case is a patient of its own.
+        plane: plane of the slices of volumes: axial, coronal or sagittal.
+        window: intensities that are scaled to 0 and 1. By default these are 0 and 255 for 8-bit RGB
+            pictures, and otherwise percentiles of each case.
+        patient: regular expression that must match the whole name of a case; its only group is the
+            patient. By default each case is a patient of its own.
 
     Raises:
-        ValueError: no such plane, an empty window, or no regular expression of one group.
+        ValueError: the plane is unknown, the window is empty, or the regular expression is invalid
+            or does not have exactly one group.
     """
 
     self_describing = True
@@ -88,7 +67,7 @@ class NNUNet(Reader):
         self.root = Path(root)
         self.plane = plane
         self.window = None if window is None else (float(window[0]), float(window[1]))
-        self.patient = None if patient is None else _one_group(patient)
+        self.patient = None if patient is None else _compile_patient_pattern(patient)
 
     @cached_property
     def labels(self) -> Labels:  # type: ignore[override]
@@ -106,20 +85,20 @@ class NNUNet(Reader):
         return self._described.ending in VOLUME_ENDINGS
 
     def cases(self) -> list[CaseRef]:
-        """List the cases by name, those for testing last; see `Reader.cases`."""
+        """List the cases by name, test cases last; see `Reader.cases`."""
         problems = Problems()
         if self._described.listed is None:
-            train = self._pairs("Tr", problems)
+            train = self._find_files("Tr", problems)
         else:
-            train = self._listed(self._described.listed, problems)
-        test = self._pairs("Ts", problems) if (self.root / "labelsTs").is_dir() else {}
+            train = self._listed_files(self._described.listed, problems)
+        test = self._find_files("Ts", problems) if (self.root / "labelsTs").is_dir() else {}
         for case in sorted(train.keys() & test.keys()):
             problems.found.append(f"{test[case][1]}: {case} is for training, too; remove one")
         refs = []
-        for found, role in ((train, None), (test, "test")):
-            for case in sorted(found):
+        for files, role in ((train, None), (test, "test")):
+            for case in sorted(files):
                 with problems.gathered():
-                    refs.append(self._ref(case, found[case], role))
+                    refs.append(self._ref(case, files[case], role))
         if not refs and not problems.found:
             problems.found.append(
                 f"{self.root}: no cases found; expected imagesTr/<case>_0000"
@@ -129,8 +108,8 @@ class NNUNet(Reader):
         return refs
 
     def source(self, ref: CaseRef) -> str:
-        """Return what each label value becomes in the mask."""
-        return json.dumps(self._meaning)
+        """Return the new value of each label, which depends on dataset.json."""
+        return json.dumps(self._new_value)
 
     def read(self, ref: CaseRef) -> Case:
         """Decode one case; see `Reader.read`."""
@@ -143,36 +122,30 @@ class NNUNet(Reader):
 
     @cached_property
     def _described(self) -> Description:
-        path = self.root / "dataset.json"
-        if not path.is_file():
-            raise DataError(
-                f"{path}: not found; set dataset.root to the folder that holds dataset.json"
-            )
-        try:
-            content = json.loads(path.read_text("utf-8-sig"), object_pairs_hook=_unique)
-        except (OSError, ValueError, RecursionError) as error:
-            raise DataError(f"{path}: not a readable JSON file ({error}); mend it") from error
-        return parse_description(path, content)
+        """Content of dataset.json, read once."""
+        return read_description(self.root)
 
     @cached_property
-    def _meaning(self) -> dict[int, int]:
-        """Value in the mask of each label value."""
-        regions = list(self._described.regions.values())
-        meaning: dict[int, int] = defaultdict(int, {0: 0})
-        for at, values in enumerate(regions):
+    def _new_value(self) -> dict[int, int]:
+        """Value in the dataset's label map of each value in the label files."""
+        new_value: dict[int, int] = defaultdict(int, {0: 0})
+        for index, values in enumerate(self._described.regions.values()):
             for value in values:
-                meaning[value] += 1 << at if self.labels.overlapping else at + 1
-        return dict(meaning)
+                new_value[value] += 1 << index if self.labels.overlapping else index + 1
+        return dict(new_value)
 
-    def _pairs(self, part: str, problems: Problems) -> dict[str, Files]:
-        """Return the files of each case of `Tr` or `Ts`; keep what is missing or too much."""
+    def _find_files(self, part: str, problems: Problems) -> dict[str, CaseFiles]:
+        """Return the files of each case of `Tr` or `Ts`; add missing and surplus ones to problems.
+
+        Label files are not checked here.
+        """
         images, labels = self.root / f"images{part}", self.root / f"labels{part}"
         for folder in (images, labels):
             if not folder.is_dir():
                 problems.found.append(f"{folder}: not found; restore the folder")
                 return {}
         channels: dict[str, dict[int, Path]] = defaultdict(dict)
-        for name, path in self._named(images):
+        for name, path in self._files_by_name(images):
             if match := re.fullmatch(r"(.+)_([0-9]{4})", name, re.DOTALL):
                 channels[match[1]][int(match[2])] = path
             else:
@@ -180,18 +153,18 @@ class NNUNet(Reader):
                     f"{path}: not named <case>_<channel>{self._described.ending} with a channel "
                     "of four digits; rename or remove it"
                 )
-        masks = dict(self._named(labels))
+        masks = dict(self._files_by_name(labels))
         for name in sorted(masks.keys() - channels.keys()):
             problems.found.append(f"{masks[name]}: no image in {images}; restore or remove it")
-        found = {}
+        files = {}
         for name in sorted(channels):
             with problems.gathered():
                 label = labels / f"{name}{self._described.ending}"
-                found[name] = (self._in_order(images / name, channels[name]), label)
-        return found
+                files[name] = (self._order_channels(images / name, channels[name]), label)
+        return files
 
-    def _named(self, folder: Path) -> list[tuple[str, Path]]:
-        """Return a folder's files of the dataset's ending, by name without it."""
+    def _files_by_name(self, folder: Path) -> list[tuple[str, Path]]:
+        """Return a folder's files with the dataset's ending, and their names without it."""
         ending = self._described.ending
         return [
             (path.name.removesuffix(ending), path)
@@ -199,13 +172,17 @@ class NNUNet(Reader):
             if path.name.endswith(ending) and not path.name.startswith(".")
         ]
 
-    def _in_order(self, stem: Path, channels: dict[int, Path]) -> list[Path]:
-        """Return a case's channels, which must be all, or one RGB picture."""
-        wanted = range(self.channels)
+    def _order_channels(self, stem: Path, channels: dict[int, Path]) -> list[Path]:
+        """Return the files of a case's channels by number, or the one RGB picture.
+
+        Raises:
+            DataError: a channel is missing, or there are more than in dataset.json.
+        """
+        expected = range(self.channels)
         if self._may_be_rgb(len(channels)) and 0 in channels:
-            wanted = range(1)
-        missing = [number for number in wanted if number not in channels]
-        extra = [number for number in channels if number not in wanted]
+            expected = range(1)
+        missing = [number for number in expected if number not in channels]
+        extra = [number for number in channels if number not in expected]
         problems = [
             f"{stem}_{number:04d}{self._described.ending}: not found; restore it or remove the case"
             for number in missing
@@ -216,20 +193,25 @@ class NNUNet(Reader):
         ]
         if problems:
             raise DataError(*problems)
-        return [channels[number] for number in wanted]
+        return [channels[number] for number in expected]
 
     def _may_be_rgb(self, files: int) -> bool:
         return files == 1 and self.channels == 3 and not self.volumetric
 
-    def _listed(self, listed: dict[str, Any], problems: Problems) -> dict[str, Files]:
+    def _listed_files(self, listed: dict[str, Any], problems: Problems) -> dict[str, CaseFiles]:
         """Return the files of each case that dataset.json lists."""
-        found = {}
+        files = {}
         for case, entry in listed.items():
             with problems.gathered():
-                found[case] = self._listed_case(case, entry)
-        return found
+                files[case] = self._check_entry(case, entry)
+        return files
 
-    def _listed_case(self, case: str, entry: Any) -> Files:  # noqa: ANN401
+    def _check_entry(self, case: str, entry: Any) -> CaseFiles:  # noqa: ANN401
+        """Return the files of a case that dataset.json lists.
+
+        Raises:
+            DataError: the entry is not a list of images and a label, or names no usable files.
+        """
         table = self.root / "dataset.json"
         images = entry.get("images") if isinstance(entry, dict) else None
         label = entry.get("label") if isinstance(entry, dict) else None
@@ -252,26 +234,26 @@ class NNUNet(Reader):
                     f"{table}: case {case!r}: {name!r} is no file name that ends with "
                     f"{self._described.ending}; correct it"
                 )
-        *found, mask = (self.root / name for name in names)
-        return found, mask
+        *channels, mask = (self.root / name for name in names)
+        return channels, mask
 
-    def _ref(self, case: str, files: Files, role: str | None) -> CaseRef:
-        """Return a case whose files are there, within the root.
+    def _ref(self, case: str, files: CaseFiles, role: str | None) -> CaseRef:
+        """Return the reference of a case, once its files are known to exist within the root.
 
         Raises:
-            DataError: they are not, or the name tells no patient.
+            DataError: a file does not, or the name of the case does not contain a patient.
         """
         images, label = files
         problems = Problems()
         for path in (*images, label):
             with problems.gathered():
-                self._check_place(path)
+                self._check_inside_root(path)
         with problems.gathered():
             patient = self._patient_of(case)
         problems.stop()
         return CaseRef(patient, case, (*images, label), role)
 
-    def _check_place(self, path: Path) -> None:
+    def _check_inside_root(self, path: Path) -> None:
         if not path.is_file():
             raise DataError(f"{path}: not found; restore it or remove the case")
         if not path.resolve().is_relative_to(self.root.resolve()):
@@ -302,9 +284,9 @@ class NNUNet(Reader):
             with problems.gathered():
                 check_same_grid(first, other, (images[0], path))
         with problems.gathered():
-            mask = map_labels(label, volumes[-1].voxels, self._meaning)
+            mask = map_labels(label, volumes[-1].voxels, self._new_value)
         problems.stop()
-        image = _stacked([volume.voxels for volume in volumes[:-1]])
+        image = _stack_channels([volume.voxels for volume in volumes[:-1]])
         return Case(image, mask, first.spacing, first.affine, self.window)
 
     def _read_pictures(self, images: Sequence[Path], label: Path) -> Case:
@@ -316,7 +298,7 @@ class NNUNet(Reader):
             with problems.gathered():
                 pixels.append(read_picture(path, modes))
         with problems.gathered():
-            mask = map_labels(label, read_picture(label, (*GREY8, *GREY16)), self._meaning)
+            mask = map_labels(label, read_picture(label, (*GREY8, *GREY16)), self._new_value)
         problems.stop()
         height, width = pixels[0].shape[:2]
         for path, other in zip((*images, label), (*pixels, mask), strict=True):
@@ -326,110 +308,17 @@ class NNUNet(Reader):
                     f"{shape_text((height, width))}; restore the pair or exclude the case"
                 )
         problems.stop()
-        image = pixels[0] if colour else _stacked(pixels)
+        image = pixels[0] if colour else _stack_channels(pixels)
         window = (0.0, 255.0) if colour and self.window is None else self.window
         return Case(image[None], mask[None], spacing=None, window=window)
 
 
-def parse_description(path: Path, content: Any) -> Description:  # noqa: ANN401
-    """Check the content of a dataset.json.
+def _compile_patient_pattern(pattern: str) -> re.Pattern[str]:
+    """Return a regular expression of exactly one group.
 
     Raises:
-        DataError: something is missing, of another type, contradictory or not supported.
+        ValueError: it is invalid, or has another number of groups.
     """
-    if not isinstance(content, dict):
-        raise DataError(f"{path}: not an object of keys and values; mend it")
-    labels = content.get("labels")
-    inverted = isinstance(labels, dict) and any(isinstance(v, str) for v in labels.values())
-    if "modality" in content or inverted:
-        raise DataError(
-            f"{path}: written for version 1 of nnU-Net; convert it to version 2 "
-            "(nnUNetv2_convert_old_nnUNet_dataset)"
-        )
-    if wrong := [key for key, kind in REQUIRED.items() if not isinstance(content.get(key), kind)]:
-        raise DataError(
-            *(
-                f"{path}: {key} is missing or no {'text' if REQUIRED[key] is str else 'object'}; "
-                "correct it"
-                for key in wrong
-            )
-        )
-    listed = content.get("dataset")
-    if listed is not None and not isinstance(listed, dict):
-        raise DataError(f"{path}: dataset is no object of cases; correct it")
-    problems = Problems()
-    with problems.gathered():
-        channels = _channel_names(path, content["channel_names"])
-    with problems.gathered():
-        regions, overlapping = _regions(path, content["labels"])
-    if (ending := content["file_ending"]) not in VOLUME_ENDINGS + PICTURE_ENDINGS:
-        problems.found.append(
-            f"{path}: file_ending {ending!r} is not supported; convert the files to one of "
-            f"{', '.join(VOLUME_ENDINGS + PICTURE_ENDINGS)}"
-        )
-    problems.stop()
-    return Description(channels, regions, overlapping, ending, listed)
-
-
-def _channel_names(path: Path, names: dict[str, Any]) -> tuple[str, ...]:
-    if not names or sorted(names) != sorted(map(str, range(len(names)))):
-        raise DataError(
-            f"{path}: channel_names has keys {', '.join(names)[:80]!r}, not 0, 1, ...; correct it"
-        )
-    return tuple(str(names[str(number)]) for number in range(len(names)))
-
-
-def _regions(path: Path, labels: dict[str, Any]) -> tuple[dict[str, tuple[int, ...]], bool]:
-    """Return the label values of each foreground class, and whether they are regions."""
-    if "ignore" in labels:
-        raise DataError(f"{path}: the label 'ignore' is not supported; relabel those voxels")
-    overlapping = any(isinstance(value, list) for value in labels.values())
-    problems = Problems()
-    regions: dict[str, tuple[int, ...]] = {}
-    for name, value in labels.items():
-        values = tuple(value) if isinstance(value, list) else (value,)
-        # `type`, because true and false are whole numbers to isinstance.
-        if not values or any(type(v) is not int or v < 0 for v in values):
-            problems.found.append(
-                f"{path}: label {name!r} is {json.dumps(value)[:40]}, not a whole number from 0 "
-                "or a list of them; correct it"
-            )
-        elif (name == "background") != (0 in values) or (0 in values and len(values) > 1):
-            problems.found.append(
-                f"{path}: label {name!r} is {json.dumps(value)[:40]}; background, and it alone, "
-                "is 0"
-            )
-        elif len(set(values)) < len(values) or set(values) in map(set, regions.values()):
-            problems.found.append(
-                f"{path}: label {name!r} is {json.dumps(value)[:40]}, a value that comes twice; "
-                "correct it"
-            )
-        else:
-            regions[name] = values
-    problems.stop()
-    regions.pop("background", None)
-    if not overlapping:
-        regions = dict(sorted(regions.items(), key=lambda item: item[1]))
-    most = MAX_OVERLAPPING if overlapping else MAX_EXCLUSIVE
-    if not 1 <= len(regions) <= most:
-        raise DataError(
-            f"{path}: {len(regions)} {'regions' if overlapping else 'labels'} beside the "
-            f"background; from 1 to {most} are supported"
-        )
-    return regions, overlapping
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return an object of JSON, of which Python would keep the last of equal keys."""
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"key {twice!r} appears twice")
-    return content
-
-
-def _one_group(pattern: str) -> re.Pattern[str]:
     try:
         compiled = re.compile(pattern)
     except re.error as error:
@@ -442,8 +331,8 @@ def _one_group(pattern: str) -> re.Pattern[str]:
     return compiled
 
 
-def _stacked(channels: Sequence[NDArray[Any]]) -> NDArray[Any]:
-    """Return channels as the last axis, of a type that holds the values of all."""
+def _stack_channels(channels: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    """Stack channels along a new last axis, in a type that holds the values of all."""
     types = {channel.dtype for channel in channels}
     same_kind = len({dtype.kind for dtype in types}) == 1
     return np.stack(channels, -1, dtype=np.result_type(*types) if same_kind else np.float32)

@@ -1,6 +1,7 @@
-"""Decoding picture files: PNG, JPEG, BMP and TIFF.
+"""Decoding of picture files: PNG, JPEG, BMP and TIFF.
 
-By Pillow, because it refuses truncated files, bad checksums and image bombs; OpenCV does not.
+Pillow decodes them, because it refuses truncated files, bad checksums and decompression bombs;
+OpenCV does not.
 """
 
 import struct
@@ -22,10 +23,10 @@ FORMATS = {
     ".tiff": "TIFF",
 }
 SUFFIXES = tuple(FORMATS)
-# Pillow's modes by what the pixels mean; what is not listed (a palette, CMYK) is not a plain image.
+# Pillow's modes of plain images; palettes and CMYK are not among them.
 GREY8, GREY16, RGB, BINARY = ("L",), ("I;16", "I;16B"), ("RGB",), ("1",)
-WORDS = {"L": "8-bit grey", "I;16": "16-bit grey", "RGB": "colour", "1": "1-bit"}
-# What Pillow raises for damaged files, TIFF above all.
+MODE_NAMES = {"L": "8-bit grey", "I;16": "16-bit grey", "RGB": "colour", "1": "1-bit"}
+# Pillow raises all of these for damaged files, above all for TIFF.
 PICTURE_ERRORS = (
     OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, EOFError,
     struct.error, zlib.error, Image.DecompressionBombError,
@@ -38,25 +39,24 @@ def read_picture(
     """Decode a picture.
 
     Args:
-        path: of a file.
-        modes: Pillow's modes that are accepted.
-        kind: Pillow's name of the format; by default what the end of the file's name, one of
-            `SUFFIXES`, stands for.
+        path: the file.
+        modes: accepted modes of Pillow.
+        kind: Pillow's name of the format; by default that of the file's suffix, one of `SUFFIXES`.
 
     Returns:
         `[H, W]`, or `[H, W, 3]` for RGB; bool, uint8 or uint16.
 
     Raises:
-        DataError: the file is broken, of another kind, holds several pictures, or has more pixels
-            than Pillow's limit.
+        DataError: the file is broken, has another format or mode, holds several pictures, or has
+            more pixels than Pillow's limit.
     """
     kind = kind or FORMATS[path.suffix.lower()]
     try:
         with Image.open(path, formats=[kind]) as image:
             if image.mode not in modes:
-                wanted = " or ".join(WORDS[mode] for mode in modes if mode in WORDS)
+                accepted = " or ".join(MODE_NAMES[mode] for mode in modes if mode in MODE_NAMES)
                 raise DataError(
-                    f"{path}: pixels of type {image.mode}, not {wanted}; "
+                    f"{path}: pixels of type {image.mode}, not {accepted}; "
                     "restore the file as downloaded"
                 )
             if (pages := getattr(image, "n_frames", 1)) > 1:

@@ -1,7 +1,7 @@
 """Run-length encoding of masks, as in the UW-Madison download.
 
-Pairs of start and length in one line of text, starts counted from 1 along the rows of the picture
-(C order). The competition's page speaks of columns, but the masks only fit the images row by row.
+A mask is one line of text with pairs of start and length; starts count from 1 along the rows of the
+picture (C order). The competition's page says columns, but the masks fit the images by rows only.
 """
 
 import re
@@ -21,8 +21,8 @@ def decode(text: str, shape: tuple[int, int]) -> NDArray[np.bool_]:
         Mask `[H, W]`.
 
     Raises:
-        ValueError: not pairs of whole numbers, or runs that are empty, overlap, are out of order or
-            leave the picture.
+        ValueError: the text is not pairs of whole numbers, or runs are empty, overlap, are out of
+            order or leave the picture.
     """
     tokens = text.split()
     mask = np.zeros(shape[0] * shape[1], bool)
@@ -31,7 +31,7 @@ def decode(text: str, shape: tuple[int, int]) -> NDArray[np.bool_]:
     for token in tokens:
         if not re.fullmatch(r"[0-9]{1,10}", token):
             raise ValueError(f"{token[:20]!r} in the run-length code is not a whole number")
-    end = 0  # last pixel written, counted from 1
+    end = 0  # last pixel of the previous run, counted from 1
     for start, length in zip(map(int, tokens[::2]), map(int, tokens[1::2]), strict=True):
         if start <= end or length == 0:
             raise ValueError(f"run {start} {length} is empty, overlaps or is out of order")

@@ -1,13 +1,13 @@
-"""Reader of the Synapse abdomen (BTCV, syn3193805): CT scans, 8 or 13 organs.
+"""Reader of the Synapse abdomen (BTCV, syn3193805): CT scans with 8 or 13 organs.
 
-Two layouts on disk. The download (https://www.synapse.org/Synapse:syn3193805):
+It reads two layouts. One is the download (https://www.synapse.org/Synapse:syn3193805):
 
     RawData/Training/img/img0001.nii.gz
     RawData/Training/label/label0001.nii.gz       numbers as in `ORGANS`, from 1
 
-and the preprocessed package of TransUNet (https://github.com/Beckschen/TransUNet), which later
-papers use, too; its intensities are clipped to -125..275 HU and scaled to 0..1, its labels are the
-eight of `ORDERS["transunet"]`, and it knows no voxel size:
+The other is the preprocessed package of TransUNet (https://github.com/Beckschen/TransUNet), which
+later papers use, too. Its intensities are clipped to -125..275 HU and scaled to 0..1, its labels
+are the eight of `ORDERS["transunet"]`, and it has no voxel sizes:
 
     train_npz/case0005_slice000.npz               image and label of a slice
     test_vol_h5/case0008.npy.h5                   image and label of a scan, slices first
@@ -39,8 +39,8 @@ ORGANS = (
     "aorta", "inferior_vena_cava", "portal_and_splenic_vein", "pancreas", "right_adrenal",
     "left_adrenal",
 )  # fmt: skip
-# The eight organs of the papers, in the two orders in use: TransUNet's
-# (https://github.com/Beckschen/TransUNet) and that of https://github.com/SLDGroup/CASCADE.
+# Papers report eight organs in one of two orders: TransUNet's
+# (https://github.com/Beckschen/TransUNet) or that of https://github.com/SLDGroup/CASCADE.
 ORDERS = {
     "transunet": (
         "aorta", "gallbladder", "left_kidney", "right_kidney", "liver", "pancreas", "spleen",
@@ -58,8 +58,8 @@ RAW_NAMES = {
     "img": re.compile(r"img(\d{4})\.nii\.gz"),
     "label": re.compile(r"label(\d{4})\.nii\.gz"),
 }
-MAX_SLICE = 1 << 28  # bytes of a slice's file when unpacked
-SCALED = 1e-3  # by which intensities may leave 0..1
+MAX_SLICE = 1 << 28  # largest size of a slice's file when unpacked, bytes
+SCALE_TOLERANCE = 1e-3  # distance by which intensities may leave 0..1
 ARCHIVE_ERRORS = (
     OSError, ValueError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error,
     MemoryError,
@@ -67,20 +67,20 @@ ARCHIVE_ERRORS = (
 
 
 class Synapse(Reader):
-    """A scan is a case and a patient: `case0001`.
+    """Reads each scan as a case and a patient, both named `case0001`.
 
-    The package's arrays keep their orientation, as the papers feed them; only the download is
-    turned to the one of `Case`. The package says which cases are for training and which for
-    testing, the download does not.
+    Scans of the download are reoriented as in `Case`; those of the package keep their orientation,
+    as in the papers. The package has separate training and test cases, the download has not.
 
     Args:
-        root: folder that holds `RawData` (or is it, or its `Training`), or the package's folders.
-        organs: 8 or 13; the package has 8 only.
-        order: of the eight classes, one of `ORDERS`.
-        window: Hounsfield units that become 0 and 1, for the download.
+        root: folder that holds `RawData` (or `RawData` itself, or `Training`), or the folders of
+            the package.
+        organs: 8 or 13; the package has only 8.
+        order: order of the eight classes, one of `ORDERS`.
+        window: Hounsfield units that are scaled to 0 and 1, for the download.
 
     Raises:
-        ValueError: no such number of organs or order, or an empty window.
+        ValueError: the number of organs or the order is unknown, or the window is empty.
     """
 
     channels = 1
@@ -103,7 +103,7 @@ class Synapse(Reader):
         self.window = (float(window[0]), float(window[1]))
 
     def cases(self) -> list[CaseRef]:
-        """List the scans by number, of whichever layout is there; see `Reader.cases`."""
+        """List the scans of either layout by number; see `Reader.cases`."""
         if not self.root.is_dir():
             raise DataError(
                 f"{self.root}: no such folder; set dataset.root to the folder that holds RawData, "
@@ -130,12 +130,13 @@ class Synapse(Reader):
         """Decode one scan; see `Reader.read`."""
         if ref.files[0].name.endswith(".nii.gz"):
             return self._read_raw(*ref.files)
-        meaning = _meaning(ORDERS["transunet"], self.classes)
+        new_value = _class_of_label(ORDERS["transunet"], self.classes)
         read = _read_slices if ref.files[0].suffix == ".npz" else _read_volume
-        image, mask = read(ref, meaning)
+        image, mask = read(ref, new_value)
         return Case(image[..., None], mask, spacing=None, window=(0.0, 1.0))
 
     def _package_cases(self) -> list[CaseRef]:
+        """List the cases of the preprocessed package."""
         train, test = (self.root / name for name in PACKAGE_FOLDERS)
         for folder in (train, test):
             if not folder.is_dir():
@@ -146,26 +147,27 @@ class Synapse(Reader):
                 "set dataset.organs=8 or use the download"
             )
         problems = Problems()
-        slices = _numbered(train, ".npz", SLICE_NAME, problems)
-        volumes = _numbered(test, ".h5", VOLUME_NAME, problems)
-        found: dict[str, list[tuple[int, Path]]] = defaultdict(list)
-        for name, path in slices:
-            found[name[1]].append((int(name[2]), path))
-        tests = {name[1]: path for name, path in volumes}
+        slices: dict[str, list[tuple[int, Path]]] = defaultdict(list)
+        for name, path in _match_names(train, ".npz", SLICE_NAME, problems):
+            slices[name[1]].append((int(name[2]), path))
+        volumes = {name[1]: p for name, p in _match_names(test, ".h5", VOLUME_NAME, problems)}
         refs = []
-        for case in sorted(found):
-            if case in tests:
-                problems.found.append(f"{tests[case]}: {case} is in {train.name}, too; remove one")
+        for case in sorted(slices):
+            if case in volumes:
+                problems.found.append(
+                    f"{volumes[case]}: {case} is in {train.name}, too; remove one"
+                )
             with problems.gathered():
-                refs.append(CaseRef(case, case, _in_order(case, found[case]), "train"))
-        refs += [CaseRef(case, case, (tests[case],), "test") for case in sorted(tests)]
-        for folder, names in ((train, found), (test, tests)):
-            if not names:
+                refs.append(CaseRef(case, case, _order_slices(case, slices[case]), "train"))
+        refs += [CaseRef(case, case, (volumes[case],), "test") for case in sorted(volumes)]
+        for folder, cases in ((train, slices), (test, volumes)):
+            if not cases:
                 problems.found.append(f"{folder}: no cases found; unpack the whole package")
         problems.stop()
         return refs
 
     def _read_raw(self, image_path: Path, label_path: Path) -> Case:
+        """Decode a scan of the download."""
         problems = Problems()
         volumes = []
         for path in (image_path, label_path):
@@ -176,22 +178,26 @@ class Synapse(Reader):
         with problems.gathered():
             check_same_grid(image, label, (image_path, label_path))
         with problems.gathered():
-            mask = map_labels(label_path, label.voxels, _meaning(ORGANS, self.classes))
+            new_value = _class_of_label(ORGANS, self.classes)
+            mask = map_labels(label_path, label.voxels, new_value)
         problems.stop()
         return Case(image.voxels[..., None], mask, image.spacing, image.affine, self.window)
 
 
-def _meaning(on_disk: tuple[str, ...], wanted: tuple[str, ...]) -> dict[int, int]:
-    """Return the class index of each label: 0 for organs that are not wanted."""
-    organs = enumerate(on_disk, 1)
-    return {0: 0} | {n: wanted.index(name) + 1 if name in wanted else 0 for n, name in organs}
+def _class_of_label(organs: tuple[str, ...], classes: tuple[str, ...]) -> dict[int, int]:
+    """Return the class, counted from 1, of each label of `organs`; 0 if it is not a class."""
+    numbers = {name: number for number, name in enumerate(classes, 1)}
+    return {0: 0} | {label: numbers.get(name, 0) for label, name in enumerate(organs, 1)}
 
 
-def _numbered(
+def _match_names(
     folder: Path, ending: str, pattern: re.Pattern[str], problems: Problems
 ) -> Iterable[tuple[re.Match[str], Path]]:
-    """Return a folder's files of this ending with what their names say; keep other names."""
-    found = []
+    """Return a folder's files of this ending with the match of their names.
+
+    Names that do not match are added to the problems.
+    """
+    matches = []
     for path in sorted(folder.iterdir()):
         if path.name.startswith(".") or not path.name.endswith(ending):
             continue
@@ -200,8 +206,8 @@ def _numbered(
         elif not path.is_file():
             problems.found.append(f"{path}: not a file; restore it")
         else:
-            found.append((match, path))
-    return found
+            matches.append((match, path))
+    return matches
 
 
 def _raw_cases(training: Path) -> list[CaseRef]:
@@ -211,7 +217,7 @@ def _raw_cases(training: Path) -> list[CaseRef]:
             raise DataError(f"{training / name}: not found; unpack the whole download")
     problems = Problems()
     images, labels = (
-        {name[1]: path for name, path in _numbered(training / kind, ".nii.gz", pattern, problems)}
+        {match[1]: p for match, p in _match_names(training / kind, ".nii.gz", pattern, problems)}
         for kind, pattern in RAW_NAMES.items()
     )
     for number in sorted(images.keys() ^ labels.keys()):
@@ -225,11 +231,11 @@ def _raw_cases(training: Path) -> list[CaseRef]:
     return [CaseRef(f"case{n}", f"case{n}", (images[n], labels[n])) for n in sorted(images)]
 
 
-def _in_order(case: str, slices: list[tuple[int, Path]]) -> tuple[Path, ...]:
-    """Return a case's slices by number.
+def _order_slices(case: str, slices: list[tuple[int, Path]]) -> tuple[Path, ...]:
+    """Return the files of a case's slices in the order of their numbers.
 
     Raises:
-        DataError: a number comes twice.
+        DataError: a number appears twice.
     """
     slices = sorted(slices)
     twice = []
@@ -242,7 +248,7 @@ def _in_order(case: str, slices: list[tuple[int, Path]]) -> tuple[Path, ...]:
 
 
 def _read_slices(
-    ref: CaseRef, meaning: dict[int, int]
+    ref: CaseRef, new_value: dict[int, int]
 ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
     """Return image and mask `[S, H, W]` of a training case of the package."""
     numbers = [int(match[2]) for path in ref.files if (match := SLICE_NAME.fullmatch(path.name))]
@@ -254,7 +260,7 @@ def _read_slices(
     masks: list[NDArray[np.uint8]] = []
     for path in ref.files:
         with problems.gathered():
-            image, mask = _checked(path, _load_npz(path), 2, meaning)
+            image, mask = _check_arrays(path, _load_npz(path), 2, new_value)
             if images and image.shape != images[0].shape:
                 raise DataError(
                     f"{path}: {shape_text(image.shape)} pixels, unlike the case's first slice "
@@ -267,35 +273,36 @@ def _read_slices(
 
 
 def _read_volume(
-    ref: CaseRef, meaning: dict[int, int]
+    ref: CaseRef, new_value: dict[int, int]
 ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
     """Return image and mask `[S, H, W]` of a test case of the package."""
     path = ref.files[0]
     try:
         with h5py.File(path, "r") as file:
-            arrays = {name: _array(file, name) for name in ("image", "label")}
+            arrays = {name: _read_array(file, name) for name in ("image", "label")}
     except (*ARCHIVE_ERRORS, TypeError) as error:
         raise _archive_error(path, "HDF5", error) from error
-    return _checked(path, arrays, 3, meaning)
+    return _check_arrays(path, arrays, 3, new_value)
 
 
-def _array(file: h5py.File, name: str) -> NDArray[Any]:
-    """Return an array that is in the file itself and of a size that a scan may have.
+def _read_array(file: h5py.File, name: str) -> NDArray[Any]:
+    """Return an array that lies in the file itself and has at most `MAX_VOXELS` voxels.
 
     Raises:
-        ValueError: it is somewhere else, or too large.
+        ValueError: it lies in another file, or is too large.
     """
     if not isinstance(file.get(name, getlink=True), h5py.HardLink):
         raise ValueError(f"{name} is a link")
-    found = file[name]
-    if not isinstance(found, h5py.Dataset) or found.external or found.is_virtual:
+    array = file[name]
+    if not isinstance(array, h5py.Dataset) or array.external or array.is_virtual:
         raise ValueError(f"{name} is no array of this file")
-    if found.size > MAX_VOXELS:
-        raise ValueError(f"{name} has {shape_text(found.shape)} voxels, too many")
-    return np.asarray(found)
+    if array.size > MAX_VOXELS:
+        raise ValueError(f"{name} has {shape_text(array.shape)} voxels, too many")
+    return np.asarray(array)
 
 
 def _load_npz(path: Path) -> dict[str, NDArray[Any]]:
+    """Return image and label of a slice's file, unless it unpacks to more than `MAX_SLICE`."""
     try:
         with np.load(path, allow_pickle=False) as file:
             unpacked = sum(member.file_size for member in file.zip.infolist())
@@ -311,10 +318,10 @@ def _archive_error(path: Path, kind: str, error: Exception) -> DataError:
     return DataError(f"{path}: not an {kind} file of image and label ({reason}); restore it")
 
 
-def _checked(
-    path: Path, arrays: dict[str, NDArray[Any]], dimensions: int, meaning: dict[int, int]
+def _check_arrays(
+    path: Path, arrays: dict[str, NDArray[Any]], dimensions: int, new_value: dict[int, int]
 ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-    """Return image and mask of the package's arrays once they are what they should be."""
+    """Return image and mask, once the package's arrays have valid types, shapes and values."""
     image, label = arrays["image"], arrays["label"]
     if image.dtype.kind not in "buif" or label.dtype.kind not in "buif":
         raise DataError(f"{path}: arrays of {image.dtype} and {label.dtype}; restore the file")
@@ -325,9 +332,9 @@ def _checked(
             "restore the file"
         )
     low, high = float(image.min()), float(image.max())
-    if not (low >= -SCALED and high <= 1 + SCALED):
+    if not (low >= -SCALE_TOLERANCE and high <= 1 + SCALE_TOLERANCE):
         raise DataError(
             f"{path}: intensities from {low:g} to {high:g}, not 0 to 1 as in the package; "
             "restore the file"
         )
-    return np.asarray(image, np.float32), map_labels(path, label, meaning)
+    return np.asarray(image, np.float32), map_labels(path, label, new_value)

@@ -1,13 +1,13 @@
-"""Reader of the UW-Madison GI Tract download: abdominal MRI, three organs that may overlap.
+"""Reader of the UW-Madison GI Tract download: abdominal MRI with three organs that may overlap.
 
 Layout as downloaded (https://doi.org/10.1016/j.dib.2024.111159):
 
     train.csv                                       id,class,segmentation
     train/case2/case2_day1/scans/slice_0001_266_266_1.50_1.50.png
 
-A file name carries the slice number, width, height and the pixel spacing in mm; images are 16-bit
-grey. An id is `case2_day1_slice_0001`; each slice has one row per class, the mask run-length coded
-(see `attnseg.data.readers.rle`) or empty. Slices are 3 mm thick.
+A file name contains the slice number, width, height and the pixel spacing in mm; images are 16-bit
+grey. An id is `case2_day1_slice_0001`. Each slice has one row per class, with a run-length encoded
+mask (see `attnseg.data.readers.rle`) or an empty one. Slices are 3 mm thick.
 """
 
 import csv
@@ -36,7 +36,7 @@ SCAN_FOLDER_NAME = re.compile(r"(case\d+)_day\d+")
 
 
 class UWMadison(Reader):
-    """A scan of one day is a case.
+    """Reads each scan as a case; a patient has a scan on each of several days.
 
     Args:
         root: folder that holds `train.csv` and `train/`.
@@ -63,25 +63,25 @@ class UWMadison(Reader):
                     f"{part}: not found; unpack the UW-Madison download so that train.csv and "
                     f"train/ lie in {self.root}"
                 )
-        found: dict[str, list[Path]] = defaultdict(list)
+        slices: dict[str, list[Path]] = defaultdict(list)
         for path in sorted(self.scans.glob("case*/case*_day*/scans/*.png")):
-            found[path.parts[-3]].append(path)
-        if not found:
+            slices[path.parts[-3]].append(path)
+        if not slices:
             raise DataError(
                 f"{self.scans}: no slices found; expected case2/case2_day1/scans/slice_0001_*.png"
             )
         refs = []
         problems = Problems()
-        for scan in sorted(found, key=natural_order):
+        for scan in sorted(slices, key=natural_order):
             match = SCAN_FOLDER_NAME.fullmatch(scan)
-            folder = found[scan][0].parent
+            folder = slices[scan][0].parent
             if match is None or match[1] != folder.parent.parent.name:
                 problems.found.append(
                     f"{folder.parent}: not a scan folder; expected caseN/caseN_dayM as downloaded"
                 )
                 continue
             with problems.gathered():
-                files = sorted(found[scan], key=lambda path: parse_slice_name(path)[0])
+                files = sorted(slices[scan], key=lambda path: parse_slice_name(path)[0])
                 refs.append(CaseRef(match[1], scan, tuple(files)))
         problems.stop()
         known = {slice_id(ref, path) for ref in refs for path in ref.files}
@@ -108,7 +108,7 @@ class UWMadison(Reader):
         return Case(image, np.stack(masks), spacing)
 
     def _slice_mask(self, ref: CaseRef, path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-        """Return the mask `[H, W]` of a slice of this shape."""
+        """Return a slice's mask `[H, W]`, decoded for an image of this shape."""
         problems = Problems()
         mask = np.zeros(shape, np.uint8)
         for bit, text in enumerate(self._slice_codes(ref, path)):
@@ -123,6 +123,7 @@ class UWMadison(Reader):
         return mask
 
     def _slice_codes(self, ref: CaseRef, path: Path) -> list[str]:
+        """Return the run-length code of each class in a slice."""
         rows = self._read_table().get(slice_id(ref, path), {})
         missing = [name for name in self.classes if name not in rows]
         if missing:
@@ -133,7 +134,7 @@ class UWMadison(Reader):
         return [rows[name] for name in self.classes]
 
     def _read_table(self) -> dict[str, dict[str, str]]:
-        """Read `train.csv` once: mask text by id and class. Ids and cells stay text."""
+        """Return the run-length codes of `train.csv` by id and class; the file is read once."""
         if self._masks is None:
             masks: dict[str, dict[str, str]] = defaultdict(dict)
             csv.field_size_limit(1 << 24)
@@ -189,21 +190,21 @@ class UWMadison(Reader):
 def read_scan(
     name: str,
     files: Sequence[Path],
-    also: Callable[[Path, tuple[int, ...]], None] = lambda path, shape: None,
+    check_slice: Callable[[Path, tuple[int, ...]], None] = lambda path, shape: None,
 ) -> tuple[NDArray[np.generic], tuple[float, float, float]]:
     """Decode the slices of a scan.
 
     Args:
-        name: of the scan, for the log.
-        files: in the order of the slices.
-        also: called with file and shape (H, W) of each sound slice; what it finds wrong is named
-            with the rest.
+        name: name of the scan, for the log.
+        files: the files in the order of the slices.
+        check_slice: called with file and shape (H, W) of each sound slice; a `DataError` from it is
+            one of the problems.
 
     Returns:
         Image `[S, H, W, 1]` and voxel size along S, H, W, mm.
 
     Raises:
-        DataError: files are broken or contradict each other; names every problem.
+        DataError: files are broken or contradict each other; lists every problem.
     """
     problems = Problems()
     folder = files[0].parent
@@ -233,7 +234,7 @@ def read_scan(
                     f"{path}: {shape_text(image.shape)} pixels, unlike its name; restore the file"
                 )
             images.append(image)
-            also(path, image.shape)
+            check_slice(path, image.shape)
     problems.stop()
     spacing_x, spacing_y = spacings.pop()
     return np.stack(images)[..., None], (SLICE_THICKNESS_MM, spacing_y, spacing_x)
@@ -248,7 +249,7 @@ def parse_slice_name(path: Path) -> tuple[int, int, int, float, float]:
     """Return slice number, width and height (pixels), spacing along both (mm) from a file name.
 
     Raises:
-        DataError: the name is not one of the dataset's, or a spacing is zero.
+        DataError: the name has another form, or a spacing is zero.
     """
     match = SLICE_FILE_NAME.fullmatch(path.name)
     if match is None or float(match[4]) == 0 or float(match[5]) == 0:
@@ -260,5 +261,5 @@ def parse_slice_name(path: Path) -> tuple[int, int, int, float, float]:
 
 
 def slice_id(ref: CaseRef, path: Path) -> str:
-    """Return a slice's id in `train.csv`; the number keeps the digits of the file name."""
+    """Return a slice's id in `train.csv`; its number is written as in the file name."""
     return f"{ref.case}_slice_{path.name.split('_')[1]}"
