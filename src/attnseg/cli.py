@@ -30,7 +30,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from attnseg import sweeps
 from attnseg.benchmark import suites
-from attnseg.config import schema
+from attnseg.config import composition, schema  # noqa: F401 - the former tells Hydra of defaults
 from attnseg.config.folder import configs_folder
 from attnseg.errors import AttnsegError, ConfigError, ResourceError, first_line
 from attnseg.help import help_text, names

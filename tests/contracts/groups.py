@@ -4,9 +4,9 @@ import copy
 from functools import cache
 from typing import Any
 
-import hydra
-from omegaconf import OmegaConf
+from omegaconf import OmegaConf, open_dict
 
+from attnseg.config import composition
 from attnseg.config.folder import configs_folder
 
 FOLDER = configs_folder()
@@ -23,8 +23,9 @@ def compose(*overrides: str) -> dict[str, Any]:
 
 @cache
 def _composed(overrides: tuple[str, ...]) -> dict[str, Any]:
-    with hydra.initialize_config_dir(str(FOLDER), version_base="1.3"):
-        composed = hydra.compose("train", list(overrides))
+    composed = composition.compose("train", overrides)
+    with open_dict(composed):
+        del composed["hydra"]
     if OmegaConf.is_missing(composed.dataset, "root"):
         composed.dataset.root = "somewhere"
     plain: Any = OmegaConf.to_container(composed, resolve=True)

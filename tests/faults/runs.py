@@ -11,13 +11,10 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
-from omegaconf import OmegaConf
 
 from attnseg import cli
-from attnseg.config import schema
-from attnseg.config.folder import configs_folder
+from attnseg.config.composition import compose, to_raw
+from attnseg.config.training import Config, parse_config
 from attnseg.runs.checkpoints import AtomicCheckpointIO
 from attnseg.training.callbacks.checkpoints import LastCheckpoint
 from attnseg.training.module import SegmentationModule
@@ -26,20 +23,11 @@ from attnseg.training.train import train
 SMOKE = ("experiment=smoke", "attn=kv", "trainer.save_minutes=null")
 
 
-def configured(folder: Path, *options: str) -> schema.Config:
+def configured(folder: Path, *options: str) -> Config:
     """Compose a small run with all its files in `folder`."""
     folder.mkdir(exist_ok=True)
-    GlobalHydra.instance().clear()
     paths = [f"paths.data={folder}/data", f"paths.outputs={folder}/outputs"]
-    with initialize_config_dir(str(configs_folder()), version_base="1.3"):
-        composed = compose("train", [*SMOKE, *options, *paths], return_hydra_config=True)
-    choices = {k: v for k, v in composed.hydra.runtime.choices.items() if isinstance(v, str)}
-    OmegaConf.set_readonly(composed, False)
-    OmegaConf.set_struct(composed, False)
-    del composed["hydra"]
-    plain = OmegaConf.to_container(composed, resolve=True)
-    names = {name: choice for name, choice in sorted(choices.items()) if "/" not in name}
-    return schema.check({**plain, "choices": names})
+    return parse_config(to_raw(compose("train", [*SMOKE, *options, *paths])))
 
 
 def attempt(
@@ -94,7 +82,7 @@ def attempts(
 
 def _run(
     folder: Path,
-    config: schema.Config,
+    config: Config,
     fault: Callable[[], None],
     environment: Mapping[str, object],
 ) -> None:

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from attnseg import cli, create_model
+from attnseg.config.identity import run_id
 from attnseg.errors import CheckpointError
 from attnseg.files import file_digest
 from attnseg.models.pretrained import load_file_into
-from attnseg.runs.run_folder import run_id
 from tests.faults.runs import configured
 
 SHORT = ("experiment=smoke", "trainer.max_epochs=1", "trainer.limit_batches=1")

@@ -14,7 +14,8 @@ from typing import Any
 
 from pydantic import ConfigDict, ValidationError, create_model
 
-from attnseg.config.schema import SCHEMAS, Component, explain
+from attnseg.config.errors import first_problem
+from attnseg.config.nodes import Component
 from attnseg.errors import ConfigError
 
 OWN = re.compile(
@@ -81,7 +82,6 @@ def factory(key: str, node: Component, given: tuple[str, ...] = ()) -> Callable[
     # Names such as `model_...` are pydantic's own; ours are only checked, never read back.
     rules["protected_namespaces"] = ()
     schema = create_model(title, __config__=rules, **fields)
-    SCHEMAS[title] = schema
     options = {
         name: _option(f"{key}.{name}", value, hints.get(name))
         for name, value in node.options.items()
@@ -90,7 +90,7 @@ def factory(key: str, node: Component, given: tuple[str, ...] = ()) -> Callable[
         schema.model_validate(options)
     except ValidationError as error:
         also = type(node).model_fields.keys() - {"target"}
-        raise ConfigError(explain(error, options, key, also)) from error
+        raise ConfigError(first_problem(error, schema, options, key, also)) from error
     return partial(found, **options)
 
 

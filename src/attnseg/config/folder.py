@@ -1,4 +1,4 @@
-"""The folder of YAML files that Hydra composes configurations from."""
+"""The folders of YAML files that configurations are composed from."""
 
 from pathlib import Path
 
@@ -7,3 +7,22 @@ def configs_folder() -> Path:
     """Return the folder `configs/`, of a wheel or of the clone that this module lies in."""
     shipped = Path(__file__).parents[1] / "configs"  # in a wheel
     return shipped if shipped.is_dir() else Path(__file__).parents[3] / "configs"
+
+
+def own_folder() -> Path | None:
+    """Return the folder `configs/` of the working folder, if the user keeps one there."""
+    own = Path("configs").resolve()
+    return own if own.is_dir() and own != configs_folder().resolve() else None
+
+
+def list_choices(group: str) -> list[str]:
+    """Return the choices of a group, the user's own included; `_NAME.yaml` is a part of others."""
+    if not group or "/" in group or "." in group:
+        return []
+    folders = (configs_folder(), own_folder())
+    return sorted({p.stem for f in folders if f for p in (f / group).glob("[!_]*.yaml")})
+
+
+def list_groups() -> list[str]:
+    """Return the names of all groups."""
+    return [path.name for path in configs_folder().iterdir() if list_choices(path.name)]

@@ -1,230 +1,47 @@
-"""The configuration as types: what every key may hold, checked before anything else happens.
+"""Options of the commands beside training."""
 
-Nothing here imports torch, so that a mistyped command is answered at once. The options of a
-component (a node with `_target_`) are checked against its constructor when it is built.
-"""
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-import difflib
-import math
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Annotated, Any, Literal, Self, TypeVar
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
 
-import yaml
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    ValidationError,
+from attnseg.config.errors import first_problem as explain
+from attnseg.config.errors import nearest, parse_options
+from attnseg.config.nodes import AsTuple, Component, Folder, Fraction, ImageSize, Names, Node
+from attnseg.config.training import (
+    INVENTED,
+    Config,
+    Dataset,
+    Model,
+    Optimizer,
+    Paths,
+    Precision,
+    Split,
+    Study,
+    Trainer,
 )
-
+from attnseg.config.training import parse_config as check
 from attnseg.errors import ConfigError
 
-INVENTED = "-phantom"  # ends the name of a dataset that was made up
+__all__ = [
+    "INVENTED",
+    "Component",
+    "Config",
+    "Dataset",
+    "Model",
+    "Optimizer",
+    "Paths",
+    "Precision",
+    "Split",
+    "Study",
+    "Trainer",
+    "check",
+    "check_types",
+    "explain",
+    "nearest",
+]  # fmt: skip
 
-Fraction = Annotated[float, Field(gt=0, lt=1)]
-Folder = Annotated[str, Field(min_length=1)]
-Precision = Literal[32, "bf16-mixed", "16-mixed"]
-MAX_SEED = 2**32 - 1  # NumPy takes no larger one
-MAX_WORKERS = 1024  # more is a slip of the keyboard, and would take the machine down
-
-
-def _height_and_width(value: object) -> object:
-    if isinstance(value, int):
-        return (value, value)
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _tuple(value: object) -> object:
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _list(value: object) -> object:
-    return [value] if isinstance(value, str) else value or []
-
-
-ImageSize = Annotated[tuple[PositiveInt, PositiveInt], BeforeValidator(_height_and_width)]
-
-
-class Node(BaseModel):
-    """A part of the configuration with fixed keys."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-class Component(BaseModel):
-    """A part of the configuration that names a class and holds the options it is built with."""
-
-    model_config = ConfigDict(extra="allow", strict=True, frozen=True, populate_by_name=True)
-
-    target: str = Field(alias="_target_")
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """What is passed to the class by name."""
-        return dict(self.model_extra or {})
-
-
-class Split(Node):
-    """How patients are divided."""
-
-    file: str | None
-    val: Fraction
-    test: Fraction
-    folds: Annotated[int, Field(ge=2)] | None
-    fold: NonNegativeInt
-    seed: NonNegativeInt
-    duplicates: Literal["refuse", "group", "drop"]
-    watch_test: bool
-
-
-class Dataset(Component):
-    """A dataset: the reader's own options, and what holds for any dataset."""
-
-    root: str | None
-    exclude: list[str]
-    limit_cases: Annotated[int, Field(ge=3)] | None
-    split: Split
-    phantom: Component | None
-    image_size: ImageSize
-    slices: PositiveInt
-    stride: PositiveInt
-    foreground: Annotated[float, Field(ge=0, le=1)]
-    batch_size: PositiveInt
-    max_epochs: NonNegativeInt
-
-
-class Model(Component):
-    """A model: its own options, weights to start from, and the budget to be matched."""
-
-    pretrained: str | None
-    match: Literal["params", "macs"] | None
-    mlp_ratio: PositiveFloat
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """What is passed to the class by name."""
-        return {"mlp_ratio": self.mlp_ratio, **(self.model_extra or {})}
-
-
-class Optimizer(Component):
-    """An optimizer of PyTorch."""
-
-    lr: PositiveFloat
-    weight_decay: Annotated[float, Field(ge=0)]
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """What is passed to the class by name."""
-        return {"lr": self.lr, "weight_decay": self.weight_decay, **(self.model_extra or {})}
-
-
-class Trainer(Node):
-    """How to train, and on what."""
-
-    max_epochs: NonNegativeInt
-    accelerator: Literal["cpu", "gpu"]
-    devices: PositiveInt
-    jobs_per_gpu: PositiveInt
-    strategy: Literal["auto", "ddp", "fsdp"]
-    precision: Precision | Literal["auto"]
-    auto_batch: bool = False  # this and the next two: runs from before they were there have none
-    gradient_checkpointing: bool = False
-    compile: Literal["default", "reduce-overhead", "max-autotune"] | None = None
-    accumulate: PositiveInt
-    gradient_clip: PositiveFloat | None
-    ema_decay: Fraction | None
-    monitor: Literal["val/dice", "val/loss"]
-    early_stopping: PositiveInt | None
-    limit_batches: PositiveInt | None
-    score_every: PositiveInt | None
-    num_workers: Annotated[int, Field(ge=0, le=MAX_WORKERS)]
-    loader_timeout: PositiveFloat | None
-    save_minutes: PositiveFloat | None
-    deterministic: bool
-    open_test: bool
-    keep_pictures: bool
-    attempts: PositiveInt
-    repeat: bool
-    auxiliary_weight: Annotated[float, Field(ge=0)]
-
-
-class Paths(Node):
-    """Where things are kept."""
-
-    data: Folder
-    outputs: Folder
-
-
-class Study(Node):
-    """How the runs of a sweep are compared when all are done; as in `compare.yaml`."""
-
-    baseline: str
-    by: Annotated[list[str], Field(min_length=1)] = ["model", "attn"]
-    metrics: list[str] = []
-    margin: PositiveFloat = 0.01
-
-
-class Config(Node):
-    """The whole configuration of a training run.
-
-    Attributes:
-        choices: the name chosen in each group.
-    """
-
-    seed: Annotated[int, Field(ge=0, le=MAX_SEED)]
-    phantom_size: str
-    compare: Study | None
-    paths: Paths
-    choices: dict[str, str]
-    dataset: Dataset
-    attn: Component
-    model: Model
-    loss: Component
-    augment: Component
-    optimizer: Optimizer
-    scheduler: Component
-    profile: dict[str, Component]
-    logger: dict[str, Component] = {}  # runs from before there were any have none
-    trainer: Trainer
-
-    @property
-    def dataset_name(self) -> str:
-        """The dataset chosen; invented data never goes under the name of the real."""
-        name = self.choices["dataset"]
-        real = self.dataset.root is not None or f"-{name}".endswith(INVENTED)
-        return name if real else f"{name}{INVENTED}"
-
-    def to_yaml(self) -> str:
-        """Return the configuration as YAML that Hydra, OmegaConf and PyYAML read alike.
-
-        The names chosen in the groups are left out: they are not keys of the command line.
-        """
-        plain = self.model_dump(mode="json", by_alias=True, exclude={"choices"})
-        return yaml.dump(plain, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
-
-    def revise(self, part: str, **values: object) -> Self:
-        """Return the configuration with other values in a part, such as `trainer`."""
-        revised = getattr(self, part).model_copy(update=values)
-        return self.model_copy(update={part: revised})
-
-
-class _Dumper(yaml.SafeDumper):
-    """Quotes text that looks like a number: for OmegaConf `1e5` is one, for PyYAML it is not."""
-
-    def represent_text(self, text: str) -> yaml.ScalarNode:
-        """Return a scalar, in quotes where it needs them."""
-        try:
-            float(text)
-        except ValueError:
-            return self.represent_str(text)
-        return self.represent_scalar("tag:yaml.org,2002:str", text, style="'")
-
-
-_Dumper.add_representer(str, _Dumper.represent_text)
+check_types = parse_options
 
 
 class Published(Node):
@@ -308,11 +125,11 @@ class Explain(Reopen):
 
     choices: dict[str, str]
     run: str | None
-    runs: Annotated[list[str], BeforeValidator(_list)]
+    runs: Names
     case: str | None
     slice: PositiveInt | None
-    point: Annotated[tuple[NonNegativeInt, NonNegativeInt], BeforeValidator(_tuple)] | None
-    layer: Annotated[list[str], BeforeValidator(_list)]
+    point: Annotated[tuple[NonNegativeInt, NonNegativeInt], AsTuple] | None
+    layer: Names
     heads: bool
     scores: bool
     outputs: str | None
@@ -435,76 +252,9 @@ class Search(Node):
     report: bool
 
 
-Schema = TypeVar("Schema", bound=Node)
-
-
-def check_types(schema: type[Schema], raw: Mapping[str, Any]) -> Schema:
-    """Turn a plain configuration into a typed one.
-
-    Raises:
-        ConfigError: names the first key that is wrong, what is wrong and what it may be.
-    """
-    for key, value in _leaves(raw):
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ConfigError(f"{key}: {value} is not a finite number; give one")
-    try:
-        return schema.model_validate(raw)
-    except ValidationError as error:
-        raise ConfigError(explain(error, raw)) from error
-
-
-def check(raw: Mapping[str, Any]) -> Config:
-    """Turn a plain configuration of a training run into a typed one.
-
-    Raises:
-        ConfigError: as `check_types`, or keys do not fit each other.
-    """
-    config = check_types(Config, raw)
-    check_fit(config)
-    return config
-
-
 def check_benchmark(raw: Mapping[str, Any]) -> Benchmark:
-    """Turn a plain configuration of a benchmark into a typed one; raises as `check`."""
-    config = check_types(Benchmark, raw)
-    check_fit(config)
-    return config
-
-
-def check_fit(config: Config) -> None:
-    """Refuse keys that do not fit each other.
-
-    Raises:
-        ConfigError: names the key.
-    """
-    trainer = config.trainer
-    if trainer.precision == "16-mixed" and trainer.accelerator == "cpu":
-        raise ConfigError("trainer.precision: 16-mixed needs a GPU; use bf16-mixed or 32")
-    if trainer.auto_batch and trainer.devices > 1:
-        raise ConfigError(
-            "trainer.auto_batch: for one device; find the size with trainer.devices=1 and give it "
-            "as dataset.batch_size"
-        )
-    if trainer.strategy == "fsdp" and trainer.ema_decay is not None:
-        raise ConfigError("trainer.ema_decay: not with trainer=fsdp; use trainer=ddp or null")
-    if trainer.devices > 1 and trainer.strategy == "auto":
-        raise ConfigError(f"trainer.devices: {trainer.devices} devices need trainer=ddp")
-    if config.dataset.root is None and config.dataset.phantom is None:
-        raise ConfigError("dataset.root: not set; give the folder of the download")
-    if len(config.profile) != 1:
-        raise ConfigError(
-            f"profile: {', '.join(config.profile)}; train with one and compare with `attnseg "
-            "evaluate`"
-        )
-    if config.dataset.slices % 2 == 0:
-        raise ConfigError(
-            f"dataset.slices: {config.dataset.slices} has no middle; use an odd number"
-        )
-    split = config.dataset.split
-    if split.folds is not None and split.fold >= split.folds:
-        raise ConfigError(
-            f"dataset.split.fold: {split.fold} of {split.folds} folds; use 0 to {split.folds - 1}"
-        )
+    """Turn a plain configuration of a benchmark into a typed one."""
+    return check_types(Benchmark, raw)
 
 
 def check_evaluate(raw: Mapping[str, Any]) -> Evaluate:
@@ -581,14 +331,14 @@ def check_search(raw: Mapping[str, Any]) -> Search:
         try:
             parts[key] = part = kind.model_validate(node)
         except ValidationError as error:
-            raise ConfigError(explain(error, node, place)) from error
+            raise ConfigError(explain(error, kind, node, place)) from error
         if isinstance(part, Range):
             _check_range(place, part)
     rest = {**raw, "space": parts}
     try:
         return Search.model_validate(rest)
     except ValidationError as error:
-        raise ConfigError(explain(error, rest, "search")) from error
+        raise ConfigError(explain(error, Search, rest, "search")) from error
 
 
 def _check_range(place: str, part: Range) -> None:
@@ -600,88 +350,3 @@ def _check_range(place: str, part: Range) -> None:
         raise ConfigError(f"{place}: log and step exclude each other; leave one out")
     if part.step is not None and part.step <= 0:
         raise ConfigError(f"{place}: step {part.step} leads nowhere; give a number above 0")
-
-
-def explain(
-    error: ValidationError, raw: Mapping[str, Any], prefix: str = "", also: Iterable[str] = ()
-) -> str:
-    """Return one line for the first problem pydantic found.
-
-    Args:
-        error: what pydantic raised.
-        raw: the mapping that was checked.
-        prefix: key that `raw` itself has in the whole configuration.
-        also: names that are allowed beside those of the schema.
-    """
-    # An unknown key explains a missing one better than the other way round.
-    first = min(error.errors(), key=lambda item: item["type"] != "extra_forbidden")
-    place = [str(part) for part in first["loc"] if not _is_branch(part, first["loc"], raw)]
-    key = ".".join([*([prefix] if prefix else []), *place])
-    if first["type"] == "extra_forbidden":
-        siblings = {*_siblings(error, first["loc"]), *also}
-        return f"{key}: no such option; {nearest(place[-1], siblings)}"
-    if first["type"] == "missing":
-        return f"{key}: missing; choose or set it"
-    message = first["msg"]
-    got = first["input"]
-    return f"{key}: {got!r} is not allowed; {message[0].lower()}{message[1:]}"
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Return advice for a name that is not among `known`."""
-    known = sorted(known)
-    close = difflib.get_close_matches(name, known, 1)
-    advice = f"did you mean {close[0]}? " if close else ""
-    return f"{advice}choose one of {', '.join(known)}" if known else "remove it"
-
-
-def _leaves(node: object, key: str = "") -> Iterator[tuple[str, object]]:
-    if isinstance(node, Mapping):
-        for name, value in node.items():
-            yield from _leaves(value, f"{key}.{name}" if key else str(name))
-    elif isinstance(node, list):
-        for i, value in enumerate(node):
-            yield from _leaves(value, f"{key}[{i}]")
-    else:
-        yield key, node
-
-
-def _is_branch(part: object, loc: tuple[Any, ...], raw: Mapping[str, Any]) -> bool:
-    """Whether a part of pydantic's location names a branch of a union, not a key."""
-    node: Any = raw
-    for name in loc:
-        if isinstance(node, Mapping) and name in node:
-            node = node[name]
-        elif name is part:
-            return not isinstance(node, Mapping) and not isinstance(part, int)
-    return False
-
-
-def _siblings(error: ValidationError, loc: tuple[Any, ...]) -> list[str]:
-    """Return the names that are allowed where an unknown one was found."""
-    node: Any = SCHEMAS.get(error.title)
-    for part in loc[:-1]:
-        field = node.model_fields.get(part) if node else None
-        node = getattr(field, "annotation", None)
-        if not (isinstance(node, type) and issubclass(node, BaseModel)):
-            return []
-    return [field.alias or name for name, field in node.model_fields.items()] if node else []
-
-
-SEARCH = (Search, Range, Choices)
-SCHEMAS: dict[str, type[BaseModel]] = {
-    schema.__name__: schema
-    for schema in (
-        Config,
-        Benchmark,
-        Evaluate,
-        Explain,
-        Predict,
-        Export,
-        Capsule,
-        Verify,
-        Publish,
-        Compare,
-        *SEARCH,
-    )
-}

@@ -1,6 +1,5 @@
 """Run folders: where one training leaves everything that later commands need."""
 
-import hashlib
 import json
 import logging
 import os
@@ -19,58 +18,10 @@ import torch
 
 from attnseg.config.schema import Config
 from attnseg.errors import ConfigError, InUseError, ResourceError
-from attnseg.files import file_digest, remove_unfinished, write_text
+from attnseg.files import remove_unfinished, write_text
 from attnseg.processes.lock import Lock
 
 PACKAGES = ("attnseg", "torch", "pytorch-lightning", "monai", "albumentations", "numpy", "scipy")
-# Where and on what a run happens does not make it another run; the phantom is in the data digest.
-PLACES = {
-    "choices": None,  # what was chosen is in the parts
-    "compare": None,
-    "paths": None,
-    "logger": None,
-    "phantom_size": None,
-    "trainer": (
-        "accelerator",
-        "devices",
-        "strategy",
-        "num_workers",
-        "loader_timeout",
-        "auto_batch",  # what it finds is in the dataset's batch size
-        "gradient_checkpointing",  # same weights to the bit
-        "save_minutes",
-        "attempts",
-        "jobs_per_gpu",
-        "repeat",
-        "score_every",
-        "keep_pictures",
-    ),
-}
-
-
-def without_places(config: Config) -> dict[str, Any]:
-    """Return a configuration as plain containers, less where and on what it runs."""
-    described: dict[str, Any] = config.model_dump(by_alias=True)
-    for part, keys in PLACES.items():
-        if keys is None:
-            described.pop(part)
-        for key in keys or ():
-            described[part].pop(key)
-    return described
-
-
-def run_id(config: Config, data_digest: str, split_digest: str) -> str:
-    """Return ten hexadecimal digits of configuration (less places and devices), data and split."""
-    described = without_places(config)
-    # Two processes with two slices each train as one with four.
-    described["dataset"]["batch_size"] *= config.trainer.devices
-    described["dataset"].pop("root")
-    described["dataset"].pop("phantom")
-    described["dataset"]["split"].pop("file")  # what it says is in the split's digest
-    if weights := described["model"]["pretrained"]:
-        described["model"]["pretrained"] = file_digest(Path(weights))
-    text = json.dumps([described, data_digest, split_digest], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
 class Run:

@@ -23,12 +23,12 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from attnseg.config import schema
+from attnseg.config.identity import identity_of, short_digest
 from attnseg.config.schema import Config
 from attnseg.errors import ConfigError, DataError, InUseError, ResourceError
 from attnseg.files import write_text
 from attnseg.processes.fork import run_in_child
 from attnseg.processes.lock import Lock, is_held
-from attnseg.runs.run_folder import without_places
 from attnseg.search import report as search_report
 from attnseg.training.callbacks.history import EndedEarly, HistoryRow, read_history
 from attnseg.training.train import train
@@ -115,7 +115,7 @@ def search(options: schema.Search, compose: Compose, words: Sequence[str], repor
             raise ConfigError(f"{key}: set, and in search.space; leave it out of one of them")
     base = compose(())
     check(options, base, compose)
-    identity = describe(options, base)
+    identity = search_id(options, base)
     folder = Path(base.paths.outputs, "searches", options.name or identity)
     if options.report and not (folder / "journal.log").is_file():
         raise DataError(f"{folder}: no search here; leave search.report out to begin it")
@@ -163,11 +163,11 @@ def check(options: schema.Search, base: Config, compose: Compose) -> None:
             compose([f"{key}={word(value)}"])
 
 
-def describe(options: schema.Search, base: Config) -> str:
-    """Return ten hexadecimal digits of the configuration (less places and devices) and space."""
+def search_id(options: schema.Search, base: Config) -> str:
+    """Return ten hexadecimal digits of the configuration, its dataset and the space."""
     space = {key: node.model_dump() for key, node in sorted((options.space or {}).items())}
-    text = json.dumps([without_places(base), space], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:10]
+    dataset = base.dataset.model_dump(mode="json", include={"root", "phantom"})
+    return short_digest([identity_of(base), dataset, base.dataset.split.file, space])
 
 
 def work(found: Search, study: optuna.Study) -> int:

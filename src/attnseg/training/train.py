@@ -12,6 +12,7 @@ import torch
 
 from attnseg.config import cost
 from attnseg.config.components import Components, build_components
+from attnseg.config.identity import run_id
 from attnseg.config.schema import Config
 from attnseg.data.datamodule import SliceDataModule
 from attnseg.data.sealed import count_cases
@@ -30,7 +31,7 @@ from attnseg.processes.launch import Together
 from attnseg.processes.malloc import keep_freed_memory
 from attnseg.processes.signals import Stopping, leave_to_the_main_process
 from attnseg.runs.checkpoints import load_weights
-from attnseg.runs.run_folder import Run, run_id
+from attnseg.runs.run_folder import Run
 from attnseg.training.auto_batch import find_largest_batch
 from attnseg.training.callbacks.history import EndedEarly, OnEpoch
 from attnseg.training.final_evaluation import report

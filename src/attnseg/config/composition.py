@@ -1,0 +1,111 @@
+"""Composes configurations by Hydra: YAML files, the defaults of fields, and overrides.
+
+Importing this module tells Hydra of the defaults that stand at fields, and of the folder `configs/`
+in the working folder.
+"""
+
+import contextlib
+from collections.abc import Sequence
+from typing import Any
+
+import hydra
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from attnseg.config.folder import configs_folder, list_groups, own_folder
+from attnseg.config.training import Trainer
+from attnseg.errors import ConfigError, first_line
+
+
+class OwnConfigs(SearchPathPlugin):
+    """Lets Hydra search `configs/` in the working folder, too; ours goes first."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        """Append the folder, if there is one."""
+        if (own := own_folder()) is not None:
+            search_path.append("working-folder", f"file://{own}")
+
+
+Plugins.instance().register(OwnConfigs)
+ConfigStore.instance().store(
+    "_options",
+    {
+        name: field.default
+        for name, field in Trainer.model_fields.items()
+        if not field.is_required()
+    },
+    group="trainer",
+)
+
+
+@contextlib.contextmanager
+def initialized() -> Any:  # noqa: ANN401
+    """Let Hydra compose within the block, also inside a command that Hydra runs."""
+    if GlobalHydra.instance().is_initialized():
+        yield
+        return
+    with hydra.initialize_config_dir(str(configs_folder()), version_base="1.3"):
+        yield
+
+
+def compose(config_name: str, overrides: Sequence[str]) -> DictConfig:
+    """Compose a command's configuration; Hydra's own part is under `hydra`.
+
+    Args:
+        config_name: of the command, such as `train`.
+        overrides: `KEY=VALUE` each.
+    """
+    with initialized():
+        return hydra.compose(config_name, list(overrides), return_hydra_config=True)
+
+
+def to_raw(composed: DictConfig) -> dict[str, Any]:
+    """Return a configuration as plain containers, with the choice made in each group.
+
+    Args:
+        composed: with Hydra's own part.
+
+    Raises:
+        ConfigError: a mandatory value is missing or a reference leads nowhere.
+    """
+    choices = composed.hydra.runtime.choices
+    own = composed.copy()
+    with open_dict(own):
+        del own["hydra"]
+    try:
+        raw: Any = OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        key = error.full_key or str(error)
+        raise ConfigError(f"{key}: not set; give it as {key}=VALUE") from error
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{error.full_key}: {first_line(error)}; correct the value") from error
+    raw["choices"] = {
+        name: choice
+        for name, choice in sorted(choices.items())
+        if isinstance(choice, str) and "/" not in name
+    }
+    return dict(raw)
+
+
+def known_names(config_name: str, parent: str, choices: Sequence[str] = ()) -> list[str]:
+    """Return the keys under a key in a command's configuration; at the top, the groups too.
+
+    Args:
+        config_name: of the command.
+        parent: dotted key; empty for the top.
+        choices: overrides that choose in a group, and so bring keys of their own.
+    """
+    try:
+        node: Any = compose(config_name, choices)
+    except HydraException:  # a choice may be what is wrong
+        node = compose(config_name, ())
+    if parent:
+        node = OmegaConf.select(node, parent)
+        return [str(key) for key in node] if OmegaConf.is_dict(node) else []
+    return sorted({*(str(key) for key in node), *list_groups()} - {"hydra"})

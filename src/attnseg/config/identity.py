@@ -1,0 +1,105 @@
+"""The identity of a run, and which differences make runs incomparable, by the fields' markers.
+
+A run's identity is the set of its options that differ from their defaults: of the field in
+`training.py`, or of the class that a component names. So an option that is added at its default
+changes no identity. A default that is *changed* would let two different runs share one: a test
+holds the defaults of this version, and `VERSION` must rise with any of them.
+"""
+
+import hashlib
+import inspect
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from attnseg.config.build import locate
+from attnseg.config.markers import Marker
+from attnseg.config.nodes import Component
+from attnseg.config.training import Config
+from attnseg.files import file_digest
+
+VERSION = 1  # of the defaults; part of every identity
+
+
+def run_id(config: Config, data_digest: str, split_digest: str) -> str:
+    """Return ten hexadecimal digits of a run's configuration, data and split."""
+    described = identity_of(config)
+    # Two processes with two slices each train as one with four.
+    described["dataset"]["batch_size"] *= config.trainer.devices
+    if config.model.pretrained is not None:
+        described["model"]["pretrained"] = file_digest(Path(config.model.pretrained))
+    return short_digest([described, data_digest, split_digest])
+
+
+def short_digest(described: object) -> str:
+    """Return ten hexadecimal digits of plain containers and the version of the defaults."""
+    text = json.dumps([VERSION, described], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def identity_of(node: BaseModel, key: str = "") -> dict[str, Any]:
+    """Return the options that make a run the run that it is, as plain containers.
+
+    Args:
+        node: a configuration, or a part of one.
+        key: of the node in the whole configuration.
+    """
+    described: dict[str, Any] = {}
+    for name, field in type(node).model_fields.items():
+        value = getattr(node, name)
+        if _marker(field).identity and value != field.get_default(call_default_factory=True):
+            described[field.alias or name] = _plain(value, f"{key}.{name}".strip("."))
+    if isinstance(node, Component):
+        defaults = class_defaults(locate(key, node.target))
+        for name, value in (node.model_extra or {}).items():
+            if name not in defaults or _as_list(value) != _as_list(defaults[name]):
+                described[name] = _plain(value, f"{key}.{name}")
+    return described
+
+
+def class_defaults(found: Callable[..., Any]) -> dict[str, Any]:
+    """Return the defaults of a class's or function's parameters."""
+    parameters = inspect.signature(found).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not p.empty}
+
+
+def affects_comparison(key: str, schema: type[BaseModel] = Config) -> bool:
+    """Return whether runs that differ in an option must not be compared without saying so.
+
+    Args:
+        key: dotted, such as `trainer.devices`; also of an option that a class takes.
+        schema: class of the whole configuration.
+    """
+    node: Any = schema
+    for part in key.split("."):
+        if not (isinstance(node, type) and issubclass(node, BaseModel)):
+            return True
+        field = node.model_fields.get(part)
+        if field is None:
+            return True
+        if not _marker(field).comparison:
+            return False
+        node = field.annotation
+    return True
+
+
+def _marker(field: FieldInfo) -> Marker:
+    return next((item for item in field.metadata if isinstance(item, Marker)), Marker())
+
+
+def _plain(value: Any, key: str) -> Any:  # noqa: ANN401
+    if isinstance(value, BaseModel):
+        return identity_of(value, key)
+    if isinstance(value, Mapping) and "_target_" in value:
+        return identity_of(Component.model_validate(value), key)
+    if isinstance(value, Mapping):
+        return {name: _plain(item, f"{key}.{name}") for name, item in value.items()}
+    return value
+
+
+def _as_list(value: object) -> object:
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,267 @@
+"""The configuration of a training run: at each field its type, its bounds and what depends on it.
+
+Nothing here imports torch, so that a mistyped command is answered at once. The options of a
+component (a node with `_target_`) are checked against its class when it is built.
+
+A field without a default gets its value from `configs/`. The default of a field that has one
+stands here alone; `--help` and `--cfg` show it nevertheless. A marker says whether a field belongs
+to a run's identity and whether a difference in it makes runs incomparable; see `markers.py`.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from attnseg.config.errors import OptionError, parse_options
+from attnseg.config.markers import Harmless, NotIdentity, Technical
+from attnseg.config.nodes import Component, Folder, Fraction, ImageSize, Node, Seed
+
+INVENTED = "-phantom"  # ends the name of a dataset that was made up
+MAX_WORKERS = 1024  # more is a slip of the keyboard, and would take the machine down
+
+Precision = Literal[32, "bf16-mixed", "16-mixed"]
+
+
+class Split(Node):
+    """Division of the patients into training, validation and test.
+
+    Attributes:
+        file: a published division; its content is in the digest of the split.
+    """
+
+    file: Annotated[str | None, NotIdentity]
+    val: Fraction
+    test: Fraction
+    folds: Annotated[int, Field(ge=2)] | None
+    fold: Annotated[NonNegativeInt, Harmless]
+    seed: NonNegativeInt
+    duplicates: Literal["refuse", "group", "drop"]
+    watch_test: bool
+
+    @model_validator(mode="after")
+    def _check_fold(self) -> Self:
+        if self.folds is not None and self.fold >= self.folds:
+            raise OptionError(
+                "fold", f"{self.fold} of {self.folds} folds; use 0 to {self.folds - 1}"
+            )
+        return self
+
+
+class Dataset(Component):
+    """A dataset: the reader's own options, and those of any dataset.
+
+    The files at `root`, or those of the phantom, are in the digest of the data.
+    """
+
+    root: Annotated[str | None, Technical]
+    exclude: list[str]
+    limit_cases: Annotated[int, Field(ge=3)] | None
+    split: Split
+    phantom: Annotated[Component | None, Technical]
+    image_size: ImageSize
+    slices: PositiveInt
+    stride: PositiveInt
+    foreground: Annotated[float, Field(ge=0, le=1)]
+    batch_size: PositiveInt
+    max_epochs: NonNegativeInt
+
+    @model_validator(mode="after")
+    def _check_root_and_slices(self) -> Self:
+        if self.root is None and self.phantom is None:
+            raise OptionError("root", "not set; give the folder of the download")
+        if self.slices % 2 == 0:
+            raise OptionError("slices", f"{self.slices} has no middle; use an odd number")
+        return self
+
+
+class Model(Component):
+    """A model: its own options, weights to start from, and the budget to be matched."""
+
+    pretrained: str | None
+    match: Literal["params", "macs"] | None
+    mlp_ratio: PositiveFloat
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Return the keyword arguments of the class."""
+        return {"mlp_ratio": self.mlp_ratio, **(self.model_extra or {})}
+
+
+class Optimizer(Component):
+    """An optimizer of PyTorch."""
+
+    lr: PositiveFloat
+    weight_decay: Annotated[float, Field(ge=0)]
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Return the keyword arguments of the class."""
+        return {"lr": self.lr, "weight_decay": self.weight_decay, **(self.model_extra or {})}
+
+
+class Trainer(Node):
+    """Training itself, and the machine that it runs on.
+
+    Attributes:
+        max_epochs: with 0 nothing is trained, and the initial weights are tested.
+        jobs_per_gpu: runs that may share a GPU; others wait for a free one.
+        precision: `auto` is the fastest of this machine.
+        auto_batch: set `dataset.batch_size` to the largest that fits.
+        gradient_checkpointing: compute activations again instead of keeping them; the weights
+            are the same to the bit.
+        compile: mode of torch.compile; `reduce-overhead` uses CUDA graphs.
+        accumulate: batches per optimizer step.
+        gradient_clip: largest norm; `None` for none.
+        ema_decay: validate and keep averaged weights; 0.999, for example.
+        monitor: decides which epoch is the best; never of the test set.
+        early_stopping: epochs without a better monitor before training ends.
+        limit_batches: per epoch, to try things out.
+        score_every: epochs between scorings of whole validation cases, distances included.
+        num_workers: loader processes.
+        loader_timeout: seconds without a batch before the run fails; `None` to wait for ever.
+        save_minutes: minutes between checkpoints within an epoch; `None` for one per epoch.
+        open_test: `False` leaves the test set sealed and scores the validation cases only.
+        keep_pictures: of the scored cases, for the comparison's page; 15 to 60 KB per case.
+        attempts: how often a run may fail before it is not tried again.
+        repeat: run again what is done, in a folder of its own.
+        auxiliary_weight: of a model's auxiliary outputs, as in SETR.
+    """
+
+    max_epochs: NonNegativeInt
+    accelerator: Annotated[Literal["cpu", "gpu"], Technical] = "cpu"
+    devices: Annotated[PositiveInt, Technical] = 1
+    jobs_per_gpu: Annotated[PositiveInt, Technical] = 1
+    strategy: Annotated[Literal["auto", "ddp", "fsdp"], Technical] = "auto"
+    precision: Precision | Literal["auto"] = 32
+    auto_batch: Annotated[bool, Technical] = False  # the size it finds is in dataset.batch_size
+    gradient_checkpointing: Annotated[bool, Technical] = False
+    compile: Literal["default", "reduce-overhead", "max-autotune"] | None = None
+    accumulate: PositiveInt = 1
+    gradient_clip: PositiveFloat | None = 1.0
+    ema_decay: Fraction | None = None
+    monitor: Literal["val/dice", "val/loss"] = "val/dice"
+    early_stopping: PositiveInt | None = None
+    limit_batches: PositiveInt | None = None
+    score_every: Annotated[PositiveInt | None, Technical] = None
+    num_workers: Annotated[int, Field(ge=0, le=MAX_WORKERS), Technical] = 0
+    loader_timeout: Annotated[PositiveFloat | None, Technical] = 600.0
+    save_minutes: Annotated[PositiveFloat | None, Technical] = 1.0
+    deterministic: bool = True
+    open_test: bool = True
+    keep_pictures: Annotated[bool, Technical] = True
+    attempts: Annotated[PositiveInt, Technical] = 3
+    repeat: Annotated[bool, Technical] = False
+    auxiliary_weight: Annotated[float, Field(ge=0)] = 0.4
+
+    @model_validator(mode="after")
+    def _check_device(self) -> Self:
+        if self.precision == "16-mixed" and self.accelerator == "cpu":
+            raise OptionError("precision", "16-mixed needs a GPU; use bf16-mixed or 32")
+        if self.auto_batch and self.devices > 1:
+            raise OptionError(
+                "auto_batch",
+                "for one device; find the size with trainer.devices=1 and give it as "
+                "dataset.batch_size",
+            )
+        if self.strategy == "fsdp" and self.ema_decay is not None:
+            raise OptionError("ema_decay", "not with trainer=fsdp; use trainer=ddp or null")
+        if self.devices > 1 and self.strategy == "auto":
+            raise OptionError("devices", f"{self.devices} devices need trainer=ddp")
+        return self
+
+
+class Paths(Node):
+    """Folders: prepared cases and phantoms, and everything that commands write."""
+
+    data: Folder
+    outputs: Folder
+
+
+class Study(Node):
+    """The comparison of a sweep's runs when all are done; as in `compare.yaml`."""
+
+    baseline: str
+    by: list[str] = Field(["model", "attn"], min_length=1)
+    metrics: list[str] = Field(default_factory=list)
+    margin: PositiveFloat = 0.01
+
+
+class Config(Node):
+    """The whole configuration of a training run.
+
+    Attributes:
+        seed: of initialisation, order and augmentation; the split has its own.
+        phantom_size: preset of the data that is made up where none is given.
+        choices: the name chosen in each group.
+    """
+
+    seed: Annotated[Seed, Harmless]
+    phantom_size: Annotated[str, Technical]  # the phantom's files are in the digest of the data
+    compare: Annotated[Study | None, Technical]
+    paths: Annotated[Paths, Technical]
+    choices: Annotated[dict[str, str], NotIdentity]  # they only name what the other keys hold
+    dataset: Dataset
+    attn: Component
+    model: Model
+    loss: Component
+    augment: Component
+    optimizer: Optimizer
+    scheduler: Component
+    profile: dict[str, Component]
+    logger: Annotated[dict[str, Component], Technical] = Field(default_factory=dict)
+    trainer: Trainer
+
+    @model_validator(mode="after")
+    def _check_profile(self) -> Self:
+        if len(self.profile) != 1:
+            names = ", ".join(self.profile)
+            raise OptionError(
+                "profile", f"{names}; train with one and compare with attnseg evaluate"
+            )
+        return self
+
+    @property
+    def dataset_name(self) -> str:
+        """The dataset chosen; invented data never goes under the name of the real."""
+        name = self.choices["dataset"]
+        real = self.dataset.root is not None or f"-{name}".endswith(INVENTED)
+        return name if real else f"{name}{INVENTED}"
+
+    def to_yaml(self) -> str:
+        """Return the configuration as YAML that Hydra, OmegaConf and PyYAML read alike.
+
+        The names chosen in the groups are left out: they are not keys of the command line.
+        """
+        plain = self.model_dump(mode="json", by_alias=True, exclude={"choices"})
+        return yaml.dump(plain, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+    def revise(self, part: str, **values: object) -> Self:
+        """Return the configuration with other values in a part, such as `trainer`."""
+        revised = getattr(self, part).model_copy(update=values)
+        return self.model_copy(update={part: revised})
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes text that looks like a number: for OmegaConf `1e5` is one, for PyYAML it is not."""
+
+    def represent_text(self, text: str) -> yaml.ScalarNode:
+        """Return a scalar, in quotes where it needs them."""
+        try:
+            float(text)
+        except ValueError:
+            return self.represent_str(text)
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style="'")
+
+
+_Dumper.add_representer(str, _Dumper.represent_text)
+
+
+def parse_config(raw: Mapping[str, Any]) -> Config:
+    """Turn the plain configuration of a training run into a typed one.
+
+    Raises:
+        ConfigError: names the first key that is wrong, what is wrong and what is allowed.
+    """
+    return parse_options(Config, raw)
