@@ -12,7 +12,6 @@ import logging
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from statistics import median
 
 import torch
@@ -28,6 +27,7 @@ from attnseg.data.reader import Reader
 from attnseg.preparation.datasets import PreparedData, load_dataset, open_reader
 from attnseg.processes.launch import Together
 from attnseg.processes.signals import Stopping
+from attnseg.runs.run_folder import RunFolder
 from attnseg.training.callbacks.history import HistoryRow
 from attnseg.training.fit import fit
 from attnseg.training.module import parameter_groups
@@ -83,7 +83,7 @@ def measure_overhead(
 
     with tempfile.TemporaryDirectory() as folder:
         together = Together(1)
-        fit(config, Path(folder), data, parts, datamodule, Stopping(), together, watch=watch)
+        fit(config, RunFolder(folder), data, parts, datamodule, Stopping(), together, watch=watch)
     names = {"engine": engine.epochs[1:], "bare": bare.epochs[1:]}
     ratios = [
         100 * (median(ours) / median(theirs) - 1)

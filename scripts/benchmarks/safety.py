@@ -25,6 +25,7 @@ from attnseg.preparation.datasets import load_dataset, open_reader
 from attnseg.processes.launch import Together
 from attnseg.processes.signals import Stopping
 from attnseg.runs.checkpoints import AtomicCheckpointIO, read_checkpoint
+from attnseg.runs.run_folder import RunFolder
 from attnseg.training.callbacks.checkpoints import LastCheckpoint
 from attnseg.training.callbacks.history import History
 from attnseg.training.fit import fit
@@ -58,7 +59,7 @@ def measure_safety(config: Benchmark, device: torch.device, precisions: Sequence
     checks: list[float] = []  # seconds per step, of each epoch
 
     with tempfile.TemporaryDirectory() as place, timed(CHECKS) as calls:
-        folder = Path(place)
+        folder = RunFolder(place)
 
         def watch(rows: object) -> None:
             checks.append(sum(calls) / len(clock.steps))
@@ -67,7 +68,7 @@ def measure_safety(config: Benchmark, device: torch.device, precisions: Sequence
 
         parts, datamodule = build_with_clock(config, reader, data, clock)
         fit(config, folder, data, parts, datamodule, Stopping(), Together(1), watch=watch)
-        kept = folder / "checkpoints/last.ckpt"
+        kept = folder.last_checkpoint
         size, saves = kept.stat().st_size, save_times(kept, config.repeats)
     step = median(taken for epoch in clock.epochs[1:] for taken in epoch)
     exact, free = deterministic_times(config, device)

@@ -95,7 +95,7 @@ def train() -> NoReturn:
 
 def status() -> NoReturn:
     """List all runs: done, training, cut off, stopped, failed."""
-    run("train", calling("runs.status:status", lambda plain: Path(plain["paths"]["outputs"])))
+    run("train", calling("runs.status:print_status", lambda plain: Path(plain["paths"]["outputs"])))
 
 
 def evaluate() -> NoReturn:

@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from attnseg.config.schema import Study, check_types
 from attnseg.errors import InUseError, ResourceError
 from attnseg.processes.fork import run_in_child
-from attnseg.runs.status import job_state, show
+from attnseg.runs.status import job_state, print_states
 from attnseg.runs.sweep_jobs import Ledger
 
 Claimed = Callable[[Path], None]  # is told the run folder
@@ -119,7 +119,7 @@ def close() -> int:
     same = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
     found = [job_state(job, same) for job in jobs]
     sys.stdout.flush()
-    show(found)
+    print_states(found)
     missing = [job for job, state in zip(jobs, found, strict=True) if state.status != "done"]
     if missing:
         print(f"{len(missing)} of {len(jobs)} jobs are missing; the same command goes on")

@@ -18,7 +18,8 @@ import yaml
 from attnseg import cli
 from attnseg.config import schema
 from attnseg.errors import ConfigError, ResourceError
-from attnseg.training.callbacks.history import EndedEarly, read_history
+from attnseg.runs.run_folder import RunFolder
+from attnseg.training.callbacks.history import EndedEarly
 from attnseg.training.train import train
 from tests.contracts.groups import compose, names
 
@@ -34,7 +35,7 @@ def pretend(config, claimed, watch):
     claimed(folder)
     with (folder / "began").open("a") as file:
         file.write("x")
-    rows = read_history(folder / "history.csv")
+    rows = RunFolder(folder).history_rows()
     for epoch in range(len(rows) + 1, config.trainer.max_epochs + 1):
         time.sleep(0.02)
         rows.append({"epoch": epoch, "val/dice": epoch * min(lr, 1e-6 / lr), "val/loss": lr})
@@ -301,7 +302,7 @@ def test_a_run_that_is_watched_can_be_ended_and_goes_on_later(tmp_path, monkeypa
     train(config)
     facts = json.loads(path.read_text())
     assert [one["status"] for one in facts["attempts"]] == ["stopped", "done"]
-    assert len(read_history(path.parent / "history.csv")) == 3
+    assert len(RunFolder(path.parent).history_rows()) == 3
 
 
 @pytest.mark.slow

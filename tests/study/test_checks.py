@@ -5,7 +5,7 @@ import json
 import pytest
 
 from attnseg.errors import DataError
-from attnseg.runs.finished import group, load
+from attnseg.runs.variants import group_by_variant, open_finished_runs
 from attnseg.study import patient_scores
 from attnseg.study.checks import affects_comparison, check_comparable, warn_of_differences
 from tests.study.folders import PROFILE, make_run
@@ -15,7 +15,7 @@ DICE = {"007": 0.8, "7": 0.6, "NA": 0.7}
 
 
 def group_runs(folders):
-    return group(load(folders), BY)
+    return group_by_variant(open_finished_runs(folders), BY)
 
 
 def problems(folders, split="test"):

@@ -10,7 +10,7 @@ from attnseg.errors import ConfigError
 from attnseg.metrics import profiles
 from attnseg.metrics.profiles.profile import Profile
 from attnseg.metrics.profiles.strict import Strict
-from attnseg.runs.finished import load
+from attnseg.runs.variants import open_finished_runs
 from attnseg.study.metric import BEST_AT_ZERO, LOWER_IS_BETTER, choose_metric, state_by_name
 from tests.study.folders import PROFILE, make_run
 
@@ -21,7 +21,7 @@ def test_metric(tmp_path):
     def chosen(metric, wanted=None, profile=PROFILE):
         folder = make_run(tmp_path, "kv", DICE, name=metric + profile["name"], metric=metric,
                           profile=profile)  # fmt: skip
-        return choose_metric(load([folder])[0], "test", wanted)
+        return choose_metric(open_finished_runs([folder])[0], "test", wanted)
 
     dice, far = chosen("dice"), chosen("hd95_mm")
     assert (dice.label, dice.unit, dice.up, dice.text(0.12345)) == ("Dice", "Dice", True, "0.1235")
@@ -46,7 +46,7 @@ def write_facts(folder, **facts):
     metrics = json.loads((folder / "metrics.json").read_text())
     metrics["profile"] = {**PROFILE, "metrics": facts}
     (folder / "metrics.json").write_text(json.dumps(metrics))
-    return load([folder])[0]
+    return open_finished_runs([folder])[0]
 
 
 def test_what_metrics_json_states_counts_more_than_the_name(tmp_path):

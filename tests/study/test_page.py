@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from attnseg import cli
-from attnseg.runs.finished import group, load
+from attnseg.runs.variants import group_by_variant, open_finished_runs
 from attnseg.study import cases, figures, page
 from attnseg.study.compare import compare_runs
 from attnseg.study.contrasts import PairedDifferences, contrast_family
@@ -223,7 +223,9 @@ def test_so_many_cases_and_no_more(runs):
     assert len(embedded(text)["cases"]) == 3
     assert "3 of 8 cases are on this page" in text
     means = cases.tabulate_cases(
-        group(load(sorted((runs / "runs").glob("*/*"))), BY), "test", "dice"
+        group_by_variant(open_finished_runs(sorted((runs / "runs").glob("*/*"))), BY),
+        "test",
+        "dice",
     )
     by_hand = pd.DataFrame({"a": [0.9, 0.1, 0.5, 0.8], "b": [0.9, 0.1, 0.9, 0.9]})
     assert cases.select_cases(by_hand, DICE, 3) == [2, 1, 3]

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from attnseg.runs.finished import group, load
+from attnseg.runs.variants import group_by_variant, open_finished_runs
 from attnseg.study import cases, patient_scores
 from tests.study.folders import make_run
 
@@ -14,7 +14,7 @@ DICE = {"007": 0.8, "7": 0.6, "NA": 0.7}
 
 
 def group_runs(folders):
-    return group(load(folders), ("model", "attn"))
+    return group_by_variant(open_finished_runs(folders), ("model", "attn"))
 
 
 def test_a_patient_is_the_mean_of_classes_then_cases_then_seeds(tmp_path):
@@ -57,7 +57,7 @@ def test_a_weighted_metric_weights_classes_by_their_true_voxels_in_all_cases():
             for metric, value in (("jaccard", jaccard), ("truth_voxels", voxels))
         ]
     )
-    run = SimpleNamespace(scores=scores)
+    run = SimpleNamespace(cases=scores)
     found = patient_scores.average_patients(run, "test", "weighted_jaccard")
     assert found.to_dict() == pytest.approx({"p": 0.75 * 0.8 + 0.25 * 0.4, "q": 0.5})
     assert patient_scores.average_patients(run, "test", "jaccard").to_dict() == pytest.approx(

@@ -4,20 +4,20 @@ Torch is imported only if it is what runs.
 """
 
 import importlib.util
-import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from attnseg.config.schema import Postprocess, Predict, check_types, nearest
-from attnseg.errors import ConfigError
+from attnseg.errors import ConfigError, DataError
 from attnseg.predict.network import Network
 from attnseg.predict.postprocess import Rule
 from attnseg.predict.predict import Wanted, common
 from attnseg.predict.predict import predict as segment_all
 from attnseg.predict.segment import Member, Segmenter
 from attnseg.predict.spec import InferenceSpec
+from attnseg.runs.run_folder import RunFolder, list_run_folders
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ def predict(config: Predict) -> None:
     segment_all(segmenter, specs, wanted, Path(config.input), Path(config.output), backend)
 
 
-def list_runs(config: Predict) -> list[Path]:
+def list_runs(config: Predict) -> list[RunFolder]:
     """Return the run folders that predict.
 
     Raises:
@@ -59,16 +59,17 @@ def list_runs(config: Predict) -> list[Path]:
         runs = [config.run] if isinstance(config.run, str) else list(config.run or ())
         if len(set(runs)) < len(runs):
             raise ConfigError("run: the same folder twice; name each once")
-        return [Path(run) for run in runs]
+        return [RunFolder(run) for run in runs]
     done, unfinished = [], 0
-    for path in sorted(Path(config.study).rglob("run.json")):
+    for run in list_run_folders(Path(config.study)):
         try:
-            facts = json.loads(path.read_text())
-            variant = " with ".join(facts["choices"][group] for group in ("model", "attn"))
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise ConfigError(f"{path}: not readable; restore it or remove its folder") from error
-        if facts.get("status") == "done":
-            done.append((variant, path.parent))
+            variant = " with ".join(run.facts.choices[group] for group in ("model", "attn"))
+        except (DataError, KeyError) as error:
+            raise ConfigError(
+                f"{run.facts_file}: not readable; restore it or remove its folder"
+            ) from error
+        if run.facts.status == "done":
+            done.append((variant, run))
         else:
             unfinished += 1
     if not done:
@@ -85,7 +86,9 @@ def list_runs(config: Predict) -> list[Path]:
     return [run for _, run in done]
 
 
-def by_torch(runs: Sequence[Path], config: Predict) -> tuple[list[InferenceSpec], list[Network]]:
+def by_torch(
+    runs: Sequence[RunFolder], config: Predict
+) -> tuple[list[InferenceSpec], list[Network]]:
     """Return runs as networks of PyTorch."""
     if importlib.util.find_spec("torch") is None:
         raise ConfigError("backend: torch is not installed; use backend=onnx or install it")
@@ -100,7 +103,9 @@ def by_torch(runs: Sequence[Path], config: Predict) -> tuple[list[InferenceSpec]
     return specs, [load_network(run, config.device) for run in runs]
 
 
-def by_onnx(runs: Sequence[Path], config: Predict) -> tuple[list[InferenceSpec], list[Network]]:
+def by_onnx(
+    runs: Sequence[RunFolder], config: Predict
+) -> tuple[list[InferenceSpec], list[Network]]:
     """Return what was exported of runs, by ONNX Runtime.
 
     Raises:
@@ -110,7 +115,7 @@ def by_onnx(runs: Sequence[Path], config: Predict) -> tuple[list[InferenceSpec],
     check_runtime()
     from attnseg.predict.exported import Exported
 
-    exported = [Exported(run / "export") for run in runs]
+    exported = [Exported(run.export) for run in runs]
     specs = [export.spec for export in exported]
     return specs, [export.network(config.threads or 0) for export in exported]
 

@@ -14,6 +14,7 @@ from attnseg.evaluation import summary as results
 from attnseg.evaluation.evaluate import FinishedRun, build_profiles
 from attnseg.files import write_text
 from attnseg.metrics.profiles.profile import VOLUMES, Metric, Profile
+from attnseg.runs.run_folder import RunFolder
 
 SHOWN = 12  # cases in the table
 
@@ -30,13 +31,13 @@ def metrics_diff(config: Evaluate) -> pd.DataFrame:
     profiles = build_profiles(config)
     if len(profiles) < 2 or config.run is None:
         raise ConfigError("profile: give a run and two profiles or more: profiles=strict,transunet")
-    finished = FinishedRun(Path(config.run), config)
+    finished = FinishedRun(RunFolder(config.run), config)
     cases = finished.cases(config, f"metrics_diff {' '.join(config.profile)}")
     scores = finished.score(config, cases, profiles)
     show_means(profiles, scores, config.split)
     differing = differences(profiles, scores)
     show_cases(profiles, differing, scores)
-    folder = Path(config.outputs or finished.folder / "evaluation") / config.split
+    folder = Path(config.outputs or finished.folder.evaluation) / config.split
     folder.mkdir(parents=True, exist_ok=True)
     text = differing.to_csv(index=False, lineterminator="\n")
     write_text(folder / "differences.csv", text)

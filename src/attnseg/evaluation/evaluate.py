@@ -1,7 +1,7 @@
 """Scoring what is finished: a run under any profiles, or anybody's masks against the truth."""
 
+import copy
 import hashlib
-import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,7 +27,7 @@ from attnseg.predict.segment import Segmenter
 from attnseg.preparation.datasets import PreparedData, load_dataset, open_reader, slice_view
 from attnseg.processes.malloc import keep_freed_memory
 from attnseg.runs.checkpoints import load_weights
-from attnseg.runs.reopen import read_run
+from attnseg.runs.run_folder import RunFolder, write_scores
 
 log = logging.getLogger(__name__)
 
@@ -50,11 +50,11 @@ def evaluate(config: Evaluate) -> pd.DataFrame:
         folder = Path(config.outputs or "outputs/evaluation")
         publish(folder, what, scores, profiles, {}, None)
         return scores
-    finished = FinishedRun(Path(config.run or ""), config)
+    finished = FinishedRun(RunFolder(config.run or ""), config)
     cases = finished.cases(config, f"evaluate {' '.join(config.profile)}")
     kept = None if config.pipeline == "network_size" else KeptSlices(finished.data.reader.labels)
     scores = finished.score(config, cases, profiles, None if kept is None else kept.add)
-    folder = Path(config.outputs or finished.folder / "evaluation") / config.split
+    folder = Path(config.outputs or finished.folder.evaluation) / config.split
     facts = {
         "run": finished.folder.name,
         "pipeline": f"{config.pipeline}: {DESCRIBED[config.pipeline]}",
@@ -88,7 +88,7 @@ def publish(
         results.show(profile, what, table, own, watermark)
         found = results.summary(profile, table, own)
         metrics["profiles"][profile.name] = {"profile": profile.describe(), **found}
-    results.write(folder, scores.assign(**mark), metrics)
+    write_scores(folder, scores.assign(**mark), metrics)
 
 
 class FinishedRun:
@@ -104,19 +104,19 @@ class FinishedRun:
         CheckpointError: the weights do not fit.
     """
 
-    def __init__(self, folder: Path, options: Reopen) -> None:
+    def __init__(self, folder: RunFolder, options: Reopen) -> None:
         if options.device == "cuda" and not torch.cuda.is_available():
             raise ConfigError("device: no GPU found on this machine; use device=cpu")
         keep_freed_memory()
         self.folder = folder
         self.config = read_config(folder, options)
-        facts = json.loads((folder / "run.json").read_text())
+        facts = folder.facts
         reader = open_reader(self.config)
         self.data: PreparedData = load_dataset(self.config, reader)
         split = hashlib.sha256(self.data.split.encode()).hexdigest()
         for what, now, then in (
-            ("data", self.data.digest, facts["data_digest"]),
-            ("split", split, facts["split_digest"]),
+            ("data", self.data.digest, facts.data_digest),
+            ("split", split, facts.split_digest),
         ):
             if now != then:
                 raise DataError(
@@ -126,7 +126,7 @@ class FinishedRun:
         pl.seed_everything(self.config.seed, workers=True, verbose=False)  # as training began
         self.model: SegmentationModel = build_components(self.config, reader).model
         if self.config.trainer.max_epochs:  # else the initial weights were scored
-            load_weights(self.model, folder / "checkpoints" / "best.ckpt")
+            load_weights(self.model, folder.best_checkpoint)
         self.model.to(torch.device(options.device)).eval()
 
     def cases(self, options: Reopen, purpose: str) -> list[StoredCase]:
@@ -166,16 +166,16 @@ def draw_worst(
         kept.draw(folder / f"worst-{place}.png", title, str(name))
 
 
-def read_config(folder: Path, options: Reopen) -> Config:
+def read_config(folder: RunFolder, options: Reopen) -> Config:
     """Return the configuration of a finished run.
 
     Raises:
         ConfigError: the folder holds none, or the run is not finished.
     """
-    plain, facts = read_run(folder)
+    plain: Any = copy.deepcopy(folder.require_done().raw_config)
     if options.root is not None:
         plain["dataset"]["root"] = options.root
     if options.data is not None:
         plain["paths"]["data"] = options.data
-    plain["paths"]["outputs"] = str(folder.resolve().parents[3])  # where the ledger is
-    return check({**plain, "choices": facts["choices"]})
+    plain["paths"]["outputs"] = str(folder.outputs)  # where the openings are noted
+    return check({**plain, "choices": folder.facts.choices})

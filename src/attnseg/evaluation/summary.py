@@ -1,15 +1,12 @@
 """Tables, files and pictures of how predictions did on whole cases."""
 
-import json
 import math
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from attnseg.files import write_text
 from attnseg.metrics.profiles.profile import VOLUMES, Metric, Profile
 
 
@@ -90,13 +87,6 @@ def number(metric: Metric, value: float) -> str:
 def between(low: str, high: str) -> str:
     """Return an interval as tables have it."""
     return "-" if low == "-" else f"{low} to {high}"
-
-
-def write(folder: Path, scores: pd.DataFrame, metrics: dict[str, Any]) -> None:
-    """Write `cases.csv` and `metrics.json`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "cases.csv", scores.to_csv(index=False, lineterminator="\n"))
-    write_text(folder / "metrics.json", json.dumps(metrics, indent=1, allow_nan=False) + "\n")
 
 
 def ranked(profile: Profile, scores: pd.DataFrame) -> pd.Series:

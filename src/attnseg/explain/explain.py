@@ -21,6 +21,7 @@ from attnseg.explain.selection import (
     load_same_case,
 )
 from attnseg.files import write_text
+from attnseg.runs.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ def explain_runs(config: Explain) -> pd.DataFrame:
     Raises:
         AttnsegError: an option, the data or a checkpoint is wrong.
     """
-    runs = [FinishedRun(folder, config) for folder in chosen_run_folders(config)]
+    runs = [FinishedRun(RunFolder(folder), config) for folder in chosen_run_folders(config)]
     cases = [run.cases(config, "explain") for run in runs]
     case = load_same_case(runs, config.case, config.split, cases)
     index = choose_slice(case, config.slice)

@@ -6,15 +6,15 @@ from glob import glob
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from attnseg.config.build import build
 from attnseg.config.schema import Explain, nearest
 from attnseg.data.labels import Masks
 from attnseg.data.store import StoredCase
-from attnseg.errors import ConfigError, DataError, first_line
+from attnseg.errors import ConfigError, DataError
 from attnseg.evaluation import summary
 from attnseg.evaluation.evaluate import FinishedRun
+from attnseg.runs.run_folder import RunFolder
 
 
 def chosen_run_folders(config: Explain) -> list[Path]:
@@ -27,7 +27,7 @@ def chosen_run_folders(config: Explain) -> list[Path]:
 
 def default_output_folder(config: Explain) -> Path:
     """Return the folder for the files: inside the run folder if there is only one run."""
-    return Path("outputs") / "attention" if config.run is None else Path(config.run) / "attention"
+    return Path("outputs/attention") if config.run is None else RunFolder(config.run).attention
 
 
 def load_same_case(
@@ -65,13 +65,10 @@ def find_median_case(run: FinishedRun, cases: dict[str, StoredCase], split: str)
     Raises:
         DataError: the run's scores cannot be read.
     """
-    path = run.folder / "cases.csv"
-    try:  # A case may be called 007 or NA: only an empty value is undefined.
-        scores = pd.read_csv(
-            path, dtype={"case": str}, keep_default_na=False, na_values={"value": [""]}
-        )
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read ({first_line(error)}); give case=NAME") from error
+    try:
+        scores = run.folder.cases
+    except DataError as error:
+        raise DataError(f"{run.folder.cases_file}: cannot be read; give case=NAME") from error
     ((name, node),) = run.config.profile.items()
     order = summary.ranked(build(f"profile.{name}", node), scores[scores["split"] == split])
     ranked = [str(case) for case in order.index if case in cases] or sorted(cases)

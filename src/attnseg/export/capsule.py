@@ -3,12 +3,12 @@
 import io
 import json
 import logging
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from attnseg.commands.predict import rules_of
@@ -23,7 +23,8 @@ from attnseg.metrics.profiles.profile import Profile
 from attnseg.predict.capsule import GOLDEN_INPUT, GOLDEN_OUTPUT, MODEL, SPEC, pack, verify
 from attnseg.predict.exported import Exported
 from attnseg.predict.spec import InferenceSpec
-from attnseg.runs.reopen import read_run, read_spec
+from attnseg.runs.reopen import read_spec
+from attnseg.runs.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ def pack_run(config: Capsule) -> Path:
         ConfigError: not a finished run, or a text file that cannot be read.
         CheckpointError: what was exported does not compute the same.
     """
-    run, output = Path(config.run), Path(config.output)
+    run, output = RunFolder(config.run), Path(config.output)
     if output.suffix != ".zip":
         raise ConfigError(f"output: {output} is no .zip; name the file that is written")
     if not output.parent.is_dir():
@@ -57,10 +58,9 @@ def pack_run(config: Capsule) -> Path:
     exported = open_export(run, spec)
     network = exported.network()
     images = made_up(spec, GOLDEN)
-    plain, facts = read_run(run)
-    metrics = json.loads((run / "metrics.json").read_text())
-    profile = profile_of(plain)
-    card = model_card(spec, facts, metrics, counts_of(run), profile, use)
+    metrics = run.metrics
+    profile = profile_of(run.raw_config)
+    card = model_card(spec, run.facts, metrics, counts_of(run), profile, use)
     parts = {
         MODEL: exported.read(MODEL),
         SPEC: spec.to_json().encode(),
@@ -80,10 +80,10 @@ def pack_run(config: Capsule) -> Path:
     return output
 
 
-def open_export(run: Path, spec: InferenceSpec) -> Exported:
+def open_export(run: RunFolder, spec: InferenceSpec) -> Exported:
     """Return a run's export to ONNX, made now unless it is there with these weights."""
     try:
-        found = Exported(run / "export")
+        found = Exported(run.export)
         if found.spec == spec:
             return found
     except AttnsegError:
@@ -91,7 +91,7 @@ def open_export(run: Path, spec: InferenceSpec) -> Exported:
     log.info("Exporting to ONNX first")
     plain = {"choices": {}, "profile": {}, "run": str(run), "formats": ["onnx"]}
     export(check_types(Export, {**plain, "int8": False, "root": None, "data": None}))
-    return Exported(run / "export")
+    return Exported(run.export)
 
 
 def read_text(key: str, path: str | None) -> str | None:
@@ -108,21 +108,21 @@ def read_text(key: str, path: str | None) -> str | None:
         raise ConfigError(f"{key}: {path} cannot be read as text; name a text file") from error
 
 
-def profile_of(plain: dict[str, Any]) -> Profile:
+def profile_of(plain: Mapping[str, Any]) -> Profile:
     """Return the metric profile of a run."""
     ((name, node),) = plain["profile"].items()
     found: Profile = build(f"profile.{name}", Component.model_validate(node))
     return found
 
 
-def counts_of(run: Path) -> dict[str, tuple[int, int]]:
+def counts_of(run: RunFolder) -> dict[str, tuple[int, int]]:
     """Return patients and cases of each role."""
-    table = pd.read_csv(run / "split.csv", dtype=str, keep_default_na=False)
+    table = run.split
     by_role = {role: table[table["role"] == role] for role in ROLES}
     return {role: (int(own["patient"].nunique()), len(own)) for role, own in by_role.items()}
 
 
-def as_json(values: dict[str, Any]) -> bytes:
+def as_json(values: Mapping[str, Any]) -> bytes:
     """Return values as JSON."""
     return (json.dumps(values, indent=1, allow_nan=False) + "\n").encode()
 

@@ -38,7 +38,8 @@ from attnseg.predict.network import Network
 from attnseg.predict.onnx import OnnxNetwork
 from attnseg.predict.segment import Member, Segmenter
 from attnseg.predict.spec import InferenceSpec
-from attnseg.runs.reopen import TorchNetwork, load_model, read_run, read_spec
+from attnseg.runs.reopen import TorchNetwork, load_model, read_spec
+from attnseg.runs.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 
@@ -80,10 +81,10 @@ def export(config: Export) -> Path:
             raise ConfigError(
                 f"formats: {name} is not installed; pip install 'attnseg[export]' or leave onnx out"
             )
-    run = Path(config.run)
+    run = RunFolder(config.run)
     spec, model = read_spec(run), load_model(run)
     seen = look(run, spec, config)
-    folder = run / "export"
+    folder = run.export
     folder.mkdir(exist_ok=True)
     for name in ("export.json", ONNX, INT8, TORCH, SAFETENSORS, "weights.json"):
         (folder / name).unlink(missing_ok=True)  # of an earlier export; the facts first
@@ -131,7 +132,7 @@ def export(config: Export) -> Path:
     return folder
 
 
-def look(run: Path, spec: InferenceSpec, config: Export) -> Seen:
+def look(run: RunFolder, spec: InferenceSpec, config: Export) -> Seen:
     """Return what exports are compared on: slices of the validation cases, else made-up ones."""
     try:
         finished = FinishedRun(run, config)
@@ -281,9 +282,9 @@ def quantised(path: Path) -> bytes:
         return target.read_bytes()
 
 
-def write_safetensors(folder: Path, run: Path, spec: InferenceSpec, model: nn.Module) -> None:
+def write_safetensors(folder: Path, run: RunFolder, spec: InferenceSpec, model: nn.Module) -> None:
     """Write the weights, and in `weights.json` what the model is built with."""
-    plain, _ = read_run(run)
+    plain = run.raw_config
     built = {
         "model": plain["model"],
         "attn": plain["attn"],

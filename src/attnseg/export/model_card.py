@@ -6,6 +6,7 @@ from typing import Any
 from attnseg.evaluation.summary import between, number
 from attnseg.metrics.profiles.profile import Profile
 from attnseg.predict.spec import InferenceSpec
+from attnseg.runs.facts import RunFacts
 
 NO_USE = (
     "Whoever made this capsule has not said. Research on images like those it was trained on is "
@@ -15,7 +16,7 @@ NO_USE = (
 
 def model_card(
     spec: InferenceSpec,
-    facts: Mapping[str, Any],
+    facts: RunFacts,
     metrics: Mapping[str, Any],
     counts: Mapping[str, tuple[int, int]],
     profile: Profile,
@@ -38,8 +39,8 @@ def model_card(
         f"Segments {', '.join(spec.classes)} in "
         + ("scans, slice by slice" if spec.volumetric else "pictures")
         + (", overlapping classes" if spec.multilabel else ", one class per pixel")
-        + f". {facts['parameters']['total'] / 1e6:.2f} M parameters, "
-        f"{facts['macs'] / 1e9:.2f} GMAC per {size} slice.",
+        + f". {facts.parameters['total'] / 1e6:.2f} M parameters, "
+        f"{facts.macs / 1e9:.2f} GMAC per {size} slice.",
         "",
         "## Intended use",
         "",
@@ -111,9 +112,9 @@ def results(split: str, summary: Mapping[str, Any], profile: Profile) -> list[st
     return lines
 
 
-def openings(facts: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[str]:
+def openings(facts: RunFacts, metrics: Mapping[str, Any]) -> list[str]:
     """Return how often the test set was looked at."""
-    count = facts.get("test_set", {}).get("openings", 0)
+    count = facts.test_set["openings"]
     if "test" not in metrics:
         return ["The test set was not opened by this run: the weights were chosen and are reported "
                 "on validation cases."]  # fmt: skip
@@ -148,14 +149,14 @@ def limits(spec: InferenceSpec, metrics: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def provenance(spec: InferenceSpec, facts: Mapping[str, Any]) -> list[str]:
+def provenance(spec: InferenceSpec, facts: RunFacts) -> list[str]:
     """Return what was run, with what."""
-    git = facts.get("git")
+    git = facts.git
     commit = "none known" if not git else git["commit"] + (", modified" * bool(git["modified"]))
-    versions = ", ".join(f"{name} {found}" for name, found in facts["versions"].items())
+    versions = ", ".join(f"{name} {found}" for name, found in facts.versions.items())
     return [
-        f"- Run {spec.run}, started {facts['started']}, seed {facts['seed']}",
-        f"- Weights: SHA-256 `{spec.weights_sha256}`, best epoch {facts.get('best_epoch')}",
+        f"- Run {spec.run}, started {facts.started}, seed {facts.seed}",
+        f"- Weights: SHA-256 `{spec.weights_sha256}`, best epoch {facts.best_epoch}",
         f"- Code: commit {commit}",
         f"- Versions: {versions}",
     ]

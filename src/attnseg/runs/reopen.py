@@ -1,45 +1,23 @@
-"""A finished run as what predicts: its spec and its network. The dataset is not needed."""
+"""The network of a finished run, opened again for prediction without its dataset."""
 
 import json
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from numpy.typing import NDArray
 
 from attnseg.config.budget import build_model
-from attnseg.config.schema import Config, check
+from attnseg.config.schema import Config
 from attnseg.errors import CheckpointError, ConfigError
 from attnseg.files import file_digest
 from attnseg.models.model import SegmentationModel
 from attnseg.predict.spec import VERSION, InferenceSpec
 from attnseg.processes.malloc import keep_freed_memory
 from attnseg.runs.checkpoints import load_weights
+from attnseg.runs.run_folder import RunFolder
 
 
-def read_run(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the plain configuration and the facts of a finished run.
-
-    Raises:
-        ConfigError: the folder holds none, or the run is not finished.
-    """
-    try:
-        plain = yaml.safe_load((folder / "config.yaml").read_text())
-        facts = json.loads((folder / "run.json").read_text())
-        if not isinstance(plain, dict) or not isinstance(facts, dict):
-            raise ValueError("empty")
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ConfigError(
-            f"{folder}: not a run folder; give one that holds config.yaml and run.json"
-        ) from error
-    if facts.get("status") != "done":
-        raise ConfigError(f"{folder}: the run is {facts.get('status')}, not done; train it first")
-    return plain, facts
-
-
-def read_spec(run: Path) -> InferenceSpec:
+def read_spec(run: RunFolder) -> InferenceSpec:
     """Return the spec of a finished run.
 
     Raises:
@@ -49,7 +27,7 @@ def read_spec(run: Path) -> InferenceSpec:
     return _open(run)[1]
 
 
-def load_network(run: Path, device: str = "cpu") -> "TorchNetwork":
+def load_network(run: RunFolder, device: str = "cpu") -> "TorchNetwork":
     """Return the network of a finished run, with its best weights.
 
     Args:
@@ -63,7 +41,7 @@ def load_network(run: Path, device: str = "cpu") -> "TorchNetwork":
     return TorchNetwork(load_model(run), device)
 
 
-def load_model(run: Path) -> SegmentationModel:
+def load_model(run: RunFolder) -> SegmentationModel:
     """Return the model of a finished run with its best weights, in evaluation mode.
 
     Raises:
@@ -78,7 +56,7 @@ def load_model(run: Path) -> SegmentationModel:
         spec.labels.channels,
         spec.size,
     )
-    load_weights(model, best(run))
+    load_weights(model, run.best_checkpoint)
     return model.eval()
 
 
@@ -107,33 +85,28 @@ class TorchNetwork:
         return np.asarray(logits.float().cpu().numpy())
 
 
-def best(run: Path) -> Path:
-    """Return where a run's best weights are."""
-    return run / "checkpoints" / "best.ckpt"
-
-
-def _open(run: Path) -> tuple[Config, InferenceSpec]:
-    plain, facts = read_run(run)
-    config = check({**plain, "choices": facts.get("choices")})
-    if not isinstance(facts.get("data"), dict):
+def _open(run: RunFolder) -> tuple[Config, InferenceSpec]:
+    config, facts = run.require_done().config, run.facts
+    if facts.data is None:
         raise ConfigError(
             f"{run}: trained before runs noted what their data are; train it again to predict"
         )
-    if not best(run).is_file():
-        raise CheckpointError(f"{best(run)}: not found; restore it or train again")
+    best = run.best_checkpoint
+    if not best.is_file():
+        raise CheckpointError(f"{best}: not found; restore it or train again")
     values = {
-        **facts["data"],
+        **facts.data,
         "version": VERSION,
-        "run": facts.get("id"),
+        "run": facts.id,
         "model": config.choices["model"],
         "attn": config.choices["attn"],
         "dataset": config.dataset_name,
         "size": config.dataset.image_size,
         "slices": config.dataset.slices,
         "stride": config.dataset.stride,
-        "profile": [facts.get("profile", {}).get(key) for key in ("name", "digest")],
-        "data_digest": facts.get("data_digest"),
-        "split_digest": facts.get("split_digest"),
-        "weights_sha256": file_digest(best(run)),
+        "profile": [facts.profile.get(key) for key in ("name", "digest")],
+        "data_digest": facts.data_digest,
+        "split_digest": facts.split_digest,
+        "weights_sha256": file_digest(best),
     }
-    return config, InferenceSpec.from_json(json.dumps(values), run / "run.json")
+    return config, InferenceSpec.from_json(json.dumps(values), run.facts_file)

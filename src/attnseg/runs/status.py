@@ -1,18 +1,15 @@
-"""What has become of all runs and of the jobs of all sweeps. No torch needed."""
+"""The state of every run and of every job of a sweep, read without torch."""
 
-import csv
-import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import yaml
 from rich.console import Console
 from rich.table import Table
 
 from attnseg.errors import DataError
-from attnseg.processes.lock import is_held
+from attnseg.runs.run_folder import RunFolder, list_run_folders
 from attnseg.runs.sweep_jobs import Job, ledgers
 
 
@@ -42,7 +39,7 @@ class State:
     reason: str = ""
 
 
-def status(outputs: Path) -> None:
+def print_status(outputs: Path) -> None:
     """Print the state of every run below a folder, and of the jobs that have no run yet.
 
     Raises:
@@ -52,41 +49,32 @@ def status(outputs: Path) -> None:
         raise DataError(f"{outputs}: no such folder; give that of the runs as paths.outputs=DIR")
     jobs = [job for ledger in ledgers(outputs) for job in ledger.jobs()]
     waiting = [job_state(job) for job in jobs if job.folder is None]
-    show([*states(outputs), *waiting])
+    print_states([*list_states(outputs), *waiting])
 
 
-def states(outputs: Path) -> list[State]:
+def list_states(outputs: Path) -> list[State]:
     """Return the state of every run folder below `outputs`."""
-    folders = [path.parent for path in sorted(outputs.glob("*/*/*/*/run.json"))]
-    return [state(folder, str(folder.relative_to(outputs))) for folder in folders]
+    runs = list_run_folders(outputs, "*/*/*/*")
+    return [run_state(run, str(run.path.relative_to(outputs))) for run in runs]
 
 
-def state(folder: Path, name: str) -> State:
-    """Return the state of one run folder; `unreadable` if its files are not what a run leaves."""
+def run_state(run: RunFolder, name: str) -> State:
+    """Return the state of one run; `unreadable` if its files are not what a run leaves."""
     try:
-        return _state(folder, name)
-    except (OSError, ValueError, LookupError, TypeError, yaml.YAMLError) as error:
+        return _read_state(run, name)
+    except DataError as error:
+        return State(name, "unreadable", reason=str(error))
+    except (ValueError, LookupError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]
         return State(name, "unreadable", reason=f"{type(error).__name__}: {reason}")
 
 
-def _state(folder: Path, name: str) -> State:
-    facts = json.loads((folder / "run.json").read_text())
-    config = yaml.safe_load((folder / "config.yaml").read_text())
-    epochs = int(config["trainer"]["max_epochs"])
-    seconds = []
-    history = folder / "history.csv"
-    if history.is_file():
-        with history.open(newline="") as lines:
-            seconds = [float(row["seconds"]) for row in csv.DictReader(lines)]
-    status = facts["status"]
-    if status == "running":
-        status = "training" if is_held(folder / "lock") else "cut off"
-    left = None
-    if status == "training" and seconds:
-        left = sum(seconds) / len(seconds) * (epochs - len(seconds))
-    reason = facts.get("reason", "")
-    return State(name, status, len(seconds), epochs, left, *_score(folder), reason)
+def _read_state(run: RunFolder, name: str) -> State:
+    status, epochs = run.status, int(run.raw_config["trainer"]["max_epochs"])
+    done, left = len(run.history), None
+    if status == "training" and done:
+        left = float(run.history["seconds"].mean()) * (epochs - done)
+    return State(name, status, done, epochs, left, *_read_score(run), run.facts.reason or "")
 
 
 def job_state(job: Job, same: Collection[str] = ()) -> State:
@@ -97,18 +85,19 @@ def job_state(job: Job, same: Collection[str] = ()) -> State:
         same: overrides that need not be named, because all jobs have them.
     """
     name = " ".join(word for word in job.overrides if word not in same)
-    if job.folder is None or not (job.folder / "run.json").is_file():
+    run = None if job.folder is None else RunFolder(job.folder)
+    if run is None or not run.exists:
         status = "cut off" if job.status == "running" else job.status
         return State(name, status, reason=job.reason)
-    found = state(job.folder, name)
-    if job.status == "killed" and found.status == "cut off":
-        return State(name, "killed", found.epoch, found.epochs, reason=job.reason)
-    return found
+    state = run_state(run, name)
+    if job.status == "killed" and state.status == "cut off":
+        return State(name, "killed", state.epoch, state.epochs, reason=job.reason)
+    return state
 
 
-def show(found: Sequence[State]) -> None:
+def print_states(states: Sequence[State]) -> None:
     """Print states as a table, and how many there are of each."""
-    measures = {one.measure for one in found if one.measure}
+    measures = {one.measure for one in states if one.measure}
     (header,) = measures if len(measures) == 1 else ("score",)
     rows = [
         {
@@ -119,7 +108,7 @@ def show(found: Sequence[State]) -> None:
             header: one.score if len(measures) == 1 else f"{one.score} {one.measure}".strip(),
             "reason": one.reason,
         }
-        for one in found
+        for one in states
     ]
     table = Table()
     columns = [name for name in (rows[0] if rows else ()) if any(row[name] for row in rows)]
@@ -133,17 +122,15 @@ def show(found: Sequence[State]) -> None:
         table.add_row(*(row[name] for name in columns))
     console = Console()
     console.print(table)
-    names = dict.fromkeys(one.status for one in found)
-    counts = (f"{sum(one.status == name for one in found)} {name}" for name in names)
+    names = dict.fromkeys(one.status for one in states)
+    counts = (f"{sum(one.status == name for one in states)} {name}" for name in names)
     console.print(", ".join(counts) or "no runs", highlight=False)
 
 
-def _score(folder: Path) -> tuple[str, str]:
-    path = folder / "metrics.json"
-    if not path.is_file():
+def _read_score(run: RunFolder) -> tuple[str, str]:
+    if not run.metrics_file.is_file():
         return "", ""
-    metrics = json.loads(path.read_text())
-    role = "test" if "test" in metrics else "val"
-    name, value = next(iter(metrics[role]["mean"].items()))
+    role = "test" if "test" in run.metrics else "val"
+    name, value = next(iter(run.metrics[role]["mean"].items()))
     number = "undefined" if value is None else f"{value:.4f}"
-    return number, f"{role} {name} ({metrics['profile']['name']})"
+    return number, f"{role} {name} ({run.profile['name']})"

@@ -29,8 +29,9 @@ from attnseg.errors import ConfigError, DataError, InUseError, ResourceError
 from attnseg.files import write_text
 from attnseg.processes.fork import run_in_child
 from attnseg.processes.lock import Lock, is_held
+from attnseg.runs.run_folder import RunFolder
 from attnseg.search import report as search_report
-from attnseg.training.callbacks.history import EndedEarly, HistoryRow, read_history
+from attnseg.training.callbacks.history import EndedEarly, HistoryRow
 from attnseg.training.train import train
 
 log = logging.getLogger(__name__)
@@ -303,7 +304,7 @@ def history(found: Search, trial: optuna.Trial) -> list[HistoryRow]:
         except InUseError as error:  # another trial with these parameters, or one that is ending
             log.info("Waiting: %s", str(error).partition(";")[0])
             time.sleep(5)
-    rows = read_history(folder / "history.csv")
+    rows = RunFolder(folder).history_rows()
     tell_curve(trial, rows, found.monitor)
     return rows
 

@@ -15,7 +15,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
 
-from attnseg.runs.finished import Run, Variant
+from attnseg.runs.run_folder import RunFolder
+from attnseg.runs.variants import Variant
 from attnseg.study import patient_scores
 from attnseg.study.metric import ComparedMetric
 
@@ -57,9 +58,9 @@ class CaseBrowser:
     scored: int
 
 
-def load_pictures(run: Run, split: str) -> KeptPictures | None:
+def load_pictures(run: RunFolder, split: str) -> KeptPictures | None:
     """Return the pictures that a run kept of a split's cases; `None` if there are none."""
-    folder = run.folder / "pictures"
+    folder = run.pictures
     try:
         index = json.loads((folder / "index.json").read_text())
         if index["split"] != split:
@@ -106,15 +107,15 @@ def build_case_browser(
     """
     means = tabulate_cases(variants, split, metric.name)
     runs = [run for variant in variants for run in variant.runs]
-    kept = {run.folder: load_pictures(run, split) for run in runs}
+    kept = {run.path: load_pictures(run, split) for run in runs}
     first = next((pictures for pictures in kept.values() if pictures is not None), None)
     if first is None:
         scored = patient_scores.select_scores(runs[0], split, metric.name)["class"].unique()
         classes: tuple[str, ...] = tuple(map(str, scored))
     else:
         classes = first.classes
-    by_class = {run.folder: _scores_by_class(run, split, metric.name) for run in runs}
-    by_case = {run.folder: patient_scores.average_cases(run, split, metric.name) for run in runs}
+    by_class = {run.path: _scores_by_class(run, split, metric.name) for run in runs}
+    by_case = {run.path: patient_scores.average_cases(run, split, metric.name) for run in runs}
     cases = []
     for case, patient in select_cases(means, metric, count):
         own = means.loc[(case, patient)]
@@ -129,14 +130,14 @@ def build_case_browser(
                     [
                         _rounded(float(own[variant.name])),
                         *_class_means(
-                            [by_class[r.folder].get(case, {}) for r in variant.runs], classes
+                            [by_class[r.path].get(case, {}) for r in variant.runs], classes
                         ),
                     ]
                     for variant in variants
                 ],
                 "shown": [_describe_pictured(run, by_case, (patient, case)) for run in pictured],
                 "slices": _load_slices(
-                    case, [None if run is None else kept[run.folder] for run in pictured]
+                    case, [None if run is None else kept[run.path] for run in pictured]
                 ),
             }
         )
@@ -144,16 +145,16 @@ def build_case_browser(
 
 
 def _describe_pictured(
-    run: Run | None, by_case: Mapping[Path, pd.Series], row: tuple[str, str]
+    run: RunFolder | None, by_case: Mapping[Path, pd.Series], row: tuple[str, str]
 ) -> dict[str, Any] | None:
     """Return seed, folder and score of the run whose prediction is shown, if there is one."""
     if run is None:
         return None
-    score = float(by_case[run.folder].get(row, math.nan))
-    return {"seed": run.seed, "run": run.folder.name, "score": _rounded(score)}
+    score = float(by_case[run.path].get(row, math.nan))
+    return {"seed": run.seed, "run": run.name, "score": _rounded(score)}
 
 
-def _scores_by_class(run: Run, split: str, metric: str) -> dict[str, dict[str, float]]:
+def _scores_by_class(run: RunFolder, split: str, metric: str) -> dict[str, dict[str, float]]:
     """Return a run's values by case and class."""
     scores: dict[str, dict[str, float]] = {}
     rows = patient_scores.select_scores(run, split, metric)
@@ -179,10 +180,10 @@ def _rounded(value: float) -> float | None:
 
 def _pictured_run(
     variant: Variant, kept: Mapping[Path, KeptPictures | None], case: str
-) -> Run | None:
+) -> RunFolder | None:
     """Return the run whose prediction is shown: the lowest seed with pictures of the case."""
     for run in sorted(variant.runs, key=lambda run: run.seed):
-        pictures = kept[run.folder]
+        pictures = kept[run.path]
         if pictures is not None and case in pictures.cases:
             return run
     return None

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from attnseg.runs.finished import Variant
+from attnseg.runs.variants import Variant
 from attnseg.study import checks, statistics
 from attnseg.study.metric import ComparedMetric
 
@@ -48,7 +48,7 @@ def write_notes(
 def _count_openings(variants: Sequence[Variant]) -> str:
     opened: dict[str, int] = {}
     for run in (run for variant in variants for run in variant.runs):
-        test_set = run.facts["test_set"]
+        test_set = run.facts.test_set
         opened[test_set["digest"]] = max(test_set["openings"], opened.get(test_set["digest"], 0))
     counts = ", ".join(map(str, opened.values()))
     subject = "test set was" if len(opened) == 1 else f"test sets of {len(opened)} folds were"

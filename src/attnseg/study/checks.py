@@ -4,7 +4,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 
 from attnseg.errors import DataError
-from attnseg.runs.finished import Run, Variant
+from attnseg.runs.run_folder import RunFolder
+from attnseg.runs.variants import Variant
 
 # Options that say where a run happened, and those that seeds and folds vary on purpose.
 HARMLESS_OPTIONS = (
@@ -42,17 +43,17 @@ def check_comparable(variants: Sequence[Variant], split: str) -> None:
         raise DataError(*problems)
 
 
-def _unscored(runs: Sequence[Run], split: str) -> Iterator[str]:
+def _unscored(runs: Sequence[RunFolder], split: str) -> Iterator[str]:
     for run in runs:
-        if split not in run.metrics or not (run.scores["split"] == split).any():
-            yield f"{run.folder}: has no {split} scores; leave it out or choose another split"
+        if split not in run.metrics or not (run.cases["split"] == split).any():
+            yield f"{run.path}: has no {split} scores; leave it out or choose another split"
 
 
-def _other_data_or_profile(runs: Sequence[Run]) -> Iterator[str]:
+def _other_data_or_profile(runs: Sequence[RunFolder]) -> Iterator[str]:
     first = runs[0]
     for run in runs[1:]:
-        both = f"{first.folder} and {run.folder}"
-        if run.facts["data_digest"] != first.facts["data_digest"]:
+        both = f"{first.path} and {run.path}"
+        if run.facts.data_digest != first.facts.data_digest:
             yield f"{both}: trained on different data; compare runs of one dataset"
         if profile_title(run) != profile_title(first):
             yield (
@@ -61,38 +62,38 @@ def _other_data_or_profile(runs: Sequence[Run]) -> Iterator[str]:
             )
 
 
-def profile_title(run: Run) -> str:
+def profile_title(run: RunFolder) -> str:
     """Return name and digest of a run's metric profile."""
     return f"{run.profile['name']} ({run.profile['digest']})"
 
 
-def _mixed_watermarks(runs: Sequence[Run]) -> Iterator[str]:
+def _mixed_watermarks(runs: Sequence[RunFolder]) -> Iterator[str]:
     unmarked = next((run for run in runs if run.watermark is None), None)
     for run in runs:
         if unmarked is not None and run.watermark is not None:
             yield (
-                f"{unmarked.folder} and {run.folder}: the second is marked {run.watermark!r}; "
+                f"{unmarked.path} and {run.path}: the second is marked {run.watermark!r}; "
                 "do not compare it with runs that are not"
             )
 
 
-def _other_cases(runs: Sequence[Run], split: str) -> Iterator[str]:
+def _other_cases(runs: Sequence[RunFolder], split: str) -> Iterator[str]:
     first = runs[0]
     for run in runs[1:]:
         if _cases_digest(run, split) != _cases_digest(first, split) and not _same_folds(first, run):
             yield (
-                f"{first.folder} and {run.folder}: scored on different {split} cases that are not "
+                f"{first.path} and {run.path}: scored on different {split} cases that are not "
                 "folds of one division; use one split"
             )
 
 
-def _cases_digest(run: Run, split: str) -> str:
-    return str(run.facts["test_set"]["digest"]) if split == "test" else run.fold
+def _cases_digest(run: RunFolder, split: str) -> str:
+    return str(run.facts.test_set["digest"]) if split == "test" else run.fold
 
 
-def _same_folds(first: Run, second: Run) -> bool:
+def _same_folds(first: RunFolder, second: RunFolder) -> bool:
     """Return if two runs are folds of the same cross-validation."""
-    one, other = ({**run.config["dataset"]["split"], "fold": None} for run in (first, second))
+    one, other = ({**run.raw_config["dataset"]["split"], "fold": None} for run in (first, second))
     return one.get("folds") is not None and one == other
 
 
@@ -101,7 +102,7 @@ def _duplicates(variants: Sequence[Variant]) -> Iterator[str]:
         for one, other in combinations(variant.runs, 2):
             if (one.seed, one.fold) == (other.seed, other.fold):
                 yield (
-                    f"{one.folder} and {other.folder}: both {variant.name} with seed {one.seed} on "
+                    f"{one.path} and {other.path}: both {variant.name} with seed {one.seed} on "
                     "one split; leave one out, or say by=[...] what tells them apart"
                 )
 
@@ -112,7 +113,7 @@ def _missing_folds(variants: Sequence[Variant]) -> Iterator[str]:
         for fold, run in all_folds.items():
             if fold not in variant.folds:
                 yield (
-                    f"{variant.runs[0].folder} and {run.folder}: {variant.name} was not trained on "
+                    f"{variant.runs[0].path} and {run.path}: {variant.name} was not trained on "
                     "the split of the second; train it on the same splits"
                 )
 
@@ -132,18 +133,18 @@ def warn_of_differences(variants: Sequence[Variant], by: Sequence[str]) -> list[
     if len({frozenset(variant.seeds) for variant in variants}) > 1:
         seeds = ", ".join(f"{v.name} {sorted(v.seeds)}" for v in variants)
         warnings.append(f"variants were trained with different seeds: {seeds}")
-    machines = {(m["device"], m["threads"]) for m in (run.facts["machine"] for run in runs)}
+    machines = {(m["device"], m["threads"]) for m in (run.facts.machine for run in runs)}
     if len(machines) > 1:
         warnings.append("runs are from different machines: seconds and memory do not compare")
     return warnings
 
 
-def find_other_differences(runs: Sequence[Run], by: Sequence[str]) -> list[tuple[str, str]]:
+def find_other_differences(runs: Sequence[RunFolder], by: Sequence[str]) -> list[tuple[str, str]]:
     """Return keys and values of options in which runs differ besides those in `by`.
 
     Options below a key of `by` are compared only among runs with the same value of that key.
     """
-    options = {run.folder: dict(_flatten(run.config)) for run in runs}
+    options = {run.path: dict(_flatten(run.raw_config)) for run in runs}
     differences = []
     for key in dict.fromkeys(key for flat in options.values() for key in flat):
         if not affects_comparison(key):
@@ -151,8 +152,8 @@ def find_other_differences(runs: Sequence[Run], by: Sequence[str]) -> list[tuple
         group = next((name for name in by if _is_under(key, [name])), None)
         values: dict[str, set[str]] = {}
         for run in runs:
-            choice = "" if group is None else str(run.value(group))
-            values.setdefault(choice, set()).add(str(options[run.folder].get(key, "-")))
+            choice = "" if group is None else str(run.option(group))
+            values.setdefault(choice, set()).add(str(options[run.path].get(key, "-")))
         differences += [(key, ", ".join(sorted(v))) for v in values.values() if len(v) > 1]
     return differences
 
@@ -160,7 +161,7 @@ def find_other_differences(runs: Sequence[Run], by: Sequence[str]) -> list[tuple
 def list_differing_options(variants: Sequence[Variant]) -> dict[str, list[str]]:
     """Return each option in which any two runs differ, with its values for each variant."""
     by_seed = [sorted(variant.runs, key=lambda run: run.seed) for variant in variants]
-    options = [[dict(_flatten(run.config)) for run in runs] for runs in by_seed]
+    options = [[dict(_flatten(run.raw_config)) for run in runs] for runs in by_seed]
     differing = {}
     for key in dict.fromkeys(key for runs in options for flat in runs for key in flat):
         values = [list(dict.fromkeys(str(flat.get(key, "-")) for flat in runs)) for runs in options]

@@ -11,7 +11,14 @@ from pathlib import Path
 import pandas as pd
 
 from attnseg.errors import DataError, listed
-from attnseg.runs.finished import Run, Variant, baselines, find, group, load
+from attnseg.runs.run_folder import RunFolder
+from attnseg.runs.variants import (
+    Variant,
+    find_runs,
+    group_by_variant,
+    match_baselines,
+    open_finished_runs,
+)
 from attnseg.study import caveats, figures, page, patient_scores, statistics, tables
 from attnseg.study.checks import check_comparable, profile_title
 from attnseg.study.comparison import Comparison
@@ -55,11 +62,11 @@ def compare_runs(
         DataError: runs cannot be compared, or there is only one variant; lists every problem.
     """
     try:
-        variants = group(load(find(runs)), by)
+        variants = group_by_variant(open_finished_runs(find_runs(runs)), by)
         check_comparable(variants, split)
     except DataError as error:
         raise listed(error, "runs", "leave out the runs that do not belong") from error
-    bases = baselines(variants, baseline)
+    bases = match_baselines(variants, baseline)
     if not bases:
         raise DataError(f"runs: only {variants[0].name} is there; add runs of another variant")
     position = {variant.name: at for at, variant in enumerate(variants)}
@@ -182,7 +189,7 @@ def _pair_classes(
     return [pair for pair in pairs if len(pair.differences)]
 
 
-def _scored_classes(run: Run, settings: ComparisonSettings) -> list[str]:
+def _scored_classes(run: RunFolder, settings: ComparisonSettings) -> list[str]:
     rows = patient_scores.select_scores(run, settings.split, settings.metric.name)
     return list(rows["class"].unique())
 
@@ -197,10 +204,10 @@ def _shared_name(bases: Mapping[str, str], variants: Sequence[Variant]) -> str:
     return f"the matching {'/'.join(shared)}"
 
 
-def _write_title(run: Run, settings: ComparisonSettings, patients: int) -> str:
+def _write_title(run: RunFolder, settings: ComparisonSettings, patients: int) -> str:
     classes = len(_scored_classes(run, settings))
     return (
-        f"{run.facts['choices']['dataset']}, {settings.split}: {settings.metric.label}, mean of "
+        f"{run.facts.choices['dataset']}, {settings.split}: {settings.metric.label}, mean of "
         f"{classes} class{'' if classes == 1 else 'es'}, {patients} patients, "
         f"profile {profile_title(run)}"
     )

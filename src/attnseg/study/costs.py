@@ -1,20 +1,20 @@
 """Costs of variants, as recorded by their runs, and the Pareto front of quality and cost."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
-from attnseg.runs.finished import Run
+from attnseg.runs.facts import RunFacts
+from attnseg.runs.run_folder import RunFolder
 
-COSTS: dict[str, Callable[[Mapping[str, Any]], float | None]] = {
-    "parameters": lambda facts: facts["parameters"]["total"],
-    "macs": lambda facts: facts["macs"],
-    "fit_seconds": lambda facts: facts["seconds"].get("fit"),
-    "peak_memory_bytes": lambda facts: facts.get("peak_memory_bytes"),
+COSTS: dict[str, Callable[[RunFacts], float | None]] = {
+    "parameters": lambda facts: facts.parameters["total"],
+    "macs": lambda facts: facts.macs,
+    "fit_seconds": lambda facts: facts.seconds.get("fit"),
+    "peak_memory_bytes": lambda facts: facts.peak_memory_bytes,
 }
 
 
-def average_costs(runs: Sequence[Run]) -> dict[str, float]:
+def average_costs(runs: Sequence[RunFolder]) -> dict[str, float]:
     """Return the mean of each cost over runs; NaN if any run has not recorded it."""
     return {name: _mean_or_nan([read(run.facts) for run in runs]) for name, read in COSTS.items()}
 

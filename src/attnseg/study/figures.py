@@ -10,14 +10,15 @@ from typing import Any, Literal
 from xml.etree import ElementTree
 
 import numpy as np
-import pandas as pd
 from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from attnseg.runs.finished import Run, Variant
+from attnseg.errors import DataError
+from attnseg.runs.run_folder import RunFolder
+from attnseg.runs.variants import Variant
 from attnseg.study.comparison import Comparison
 
 Curve = Sequence[tuple[float, float]]
@@ -183,12 +184,11 @@ def draw_histories(variants: Sequence[Variant], watched: bool) -> list[Figure]:
     return drawn
 
 
-def load_learning_curve(run: Run, column: str) -> Curve:
+def load_learning_curve(run: RunFolder, column: str) -> Curve:
     """Return a column of a run's history over its epochs; empty if there is none."""
     try:
-        table = pd.read_csv(run.folder / "history.csv")
-        points = table[["epoch", column]].astype(float).dropna()
-    except (OSError, ValueError, LookupError):
+        points = run.history[["epoch", column]].astype(float).dropna()
+    except (DataError, ValueError, LookupError):
         return []
     return [(float(epoch), float(value)) for epoch, value in points.to_numpy()]
 

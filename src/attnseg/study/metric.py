@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from attnseg.errors import ConfigError
-from attnseg.runs.finished import Run
+from attnseg.runs.run_folder import RunFolder
 from attnseg.study.patient_scores import WEIGHTED
 
 # Facts about the metrics of version 0.1.0, whose metrics.json does not state them.
@@ -48,7 +48,7 @@ class ComparedMetric:
         return "-" if low != low else f"{self.text(low)} to {self.text(high)}"
 
 
-def choose_metric(run: Run, split: str, name: str | None) -> ComparedMetric:
+def choose_metric(run: RunFolder, split: str, name: str | None) -> ComparedMetric:
     """Return the metric to compare.
 
     Args:
@@ -63,7 +63,7 @@ def choose_metric(run: Run, split: str, name: str | None) -> ComparedMetric:
     means: Mapping[str, Any] = run.metrics[split]["mean"]
     stated: Mapping[str, Any] = run.profile.get("metrics", {})
     facts = {metric: stated.get(metric) or state_by_name(metric, run.profile) for metric in means}
-    scored = set(run.scores["metric"])
+    scored = set(run.cases["metric"])
     scored |= {weighted for weighted, base in WEIGHTED.items() if base in scored}
     known = [metric for metric in means if metric in scored and facts[metric]["up"] is not None]
     options = f"one of {', '.join(known)}" if known else "another profile"

@@ -10,7 +10,7 @@ from importlib.resources import files
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from attnseg.runs.finished import Variant
+from attnseg.runs.variants import Variant
 from attnseg.study import cases, checks, figures, provenance, tables
 from attnseg.study.comparison import Comparison
 from attnseg.study.metric import ComparedMetric

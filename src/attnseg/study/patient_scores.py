@@ -4,14 +4,15 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from attnseg.runs.finished import Run, Variant
+from attnseg.runs.run_folder import RunFolder
+from attnseg.runs.variants import Variant
 
 # Metrics that weight classes by their true voxels in all cases, and the metric they average.
 WEIGHTED = {"weighted_jaccard": "jaccard"}
 
 
 def average_patients(
-    run: Run, split: str, metric: str, classes: Sequence[str] | None = None
+    run: RunFolder, split: str, metric: str, classes: Sequence[str] | None = None
 ) -> pd.Series:
     """Return one value per patient: the mean over its cases of `average_cases`.
 
@@ -28,7 +29,7 @@ def average_patients(
 
 
 def average_cases(
-    run: Run, split: str, metric: str, classes: Sequence[str] | None = None
+    run: RunFolder, split: str, metric: str, classes: Sequence[str] | None = None
 ) -> pd.Series:
     """Return one value per patient and case: the mean over its classes.
 
@@ -45,11 +46,11 @@ def average_cases(
 
 
 def select_scores(
-    run: Run, split: str, metric: str, classes: Sequence[str] | None = None
+    run: RunFolder, split: str, metric: str, classes: Sequence[str] | None = None
 ) -> pd.DataFrame:
     """Return the rows of `cases.csv` for a split and metric; for a weighted metric, its base's."""
     metric = WEIGHTED.get(metric, metric)
-    rows = run.scores[(run.scores["split"] == split) & (run.scores["metric"] == metric)]
+    rows = run.cases[(run.cases["split"] == split) & (run.cases["metric"] == metric)]
     return rows if classes is None else rows[rows["class"].isin(classes)]
 
 

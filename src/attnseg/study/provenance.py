@@ -4,7 +4,8 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from attnseg.runs.finished import Run, Variant
+from attnseg.runs.run_folder import RunFolder
+from attnseg.runs.variants import Variant
 
 DIGEST_LENGTH = 10  # shown characters of a digest or commit
 
@@ -18,19 +19,19 @@ def list_run_origins(variants: Sequence[Variant]) -> list[dict[str, str]]:
     ]
 
 
-def _describe_run(variant: Variant, run: Run) -> dict[str, str]:
+def _describe_run(variant: Variant, run: RunFolder) -> dict[str, str]:
     facts = run.facts
-    seconds: Mapping[str, Any] = facts.get("seconds", {})
+    seconds = facts.seconds
     return {
         "variant": variant.name,
         "seed": str(run.seed),
-        "run": run.folder.name,
-        "started": str(facts.get("started", "-"))[:16].replace("T", " "),
-        "code": _commit_text(facts.get("git")),
-        "best epoch": str(facts.get("best_epoch", "-")),
+        "run": run.name,
+        "started": (facts.started or "-")[:16].replace("T", " "),
+        "code": _commit_text(facts.git),
+        "best epoch": str(facts.best_epoch or "-"),
         "training, s": _seconds_text(seconds.get("fit")),
         "total, s": _seconds_text(seconds.get("total")),
-        "test set opened": str(facts["test_set"]["openings"]),
+        "test set opened": str(facts.test_set["openings"]),
     }
 
 
@@ -48,12 +49,12 @@ def list_shared_facts(variants: Sequence[Variant]) -> dict[str, str]:
     """Return facts that are mostly the same for all runs, such as data; all values if they vary."""
     runs = [run for variant in variants for run in variant.runs]
     facts = {
-        "data": [run.facts["data_digest"][:DIGEST_LENGTH] for run in runs],
+        "data": [run.facts.data_digest[:DIGEST_LENGTH] for run in runs],
         "split": [run.fold[:DIGEST_LENGTH] for run in runs],
-        "test set": [run.facts["test_set"]["digest"][:DIGEST_LENGTH] for run in runs],
+        "test set": [run.facts.test_set["digest"][:DIGEST_LENGTH] for run in runs],
         "metric profile": [f"{run.profile['name']} {run.profile['digest']}" for run in runs],
-        "machine": [_machine_text(run.facts.get("machine", {})) for run in runs],
-        "versions": [_versions_text(run.facts.get("versions", {})) for run in runs],
+        "machine": [_machine_text(run.facts.machine) for run in runs],
+        "versions": [_versions_text(run.facts.versions) for run in runs],
     }
     return {name: "; ".join(dict.fromkeys(values)) for name, values in facts.items()}
 
@@ -72,8 +73,8 @@ def _versions_text(versions: Mapping[str, Any]) -> str:
 def list_commands(variants: Sequence[Variant]) -> dict[str, str]:
     """Return the command line of each run, labelled by variant, seed and folder."""
     return {
-        f"{variant.name}, seed {run.seed}, {run.folder.name}": shlex.join(run.facts["command"])
+        f"{variant.name}, seed {run.seed}, {run.name}": shlex.join(run.facts.command)
         for variant in variants
         for run in variant.runs
-        if "command" in run.facts
+        if run.facts.command is not None
     }

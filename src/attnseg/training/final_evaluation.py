@@ -16,14 +16,15 @@ from attnseg.evaluation.scoring import make_segmenter, score_cases
 from attnseg.metrics.profiles.profile import Profile
 from attnseg.models.model import SegmentationModel
 from attnseg.preparation.datasets import PreparedData, slice_view
-from attnseg.runs.run_folder import Run
+from attnseg.runs.active_run import ActiveRun
+from attnseg.runs.run_folder import write_scores
 
 log = logging.getLogger(__name__)
 
 
 def report(
     config: Config,
-    run: Run,
+    run: ActiveRun,
     data: PreparedData,
     model: SegmentationModel,
     profile: Profile,
@@ -43,7 +44,7 @@ def report(
     kept = KeptSlices(reader.labels)
     pictures = None
     if config.trainer.keep_pictures:
-        pictures = Pictures(run.folder / "pictures", shown, reader.labels)
+        pictures = Pictures(run.folder.pictures, shown, reader.labels)
 
     def keep(case: StoredCase, truth: Masks, prediction: Masks) -> None:
         kept.add(case, truth, prediction)
@@ -56,7 +57,7 @@ def report(
         )
         tables[split] = profile.summarise(frames[split])
         metrics[split] = results.summary(profile, tables[split], frames[split])
-    results.write(run.folder, pd.concat(frames.values()).assign(**mark), metrics)
+    write_scores(run.folder, pd.concat(frames.values()).assign(**mark), metrics)
     if pictures is not None:
         pictures.close()
     draw_previews(run, data, profile, kept, frames[shown], shown)
@@ -70,7 +71,7 @@ def report(
 
 
 def draw_previews(
-    run: Run,
+    run: ActiveRun,
     data: PreparedData,
     profile: Profile,
     kept: KeptSlices,
@@ -87,4 +88,4 @@ def draw_previews(
         name = str(order.index[at])
         title = f"{label} {split} case {name}: mean {metric} {order.iloc[at]:.3f} "
         title += f"({profile.name}){mark}"
-        kept.draw(run.folder / "previews" / f"{label}.png", title, name)
+        kept.draw(run.folder.previews / f"{label}.png", title, name)

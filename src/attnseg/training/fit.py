@@ -31,6 +31,7 @@ from attnseg.processes.cluster import environment
 from attnseg.processes.launch import Together
 from attnseg.processes.signals import Stopped, Stopping, ending
 from attnseg.runs.checkpoints import AtomicCheckpointIO, read_checkpoint
+from attnseg.runs.run_folder import RunFolder
 from attnseg.training.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
 from attnseg.training.callbacks.history import History, OnEpoch, ProfileScores
 from attnseg.training.callbacks.progress import EpochProgress
@@ -46,7 +47,7 @@ LOST = re.compile("Connection (closed|reset)|NCCL|Broken pipe|gloo")  # a proces
 
 def fit(
     config: Config,
-    folder: Path,
+    folder: RunFolder,
     data: PreparedData,
     parts: Components,
     datamodule: SliceDataModule,
@@ -82,14 +83,13 @@ def fit(
         auxiliary_weight=options.auxiliary_weight,
         seed=config.seed,
     )
-    checkpoints = folder / "checkpoints"
-    last = checkpoints / "last.ckpt"
+    last = folder.last_checkpoint
     mode = "max" if options.monitor == "val/dice" else "min"
     log_epoch = loggers.log_epoch if loggers else lambda row: None
     callbacks: list[pl.Callback] = [
         EpochProgress(reader.classes, "val" if data.watermark is None else "WATCHED TEST"),
-        History(folder / "history.csv", data.watermark, log_epoch, watch),
-        BestCheckpoint(checkpoints, options.monitor, mode),
+        History(folder.history_file, data.watermark, log_epoch, watch),
+        BestCheckpoint(folder.checkpoints, options.monitor, mode),
         LastCheckpoint(last, options.save_minutes, stopping),
     ]
     if options.score_every:
@@ -110,7 +110,7 @@ def fit(
         datamodule.first_epoch, datamodule.first_batch = position(progress)
     # Deterministic algorithms would also fill memory that nothing reads before it is written.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    with quiet(), followers(folder):
+    with quiet(), followers(folder.path):
         trainer = pl.Trainer(
             max_epochs=options.max_epochs,
             accelerator=options.accelerator,
@@ -126,7 +126,7 @@ def fit(
             sync_batchnorm=options.accelerator == "gpu" and options.devices > 1,
             plugins=[AtomicCheckpointIO(), environment()],
             callbacks=callbacks,
-            default_root_dir=folder,
+            default_root_dir=folder.path,
             logger=False,
             enable_progress_bar=False,
             enable_model_summary=False,

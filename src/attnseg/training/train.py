@@ -30,8 +30,9 @@ from attnseg.processes.gpus import leased
 from attnseg.processes.launch import Together
 from attnseg.processes.malloc import keep_freed_memory
 from attnseg.processes.signals import Stopping, leave_to_the_main_process
+from attnseg.runs.active_run import ActiveRun
 from attnseg.runs.checkpoints import load_weights
-from attnseg.runs.run_folder import Run
+from attnseg.runs.run_folder import RunFolder
 from attnseg.training.auto_batch import find_largest_batch
 from attnseg.training.callbacks.history import EndedEarly, OnEpoch
 from attnseg.training.final_evaluation import report
@@ -106,21 +107,21 @@ def lead(
         config = config.revise("dataset", batch_size=fits)
     datamodule = make_datamodule(config, data, parts)
     split_digest = hashlib.sha256(data.split.encode()).hexdigest()
-    run = Run(config, run_id(config, data.digest, split_digest))
-    claimed(run.folder)
+    run = ActiveRun(config, run_id(config, data.digest, split_digest))
+    claimed(run.folder.path)
     if run.finished:
         log.info("Done before, not run again (trainer.repeat=true would): %s", run.folder)
-        return run.folder
+        return run.folder.path
     handler = run.log_to_file()
     profile = parts.profile
     stopping = Stopping()
     stopping.install()
     held = contextlib.ExitStack()
     try:
-        check_room(run.folder, checkpoint_bytes(config, model))
+        check_room(run.folder.path, checkpoint_bytes(config, model))
         held.enter_context(leased(config))
         run.note_device(config)
-        write_text(run.folder / "split.csv", data.split)
+        write_text(run.folder.split_file, data.split)
         run.save(
             profile=profile.describe(),
             data=describe_input(data),
@@ -137,7 +138,7 @@ def lead(
         if config.trainer.max_epochs == 0:
             log.info("No training (trainer.max_epochs=0): the initial weights are evaluated")
         else:
-            together.tell(run.folder)
+            together.tell(run.folder.path)
             with run.timing("fit"):
                 fit(config, run.folder, data, parts, datamodule, stopping, together, loggers, watch)
             if config.trainer.strategy == "fsdp":
@@ -148,7 +149,7 @@ def lead(
         run.save(peak_memory_bytes=cost.peak_memory())
         loggers.finish("success")
         run.end("done")
-        log.info("Done in %.0f s: %s", run.facts["seconds"]["total"], run.folder)
+        log.info("Done in %.0f s: %s", run.facts.seconds["total"], run.folder)
     except (KeyboardInterrupt, SystemExit) as error:
         loggers.finish("stopped")
         run.end("stopped", type(error).__name__)
@@ -167,7 +168,7 @@ def lead(
         stopping.restore()
         logging.getLogger("attnseg").removeHandler(handler)
         handler.close()
-    return run.folder
+    return run.folder.path
 
 
 def checkpoint_bytes(config: Config, model: SegmentationModel) -> int:
@@ -194,15 +195,15 @@ def check_device(config: Config, processes: int) -> None:
             raise ConfigError(f"trainer.devices: {processes} asked for, {found} found")
 
 
-def announce(config: Config, run: Run, data: PreparedData) -> None:
+def announce(config: Config, run: ActiveRun, data: PreparedData) -> None:
     """Say what is about to be trained on what."""
     choices, facts = config.choices, run.facts
     log.info(
         "%s with %s attention, %.2f M parameters, %.2f GMAC per %dx%d slice",
         choices["model"],
         choices["attn"],
-        facts["parameters"]["total"] / 1e6,
-        facts["macs"] / 1e9,
+        facts.parameters["total"] / 1e6,
+        facts.macs / 1e9,
         *config.dataset.image_size,
     )
     parts = []
@@ -232,7 +233,15 @@ def follow(config: Config, folder: Path, together: Together) -> None:
     stopping = Stopping()
     stopping.install()
     try:
-        fit(config, folder, data, parts, make_datamodule(config, data, parts), stopping, together)
+        fit(
+            config,
+            RunFolder(folder),
+            data,
+            parts,
+            make_datamodule(config, data, parts),
+            stopping,
+            together,
+        )
     except AttnsegError as error:
         if not isinstance(error, ConfigError):  # that, all processes find
             print(f"error: {error}", file=sys.stderr, flush=True)
@@ -267,21 +276,21 @@ def make_datamodule(config: Config, data: PreparedData, parts: Components) -> Sl
     )
 
 
-def load_best(config: Config, run: Run, model: SegmentationModel) -> None:
+def load_best(config: Config, run: ActiveRun, model: SegmentationModel) -> None:
     """Load the weights of the best epoch by `trainer.monitor`.
 
     Raises:
         ConfigError: there is none.
     """
-    checkpoints = run.folder / "checkpoints"
-    if not (checkpoints / "best.ckpt").exists():
+    folder = run.folder
+    if not folder.best_checkpoint.exists():
         raise ConfigError(
             f"trainer.monitor: {config.trainer.monitor} was not finite after any epoch; lower "
             "optimizer.lr or use trainer.precision=32"
         )
-    best = load_weights(model, checkpoints / "best.ckpt")
+    best = load_weights(model, folder.best_checkpoint)
     run.save(
         best_epoch=best["epoch"] + 1,
-        checkpoints={p.name: file_digest(p) for p in sorted(checkpoints.glob("*.ckpt"))},
+        checkpoints={p.name: file_digest(p) for p in sorted(folder.checkpoints.glob("*.ckpt"))},
     )
     log.info("Best epoch by %s: %d", config.trainer.monitor, best["epoch"] + 1)

@@ -1,6 +1,5 @@
 """The history of a run: one row per epoch, kept in `history.csv` and sent to listeners."""
 
-import csv
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -114,18 +113,3 @@ class ProfileScores(pl.Callback):
         if trainer.is_global_zero and (trainer.current_epoch + 1) % self.every == 0:
             for metric, value in self.score().items():
                 pl_module.log(f"val/{metric}", value, rank_zero_only=True)
-
-
-def read_history(path: Path) -> list[HistoryRow]:
-    """Return the rows of a `history.csv`; an empty list if there is no such file."""
-    if not path.is_file():
-        return []
-    with path.open(newline="") as lines:
-        return [{k: _number_or_text(v) for k, v in row.items()} for row in csv.DictReader(lines)]
-
-
-def _number_or_text(cell: str) -> float | str:
-    try:
-        return float(cell)
-    except ValueError:
-        return cell

@@ -4,11 +4,9 @@ Trackers only receive what `history.csv` and `metrics.json` hold and never influ
 fails during training is dropped with a warning.
 """
 
-import json
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from pytorch_lightning.loggers import Logger
@@ -16,7 +14,8 @@ from pytorch_lightning.loggers import Logger
 from attnseg.config.build import build
 from attnseg.config.schema import Config
 from attnseg.errors import ResourceError, first_line
-from attnseg.training.callbacks.history import HistoryRow, read_history
+from attnseg.runs.run_folder import RunFolder
+from attnseg.training.callbacks.history import HistoryRow
 from attnseg.training.loggers.tracker import Tracker, finite_values
 
 log = logging.getLogger(__name__)
@@ -43,19 +42,19 @@ class RunLoggers:
         self.opened: dict[Tracker, Logger] = {}
         self.epoch = 0
 
-    def open(self, folder: Path, watermark: str | None = None) -> None:
+    def open(self, folder: RunFolder, watermark: str | None = None) -> None:
         """Start every tracker, or resume it after the epochs in the folder's `history.csv`.
 
         Raises:
             ResourceError: a tracker cannot be reached.
         """
-        self.folder, rows = folder, read_history(folder / "history.csv")
+        self.folder, rows = folder, folder.history_rows()
         self.epoch = len(rows)
         title = f"{self.title}/{folder.name}"
         parameters = self.parameters | ({"watermark": watermark} if watermark else {})
         for tracker in self.trackers:
             try:
-                logger = tracker.open(folder, title, parameters, rows)
+                logger = tracker.open(folder.path, title, parameters, rows)
             except Exception as error:
                 log.debug("The logger failed", exc_info=True)
                 raise ResourceError(
@@ -83,7 +82,7 @@ class RunLoggers:
         """
         values = {}
         if status == "success" and self.opened:
-            values = final_scores(json.loads((self.folder / "metrics.json").read_text()))
+            values = final_scores(self.folder.metrics)
         for tracker, logger in list(self.opened.items()):
             with self._dropped_on_failure(tracker):
                 tracker.finish(logger, values, self.epoch, status)

@@ -3,7 +3,7 @@
 import pytest
 
 from attnseg.errors import ConfigError, DataError
-from attnseg.runs.finished import baselines, find, group, load
+from attnseg.runs.variants import find_runs, group_by_variant, match_baselines, open_finished_runs
 from tests.study.folders import make_run
 
 BY = ("model", "attn")
@@ -11,18 +11,18 @@ DICE = {"007": 0.8, "7": 0.6, "NA": 0.7}
 
 
 def grouped(folders, by=BY):
-    return group(load(folders), by)
+    return group_by_variant(open_finished_runs(folders), by)
 
 
 def test_runs_are_found_by_path_and_glob_once(tmp_path):
     one = make_run(tmp_path, "kv", DICE)
     two = make_run(tmp_path, "qkv", DICE)
     (tmp_path / "qkv" / "notes.txt").touch()
-    assert find([str(one), f"{tmp_path}/*/*"]) == [one, two]
+    assert [run.path for run in find_runs([str(one), f"{tmp_path}/*/*"])] == [one, two]
     with pytest.raises(ConfigError, match="runs: none given"):
-        find([])
+        find_runs([])
     with pytest.raises(DataError) as raised:
-        find([f"{tmp_path}/x*", str(one), f"{tmp_path}/y"])
+        find_runs([f"{tmp_path}/x*", str(one), f"{tmp_path}/y"])
     assert len(raised.value.problems) == 2
     assert f"{tmp_path}/y: no run folder" in raised.value.problems[1]
 
@@ -37,7 +37,7 @@ def test_unfinished_and_broken_runs_are_all_named(tmp_path):
     (torn / "run.json").write_text('{"status"')
     fine = make_run(tmp_path, "kv", DICE, seed=4)
     with pytest.raises(DataError) as raised:
-        load([running, lacking, odd, torn, fine])
+        open_finished_runs([running, lacking, odd, torn, fine])
     found = raised.value.problems
     assert len(found) == 4
     assert found[0] == f"{running}: not finished, its status is running; leave it out"
@@ -54,9 +54,9 @@ def test_variants_are_named_by_what_differs(tmp_path):
     named = grouped([*folders, other])
     assert [v.name for v in named] == ["setr/qkv", "setr/kv", "cvt/kv"]
     others = {"setr/kv": "setr/qkv", "cvt/kv": "setr/qkv"}
-    assert baselines(named, "qkv") == baselines(named, "setr/qkv") == others
+    assert match_baselines(named, "qkv") == match_baselines(named, "setr/qkv") == others
     with pytest.raises(ConfigError, match="no variant is qk; choose one of qkv, kv"):
-        baselines(variants, "qk")
+        match_baselines(variants, "qk")
 
 
 def test_each_variant_has_the_baseline_that_is_like_it(tmp_path):
@@ -68,9 +68,11 @@ def test_each_variant_has_the_baseline_that_is_like_it(tmp_path):
     expected = {
         f"{model}/{attn}": f"{model}/qkv" for model in ("setr", "cvt") for attn in ("kv", "kv_pos")
     }
-    assert baselines(grouped(folders), "qkv") == expected
+    assert match_baselines(grouped(folders), "qkv") == expected
     with pytest.raises(ConfigError, match="several variants are qkv, none of them like dae/kv"):
-        baselines(grouped([*folders, make_run(tmp_path / "d", "kv", DICE, model="dae")]), "qkv")
+        match_baselines(
+            grouped([*folders, make_run(tmp_path / "d", "kv", DICE, model="dae")]), "qkv"
+        )
 
 
 def test_variants_by_a_chosen_key(tmp_path):

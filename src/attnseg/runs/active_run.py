@@ -1,0 +1,176 @@
+"""A run in progress: the lock on its folder, and the files that it writes there."""
+
+import logging
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from attnseg.config.schema import Config
+from attnseg.errors import ConfigError, DataError, InUseError, ResourceError
+from attnseg.files import remove_unfinished, write_text
+from attnseg.processes.lock import Lock
+from attnseg.runs.facts import Attempt, GitState, RunFacts
+from attnseg.runs.run_folder import RunFolder
+
+PACKAGES = ("attnseg", "torch", "pytorch-lightning", "monai", "albumentations", "numpy", "scipy")
+
+
+class ActiveRun:
+    """A run that this process works on: it holds the folder's lock and writes its files.
+
+    The folder follows from what is run. If it is there already, its run is either done, and nothing
+    is done again, or was cut off, and goes on from its last checkpoint.
+
+    Args:
+        config: of the run; kept in the folder.
+        identity: from `run_id`.
+
+    Attributes:
+        folder: the run folder.
+        facts: its `run.json`, as far as it is known.
+        finished: whether the run was done before.
+
+    Raises:
+        ConfigError: the run has failed too often.
+        ResourceError: the folder cannot be made.
+        InUseError: another process works on it.
+    """
+
+    def __init__(self, config: Config, identity: str) -> None:
+        choices = config.choices
+        parent = Path(config.paths.outputs, config.dataset_name, choices["model"], choices["attn"])
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            repeat = config.trainer.repeat
+            self.folder = RunFolder(_new_folder(parent, identity) if repeat else parent / identity)
+            for part in (self.folder.checkpoints, self.folder.previews):
+                part.mkdir(parents=True, exist_ok=True)
+            self.lock = Lock(self.folder.lock_file)
+            holder = self.lock.take()
+        except OSError as error:
+            raise ResourceError(
+                f"{parent}: cannot be written ({error.strerror}); set paths.outputs"
+            ) from error
+        if holder is not None:
+            raise InUseError(f"{self.folder}: {holder} is training this; wait for it or stop it")
+        self.started = time.monotonic()
+        try:
+            before = RunFolder(self.folder).facts
+        except DataError:  # A new run, or one whose facts were lost.
+            before = RunFacts(status="new")
+        self.facts = before
+        self.finished = before.status == "done"
+        if self.finished:
+            self.lock.release()
+            return
+        self._check_attempts(before.attempts, config.trainer.attempts)
+        remove_unfinished(self.folder.path)
+        write_text(self.folder.config_file, config.to_yaml())
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        self.facts = RunFacts(
+            id=identity,
+            status="running",
+            started=before.started or now,
+            attempts=[*before.attempts, {"started": now, "status": "cut off"}],
+            command=sys.argv,
+            choices=choices,
+            seed=config.seed,
+            git=read_git_state(),
+            versions={name: version(name) for name in PACKAGES},
+            machine={
+                "python": platform.python_version(),
+                "system": platform.platform(terse=True),
+                "threads": torch.get_num_threads(),
+            },
+            seconds=dict(before.seconds),
+        )
+        self.spent = self.facts.seconds.get("total", 0.0)
+        self.save()
+
+    def note_device(self, config: Config) -> None:
+        """Note the name of the device; this wakes a GPU up, so only once it is leased."""
+        self.facts.machine["device"] = _name_device(config)
+        self.save()
+
+    def _check_attempts(self, attempts: list[Attempt], most: int) -> None:
+        failures = [attempt for attempt in attempts if attempt.get("status") == "failed"]
+        if len(failures) >= most:
+            self.lock.release()
+            raise ConfigError(
+                f"{self.folder}: failed {len(failures)} times, at last with "
+                f"{failures[-1].get('reason')}; mend it and raise trainer.attempts or delete the "
+                "folder"
+            )
+
+    def end(self, status: str, reason: str | None = None) -> None:
+        """Note how this attempt ended, and give the folder back."""
+        self.facts.attempts[-1]["status"] = self.facts.status = status
+        if reason:
+            self.facts.attempts[-1]["reason"] = self.facts.reason = reason
+        self.save()
+        self.lock.release()
+
+    def save(self, **facts: object) -> None:
+        """Add facts to `run.json`; their names are those of `RunFacts`."""
+        for name, value in facts.items():
+            setattr(self.facts, name, value)
+        total = self.spent + time.monotonic() - self.started
+        self.facts.seconds["total"] = round(total, 2)
+        write_text(self.folder.facts_file, self.facts.to_json())
+
+    @contextmanager
+    def timing(self, phase: str) -> Iterator[None]:
+        """Note in `run.json` how many seconds the block took, over all attempts."""
+        started = time.monotonic()
+        yield
+        spent = self.facts.seconds.get(phase, 0.0) + time.monotonic() - started
+        self.facts.seconds[phase] = round(spent, 2)
+
+    def log_to_file(self) -> logging.Handler:
+        """Send all messages of the package to `run.log`, too; return the handler to remove."""
+        handler = logging.FileHandler(self.folder.log_file)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        logging.getLogger("attnseg").addHandler(handler)
+        return handler
+
+
+def _new_folder(parent: Path, identity: str) -> Path:
+    number = 1
+    while True:
+        folder = parent / (identity if number == 1 else f"{identity}-{number}")
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            number += 1
+            continue
+        return folder
+
+
+def _name_device(config: Config) -> str:
+    if config.trainer.accelerator == "gpu":
+        return torch.cuda.get_device_name()
+    return f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+
+
+def read_git_state() -> GitState | None:
+    """Return the code's commit and whether the tree differs from it; `None` outside a clone."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", Path(__file__).name)
+        changes = git("status", "--porcelain", "--untracked-files=no")
+        return {"commit": git("rev-parse", "HEAD"), "modified": bool(changes)}
+    except (OSError, subprocess.CalledProcessError):
+        return None
