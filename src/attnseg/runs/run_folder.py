@@ -185,7 +185,9 @@ class RunFolder(os.PathLike[str]):
 
     def history_rows(self) -> list[Mapping[str, float | str]]:
         """Return the history as a mapping per epoch; an undefined value is NaN."""
-        return [dict(zip(self.history, row, strict=True)) for row in self.history.to_numpy(object)]
+        names = [str(name) for name in self.history]
+        rows = self.history.to_numpy(object)
+        return [dict(zip(names, row, strict=True)) for row in rows]
 
     @cached_property
     def split(self) -> "pd.DataFrame":
