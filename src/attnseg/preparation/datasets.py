@@ -1,4 +1,4 @@
-"""From the configuration to a dataset ready to train on: phantom, reader, store, split, guard."""
+"""Opens, prepares, splits and checks the dataset of a configuration, ready for training."""
 
 import hashlib
 import json
@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from attnseg.config.build import build
 from attnseg.config.schema import Config, nearest
@@ -32,16 +31,16 @@ WATERMARK = (
 
 @dataclass(frozen=True)
 class PreparedData:
-    """A dataset ready to train on.
+    """A dataset that is ready for training.
 
     Attributes:
-        reader: of the dataset.
+        reader: reader of the dataset.
         train: training cases.
-        val: validation cases; the test cases where a published protocol watches them.
+        val: validation cases; with `split.watch_test`, the test cases.
         test: test cases, sealed.
-        split: the split file's text.
-        digest: of all cases.
-        watermark: what must stand beside every number; `None` if nothing.
+        split: text of the split file.
+        digest: digest of all cases.
+        watermark: warning that must accompany every result; `None` if there is none.
     """
 
     reader: Reader
@@ -54,22 +53,22 @@ class PreparedData:
 
 
 def dataset_root(config: Config) -> Path:
-    """Return the dataset's root: the one given, or where its phantom belongs."""
+    """Return the dataset's root: `dataset.root`, or by default the folder of its phantom."""
     dataset = config.dataset
     if dataset.root is not None:
         return Path(dataset.root)
-    assert dataset.phantom is not None  # the schema has checked
+    assert dataset.phantom is not None  # The schema refuses a dataset with neither.
     options = [str(value) for value in dataset.phantom.options.values()]
     maker = dataset.phantom.target.rpartition(".")[2].removeprefix("make_")
     return Path(config.paths.data, "phantoms", "-".join([maker, *options]))
 
 
 def make_phantom(config: Config) -> Path:
-    """Make the dataset's phantom at its root, unless it is there; return the root.
+    """Make the dataset's phantom at its root, unless it exists there; return the root.
 
     Raises:
         ConfigError: the dataset has no phantom.
-        DataError: the root holds something else.
+        DataError: the root holds other files.
     """
     if config.dataset.phantom is None:
         raise ConfigError(f"dataset: {config.choices['dataset']} has no phantom; choose another")
@@ -78,7 +77,11 @@ def make_phantom(config: Config) -> Path:
 
 
 def open_reader(config: Config) -> Reader:
-    """Return the dataset's reader; nothing is read yet, unless it describes itself in files."""
+    """Return the dataset's reader, and make the phantom first if the reader needs its files.
+
+    Raises:
+        ConfigError: an option is invalid, or neighbouring slices are asked of single pictures.
+    """
     reader: Reader = build("dataset", config.dataset, root=str(dataset_root(config)))
     if reader.self_describing and config.dataset.root is None:
         make_phantom(config)
@@ -91,16 +94,16 @@ def open_reader(config: Config) -> Reader:
 
 
 def slice_view(config: Config) -> SliceView:
-    """Return how slices become the network's input."""
+    """Return the view that turns slices into the network's input."""
     dataset = config.dataset
     return SliceView(dataset.image_size, dataset.slices, dataset.stride)
 
 
 def load_dataset(config: Config, reader: Reader) -> PreparedData:
-    """Prepare what is not prepared yet, and split so that nobody is on two sides.
+    """Prepare the cases that are not in the store yet, split them, and check the split for leaks.
 
     Raises:
-        DataError: cases are broken, or a patient or picture is in two roles.
+        DataError: cases are broken, or a patient or picture has two roles.
     """
     split = config.dataset.split
     table, refs = select_cases(config, reader)
@@ -113,9 +116,9 @@ def load_dataset(config: Config, reader: Reader) -> PreparedData:
     if split.watch_test:
         by_role["val"] = by_role["test"]
         log.warning("%s", WATERMARK)
-    for at, name in enumerate(reader.classes):
-        for role, found in by_role.items():
-            if not any(case.voxels[at] for case in found):
+    for index, name in enumerate(reader.classes):
+        for role, members in by_role.items():
+            if not any(case.voxels[index] for case in members):
                 log.warning("No %s in the %s split: its metrics are undefined", name, role)
     if not any(sum(case.voxels) for case in by_role["val"]):
         raise DataError("dataset: no class at all in the val split; use another dataset.split.seed")
@@ -132,35 +135,42 @@ def load_dataset(config: Config, reader: Reader) -> PreparedData:
 
 
 def describe_input(data: PreparedData) -> dict[str, Any]:
-    """Return what the data decided about the network and its input, for `run.json`.
+    """Return the properties of the network's input that the data decided, for `run.json`.
 
-    Prediction goes by this and needs no dataset.
+    They let prediction prepare images without the dataset.
+
+    Returns:
+        Classes and layout of the images; `window`, the intensities that are scaled to 0 and 1, or
+        `None` for percentiles of each case; `spacing`, the smallest and the largest voxel size of
+        the training cases along slices, rows and columns, mm.
     """
     reader, cases = data.reader, data.train
-    ends = {(case.low, case.high) for case in cases}
-    own = all((c.low, c.high) == intensity_window(None, _outer(c)) for c in cases)
-    along = list(zip(*(c.spacing for c in cases if c.spacing is not None), strict=True))
+    windows = {(case.low, case.high) for case in cases}
+    by_percentiles = all(
+        (case.low, case.high) == intensity_window(None, np.array(case.percentiles)[:, [0, -1]])
+        for case in cases
+    )
+    sizes = list(zip(*(c.spacing for c in cases if c.spacing is not None), strict=True))
     return {
         "classes": list(reader.classes),
         "multilabel": reader.labels.overlapping,
         "channels": reader.channels,
         "volumetric": reader.volumetric,
         "plane": reader.plane,
-        "window": None if own else [end[0] for end in next(iter(ends))],
-        "spacing": [list(map(end, along)) for end in (min, max)] if along else None,
+        "window": None if by_percentiles else [end[0] for end in next(iter(windows))],
+        "spacing": [list(map(extreme, sizes)) for extreme in (min, max)] if sizes else None,
     }
 
 
-def _outer(case: StoredCase) -> NDArray[np.float64]:
-    return np.array(case.percentiles)[:, [0, -1]]
-
-
 def select_cases(config: Config, reader: Reader) -> tuple[pd.DataFrame | None, list[CaseRef]]:
-    """List the cases that the configuration asks for, and read its split file.
+    """List the cases that the configuration selects, and read its split file.
+
+    Returns:
+        The table of the split file (`None` without one), and the cases.
 
     Raises:
-        ConfigError: no such split file.
-        DataError: the layout is not the dataset's, or no case is left.
+        ConfigError: there is no such split file.
+        DataError: the dataset has another layout, or no case is left.
     """
     dataset = config.dataset
     if dataset.root is None:
@@ -170,7 +180,7 @@ def select_cases(config: Config, reader: Reader) -> tuple[pd.DataFrame | None, l
     if excluded:
         log.info("Excluded, as listed in dataset.exclude: %s", ", ".join(excluded))
     absent = sorted(set(dataset.exclude).difference(excluded))
-    if absent and dataset.root is not None:  # nobody lists the cases of a phantom
+    if absent and dataset.root is not None:  # The default list is that of the real dataset.
         log.warning("dataset.exclude: no case %s; check the names", ", ".join(absent))
     refs = [ref for ref in refs if ref.case not in excluded]
     table = None
@@ -193,7 +203,7 @@ def select_cases(config: Config, reader: Reader) -> tuple[pd.DataFrame | None, l
 
 
 def given_roles(refs: Sequence[CaseRef], table: pd.DataFrame | None) -> dict[str, str | None]:
-    """Return each case's role as the split file, or else the dataset, gives it."""
+    """Return the role of each case from the split file, if there is one, or from the dataset."""
     if table is None:
         return {ref.case: ref.role for ref in refs}
     return {ref.case: str(table.loc[ref.case, "role"]) for ref in refs}
@@ -205,19 +215,19 @@ def split_cases(
     given: dict[str, str | None],
     pairs: list[duplicates.DuplicatePair],
 ) -> tuple[list[StoredCase], dict[str, str]]:
-    """Give every case a role, and let the guard look at it.
+    """Give every case a role, and check the split for leaks.
 
     Args:
-        config: of the run.
-        cases: prepared.
+        config: configuration of the run.
+        cases: prepared cases.
         given: role by case, from `given_roles`.
-        pairs: cases that share a picture, from `same_pictures`.
+        pairs: cases that share a picture, from `find_shared_pictures`.
 
     Returns:
-        The cases kept, and role by case.
+        The cases that are kept, and the role by case.
 
     Raises:
-        DataError: a patient or picture is in two roles, or there are too few patients.
+        DataError: a patient or picture has two roles, or there are too few patients.
     """
     split = config.dataset.split
     roles = splits.assign_roles(
@@ -253,10 +263,10 @@ def find_shared_pictures(cases: Sequence[StoredCase]) -> list[duplicates.Duplica
 
 
 def store_folder(config: Config) -> Path:
-    """Return where prepared cases are: another root or option, another folder."""
+    """Return the folder of prepared cases, a different one for each root and set of options."""
     dataset = config.dataset
-    place = str(dataset_root(config).resolve())
-    text = json.dumps([STORE_VERSION, dataset.target, place, dataset.options], sort_keys=True)
+    source = str(dataset_root(config).resolve())
+    text = json.dumps([STORE_VERSION, dataset.target, source, dataset.options], sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
     reader = dataset.target.rpartition(".")[2].lower()
     return Path(config.paths.data, "prepared", f"{reader}-{digest}")

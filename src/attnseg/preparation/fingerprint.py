@@ -1,4 +1,4 @@
-"""What a prepared dataset holds: counts, sizes, spacings, intensities, class volumes, patients."""
+"""The fingerprint of a prepared dataset: its counts, sizes, intensities, classes and patients."""
 
 import hashlib
 from collections import Counter
@@ -21,17 +21,17 @@ MAX_PATIENT_ROWS = 25  # patients in the table on the terminal
 def compute_fingerprint(
     reader: Reader, cases: Sequence[StoredCase], roles: Mapping[str, str], pairs: int
 ) -> Fingerprint:
-    """Describe a dataset in plain values.
+    """Return the fingerprint of a dataset in plain values.
 
     Args:
-        reader: of the dataset.
-        cases: prepared.
-        roles: by case; empty if the split was refused.
+        reader: reader of the dataset.
+        cases: prepared cases.
+        roles: role by case; empty if the split was refused.
         pairs: number of pairs of cases of different patients that share a picture.
 
     Returns:
-        What `fingerprint.json` holds. Sizes in voxels, spacings in mm along slices, rows and
-        columns, volumes in ml; spacings and volumes are null where the spacing is unknown.
+        The content of `fingerprint.json`. Sizes are in voxels, spacings in mm along slices, rows
+        and columns, volumes in ml; spacings and volumes are null where the spacing is unknown.
     """
     names = reader.classes
     slices = np.sum([(case.counts > 0).sum(0) for case in cases], 0)
@@ -80,7 +80,7 @@ def compute_fingerprint(
 def _patient_rows(
     names: Sequence[str], cases: Sequence[StoredCase], roles: Mapping[str, str]
 ) -> list[Fingerprint]:
-    """Return one row per patient."""
+    """Return one row per patient, with its role, cases, slices and voxels of each class."""
     rows = []
     for patient in dict.fromkeys(case.patient for case in cases):
         own = [case for case in cases if case.patient == patient]
@@ -102,7 +102,7 @@ def class_volume(case: StoredCase, at: int) -> float | None:
 
 
 def _min_median_max(values: Sequence[float]) -> dict[str, float] | None:
-    """Return smallest, median and largest; `None` of nothing."""
+    """Return smallest, median and largest value; `None` if there are no values."""
     if not values:
         return None
     least, middle, most = (round(float(v), 4) for v in np.percentile(values, (0, 50, 100)))
@@ -110,7 +110,7 @@ def _min_median_max(values: Sequence[float]) -> dict[str, float] | None:
 
 
 def print_fingerprint(facts: Fingerprint) -> None:
-    """Print a fingerprint."""
+    """Print a fingerprint as tables on the terminal."""
     console = Console()
     counts = facts["counts"]
     console.print(
@@ -118,15 +118,15 @@ def print_fingerprint(facts: Fingerprint) -> None:
         f"digest {facts['digest'][:12]}",
         highlight=False,
     )
-    for role, found in facts["roles"].items():
-        text = ", ".join(f"{number} {what}" for what, number in found.items())
+    for role, numbers in facts["roles"].items():
+        text = ", ".join(f"{number} {unit}" for unit, number in numbers.items())
         console.print(f"  {role}: {text}", highlight=False)
     sizes = ", ".join(f"{size} ({number})" for size, number in facts["sizes"].items())
     console.print(f"Sizes (rows x columns): {sizes}", highlight=False)
     spacing = " x ".join(_range_text(axis) for axis in facts["spacing_mm"])
     console.print(f"Spacing (mm, slices x rows x columns): {spacing}", highlight=False)
-    for channel, found in enumerate(facts["intensities"]):
-        low, middle, high = (found[f"{p:g}%"]["median"] for p in (0.5, 50.0, 99.5))
+    for channel, percentiles in enumerate(facts["intensities"]):
+        low, middle, high = (percentiles[f"{p:g}%"]["median"] for p in (0.5, 50.0, 99.5))
         console.print(
             f"Channel {channel + 1}: intensities of a usual case {low:g} to {high:g}, "
             f"median {middle:g}",
@@ -138,25 +138,24 @@ def print_fingerprint(facts: Fingerprint) -> None:
     console.print(_patient_table(facts))
 
 
-def _range_text(found: dict[str, float] | None) -> str:
-    """Return a spread as people write it."""
-    if found is None:
+def _range_text(values: dict[str, float] | None) -> str:
+    """Return smallest and largest value as text, such as `1.5 to 3`."""
+    if values is None:
         return "unknown"
-    same = found["min"] == found["max"]
-    return f"{found['min']:g}" if same else f"{found['min']:g} to {found['max']:g}"
+    low, high = f"{values['min']:g}", f"{values['max']:g}"
+    return low if values["min"] == values["max"] else f"{low} to {high}"
 
 
 def _class_table(facts: Fingerprint) -> Table:
     table = Table(title="Classes", title_justify="left")
     for name in ("class", "cases", "slices", "voxels", "volume, ml"):
         table.add_column(name, justify="left" if name == "class" else "right")
-    for name, found in facts["classes"].items():
-        volume_ml = found["volume_ml"]
+    for name, numbers in facts["classes"].items():
+        volume_ml = numbers["volume_ml"]
         text = "-"
         if volume_ml is not None:
             text = "{median:.1f} ({min:.1f} to {max:.1f})".format(**volume_ml)
-        numbers = (str(found[key]) for key in ("cases", "slices", "voxels"))
-        table.add_row(name, *numbers, text)
+        table.add_row(name, *(str(numbers[key]) for key in ("cases", "slices", "voxels")), text)
     return table
 
 

@@ -1,4 +1,4 @@
-"""The fingerprint as a page: plots of what a dataset holds, and sample slices with their masks."""
+"""The fingerprint as a picture: plots of a dataset's properties, and sample slices with masks."""
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -31,15 +31,15 @@ def draw_fingerprint(
     facts: Fingerprint,
     sealed: Collection[str] = (),
 ) -> None:
-    """Write the page as a PNG file.
+    """Write the plots of a fingerprint to a PNG file.
 
     Args:
-        path: of the file.
-        title: above the page.
-        reader: of the dataset.
-        cases: prepared.
-        facts: from `fingerprint.compute_fingerprint`.
-        sealed: names of the cases that are not shown, the test set.
+        path: the file.
+        title: title of the page.
+        reader: reader of the dataset.
+        cases: prepared cases.
+        facts: the fingerprint, from `compute_fingerprint`.
+        sealed: names of the test cases, of which no slices are shown.
     """
     figure = Figure(figsize=(13, 12.5), dpi=90, layout="constrained")
     counts = facts["counts"]
@@ -49,22 +49,22 @@ def draw_fingerprint(
         fontsize=13,
     )
     grid = figure.add_gridspec(4, 12, height_ratios=(1, 1, 1.05, 1.05))
-    _sizes(figure.add_subplot(grid[0, :4]), cases)
-    _spacings(figure.add_subplot(grid[0, 4:8]), cases)
-    _roles(figure.add_subplot(grid[0, 8:]), facts)
-    _intensities(figure.add_subplot(grid[1, :4]), cases, reader.channels)
-    _volumes(figure.add_subplot(grid[1, 4:8]), reader, cases)
-    _positions(figure.add_subplot(grid[1, 8:]), reader, cases)
+    _draw_sizes(figure.add_subplot(grid[0, :4]), cases)
+    _draw_spacings(figure.add_subplot(grid[0, 4:8]), cases)
+    _draw_roles(figure.add_subplot(grid[0, 8:]), facts)
+    _draw_intensities(figure.add_subplot(grid[1, :4]), cases, reader.channels)
+    _draw_volumes(figure.add_subplot(grid[1, 4:8]), reader, cases)
+    _draw_positions(figure.add_subplot(grid[1, 8:]), reader, cases)
     open_cases = [case for case in cases if case.case not in sealed]
     chosen = np.linspace(0, len(open_cases) - 1, min(SAMPLES, len(open_cases))).astype(int)
     for at, case in enumerate(open_cases[i] for i in chosen):
         axis = figure.add_subplot(grid[2 + at // 4, 3 * (at % 4) : 3 * (at % 4) + 3])
-        _sample(axis, reader, case)
+        _draw_sample(axis, reader, case)
     draw_class_legend(figure, reader.classes)
     figure.savefig(path, metadata={"Software": None})
 
 
-def _sizes(axis: Any, cases: Sequence[StoredCase]) -> None:  # noqa: ANN401
+def _draw_sizes(axis: Any, cases: Sequence[StoredCase]) -> None:  # noqa: ANN401
     axis.set(title="Size of the slices", xlabel="columns", ylabel="rows")
     places, numbers = np.unique([c.shape[:0:-1] for c in cases], axis=0, return_counts=True)
     axis.scatter(*places.T, s=20 + 180 * numbers / numbers.max(), alpha=0.6, color=COLOURS[6])
@@ -74,7 +74,7 @@ def _sizes(axis: Any, cases: Sequence[StoredCase]) -> None:  # noqa: ANN401
     axis.margins(0.25)
 
 
-def _spacings(axis: Any, cases: Sequence[StoredCase]) -> None:  # noqa: ANN401
+def _draw_spacings(axis: Any, cases: Sequence[StoredCase]) -> None:  # noqa: ANN401
     axis.set_title("Voxel size")
     known = np.array([c.spacing for c in cases if c.spacing is not None])
     if not len(known):
@@ -88,29 +88,29 @@ def _spacings(axis: Any, cases: Sequence[StoredCase]) -> None:  # noqa: ANN401
     axis.set(ylabel="mm", ylim=(0, None))
 
 
-def _roles(axis: Any, facts: Fingerprint) -> None:  # noqa: ANN401
+def _draw_roles(axis: Any, facts: Fingerprint) -> None:  # noqa: ANN401
     axis.set_title("Split")
     if not facts["roles"]:
         axis.text(0.5, 0.5, "refused, see the terminal", ha="center", transform=axis.transAxes)
         axis.set_axis_off()
         return
-    whats, left = ("patients", "cases", "slices"), np.zeros(3)
+    units, left = ("patients", "cases", "slices"), np.zeros(3)
     for role in ("train", "val", "test"):
-        found = facts["roles"].get(role, dict.fromkeys(whats, 0))
-        shares = np.array([found[w] / facts["counts"][w] for w in whats])
+        numbers = facts["roles"].get(role, dict.fromkeys(units, 0))
+        shares = np.array([numbers[unit] / facts["counts"][unit] for unit in units])
         axis.barh(range(3), shares, left=left, color=ROLE_COLOURS[role], label=role)
-        for y, (share, what) in enumerate(zip(shares, whats, strict=True)):
+        for y, (share, unit) in enumerate(zip(shares, units, strict=True)):
             if share:
                 middle = left[y] + share / 2
-                axis.text(middle, y, found[what], ha="center", va="center", color="white")
+                axis.text(middle, y, numbers[unit], ha="center", va="center", color="white")
         left += shares
-    axis.set_yticks(range(3), whats)
+    axis.set_yticks(range(3), units)
     axis.set_xticks([])
     axis.invert_yaxis()
     axis.legend(loc="upper center", bbox_to_anchor=(0.5, 0), ncols=3, frameon=False)
 
 
-def _intensities(axis: Any, cases: Sequence[StoredCase], channels: int) -> None:  # noqa: ANN401
+def _draw_intensities(axis: Any, cases: Sequence[StoredCase], channels: int) -> None:  # noqa: ANN401
     axis.set(title="Intensities, a line per case", xlabel="percentile", ylabel="value")
     for channel in range(channels):
         for at, case in enumerate(cases):
@@ -122,7 +122,7 @@ def _intensities(axis: Any, cases: Sequence[StoredCase], channels: int) -> None:
         axis.legend(frameon=False)
 
 
-def _volumes(axis: Any, reader: Reader, cases: Sequence[StoredCase]) -> None:  # noqa: ANN401
+def _draw_volumes(axis: Any, reader: Reader, cases: Sequence[StoredCase]) -> None:  # noqa: ANN401
     known = all(c.spacing is not None for c in cases)
     columns = []
     for k in range(len(reader.classes)):
@@ -141,7 +141,7 @@ def _volumes(axis: Any, reader: Reader, cases: Sequence[StoredCase]) -> None:  #
         axis.set_yscale("log")
 
 
-def _positions(axis: Any, reader: Reader, cases: Sequence[StoredCase]) -> None:  # noqa: ANN401
+def _draw_positions(axis: Any, reader: Reader, cases: Sequence[StoredCase]) -> None:  # noqa: ANN401
     if not reader.volumetric:
         shares = [[c.voxels[k] > 0 for k in range(len(reader.classes))] for c in cases]
         axis.bar(reader.classes, 100 * np.mean(shares, 0), color=COLOURS[: len(reader.classes)])
@@ -157,7 +157,7 @@ def _positions(axis: Any, reader: Reader, cases: Sequence[StoredCase]) -> None: 
     axis.set(title="Where the classes are", xlabel="place in the scan, %", ylabel="% of the scans")
 
 
-def _sample(axis: Any, reader: Reader, case: StoredCase) -> None:  # noqa: ANN401
+def _draw_sample(axis: Any, reader: Reader, case: StoredCase) -> None:  # noqa: ANN401
     index = fullest_slice(case)
     truth = reader.labels.split(case.mask)
     draw_slice(axis, slice_image(case, index), truth[:, index], pixel_aspect(case))

@@ -1,4 +1,4 @@
-"""Preparing a dataset by itself: everything decoded and checked, described, split and guarded."""
+"""The command `prepare`: decodes, checks, describes and splits a dataset without training."""
 
 import json
 import logging
@@ -24,15 +24,15 @@ REPAIR_ADVICE = "mend the files or list the cases in dataset.exclude"
 
 
 def prepare_dataset(config: Config) -> Path:
-    """Prepare and describe a dataset; list every problem, not only the first.
+    """Prepare and describe a dataset, and print every problem to standard error.
 
     Returns:
         The folder of the prepared cases, with `fingerprint.json`, `fingerprint.png` and
         `split.csv`.
 
     Raises:
-        DataError: cases are broken, or the split has somebody on two sides. All problems are on the
-            standard error by then; where cases are whole, the fingerprint has been written, too.
+        DataError: cases are broken, or a patient or picture has two roles in the split. In the
+            latter case the fingerprint has been written nevertheless.
     """
     folder = store_folder(config)
     try:
@@ -44,13 +44,13 @@ def prepare_dataset(config: Config) -> Path:
     except DataError as error:
         raise listed(error, "dataset", REPAIR_ADVICE) from error
     pairs = find_shared_pictures(cases)
-    refused = None
+    refusal = None
     kept = cases
     roles: dict[str, str] = {}
     try:
         kept, roles = split_cases(config, cases, given_roles(refs, table), pairs)
     except DataError as error:
-        refused = error
+        refusal = error
     facts = fingerprint.compute_fingerprint(reader, kept, roles, len(pairs))
     write_text(folder / "fingerprint.json", json.dumps(facts, indent=1) + "\n")
     title = f"{config.dataset_name} at {dataset_root(config)}"
@@ -60,7 +60,7 @@ def prepare_dataset(config: Config) -> Path:
     )
     fingerprint.print_fingerprint(facts)
     log.info("Written: %s", folder / "fingerprint.png")
-    if refused is not None:
-        raise listed(refused, "dataset", REPAIR_ADVICE) from refused
+    if refusal is not None:
+        raise listed(refusal, "dataset", REPAIR_ADVICE) from refusal
     write_text(folder / "split.csv", splits.format_split(kept, roles))
     return folder

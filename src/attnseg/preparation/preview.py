@@ -1,4 +1,4 @@
-"""A contact sheet of what the network really sees: slices, resized, augmented, with their masks."""
+"""The command `preview`: a contact sheet of training slices as the network receives them."""
 
 from pathlib import Path
 
@@ -16,10 +16,10 @@ ROWS, EPOCHS = 6, 5
 
 
 def draw_contact_sheet(config: Config) -> Path:
-    """Draw training slices as loaded, then as five epochs augment them.
+    """Draw a few training slices with their masks, as loaded and as augmented in five epochs.
 
-    Slices are those with most classes, of as many cases as there are rows. With several channels
-    the middle one is shown, or colours if there are three.
+    Each row shows the slice of one case with the most classes. Of several channels the middle one
+    is shown; three channels of one slice are shown as colours.
 
     Returns:
         The PNG file.
@@ -36,7 +36,7 @@ def draw_contact_sheet(config: Config) -> Path:
         raise ConfigError(f"augment: {error}") from error
     plain = SliceDataset(data.train, slice_view(config))
     height = config.dataset.image_size[0]
-    rows = _rows(plain)
+    rows = _choose_rows(plain)
     ratio = height / config.dataset.image_size[1]
     size = (2.0 * (EPOCHS + 1), 2.0 * ratio * len(rows) + 1)
     figure = Figure(figsize=size, dpi=100, layout="constrained")
@@ -62,7 +62,7 @@ def draw_contact_sheet(config: Config) -> Path:
     return path
 
 
-def _rows(data: SliceDataset) -> list[int]:
-    """Return the fullest slice of each of a few cases."""
+def _choose_rows(data: SliceDataset) -> list[int]:
+    """Return the index of the slice with the most classes, for each of a few cases."""
     chosen = np.linspace(0, len(data.cases) - 1, min(ROWS, len(data.cases))).astype(int)
     return [data.index.index((int(case), fullest_slice(data.cases[case]))) for case in chosen]
