@@ -13,7 +13,7 @@ from hypothesis import settings
 
 from attnseg import cli
 from attnseg.phantoms.uw_madison import make_uw_madison
-from tests.tiers import starts_something
+from tests.tiers import SMOKE, starts_something
 
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # in commands that tests start
@@ -22,18 +22,10 @@ settings.register_profile("search")
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
 
-# What the default tier has of whole commands: a training, a resume, a prediction, typed commands.
-SMOKE = (
-    "tests/cli/test_train.py::test_run_folder_is_complete",
-    "tests/cli/test_resume.py::test_killed_and_repeated_until_done",
-    "tests/predict/test_runs.py::test_the_masks_are_those_that_evaluation_scores",
-    "tests/cli/test_readme.py::",  # composes what the documents tell people to type
-)
-
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what starts processes, trainings or commands: `smoke` if listed here, else `system`."""
+    """Mark what starts something `system`, or `smoke` if tests/tiers.py lists it."""
     for item in items:
         if item.nodeid.startswith(SMOKE):
             item.add_marker("smoke")

@@ -11,6 +11,13 @@ from types import CodeType, FunctionType, ModuleType
 
 import pytest
 
+# What the default tier has of whole commands: a training, a resume, a prediction, typed commands.
+SMOKE = (
+    "tests/cli/test_train.py::test_run_folder_is_complete",
+    "tests/cli/test_resume.py::test_killed_and_repeated_until_done",
+    "tests/predict/test_runs.py::test_the_masks_are_those_that_evaluation_scores",
+    "tests/cli/test_readme.py::",  # composes what the documents tell people to type
+)
 STARTERS = {
     "subprocess",
     "multiprocessing",
@@ -18,6 +25,7 @@ STARTERS = {
     "attnseg.training.fit",
     "attnseg.training.train",
 }
+CLI = ("attnseg.cli", "attnseg.commands")
 COMMANDS = set(
     "main train prepare preview phantom status evaluate predict metrics_diff explain compare "
     "export capsule verify publish search benchmark".split()
@@ -28,15 +36,17 @@ def starts_something(item: pytest.Function) -> bool:
     """Return whether a test or one of its fixtures reaches a process, a training or a command."""
     definitions = item._fixtureinfo.name2fixturedefs.values()
     functions = [item.function, *(each.func for found in definitions for each in found)]
-    return any(_reaches(function, set()) for function in functions)
+    return any(map(reaches, functions))
 
 
-def _reaches(value: object, seen: set[int]) -> bool:
+def reaches(value: object, seen: set[int] | None = None) -> bool:
+    """Return whether a function or class of the tests leads to something that starts something."""
+    seen = set() if seen is None else seen
     if id(value) in seen:
         return False
     seen.add(id(value))
     if isinstance(value, type):
-        return any(_reaches(member, seen) for member in vars(value).values())
+        return any(reaches(member, seen) for member in vars(value).values())
     function = inspect.unwrap(value) if callable(value) else value
     function = getattr(function, "__func__", function)
     if not isinstance(function, FunctionType) or not _is_ours(function):
@@ -44,9 +54,9 @@ def _reaches(value: object, seen: set[int]) -> bool:
     names = set(_names(function.__code__))
     for used in (function.__globals__[name] for name in names if name in function.__globals__):
         home = used.__name__ if isinstance(used, ModuleType) else getattr(used, "__module__", "")
-        if home in STARTERS or (home == "attnseg.cli" and names & COMMANDS):
+        if home in STARTERS or (str(home).startswith(CLI) and names & COMMANDS):
             return True
-        if _reaches(used, seen):
+        if reaches(used, seen):
             return True
     return False
 
