@@ -35,7 +35,7 @@ TOOLTIP = "tooltip: "  # begins the ids of drawn elements that have one
 CSS = files("attnseg.study").joinpath("templates", "comparison.css").read_text()
 PALETTE = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", CSS.split("@media")[0]))
 VARIABLES = {colour: f"var(--{name})" for name, colour in reversed(PALETTE.items())}
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 13.0,
     "text.color": PALETTE["ink"],
     "text.parse_math": False,  # Names may contain dollar signs.

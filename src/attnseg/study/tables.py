@@ -261,8 +261,8 @@ def _rich_cell(cell: TableCell) -> str:
 
 def write_tables(comparison: Comparison, folder: Path) -> None:
     """Write `comparison.md`, `comparison.tex` and one CSV file per table with all digits."""
-    (folder / "comparison.md").write_text(to_markdown_cell(comparison))
-    (folder / "comparison.tex").write_text(to_latex_cell(comparison))
+    (folder / "comparison.md").write_text(to_markdown(comparison))
+    (folder / "comparison.tex").write_text(to_latex(comparison))
     frames = {
         "variants": comparison.variants.reset_index(),
         "against": _contrast_frame(comparison.against),
@@ -283,7 +283,7 @@ def _contrast_frame(contrasts: Sequence[Contrast]) -> pd.DataFrame:
     )
 
 
-def to_markdown_cell(comparison: Comparison) -> str:
+def to_markdown(comparison: Comparison) -> str:
     """Return the comparison as a page of Markdown."""
     paragraphs = ["# Comparison", *_bullet_list(comparison.verdicts)]
     for table in build_tables(comparison):
@@ -308,7 +308,7 @@ def _markdown_cell(cell: TableCell) -> str:
     return f"**{text}**" if cell.bold else text
 
 
-def to_latex_cell(comparison: Comparison) -> str:
+def to_latex(comparison: Comparison) -> str:
     """Return the tables as LaTeX for `booktabs`; verdicts, notes and warnings are comments."""
     remarks = [
         *comparison.verdicts,
