@@ -167,7 +167,9 @@ def build_comparison(variants: Sequence[Variant], settings: ComparisonSettings) 
 
 def _pair_variants(patients: pd.DataFrame) -> list[PairedDifferences]:
     """Return the differences of all pairs of variants, each of which shares some patients."""
-    pairs = [subtract_baseline(patients, two, one) for one, two in combinations(map(str, patients), 2)]
+    pairs = [
+        subtract_baseline(patients, two, one) for one, two in combinations(map(str, patients), 2)
+    ]
     for pair in pairs:
         if not len(pair.differences):
             raise DataError(

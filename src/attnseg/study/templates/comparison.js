@@ -1,6 +1,7 @@
 "use strict";
-// The case browser. Text enters the page by textContent only; masks come as run lengths and are
-// coloured here, never read back from a canvas.
+// The case browser. Text enters the page through textContent only, so that names cannot become code.
+// Masks arrive as run lengths and are coloured here, because some browsers refuse or blur pixels that
+// are read back from a canvas.
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const byId = (id) => document.getElementById(id);
@@ -25,7 +26,7 @@
   const number = (value) => (value === null ? "–" : value.toFixed(data.digits));
   const collator = new Intl.Collator(undefined, { numeric: true });
 
-  // Order: what is unknown comes last, equal ones by name.
+  // Cases with unknown values come last, and equal cases are sorted by name.
   const sorts = {
     spread: (one, two) => (two.spread ?? -Infinity) - (one.spread ?? -Infinity),
     worst: (one, two) => (data.up ? 1 : -1) * ((one.worst ?? Infinity * (data.up ? 1 : -1)) - (two.worst ?? Infinity * (data.up ? 1 : -1))),
@@ -33,11 +34,11 @@
   };
   const compare = (one, two) => sorts[state.order](one, two) || collator.compare(one.case, two.case);
 
-  const every = data.cases.flatMap((found) => found.scores.map((row) => row[0])).filter((value) => value !== null);
+  const every = data.cases.flatMap((entry) => entry.scores.map((row) => row[0])).filter((value) => value !== null);
   const low = Math.min(...every), high = Math.max(...every);
   const place = (value) => (high > low ? 4 + (92 * (value - low)) / (high - low) : 50);
 
-  function strip(found) {
+  function strip(entry) {
     const space = "http://www.w3.org/2000/svg";
     const svg = document.createElementNS(space, "svg");
     svg.setAttribute("class", "strip");
@@ -48,7 +49,7 @@
       svg.append(node);
     };
     add("line", { x1: "4%", x2: "96%", y1: 6, y2: 6 });
-    found.scores.forEach((row, at) => {
+    entry.scores.forEach((row, at) => {
       if (row[0] !== null) add("circle", { cx: `${place(row[0])}%`, cy: 6, r: 3.5, class: `f${at % data.colours}` });
     });
     return svg;
@@ -58,12 +59,12 @@
     const current = state.cases[state.at];
     state.cases = [...data.cases].sort(compare);
     state.at = Math.max(0, state.cases.indexOf(current));
-    list.replaceChildren(...state.cases.map((found, at) => {
+    list.replaceChildren(...state.cases.map((entry, at) => {
       const key = state.order === "worst" ? "worst" : "spread";
       const item = make("li", { id: `case-${at}` },
-        make("span", { className: "case-title", textContent: found.case }),
-        make("span", { className: "value", textContent: number(found[key]), title: key === "worst" ? "worst score" : "disagreement" }),
-        strip(found));
+        make("span", { className: "case-title", textContent: entry.case }),
+        make("span", { className: "value", textContent: number(entry[key]), title: key === "worst" ? "worst score" : "disagreement" }),
+        strip(entry));
       item.setAttribute("role", "option");
       item.addEventListener("click", () => choose(at));
       return item;
@@ -76,7 +77,7 @@
     state.at = wanted;
     [...list.children].forEach((item, index) => item.setAttribute("aria-selected", String(index === wanted)));
     list.setAttribute("aria-activedescendant", `case-${wanted}`);
-    // Not scrollIntoView, which moves the whole page.
+    // scrollIntoView would move the whole page.
     const item = list.children[wanted];
     if (item.offsetTop < list.scrollTop) list.scrollTop = item.offsetTop;
     const below = item.offsetTop + item.offsetHeight - list.clientHeight;
@@ -85,26 +86,26 @@
   }
 
   function showCase() {
-    const found = state.cases[state.at];
-    byId("case-name").textContent = `${found.case}, patient ${found.patient}`;
+    const entry = state.cases[state.at];
+    byId("case-name").textContent = `${entry.case}, patient ${entry.patient}`;
     const slices = byId("slices");
-    slices.hidden = found.slices.length === 0;
-    slices.replaceChildren(make("legend", { textContent: "Slice" }), ...found.slices.map((slice, at) => {
+    slices.hidden = entry.slices.length === 0;
+    slices.replaceChildren(make("legend", { textContent: "Slice" }), ...entry.slices.map((slice, at) => {
       const input = make("input", { type: "radio", name: "slice", checked: at === state.slice });
       input.addEventListener("change", () => { state.slice = at; showSlice(); });
       return make("label", {}, input, `${slice.slice} of ${slice.of}`);
     }));
-    showScores(found);
+    showScores(entry);
     showSlice();
   }
 
-  function showScores(found) {
+  function showScores(entry) {
     const head = make("tr", {}, ...["variant", "mean", ...data.classes].map((name, at) => {
       const cell = make("th", { textContent: name, scope: "col" });
       if (at === 0) cell.className = "word";
       return cell;
     }));
-    const rows = found.scores.map((row, at) => make("tr", {},
+    const rows = entry.scores.map((row, at) => make("tr", {},
       make("th", { scope: "row" }, make("span", { className: `dot f${at % data.colours}` }), data.variants[at]),
       ...row.map((value) => make("td", { textContent: number(value) }))));
     byId("scores").replaceChildren(
@@ -115,7 +116,7 @@
   const mode = () => modes.find((input) => input.checked).value;
 
   function showSlice() {
-    const found = state.cases[state.at], slice = found.slices[state.slice];
+    const entry = state.cases[state.at], slice = entry.slices[state.slice];
     const errors = mode() === "errors";
     byId("tools").hidden = !slice;
     pictures.hidden = !slice;
@@ -128,35 +129,35 @@
     }
     if (errors) {
       const sign = (name) => make("span", { className: `swatch ${name}` });
-      note.append(make("span", {}, sign("missed"), "missed"), make("span", {}, sign("invented"), "predicted where there is none"));
+      note.append(make("span", {}, sign("missed"), "missed"), make("span", {}, sign("invented"), "predicted, but not there"));
       note.className = "note keys";
     } else {
       note.className = "note";
-      note.textContent = "Slices are chosen by the truth alone: the fullest of each third of what is labelled.";
+      note.textContent = "Slices are chosen by the true masks alone: the fullest of each third of the labelled slices.";
     }
     const truth = unpack(slice.truth, slice.width * slice.height);
     const panels = [panel("truth", null, "", "", slice, truth, truth)];
     slice.masks.forEach((mask, at) => {
-      const shown = found.shown[at];
-      const under = shown === null ? "" : `seed ${shown.seed}, run ${shown.run}`;
+      const shown = entry.shown[at];
+      const origin = shown === null ? "" : `seed ${shown.seed}, run ${shown.run}`;
       const score = shown === null ? "" : number(shown.score);
-      panels.push(panel(data.variants[at], at, score, under, slice, truth, mask === null ? null : unpack(mask, truth.length)));
+      panels.push(panel(data.variants[at], at, score, origin, slice, truth, mask === null ? null : unpack(mask, truth.length)));
     });
     pictures.replaceChildren(...panels);
   }
 
-  function panel(name, variant, score, under, slice, truth, mask) {
+  function panel(name, variant, score, origin, slice, truth, mask) {
     const title = make("span", {}, name);
     if (variant !== null) title.prepend(make("span", { className: `dot f${variant % data.colours}` }));
     const caption = make("figcaption", {}, title, make("span", { textContent: score }));
-    if (under) caption.append(make("small", { textContent: under }));
+    if (origin) caption.append(make("small", { textContent: origin }));
     if (mask === null) return make("figure", {}, make("div", { className: "missing", textContent: "no picture kept" }), caption);
-    // Small pictures are enlarged by whole numbers, so that outlines are thin.
+    // Small pictures are enlarged by a whole number, so that outlines are thin and sharp.
     const scale = Math.max(1, Math.ceil(384 / Math.max(slice.width, slice.height)));
     const canvas = make("canvas", { width: slice.width * scale, height: slice.height * scale });
     canvas.setAttribute("role", "img");
-    const found = state.cases[state.at];
-    canvas.setAttribute("aria-label", `${name}, ${found.case}, slice ${slice.slice}${score ? `, ${data.label} of the case ${score}` : ""}`);
+    const entry = state.cases[state.at];
+    canvas.setAttribute("aria-label", `${name}, ${entry.case}, slice ${slice.slice}${score ? `, ${data.label} of the case ${score}` : ""}`);
     const image = make("img", { src: `data:image/jpeg;base64,${slice.image}` });
     const draw = () => {
       const context = canvas.getContext("2d");
@@ -199,9 +200,9 @@
       if (kind === "errors" && !isTruth) {
         for (let y = 0; y < high; y++) for (let x = 0; x < wide; x++) {
           const at = ((y / scale) | 0) * width + ((x / scale) | 0);
-          const there = holds(truth[at], k), said = holds(mask[at], k);
-          if (there && !said) paint(y * wide + x, colour("missed"), 190);
-          if (said && !there) paint(y * wide + x, colour("invented"), 190);
+          const present = holds(truth[at], k), predicted = holds(mask[at], k);
+          if (present && !predicted) paint(y * wide + x, colour("missed"), 190);
+          if (predicted && !present) paint(y * wide + x, colour("invented"), 190);
         }
         return;
       }
