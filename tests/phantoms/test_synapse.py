@@ -91,10 +91,10 @@ def test_organs_are_on_their_sides(raw):
         assert x[SPLEEN] < middle - 40
 
 
-@pytest.mark.parametrize("case", [*TRAIN[:4], *TEST[:2]])
-def test_every_organ_is_there_however_coarse_the_pixels(case):
-    label = make_ct(0, case, (8, 60, 72), 5.2)[1]
-    assert np.array_equal(np.unique(label), np.arange(14))
+def test_every_organ_is_there_however_coarse_the_pixels():
+    cases = [*TRAIN[:4], *TEST[:2]]
+    organs = {case: np.unique(make_ct(0, case, (8, 60, 72), 5.2)[1]).tolist() for case in cases}
+    assert organs == {case: list(range(14)) for case in cases}
 
 
 @pytest.mark.parametrize("case", TRAIN[:3])
