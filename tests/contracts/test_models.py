@@ -1,19 +1,19 @@
-"""What every model promises, with every attention: all found by glob."""
+"""Promises of every model with every attention; both are found by glob."""
 
 import re
 
 import pytest
 import torch
+from torch import nn
 
-from attnseg.attention.attention import SHARINGS
+from attnseg.attention.attention import SHARINGS, list_mixings
 from attnseg.config import schema
 from attnseg.config.build import ATTENTION, build, factory
 from tests.contracts.groups import compose, names
+from tests.contracts.pairs import each_pair, mixings
 
-MIXINGS = ("softmax", "positional_softmax", "efficient", "transpose")
-PAIRS = [(model, attn) for model in names("model") for attn in names("attn")]
-IDS = ["-".join(pair) for pair in PAIRS]
 SIZE = (32, 48)
+PLAIN = {"cvt": ("model.decoder=mlp_plain",)}  # Where a faster form does not call every layer.
 
 
 def make(model: str, attn: str, channels: int = 1, classes: int = 3, options: tuple[str, ...] = ()):
@@ -29,10 +29,6 @@ def make(model: str, attn: str, channels: int = 1, classes: int = 3, options: tu
     )
 
 
-def test_every_pair_is_here():
-    assert len(PAIRS) >= 20
-
-
 def assert_alive(net):
     """Every parameter of a network gets a finite gradient from its training outputs."""
     net.train()
@@ -46,14 +42,21 @@ def assert_alive(net):
         assert parameter.grad.abs().max() > 0, f"{name} never moves"
 
 
-@pytest.mark.parametrize(("model", "attn"), PAIRS, ids=IDS)
-def test_every_parameter_has_a_finite_gradient(model, attn):
-    assert_alive(make(model, attn))
+def combinations():
+    """Every model, sharing and mixing; by default each sharing with each mixing, in one model."""
+    models = names("model")
+    for i, sharing in enumerate(SHARINGS):
+        for j, mixing in enumerate(mixings()):
+            for k, model in enumerate(models):
+                marks = () if (i + j) % len(models) == k else pytest.mark.full
+                yield pytest.param(model, sharing, mixing, marks=marks)
 
 
-@pytest.mark.parametrize("mixing", MIXINGS)
-@pytest.mark.parametrize("sharing", SHARINGS)
-@pytest.mark.parametrize("model", names("model"))
+def test_every_mixing_is_listed():
+    assert list_mixings() == mixings()
+
+
+@pytest.mark.parametrize(("model", "sharing", "mixing"), list(combinations()))
 def test_any_sharing_goes_with_any_mixing(model, sharing, mixing):
     net = make(model, "qkv", options=(f"attn.sharing={sharing}", f"attn.mixing={mixing}"))
     assert_alive(net)
@@ -72,9 +75,9 @@ def test_dae_former_has_a_site_and_a_fusion_of_its_own(fusion, channel):
     assert_alive(make("dae_former", "efficient", options=options))
 
 
-@pytest.mark.parametrize("decoder", ["mlp", "fpn"])
+@pytest.mark.parametrize("decoder", ["mlp", "mlp_plain", "fpn"])
 @pytest.mark.parametrize("stride", [1, 2])
-def test_cvt_has_two_decoders_and_any_stride(decoder, stride):
+def test_cvt_has_three_decoders_and_any_stride(decoder, stride):
     options = (f"model.decoder={decoder}", f"model.stride_kv={stride}")
     assert_alive(make("cvt", "kv_pos", options=options))
 
@@ -84,7 +87,7 @@ def test_transunet_with_fewer_skips_and_without_resnet(options):
     assert_alive(make("transunet", "kv", options=options))
 
 
-@pytest.mark.parametrize(("model", "attn"), PAIRS, ids=IDS)
+@each_pair
 def test_exports_as_one_graph_that_computes_the_same(model, attn):
     net = make(model, attn).eval()
     image = torch.randn(2, 1, *SIZE)
@@ -96,7 +99,89 @@ def test_exports_as_one_graph_that_computes_the_same(model, attn):
         assert torch.allclose(compiled(image), wanted, atol=1e-5)
 
 
-@pytest.mark.parametrize(("model", "attn"), PAIRS, ids=IDS)
+@each_pair
+def test_training_compiles_to_one_graph(model, attn):
+    """Dropout and stochastic depth included: `fullgraph` refuses a graph that breaks."""
+    net = make(model, attn).train()
+    compiled = torch.compile(net, fullgraph=True, backend="eager")
+    compiled(torch.randn(2, 1, *SIZE)).square().mean().backward()
+    assert all(p.grad is not None for name, p in net.named_parameters() if "auxiliary" not in name)
+
+
+class Wrapped(nn.Module):
+    """A layer behind an adapter, as LoRA's: it has no weight of its own to be taken."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.inner = layer
+
+    def forward(self, *args, **kwargs):
+        return self.inner(*args, **kwargs)
+
+
+@each_pair
+def test_every_layer_is_called_and_may_be_wrapped(model, attn):
+    net = make(model, attn, options=PLAIN.get(model, ())).eval()
+    image = torch.randn(2, 1, *SIZE)
+    with torch.inference_mode():
+        wanted = net.training_outputs(image)
+        called = set()
+        layers = {
+            name: layer
+            for name, layer in net.named_modules()
+            if any(True for _ in layer.parameters()) and not any(True for _ in layer.children())
+        }
+        hooks = [
+            layer.register_forward_hook(lambda *_, name=name: called.add(name))
+            for name, layer in layers.items()
+        ]
+        outputs = net.training_outputs(image)
+        assert called == set(layers)
+        for a, b in zip(outputs, wanted, strict=True):
+            assert torch.allclose(a, b, atol=1e-5)
+        for hook in hooks:
+            hook.remove()
+        for name, layer in layers.items():
+            if isinstance(layer, nn.Linear):
+                parent, _, child = name.rpartition(".")
+                setattr(net.get_submodule(parent), child, Wrapped(layer))
+        for a, b in zip(net.training_outputs(image), wanted, strict=True):
+            assert torch.allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+@each_pair
+def test_dynamic_quantisation_replaces_every_linear_layer(model, attn):
+    net = make(model, attn).eval()
+    quantised = torch.ao.quantization.quantize_dynamic(net, {nn.Linear}, torch.qint8)
+    assert not any(isinstance(layer, nn.Linear) for layer in quantised.modules())
+    image = torch.randn(1, 1, *SIZE)
+    with torch.inference_mode():
+        exact, rough = net(image), quantised(image)
+    assert (rough - exact).abs().max() < 0.1 * exact.abs().max() + 0.02
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@each_pair
+def test_vmap_over_a_batch(model, attn):
+    net = make(model, attn).eval()
+    images = torch.randn(3, 1, *SIZE)
+    together = net(images)
+    mapped = torch.func.vmap(lambda image: net(image[None])[0])(images)
+    assert torch.allclose(mapped, together, atol=1e-5)
+
+
+@pytest.mark.parametrize("model", names("model"))
+def test_maps_of_one_token_train(model):
+    """Of the smallest image that most models take; their deepest maps have a single place."""
+    net = make(model, "kv").train()
+    outputs = net.training_outputs(torch.randn(32, 1, 16, 16))
+    sum(output.square().mean() for output in outputs).backward()
+    assert all(output.shape == (32, 3, 16, 16) for output in outputs)
+    assert all(p.grad.isfinite().all() for p in net.parameters())
+
+
+@each_pair
 def test_items_are_independent_and_answers_repeat(model, attn):
     net = make(model, attn).eval()
     images = torch.randn(3, 1, *SIZE)
@@ -109,7 +194,7 @@ def test_items_are_independent_and_answers_repeat(model, attn):
     assert (together[0] - together[1]).abs().max() > 1e-3  # and they do see their image
 
 
-@pytest.mark.parametrize(("model", "attn"), PAIRS, ids=IDS)
+@each_pair
 def test_other_sizes_channels_and_classes(model, attn):
     for channels, classes in ((3, 1), (5, 9)):
         net = make(model, attn, channels, classes).eval()
@@ -120,7 +205,7 @@ def test_other_sizes_channels_and_classes(model, attn):
             assert logits.isfinite().all()
 
 
-@pytest.mark.parametrize(("model", "attn"), PAIRS, ids=IDS)
+@each_pair
 def test_bfloat16_autocast_stays_close(model, attn):
     net = make(model, attn).eval()
     image = torch.randn(1, 1, *SIZE)

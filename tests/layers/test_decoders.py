@@ -1,16 +1,18 @@
-"""Decoders compute what their papers write, in whatever order."""
+"""Decoders against the equations of their papers."""
 
+import pytest
 import torch
 import torch.nn.functional as F
 
-from attnseg.models.cvt import MLPDecoder
+from attnseg.models.cvt import MLPDecoder, PlainMLPDecoder
 from attnseg.models.dae_former import PatchClassify
 
 
-def test_mlp_decoder_is_segformers():
+@pytest.mark.parametrize("kind", [MLPDecoder, PlainMLPDecoder])
+def test_mlp_decoder_is_segformers(kind):
     """Equation 4 of arXiv 2105.15203: unify, resize, concatenate, fuse, classify."""
     torch.manual_seed(0)
-    decoder = MLPDecoder((4, 6, 8), 16, 3).eval()
+    decoder = kind((4, 6, 8), 16, 3).eval()
     maps = [torch.randn(2, dim, side, side + 1) for dim, side in ((4, 12), (6, 6), (8, 3))]
     unified = [unify(x) for unify, x in zip(decoder.unify, maps, strict=True)]
     resized = [
@@ -18,6 +20,26 @@ def test_mlp_decoder_is_segformers():
     ]
     expected = decoder.classify(decoder.fuse(torch.cat(resized, 1)))
     torch.testing.assert_close(decoder(maps), expected, rtol=0, atol=1e-6)
+
+
+def test_both_mlp_decoders_agree():
+    """Same weights by the same names, same logits, same gradients."""
+    torch.manual_seed(0)
+    merged, plain = (kind((4, 6, 8), 16, 3).double() for kind in (MLPDecoder, PlainMLPDecoder))
+    merged.load_state_dict(plain.state_dict())
+    maps = [
+        torch.randn(2, dim, side, side + 1, dtype=torch.float64, requires_grad=True)
+        for dim, side in ((4, 12), (6, 6), (8, 3))
+    ]
+    ours, theirs = merged(maps), plain(maps)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+    towards = torch.randn_like(ours)
+    for a, b in zip(
+        torch.autograd.grad(ours, [*maps, *merged.parameters()], towards),
+        torch.autograd.grad(theirs, [*maps, *plain.parameters()], towards),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-11)
 
 
 def test_patch_classify_expands_normalises_and_classifies():

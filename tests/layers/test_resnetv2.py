@@ -1,10 +1,9 @@
-"""Convolutions of the ResNet: what the definition says, whatever computes them."""
+"""Convolutions of the ResNet against their definition."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from attnseg.layers import winograd
 from attnseg.layers.resnetv2 import StdConv2d
 
 
@@ -23,7 +22,6 @@ def test_kernels_of_mean_0_and_variance_1(kernel, stride, channels, size):
     torch.manual_seed(0)
     conv = StdConv2d(channels, channels, kernel, stride)
     x = torch.randn(2, channels, *size, requires_grad=True)
-    assert winograd.suits(x, conv) == (channels == 96)
 
     def defined(x, weight):
         var, mean = torch.var_mean(weight, (1, 2, 3), keepdim=True, unbiased=False)

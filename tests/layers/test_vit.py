@@ -1,4 +1,4 @@
-"""Tokens, their maps, and the activation whose factors are within the products."""
+"""Tokens, their maps, the MLP and CvT's convolutional projection."""
 
 from functools import partial
 
@@ -23,7 +23,7 @@ def test_mlp_with_quick_gelu():
 
 @pytest.mark.parametrize("class_token", [False, True])
 def test_tokens_of_patches_are_contiguous(class_token):
-    """All blocks keep what they are given."""
+    """Every block passes its input's memory layout on."""
     embed = PatchTokens(3, 8, 4, (2, 3), class_token)
     assert embed(torch.randn(2, 3, 8, 12))[0].is_contiguous()
 
@@ -31,34 +31,20 @@ def test_tokens_of_patches_are_contiguous(class_token):
 @pytest.mark.parametrize("items", [1, 2])
 @pytest.mark.parametrize("prefix", [0, 1])
 def test_map_of_tokens_is_channels_last(items, prefix):
-    """By its strides, also of a single item, which is what convolutions choose their kernel by."""
+    """Convolutions choose their kernel by the strides, which must also say so for one item."""
     tokens = torch.arange(items * (prefix + 6) * 4.0).view(items, prefix + 6, 4)
-    found = tokens_to_map(tokens, (2, 3))
-    assert found.stride()[1:] == (1, 12, 4)
-    assert found.stride(0) >= 24  # a smaller one of a single item would hide the layout
+    tokens_map = tokens_to_map(tokens, (2, 3))
+    assert tokens_map.stride()[1:] == (1, 12, 4)
+    assert tokens_map.stride(0) >= 24  # a smaller one of a single item would hide the layout
     for row in range(2):
         for column in range(3):
-            assert torch.equal(found[:, :, row, column], tokens[:, prefix + 3 * row + column])
-
-
-def test_gradient_that_reaches_a_projections_norm_is_whole():
-    """Not a slice of the gradient of all tokens, with which batch normalisation is slow."""
-    projection = ConvProjection(4, bias=True, stride=2)
-    seen = []
-
-    def watch(module, inputs, output):
-        output.register_hook(seen.append)
-
-    projection.norm.register_forward_hook(watch)
-    tokens = torch.randn(2, 1 + 16, 4, requires_grad=True)
-    projection(tokens, (4, 4), False).square().sum().backward()
-    assert seen[0].is_contiguous(memory_format=torch.channels_last)
+            assert torch.equal(tokens_map[:, :, row, column], tokens[:, prefix + 3 * row + column])
 
 
 @pytest.mark.parametrize("prefix", [0, 1])
 @pytest.mark.parametrize("grid", [(4, 4), (5, 3)], ids=str)
 def test_thinned_projection_is_the_strided_one(prefix, grid):
-    """What every second place of a convolution is: the same convolution, of stride 2."""
+    """Every second place of a convolution is the same convolution with stride 2."""
     torch.manual_seed(0)
     projection = ConvProjection(4, bias=True, stride=2).double().eval()
     torch.nn.init.normal_(projection.norm.running_mean)

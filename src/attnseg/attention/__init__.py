@@ -1,1 +1,1 @@
-"""What is projected, and how scores mix values: pure torch, one idea per file."""
+"""Multi-head attention in plain PyTorch: one file per way of mixing values."""

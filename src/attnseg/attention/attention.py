@@ -1,10 +1,10 @@
-"""Multi-head attention as two independent choices: what is projected, and how scores mix values.
+"""Multi-head attention as two independent choices: shared projections, and the mixing of values.
 
 - *sharing*: which of query, key and value share one projection. `none` is the usual QKV
   (Vaswani et al., 2017, arXiv 1706.03762); `qk` is the Key-Value transformer (Borji, 2023,
   arXiv 2305.19129); `k_v` and `single` are the other two sharings of its successor
   (arXiv 2606.04032).
-- *mixing*: a `Mixing` module; the files beside this one hold one idea each.
+- *mixing*: a subclass of `Mixing`, each in a file of its own beside this one.
 
 Notation: B batch, N query tokens, M key tokens, C width, h heads, d = C / h head width.
 """
@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 
 import attnseg.attention
-from attnseg.layers.linear import Linear
+from attnseg.attention.mixing import Mixing
 
-# The projection that each of query, key and value reads, by sharing.
+# The projection that query, key and value each use, by sharing.
 SHARINGS: dict[str, dict[str, str]] = {
     "none": {"q": "q", "k": "k", "v": "v"},
     "qk": {"q": "qk", "k": "qk", "v": "v"},
@@ -30,87 +30,23 @@ SHARINGS: dict[str, dict[str, str]] = {
 }
 
 
-class Mixing(nn.Module):
-    """How queries and keys decide which values are mixed: `forward(q, k, v)`.
-
-    A subclass in a file `attention/some_name.py` is called `SomeName` and is chosen by
-    `mixing="some_name"`. Its constructor takes these three arguments, then options of its own.
-
-    Args:
-        head_dim: d, the width of one head.
-        num_heads: h.
-        scale: factor of the scores, for those mixings that have scores to scale.
-
-    Attributes:
-        equal_tokens: whether there must be as many query as key tokens.
-    """
-
-    equal_tokens = False
-
-    def __init__(self, head_dim: int, num_heads: int, scale: float) -> None:
-        super().__init__()
-        self.head_dim = head_dim
-        self.num_heads = num_heads
-        self.scale = scale
-
-    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Mix values.
-
-        Args:
-            q: queries `[B, h, N, d]`.
-            k: keys `[B, h, M, d]`.
-            v: values `[B, h, M, d]`.
-
-        Returns:
-            Mixed values `[B, h, N, d]`.
-        """
-        raise NotImplementedError
-
-    def macs(self, queries: int, keys: int) -> int:
-        """Return the multiply-accumulates of `forward` for one item of N queries and M keys.
-
-        Matrix products only, as counters count them; by default scores and their use on values.
-        """
-        return 2 * self.num_heads * queries * keys * self.head_dim
-
-    def absorbed(
-        self, q: Tensor, k: Tensor, tokens: Tensor, value: nn.Linear, out: nn.Linear
-    ) -> Tensor:
-        """Project tokens to values, mix them, and project the result, in another order.
-
-        What is linear may be multiplied in any order, and a mixing that does not form scores of
-        N x M can meet the weights first. Only called where `absorbed_macs` is above 0.
-
-        Args:
-            q: queries `[B, h, N, d]`.
-            k: keys `[B, h, M, d]`.
-            tokens: `[B, M, C]`, that values are projected from.
-            value: the projection to values.
-            out: the projection of what is mixed.
-
-        Returns:
-            `[B, N, C]`, as `out` of the heads of `forward(q, k, value(tokens))`.
-        """
-        raise NotImplementedError
-
-    def absorbed_macs(self, queries: int, keys: int, value: nn.Linear) -> int:
-        """Return how many multiply-accumulates `absorbed` saves for one item; by default none."""
-        return 0
+def list_mixings() -> list[str]:
+    """Return the names of the mixings: the files of this folder that define one."""
+    files = {module.name for module in pkgutil.iter_modules(attnseg.attention.__path__)}
+    return sorted(files - {"attention", "mixing"})
 
 
-def mixing_class(name: str) -> type[Mixing]:
+def find_mixing_class(name: str) -> type[Mixing]:
     """Return the mixing called `name`: class `SomeName` of the file `some_name.py`.
 
     Raises:
-        ValueError: there is no such mixing; the message lists those there are.
+        ValueError: there is no such mixing; the message lists the known ones.
     """
+    if name not in list_mixings():
+        raise ValueError(f"unknown mixing {name!r}; choose one of {', '.join(list_mixings())}")
     class_name = "".join(part.capitalize() for part in name.split("_"))
-    known = sorted(module.name for module in pkgutil.iter_modules(attnseg.attention.__path__))
-    known.remove("attention")
-    if name not in known:
-        raise ValueError(f"unknown mixing {name!r}; choose one of {', '.join(known)}")
-    found: type[Mixing] = getattr(importlib.import_module(f"attnseg.attention.{name}"), class_name)
-    return found
+    cls: type[Mixing] = getattr(importlib.import_module(f"attnseg.attention.{name}"), class_name)
+    return cls
 
 
 def make_mixing(
@@ -119,37 +55,38 @@ def make_mixing(
     """Build the mixing called `name`; other arguments as in `Mixing` and `Attention`.
 
     Raises:
-        ValueError: no such mixing, or an option it does not take.
+        ValueError: there is no such mixing, or it does not take one of the options.
     """
-    found = mixing_class(name)
-    known = list(inspect.signature(found).parameters)[3:]
+    cls = find_mixing_class(name)
+    known = list(inspect.signature(cls).parameters)[3:]
     for option in options:
         if option not in known:
             raise ValueError(
                 f"mixing {name} has no option {option!r}; it takes {', '.join(known) or 'none'}"
             )
-    return found(head_dim, num_heads, scale, **options)
+    return cls(head_dim, num_heads, scale, **options)
 
 
 class LinearProjection(nn.Module):
     """Projects each token by itself.
 
-    A projection of another kind has the same methods and a `stride`. If that is above 1, `forward`
-    can return fewer tokens, and `thinned(projected, grid)` picks those of them from all.
+    Other kinds of projection have the same methods and a `stride`. If the stride is above 1,
+    `forward` can return fewer tokens, and `thinned(projected, grid)` selects the same tokens from
+    the projection of all of them.
 
     Args:
         dim: C, width of the tokens in and out.
-        bias: whether it has one.
+        bias: whether the projection has a bias.
     """
 
     stride = 1
 
     def __init__(self, dim: int, bias: bool) -> None:
         super().__init__()
-        self.linear = Linear(dim, dim, bias)
+        self.linear = nn.Linear(dim, dim, bias)
 
     def forward(self, tokens: Tensor, grid: tuple[int, int], strided: bool) -> Tensor:
-        """Project tokens `[B, N, C]` on a grid (h, w), fewer of them if `strided`."""
+        """Project tokens `[B, N, C]` on a grid (h, w); `strided` asks for fewer tokens."""
         projected: Tensor = self.linear(tokens)
         return projected
 
@@ -161,8 +98,8 @@ class LinearProjection(nn.Module):
 class Attention(nn.Module):
     """Multi-head self- or cross-attention with a chosen sharing and mixing.
 
-    Queries keep every token; keys and values are as many as the kind of projection makes them. If
-    queries and keys share a projection with a stride, keys are every stride-th of the queries.
+    Queries keep every token; the kind of projection decides how many keys and values there are. If
+    queries and keys share a projection with a stride, the keys are every stride-th query.
 
     Args:
         dim: C, the width of the tokens.
@@ -172,10 +109,11 @@ class Attention(nn.Module):
         projection: makes a projection from `dim` and `bias`; `None` is `LinearProjection`.
         sharing: one of `SHARINGS`.
         mixing: name of a `Mixing`.
-        mixing_options: what the mixing's constructor takes beside head width, heads and scale.
+        mixing_options: the mixing's own options, beside head width, heads and scale.
 
     Attributes:
-        absorbs: whether a mixing may meet the weights first, where that takes fewer operations.
+        absorbs: whether `Mixing.absorbed` is used where it saves operations; set it to `False` to
+            have every value computed.
 
     Raises:
         ValueError: `num_heads` does not divide `dim`, or `sharing` or `mixing` is unknown.
@@ -214,7 +152,7 @@ class Attention(nn.Module):
         self.mix = make_mixing(
             mixing, head_dim, num_heads, scale or head_dim**-0.5, mixing_options or {}
         )
-        self.out = Linear(dim, dim)
+        self.out = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, grid: tuple[int, int], context: Tensor | None = None) -> Tensor:
         """Let every token of `x` attend.
@@ -236,9 +174,7 @@ class Attention(nn.Module):
             k = v = self._heads(self._project("k", memory, grid, strided))
         elif strided and self._projection("k").stride != 1:
             k = v = self._heads(self._projection("k").thinned(queried, grid))
-        # Exported graphs keep their weights as factors of their own, which can be 8-bit numbers.
-        absorbs = self.absorbs and not torch.compiler.is_exporting()
-        if absorbs and self._absorbed_macs(q.shape[2], k.shape[2]) > 0:
+        if self._may_absorb() and self._absorbed_macs(q.shape[2], k.shape[2]) > 0:
             value = self._projection("v").linear
             absorbed: Tensor = self.mix.absorbed(q, k, memory, value, self.out)
             return absorbed
@@ -263,9 +199,23 @@ class Attention(nn.Module):
         keys = self._projection("k").macs(tokens, grid, strided)[1]
         return total + self.mix.macs(tokens, keys) - self._absorbed_macs(tokens, keys)
 
+    def _may_absorb(self) -> bool:
+        """Return whether the weights may be used without calling their layers.
+
+        A layer with a hook, an adapter or 8-bit weights must be called; so must the layers of an
+        exported graph, whose weights may be made 8-bit numbers later.
+        """
+        if not self.absorbs or torch.compiler.is_exporting():
+            return False
+        project = self._projection("v")
+        return isinstance(project, LinearProjection) and all(
+            type(layer) is nn.Linear and not layer._forward_hooks and not layer._forward_pre_hooks
+            for layer in (project.linear, self.out)
+        )
+
     def _absorbed_macs(self, queries: int, keys: int) -> int:
-        """Return what is saved where values have a linear projection of their own, 0 elsewhere."""
-        project = self.project[self.reads["v"]]
+        """Return the saving where values have a linear projection of their own, 0 elsewhere."""
+        project = self._projection("v")
         own = self.reads["v"] not in (self.reads["q"], self.reads["k"])
         if not own or not isinstance(project, LinearProjection):
             return 0

@@ -5,11 +5,11 @@ Shen et al., 2021, arXiv 1812.01243. Scores are never formed, so there is nothin
 
 from torch import Tensor, nn
 
-from attnseg.attention.attention import Mixing
+from attnseg.attention.mixing import Mixing
 
 
 class Efficient(Mixing):
-    """Values are summed into d global contexts per head, and every query mixes those."""
+    """Sums the values into d global contexts per head; every query mixes these contexts."""
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Mix values; shapes as in `Mixing.forward`."""
@@ -25,13 +25,14 @@ class Efficient(Mixing):
     ) -> Tensor:
         """Project the d contexts instead of the tokens; shapes as in `Mixing.absorbed`.
 
-        A context takes shares of the tokens that sum to 1, so the values' bias stays what it is.
+        Both softmaxes sum to 1: a context is an average of tokens and the result an average of
+        contexts, so that the biases of both projections stay as they are.
         """
-        # In this order, the softmax gets its gradient in the layout that it has itself.
-        context = value((tokens.transpose(1, 2) @ k.squeeze(1).softmax(1)).transpose(1, 2))
-        mixed: Tensor = q.squeeze(1).softmax(2) @ (context @ out.weight.t())
-        return mixed if out.bias is None else mixed + out.bias
+        # In this order, the softmax over tokens gets its gradient in its own memory layout.
+        context = (tokens.transpose(1, 2) @ k.squeeze(1).softmax(1)).transpose(1, 2)
+        mixed: Tensor = q.squeeze(1).softmax(2) @ out(value(context))
+        return mixed
 
     def absorbed_macs(self, queries: int, keys: int, value: nn.Linear) -> int:
-        """Return what is saved for one item; of several heads, nothing worth the copies."""
+        """Return the saving for one item; several heads would need too many copies."""
         return (queries + keys - 2 * self.head_dim) * self.head_dim**2 if self.num_heads == 1 else 0

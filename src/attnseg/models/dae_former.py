@@ -14,8 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from attnseg.layers.conv import Conv2d
-from attnseg.layers.lengths import squared_length
 from attnseg.layers.vit import AttentionFactory, tokens_to_map
 from attnseg.models.model import SegmentationModel, check_divisible, translate
 
@@ -52,18 +50,13 @@ class MixFFN(nn.Module):
         super().__init__()
         self.fc1 = nn.Linear(dim, hidden)
         self.dwconv = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
-        identity = F.pad(torch.ones(1, 1, 1, 1), (1, 1, 1, 1))
-        self.register_buffer("identity", identity, persistent=False)
-        self.identity: Tensor
         self.norm = layer_norm(hidden)
         self.fc2 = nn.Linear(hidden, dim)
 
     def forward(self, x: Tensor, grid: Grid) -> Tensor:
         """Map tokens `[B, N, C]` on a grid (h, w) to the same shape."""
         hidden = tokens_to_map(self.fc1(x), grid)
-        # `h` itself is added by the middle of the kernel: one pass over the largest tensor less.
-        kernel = self.dwconv.weight + self.identity.to(self.dwconv.weight)
-        mixed = F.conv2d(hidden, kernel, self.dwconv.bias, padding=1, groups=len(kernel))
+        mixed = hidden + self.dwconv(hidden)
         return again(self._narrow, mixed.flatten(2).transpose(1, 2))
 
     def _narrow(self, mixed: Tensor) -> Tensor:
@@ -153,11 +146,12 @@ class SkipCrossAttention(nn.Module):
 
     def forward(self, x: Tensor, skip: Tensor, grid: Grid) -> Tensor:
         """Join the decoder's `[B, N, C]` and the skip `[B, N, C]` to `[B, N, 2 C]`."""
-        values, asked = self.norm1(x), self.norm1(skip)
-        # In this order, the softmax gets its gradient in the layout that it has itself.
-        context = (values.transpose(1, 2) @ asked.softmax(1)).transpose(1, 2)
-        # Projecting the D contexts instead of the N tokens is the same, and fewer operations.
-        attended = asked.softmax(2) @ (context @ self.out.weight.T) + self.out.bias
+        values, queries = self.norm1(x), self.norm1(skip)
+        # In this order, the softmax over tokens gets its gradient in its own memory layout.
+        context = (values.transpose(1, 2) @ queries.softmax(1)).transpose(1, 2)
+        # Projecting the D contexts instead of the N tokens gives the same for fewer operations: the
+        # softmax over channels sums to 1, so the bias stays as it is.
+        attended = queries.softmax(2) @ self.out(context)
         attended = self.out_norm(attended)
         joined = torch.cat((x, skip), 2) + attended
         out: Tensor = joined + self.mlp(self.norm2(joined), grid)
@@ -171,7 +165,7 @@ class EncoderStage(nn.Module):
         self, in_channels: int, dim: int, kernel: int, stride: int, blocks: list[DualBlock]
     ) -> None:
         super().__init__()
-        self.proj = Conv2d(in_channels, dim, kernel, stride, kernel // 2)
+        self.proj = nn.Conv2d(in_channels, dim, kernel, stride, kernel // 2)
         self.proj_norm = layer_norm(dim)
         self.blocks = nn.ModuleList(blocks)
         self.norm = layer_norm(dim)
@@ -202,12 +196,7 @@ class PatchExpand(nn.Module):
 
 
 class PatchClassify(nn.Module):
-    """Each token to the logits of `factor` x `factor` pixels: expanded, normalised, classified.
-
-    All three are linear but for the length by which each pixel is divided. So logits come from the
-    tokens, by the product of the weights; the expanded pixels, by far the largest tensor, give
-    their lengths and are neither normalised nor classified.
-    """
+    """Each token to the logits of `factor` x `factor` pixels: expanded, normalised, classified."""
 
     def __init__(self, dim: int, out_dim: int, factor: int, num_classes: int) -> None:
         super().__init__()
@@ -218,15 +207,8 @@ class PatchClassify(nn.Module):
 
     def forward(self, x: Tensor, grid: Grid) -> Tensor:
         """Map tokens `[B, h * w, C]` to logits `[B, h * w * factor^2, K]`."""
-        parts = (self.factor**2, -1)
-        weight = self.expand.weight.unflatten(0, parts)
-        weight = weight - weight.mean(1, keepdim=True)  # the norm's mean is taken off here
-        pixels = F.linear(x, weight.flatten(0, 1)).unflatten(2, parts)
-        scale = (squared_length(pixels, 3) / pixels.shape[3] + NORM_EPS).rsqrt()
-        classes = self.classify.weight * self.norm.weight @ weight
-        bias = self.classify.weight @ self.norm.bias + self.classify.bias
-        logits = F.linear(x, classes.flatten(0, 1)).unflatten(2, parts) * scale + bias
-        return spread_out(logits, grid, self.factor)
+        pixels = self.norm(self.expand(x).unflatten(2, (self.factor**2, -1)))
+        return spread_out(self.classify(pixels), grid, self.factor)
 
 
 def spread_out(parts: Tensor, grid: Grid, factor: int) -> Tensor:

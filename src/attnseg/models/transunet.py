@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from attnseg.layers.conv import conv_bn_relu, upsample
-from attnseg.layers.dropout import Dropout
 from attnseg.layers.resnetv2 import ResNetV2
 from attnseg.layers.vit import AttentionFactory, Block, PatchTokens, init_weights, tokens_to_map
 from attnseg.models.model import VIT_NAMES, SegmentationModel, check_divisible, translate
@@ -100,7 +99,7 @@ class TransUNet(SegmentationModel):
         self.resnet = ResNetV2(in_channels, width, preset.resnet_units) if hybrid else None
         channels, patch = (16 * width, 1) if hybrid else (in_channels, PATCH)
         self.embed = PatchTokens(channels, preset.dim, patch, grid, class_token=False)
-        self.drop = Dropout(dropout)
+        self.drop = nn.Dropout(dropout)
         self.encoder = nn.ModuleList(
             Block(
                 preset.dim,
