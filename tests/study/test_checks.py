@@ -4,10 +4,11 @@ import json
 
 import pytest
 
+from attnseg.config.identity import affects_comparison
 from attnseg.errors import DataError
 from attnseg.runs.variants import group_by_variant, open_finished_runs
 from attnseg.study import patient_scores
-from attnseg.study.checks import affects_comparison, check_comparable, warn_of_differences
+from attnseg.study.checks import check_comparable, warn_of_differences
 from tests.study.folders import PROFILE, make_run
 
 BY = ("model", "attn")

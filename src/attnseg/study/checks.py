@@ -3,27 +3,10 @@
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 
+from attnseg.config.identity import affects_comparison
 from attnseg.errors import DataError
 from attnseg.runs.run_folder import RunFolder
 from attnseg.runs.variants import Variant
-
-# Options that say where a run happened, and those that seeds and folds vary on purpose.
-HARMLESS_OPTIONS = (
-    "seed",
-    "paths",
-    "dataset.root",
-    "dataset.phantom",
-    "dataset.split.fold",
-    "trainer.accelerator",
-    "trainer.devices",
-    "trainer.strategy",
-    "trainer.num_workers",
-)
-
-
-def affects_comparison(key: str) -> bool:
-    """Return if runs that differ in an option, given by its dotted key, compare less well."""
-    return not _is_under(key, HARMLESS_OPTIONS)
 
 
 def check_comparable(variants: Sequence[Variant], split: str) -> None:

@@ -128,7 +128,7 @@ def draw_pareto(comparison: Comparison) -> Figure:
     _draw_line(axes, joined, "accent", 1.2, "Pareto front", dashes=(3, 4))
     names = []
     for name, row in table.iterrows():
-        x, y = macs[name], row["mean"]
+        x, y = row["macs"] / 1e9, row["mean"]
         tooltip = f"{name}: {comparison.metric.text(y)} at {x:.2f} G MACs"
         _draw_line(axes, [(x, row["low"]), (x, row["high"])], "soft", 1.2, tooltip)
         _draw_point(axes, x, y, row["pareto_front"], tooltip)
