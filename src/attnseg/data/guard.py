@@ -96,11 +96,11 @@ def describe_pair(
     """Return one line that names both files of a pair."""
     first, second = cases[pair.first], cases[pair.second]
     files = first.file(pair.slices[0]), second.file(pair.slices[1])
-    what = "the same pixels"
+    relation = "the same pixels"
     if first.pixels != second.pixels:
-        what = f"nearly the same picture (similarity {pair.similarity:.2f}"
+        relation = f"nearly the same picture (similarity {pair.similarity:.2f}"
         if first.shape[0] + second.shape[0] > 2:
-            what += f", slices {pair.slices[0] + 1} and {pair.slices[1] + 1}"
-        what += ")"
+            relation += f", slices {pair.slices[0] + 1} and {pair.slices[1] + 1}"
+        relation += ")"
     where = f"{roles[first.case]} and {roles[second.case]}"
-    return f"{files[0]} and {files[1]}: {what} in {where}"
+    return f"{files[0]} and {files[1]}: {relation} in {where}"

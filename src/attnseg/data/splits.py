@@ -247,16 +247,7 @@ def assign_roles(
             for name in names
         }
         folds = divide_into_folds(presence_in_group, count, seed)
-        role_of_fold = {fold: "val"}
-        if "test" not in given_roles:
-            if count < 3:
-                raise DataError("dataset.split.folds: 2 leave nobody to train; use 3 or more")
-            role_of_fold = {fold: "test", (fold + 1) % count: "val"}
-        drawn = {
-            name: role_of_fold.get(i, "train")
-            for i, members in enumerate(folds)
-            for name in members
-        }
+        drawn = _roles_by_fold(folds, fold, "test" in given_roles)
     else:
         shares = {} if "test" in given_roles else {"test": test}
         if validate and "val" not in given_roles:
@@ -264,3 +255,17 @@ def assign_roles(
         drawn = draw_roles(names, shares, seed)
     kept = {case: role for case, role in given.items() if role is not None}
     return kept | {case: drawn[groups[case]] for case in free}
+
+
+def _roles_by_fold(folds: Sequence[Sequence[str]], fold: int, has_test_set: bool) -> dict[str, str]:
+    """Return the role of each member of the folds (see `assign_roles`)."""
+    role_of_fold = {fold: "val"}
+    if not has_test_set:
+        if len(folds) < 3:
+            raise DataError("dataset.split.folds: 2 leave nobody to train; use 3 or more")
+        role_of_fold = {fold: "test", (fold + 1) % len(folds): "val"}
+    return {
+        name: role_of_fold.get(index, "train")
+        for index, members in enumerate(folds)
+        for name in members
+    }

@@ -17,7 +17,7 @@ def preset_of(presets: Mapping[str, Spec], name: str) -> Spec:
     """Return the preset of a name.
 
     Raises:
-        ValueError: there is none; lists the existing ones.
+        ValueError: there is no such preset; lists the existing ones.
     """
     if name not in presets:
         raise ValueError(f"no preset {name!r}; choose one of {', '.join(presets)}")

@@ -40,7 +40,7 @@ class PreparedData:
         test: test cases, sealed.
         split: text of the split file.
         digest: digest of all cases.
-        watermark: warning that must accompany every result; `None` if there is none.
+        watermark: warning that must accompany every result, or `None`.
     """
 
     reader: Reader
@@ -106,7 +106,7 @@ def load_dataset(config: Config, reader: Reader) -> PreparedData:
         DataError: cases are broken, or a patient or picture has two roles.
     """
     split = config.dataset.split
-    table, refs = select_cases(config, reader)
+    table, refs = select_case_refs(config, reader)
     cases = prepare_cases(reader, refs, store_folder(config))
     if table is not None:
         splits.check_digests(split.file or "", table, cases)
@@ -162,7 +162,7 @@ def describe_input(data: PreparedData) -> dict[str, Any]:
     }
 
 
-def select_cases(config: Config, reader: Reader) -> tuple[pd.DataFrame | None, list[CaseRef]]:
+def select_case_refs(config: Config, reader: Reader) -> tuple[pd.DataFrame | None, list[CaseRef]]:
     """List the cases that the configuration selects, and read its split file.
 
     Returns:

@@ -14,7 +14,7 @@ from attnseg.preparation.datasets import (
     find_shared_pictures,
     given_roles,
     open_reader,
-    select_cases,
+    select_case_refs,
     split_cases,
     store_folder,
 )
@@ -37,7 +37,7 @@ def prepare_dataset(config: Config) -> Path:
     folder = store_folder(config)
     try:
         reader = open_reader(config)
-        table, refs = select_cases(config, reader)
+        table, refs = select_case_refs(config, reader)
         cases = store.prepare_cases(reader, refs, folder)
         if table is not None:
             splits.check_digests(config.dataset.split.file or "", table, cases)
