@@ -22,7 +22,7 @@ class Body:
     """One patient's abdomen on one day, as signed distances in mm (negative inside).
 
     x runs to the patient's left and y to the back, both in mm from the middle. z runs up from the
-    feet and is given as a share of the height. Any number of slices spans the whole abdomen.
+    feet; organs are placed by their share of the height. All slices together span the abdomen.
 
     Args:
         anatomy: draws everything that stays the same from day to day.
