@@ -228,8 +228,8 @@ def test_so_many_cases_and_no_more(runs):
         "dice",
     )
     by_hand = pd.DataFrame({"a": [0.9, 0.1, 0.5, 0.8], "b": [0.9, 0.1, 0.9, 0.9]})
-    assert cases.select_cases(by_hand, DICE, 3) == [2, 1, 3]
-    assert cases.select_cases(by_hand, HD95, 2) == [2, 0]
+    assert cases.select_telling_cases(by_hand, DICE, 3) == [2, 1, 3]
+    assert cases.select_telling_cases(by_hand, HD95, 2) == [2, 0]
     assert len(means) == 8
 
 

@@ -46,7 +46,7 @@ class CaseBrowser:
     """Contents of the case browser.
 
     Attributes:
-        cases: one JSON-ready mapping per case, in the order of `select_cases`.
+        cases: one JSON-ready mapping per case, in the order of `select_telling_cases`.
         classes: in the masks' order, or in the scores' order if no run kept pictures.
         overlapping: whether classes overlap in the masks.
         scored: number of scored cases, shown or not.
@@ -81,7 +81,7 @@ def tabulate_cases(variants: Sequence[Variant], split: str, metric: str) -> pd.D
     return pd.DataFrame(columns)
 
 
-def select_cases(means: pd.DataFrame, metric: ComparedMetric, count: int) -> list[Any]:
+def select_telling_cases(means: pd.DataFrame, metric: ComparedMetric, count: int) -> list[Any]:
     """Return up to `count` row labels, alternating between high disagreement and low scores.
 
     Disagreement is the best less the worst variant's mean; a case's score is its worst mean.
@@ -117,7 +117,7 @@ def build_case_browser(
     by_class = {run.path: _scores_by_class(run, split, metric.name) for run in runs}
     by_case = {run.path: patient_scores.average_cases(run, split, metric.name) for run in runs}
     cases = []
-    for case, patient in select_cases(means, metric, count):
+    for case, patient in select_telling_cases(means, metric, count):
         own = means.loc[(case, patient)]
         pictured = [_pictured_run(variant, kept, case) for variant in variants]
         cases.append(

@@ -180,7 +180,7 @@ def draw_histories(variants: Sequence[Variant], watched: bool) -> list[Figure]:
         }
         if any(curves.values()):
             named = label.format(watched="watched test" if watched else "validation")
-            drawn.append(_draw_history(curves, named))
+            drawn.append(_draw_learning_curves(curves, named))
     return drawn
 
 
@@ -194,7 +194,7 @@ def load_learning_curve(run: RunFolder, column: str) -> Curve:
 
 
 @rc_context(STYLE)
-def _draw_history(curves: Mapping[str, Sequence[Curve]], label: str) -> Figure:
+def _draw_learning_curves(curves: Mapping[str, Sequence[Curve]], label: str) -> Figure:
     figure, axes = _new_figure(310)
     axes.set_title(label)
     axes.set_xlabel("epoch")
