@@ -25,7 +25,7 @@ from attnseg.data.datamodule import SliceDataModule
 from attnseg.data.labels import Labels
 from attnseg.data.reader import Reader
 from attnseg.preparation.datasets import PreparedData, load_dataset, open_reader
-from attnseg.processes.launch import Together
+from attnseg.processes.launch import ProcessGroup
 from attnseg.processes.signals import Stopping
 from attnseg.runs.run_folder import RunFolder
 from attnseg.training.callbacks.history import HistoryRow
@@ -82,8 +82,8 @@ def measure_overhead(
         bare.end_epoch()
 
     with tempfile.TemporaryDirectory() as folder:
-        together = Together(1)
-        fit(config, RunFolder(folder), data, parts, datamodule, Stopping(), together, watch=watch)
+        group = ProcessGroup(1)
+        fit(config, RunFolder(folder), data, parts, datamodule, Stopping(), group, watch=watch)
     names = {"engine": engine.epochs[1:], "bare": bare.epochs[1:]}
     ratios = [
         100 * (median(ours) / median(theirs) - 1)

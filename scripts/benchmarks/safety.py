@@ -22,7 +22,7 @@ from attnseg.benchmark.timing import alternate, median_and_range
 from attnseg.benchmark.workload import Workload
 from attnseg.config.schema import Benchmark
 from attnseg.preparation.datasets import load_dataset, open_reader
-from attnseg.processes.launch import Together
+from attnseg.processes.launch import ProcessGroup
 from attnseg.processes.signals import Stopping
 from attnseg.runs.checkpoints import AtomicCheckpointIO, read_checkpoint
 from attnseg.runs.run_folder import RunFolder
@@ -67,7 +67,7 @@ def measure_safety(config: Benchmark, device: torch.device, precisions: Sequence
             clock.end_epoch()
 
         parts, datamodule = build_with_clock(config, reader, data, clock)
-        fit(config, folder, data, parts, datamodule, Stopping(), Together(1), watch=watch)
+        fit(config, folder, data, parts, datamodule, Stopping(), ProcessGroup(1), watch=watch)
         kept = folder.last_checkpoint
         size, saves = kept.stat().st_size, save_times(kept, config.repeats)
     step = median(taken for epoch in clock.epochs[1:] for taken in epoch)

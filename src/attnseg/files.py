@@ -44,20 +44,21 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def check_room(folder: Path, needed: int) -> None:
-    """Refuse to begin what would fill the disk.
+def check_room(folder: Path, needed: int, content: str) -> None:
+    """Refuse to start a job that would fill the disk.
 
     Args:
-        folder: where files will be written.
+        folder: in which files will be written.
         needed: bytes.
+        content: kind of the files, for the message.
 
     Raises:
-        ResourceError: there is less.
+        ResourceError: less is free.
     """
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise ResourceError(
-            f"{folder}: {needed / 1e9:.2g} GB are needed for checkpoints and {free / 1e9:.2g} GB "
+            f"{folder}: {needed / 1e9:.2g} GB are needed for {content} and {free / 1e9:.2g} GB "
             "are free; free space or set paths.outputs"
         )
 

@@ -11,7 +11,7 @@ from pytorch_lightning.plugins.environments import (
     TorchElasticEnvironment,
 )
 
-from attnseg.processes.cluster import environment
+from attnseg.processes.launch import cluster_environment
 from attnseg.processes.signals import ECHO, Stopping
 
 BATCH = {"SLURM_NTASKS": "2", "SLURM_PROCID": "0", "SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "train"}
@@ -34,13 +34,13 @@ TORCHRUN = {**STEP, "TORCHELASTIC_RUN_ID": "7", "RANK": "3", "LOCAL_RANK": "1", 
 def test_who_started_the_processes(monkeypatch, variables, kind):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert type(environment()) is kind
+    assert type(cluster_environment()) is kind
 
 
 def test_lightning_does_not_requeue_by_itself(monkeypatch):
     for name, value in TWO.items():
         monkeypatch.setenv(name, value)
-    assert not environment().auto_requeue
+    assert not cluster_environment().auto_requeue
 
 
 def test_a_one_task_job_trains_as_anywhere(call, tmp_path, monkeypatch):

@@ -10,13 +10,14 @@ from attnseg.config.folder import configs_folder
 from attnseg.config.schema import Dataset
 
 ROOT = Path(attnseg.__file__).parent
-BASE = {"errors", "files", "progress"}
+BASE = {"errors", "files", "memory", "progress"}
 LEARNING = {"models", "losses", "metrics", "layers", "schedules"}
 SLICES = {"data", "drawing", "predict"} | BASE
 RUNS = {"runs", "processes", "config"} | LEARNING | SLICES
 # Bottom to top: a room may only be allowed what stands above it here, so no circle can arise.
 ALLOWED = {  # and itself
     "errors": set(),
+    "memory": set(),
     "progress": set(),
     "files": {"errors"},
     "layers": set(),

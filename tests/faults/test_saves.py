@@ -128,6 +128,6 @@ def test_a_thousand_flipped_bits_are_found(tmp_path):
 
 
 def test_too_little_room_is_found_before_training(tmp_path):
-    check_room(tmp_path, 1000)
+    check_room(tmp_path, 1000, "checkpoints")
     with pytest.raises(ResourceError, match="are needed for checkpoints"):
-        check_room(tmp_path, 10**18)
+        check_room(tmp_path, 10**18, "checkpoints")

@@ -5,12 +5,14 @@ import resource
 import pytest
 import torch
 
+from attnseg import memory
 from attnseg.config.components import build_components
 from attnseg.data.labels import Labels
 from attnseg.errors import ResourceError
+from attnseg.memory import free_memory
 from attnseg.preparation.datasets import open_reader
 from attnseg.training import auto_batch
-from attnseg.training.auto_batch import batch_that_fits, find_largest_batch, free_memory
+from attnseg.training.auto_batch import batch_that_fits, find_largest_batch
 from tests.faults.runs import attempt, configured, run_of
 
 IMAGE = (1, 64, 64)
@@ -68,3 +70,12 @@ def test_with_one_device_only(tmp_path):
 
     with pytest.raises(ConfigError, match=r"trainer\.auto_batch: for one device"):
         configured(tmp_path, "trainer=ddp", "trainer.auto_batch=true")
+
+
+def test_free_memory_is_within_the_limit_of_the_container(tmp_path, monkeypatch):
+    (tmp_path / "memory.max").write_text("5000000\n")
+    (tmp_path / "memory.current").write_text("3000000\n")
+    monkeypatch.setattr(memory, "CONTROL_GROUP", tmp_path)
+    assert free_memory() == 2_000_000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert free_memory() > 2_000_000

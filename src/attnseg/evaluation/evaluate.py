@@ -107,7 +107,8 @@ class FinishedRun:
     def __init__(self, folder: RunFolder, options: Reopen) -> None:
         if options.device == "cuda" and not torch.cuda.is_available():
             raise ConfigError("device: no GPU found on this machine; use device=cpu")
-        keep_freed_memory()
+        if options.device == "cpu":
+            keep_freed_memory()
         self.folder = folder
         self.config = read_config(folder, options)
         facts = folder.facts

@@ -15,6 +15,7 @@ import numpy as np
 
 from attnseg.data.reader import shape_text
 from attnseg.errors import ConfigError, DataError, listed
+from attnseg.memory import free_memory
 from attnseg.predict import overlay
 from attnseg.predict.images import read_item
 from attnseg.predict.inputs import Found, Item, find
@@ -274,16 +275,6 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def free_memory() -> int | None:
-    """Return the bytes that are free or can be freed; `None` where the system does not tell."""
-    try:
-        with open("/proc/meminfo") as lines:
-            found = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
-    except OSError:
-        return None
-    return int(found[0]) * 1024 if found else None
 
 
 def _text(value: object) -> str:

@@ -1,66 +1,87 @@
-"""Processes that `torchrun` or `srun` started for one run: the first leads, the others follow."""
+"""The processes of a distributed run, started by Lightning, `torchrun` or `srun`."""
 
 import hashlib
 import os
 from datetime import timedelta
 from pathlib import Path
 
+from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from torch.distributed.distributed_c10d import Store
 from torch.distributed.rendezvous import rendezvous
 
 from attnseg.errors import ConfigError
-from attnseg.processes.cluster import environment
 
-PATIENCE = timedelta(days=2)  # the first process may have a dataset to prepare
+PATIENCE = timedelta(days=2)  # The leader may have to prepare a large dataset first.
 
 
-class Together:
-    """The processes of a run, if somebody else started them.
+def cluster_environment() -> ClusterEnvironment:
+    """Return the environment by which Lightning finds the other processes of a run.
+
+    Left to itself, Lightning takes any process inside a SLURM job for one of several, and requeues
+    the job with a checkpoint of its own. Here, a requeued run resumes from its last epoch.
+    """
+    if TorchElasticEnvironment.detect():
+        return TorchElasticEnvironment()
+    if int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:  # Set by srun, not by sbatch.
+        return SLURMEnvironment(auto_requeue=False)
+    return LightningEnvironment()
+
+
+class ProcessGroup:
+    """The processes that train one run together.
+
+    Started by `torchrun` or `srun`, all of them run the same command. The first one leads: it makes
+    the run folder, passes it to the others, and writes all files. Otherwise this process leads and
+    Lightning starts the others.
 
     Args:
-        devices: how many the run is configured for.
-        text: the configuration, by which processes know each other's run.
+        world: number of processes that the run is configured for.
+        config_text: the configuration, which identifies the run among the processes.
 
     Attributes:
-        follows: whether this process is one of the others.
-        processes: on this machine, if somebody else started them.
-        machines: on which they are.
+        leads: whether this process is the first.
+        world: number of processes.
+        machines: number of machines they are on.
+        per_machine: number of processes on each.
 
     Raises:
-        ConfigError: another number was started.
+        ConfigError: another number of processes was started.
     """
 
-    def __init__(self, devices: int, text: str = "") -> None:
-        self.processes, self.machines, self.follows = devices, 1, False
+    def __init__(self, world: int, config_text: str = "") -> None:
+        self.world = self.per_machine = world
+        self.machines, self.leads = 1, True
         self._store: Store | None = None
-        self._key = f"attnseg/{hashlib.sha256(text.encode()).hexdigest()}"
-        found = environment()
-        if isinstance(found, LightningEnvironment):
+        self._key = f"attnseg/{hashlib.sha256(config_text.encode()).hexdigest()}"
+        environment = cluster_environment()
+        if isinstance(environment, LightningEnvironment):
             return
-        world, rank = found.world_size(), found.global_rank()
-        if world != devices:
+        started, rank = environment.world_size(), environment.global_rank()
+        if started != world:
             raise ConfigError(
-                f"trainer.devices: {devices}, but {world} processes were started; set "
-                f"trainer.devices={world}"
+                f"trainer.devices: {world}, but {started} processes were started; set "
+                f"trainer.devices={started}"
             )
-        self.follows = rank > 0
-        here = int(os.environ.get("LOCAL_WORLD_SIZE", 0))  # torchrun's
-        self.machines = world // here if here else int(os.environ.get("SLURM_STEP_NUM_NODES", 1))
-        self.processes = world // self.machines
+        self.leads = rank == 0
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", 0))  # Set by torchrun.
+        self.machines = world // local if local else int(os.environ.get("SLURM_STEP_NUM_NODES", 1))
+        self.per_machine = world // self.machines
         if world > 1:
-            os.environ["MASTER_ADDR"] = found.main_address
-            os.environ["MASTER_PORT"] = str(found.main_port)
+            os.environ["MASTER_ADDR"] = environment.main_address
+            os.environ["MASTER_PORT"] = str(environment.main_port)
             self._store, _, _ = next(rendezvous("env://", rank, world))
 
-    def wait(self) -> Path | None:
-        """Return the run folder once the first process has it; `None` if there is none to train."""
+    def send_folder(self, folder: Path | None) -> None:
+        """Pass the run folder to the other processes; `None` tells them that nothing is trained."""
+        if self._store is not None:
+            self._store.set(self._key, "" if folder is None else str(folder.resolve()))
+
+    def receive_folder(self) -> Path | None:
+        """Wait for the leader's run folder; `None` if nothing is trained."""
         assert self._store is not None
         self._store.wait([self._key], PATIENCE)
         folder = self._store.get(self._key).decode()
         return Path(folder) if folder else None
-
-    def tell(self, folder: Path | None) -> None:
-        """Let the others follow in a run folder, or end."""
-        if self._store is not None:
-            self._store.set(self._key, "" if folder is None else str(folder.resolve()))

@@ -74,7 +74,8 @@ class TorchNetwork:
     def __init__(self, model: SegmentationModel, device: str = "cpu") -> None:
         if device == "cuda" and not torch.cuda.is_available():
             raise ConfigError("device: no GPU found on this machine; use device=cpu")
-        keep_freed_memory()
+        if device == "cpu":
+            keep_freed_memory()
         self.device = torch.device(device)
         self.model = model.to(self.device)
 

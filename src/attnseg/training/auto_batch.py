@@ -11,7 +11,6 @@ import resource
 from collections.abc import Callable
 from functools import partial
 from multiprocessing.connection import Connection
-from pathlib import Path
 
 import torch
 
@@ -19,6 +18,7 @@ from attnseg.config.components import Components
 from attnseg.config.schema import Config
 from attnseg.data.labels import Labels
 from attnseg.errors import ResourceError
+from attnseg.memory import free_memory
 from attnseg.training.module import parameter_groups
 
 log = logging.getLogger(__name__)
@@ -50,6 +50,11 @@ def find_largest_batch(
         measure_peak, free = _gpu_peak, torch.cuda.mem_get_info()[0]
     else:
         measure_peak, free = _cpu_peak, free_memory()
+        if free is None:
+            raise ResourceError(
+                "trainer.auto_batch: this system does not tell how much memory is free; set "
+                "dataset.batch_size"
+            )
     small, larger = (measure_peak(step, batch) for batch in (SMALL, LARGER))
     if gpu:  # On a CPU, only forked processes have trained.
         components.model.load_state_dict(state)
@@ -81,17 +86,6 @@ def batch_that_fits(small: int, larger: int, available: int) -> int:
         return 0
     per_slice = max((larger - small) / (LARGER - SMALL), 1.0)
     return SMALL + int((available - small) / per_slice)
-
-
-def free_memory() -> int:
-    """Return the bytes that can still be allocated, by the machine and by the control group."""
-    with open("/proc/meminfo") as lines:
-        facts = dict(line.split(":") for line in lines)
-    free = 1024 * int(facts["MemAvailable"].split()[0])
-    limit, used = (Path("/sys/fs/cgroup", f"memory.{name}") for name in ("max", "current"))
-    if limit.is_file() and (text := limit.read_text().strip()) != "max":
-        free = min(free, int(text) - int(used.read_text()))
-    return free
 
 
 def _train_on_zeros(

@@ -27,8 +27,7 @@ from attnseg.evaluation.scoring import make_segmenter, score_cases
 from attnseg.files import is_whole
 from attnseg.layers.norm import share_batch_norm
 from attnseg.preparation.datasets import PreparedData, slice_view
-from attnseg.processes.cluster import environment
-from attnseg.processes.launch import Together
+from attnseg.processes.launch import ProcessGroup, cluster_environment
 from attnseg.processes.signals import Stopped, Stopping, ending
 from attnseg.runs.checkpoints import AtomicCheckpointIO, read_checkpoint
 from attnseg.runs.run_folder import RunFolder
@@ -52,7 +51,7 @@ def fit(
     parts: Components,
     datamodule: SliceDataModule,
     stopping: Stopping,
-    together: Together,
+    group: ProcessGroup,
     loggers: RunLoggers | None = None,
     watch: OnEpoch = lambda rows: None,
 ) -> None:
@@ -114,8 +113,8 @@ def fit(
         trainer = pl.Trainer(
             max_epochs=options.max_epochs,
             accelerator=options.accelerator,
-            devices=together.processes,
-            num_nodes=together.machines,
+            devices=group.per_machine,
+            num_nodes=group.machines,
             strategy=strategy(options),
             precision=options.precision,
             accumulate_grad_batches=options.accumulate,
@@ -124,7 +123,7 @@ def fit(
             limit_val_batches=options.limit_batches,
             deterministic="warn" if options.deterministic else False,
             sync_batchnorm=options.accelerator == "gpu" and options.devices > 1,
-            plugins=[AtomicCheckpointIO(), environment()],
+            plugins=[AtomicCheckpointIO(), cluster_environment()],
             callbacks=callbacks,
             default_root_dir=folder.path,
             logger=False,

@@ -6,14 +6,14 @@ import sys
 def main() -> None:
     """Read the run's configuration and train along."""
     from attnseg.errors import ConfigError
-    from attnseg.processes.launch import Together
+    from attnseg.processes.launch import ProcessGroup
     from attnseg.runs.run_folder import RunFolder
     from attnseg.training.train import follow
 
     folder = RunFolder(sys.argv[1])
     config = folder.config
     try:
-        follow(config, folder.path, Together(config.trainer.devices))
+        follow(config, folder.path, ProcessGroup(config.trainer.devices))
     except (KeyboardInterrupt, SystemExit) as ended:
         # Ended for what the first process knows, too: for another exit code it would be killed.
         if isinstance(ended, SystemExit) and ended.code not in (143, ConfigError.exit_code):

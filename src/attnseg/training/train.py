@@ -27,7 +27,7 @@ from attnseg.preparation.datasets import (
     slice_view,
 )
 from attnseg.processes.gpus import leased
-from attnseg.processes.launch import Together
+from attnseg.processes.launch import ProcessGroup
 from attnseg.processes.malloc import keep_freed_memory
 from attnseg.processes.signals import Stopping, leave_to_the_main_process
 from attnseg.runs.active_run import ActiveRun
@@ -62,26 +62,27 @@ def train(
         AttnsegError: what the person at the terminal can mend.
         EndedEarly: `watch` has seen enough.
     """
-    keep_freed_memory()
+    if config.trainer.accelerator == "cpu":
+        keep_freed_memory()
     config = resolve_precision(config)
-    together = Together(config.trainer.devices, config.to_yaml())
-    check_device(config, together.processes)
-    if together.follows:
-        folder = together.wait()
+    group = ProcessGroup(config.trainer.devices, config.to_yaml())
+    check_device(config, group.per_machine)
+    if not group.leads:
+        folder = group.receive_folder()
         if folder is not None:
-            follow(config, folder, together)
+            follow(config, folder, group)
         return folder or Path(config.paths.outputs)
     try:
-        return lead(config, claimed, watch, together)
+        return lead(config, claimed, watch, group)
     finally:
-        together.tell(None)
+        group.send_folder(None)
 
 
 def lead(
     config: Config,
     claimed: Callable[[Path], None],
     watch: OnEpoch,
-    together: Together,
+    group: ProcessGroup,
 ) -> Path:
     """Be the process that makes the run folder, and the only one that writes and evaluates.
 
@@ -89,7 +90,7 @@ def lead(
         config: checked.
         claimed: as for `train`.
         watch: as for `train`.
-        together: the other processes, if they are there already.
+        group: the processes of the run.
 
     Returns:
         The run folder.
@@ -118,7 +119,7 @@ def lead(
     stopping.install()
     held = contextlib.ExitStack()
     try:
-        check_room(run.folder.path, checkpoint_bytes(config, model))
+        check_room(run.folder.path, checkpoint_bytes(config, model), "checkpoints")
         held.enter_context(leased(config))
         run.note_device(config)
         write_text(run.folder.split_file, data.split)
@@ -138,9 +139,9 @@ def lead(
         if config.trainer.max_epochs == 0:
             log.info("No training (trainer.max_epochs=0): the initial weights are evaluated")
         else:
-            together.tell(run.folder.path)
+            group.send_folder(run.folder.path)
             with run.timing("fit"):
-                fit(config, run.folder, data, parts, datamodule, stopping, together, loggers, watch)
+                fit(config, run.folder, data, parts, datamodule, stopping, group, loggers, watch)
             if config.trainer.strategy == "fsdp":
                 model = build_components(config, reader).model  # the other is in pieces
             load_best(config, run, model)
@@ -214,13 +215,13 @@ def announce(config: Config, run: ActiveRun, data: PreparedData) -> None:
     log.info("Run folder: %s", run.folder)
 
 
-def follow(config: Config, folder: Path, together: Together) -> None:
+def follow(config: Config, folder: Path, group: ProcessGroup) -> None:
     """Be one of the other processes of a distributed run: train, and leave no trace.
 
     Args:
         config: of the run.
         folder: the run folder that the first process made.
-        together: the processes.
+        group: the processes of the run.
 
     Raises:
         SystemExit: training failed; what only this process knows of is said.
@@ -240,7 +241,7 @@ def follow(config: Config, folder: Path, together: Together) -> None:
             parts,
             make_datamodule(config, data, parts),
             stopping,
-            together,
+            group,
         )
     except AttnsegError as error:
         if not isinstance(error, ConfigError):  # that, all processes find
