@@ -151,7 +151,7 @@ def test_a_run_whose_data_or_weights_have_changed_is_refused(run, call, tmp_path
     answer = call(f"run={run}", "split=val", command=cli.evaluate)
     assert (answer.code, answer.err.count("\n")) == (4, 1)
     checkpoint.write_bytes(kept)
-    image = sorted(tmp_path.glob("phantoms/*/train/*/*/scans/*.png"))[0]
+    image = sorted(tmp_path.glob("data/phantoms/*/train/*/*/scans/*.png"))[0]
     Image.fromarray(np.asarray(Image.open(image)) + np.uint16(1)).save(image)
     answer = call(f"run={run}", "split=val", command=cli.evaluate)
     assert (answer.code, answer.err.count("\n")) == (3, 1)

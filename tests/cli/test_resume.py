@@ -33,6 +33,16 @@ def plain(tmp_path_factory):
     return run_of(folder)
 
 
+def test_killed_once_and_resumed_to_the_same_end(tmp_path):
+    options = ("trainer.max_epochs=2",)
+    first, other = tmp_path / "first", tmp_path / "other"
+    assert attempt(first, *options) == 0
+    kill = send_at("step", 18, signal.SIGKILL)
+    assert attempt(other, *options, fault=kill) == -signal.SIGKILL
+    assert attempt(other, *options) == 0
+    assert_same_end(run_of(first), run_of(other))
+
+
 def test_killed_and_repeated_until_done(tmp_path):
     first, other = tmp_path / "first", tmp_path / "other"
     assert attempt(first, *EVERYTHING) == 0

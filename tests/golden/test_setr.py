@@ -40,7 +40,10 @@ def largest_difference(head: str, small: bool) -> float:
         return golden.largest_difference(model.eval()(golden.image))
 
 
-@pytest.mark.parametrize("small", [True, False], ids=["small", "large"])
+@pytest.mark.parametrize(
+    "small",
+    [pytest.param(True, id="small"), pytest.param(False, id="large", marks=pytest.mark.full)],
+)
 @pytest.mark.parametrize("head", ["naive", "pup", "mla"])
 def test_logits_equal_the_published_ones(head, small, record_property):
     difference = largest_difference(head, small)

@@ -54,7 +54,7 @@ def run(place) -> Path:
 
 
 def scans(place: Path) -> Path:
-    return next(place.glob("phantoms/*/train")).relative_to(place)
+    return next(place.glob("data/phantoms/*/train")).relative_to(place)
 
 
 def read_codes(path: Path, shape: tuple[int, int]) -> np.ndarray:
