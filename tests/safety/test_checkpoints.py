@@ -15,7 +15,7 @@ from torch import nn
 
 from attnseg import cli, create_model
 from attnseg.errors import CheckpointError
-from attnseg.models.pretrained import load_file_into, read
+from attnseg.models.pretrained import load_file_into, read_weights
 from tests.safety.payload import Payload
 
 NAME = "backbone.patch_embed.proj.bias"
@@ -198,7 +198,7 @@ def test_the_payloads_do_work(tmp_path):
 def test_prefixes_of_wrappers_are_no_harm(tmp_path):
     model = create_model("setr", size="tiny", in_channels=1, num_classes=4, image_size=(64, 64))
     torch.save({"module._orig_mod.a": torch.ones(1), "module.b": torch.ones(1)}, tmp_path / "w.pt")
-    assert read(tmp_path / "w.pt").keys() == {"a", "b"}
+    assert read_weights(tmp_path / "w.pt").keys() == {"a", "b"}
     with pytest.raises(Exception, match="no tensor of SETR"):
         load_file_into(model, tmp_path / "w.pt")
 

@@ -1,1 +1,1 @@
-"""Building blocks that models share; attention comes in from outside."""
+"""Building blocks that models share; attention is passed in by the models."""

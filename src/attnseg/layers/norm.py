@@ -1,12 +1,15 @@
-"""Batch normalisation over the batches of all processes, where PyTorch's needs GPUs."""
+"""Batch normalisation over the batches of all processes, for training on CPUs.
+
+`torch.nn.SyncBatchNorm` does the same on GPUs only.
+"""
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
 
-class _Sum(torch.autograd.Function):
-    """Sum over processes; its gradient is the sum of theirs."""
+class _SumOverProcesses(torch.autograd.Function):
+    """All-reduced sum, whose gradient is the all-reduced sum of the gradients."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, own: Tensor) -> Tensor:
@@ -18,17 +21,17 @@ class _Sum(torch.autograd.Function):
     @staticmethod
     def backward(ctx: FunctionCtx, gradient: Tensor) -> Tensor:
         """Return the sum of the gradients."""
-        return _Sum.forward(ctx, gradient)
+        return _SumOverProcesses.forward(ctx, gradient)
 
 
-def summed(own: Tensor) -> Tensor:
-    """Return a tensor's sum over processes."""
-    total: Tensor = _Sum.apply(own)  # type: ignore[no-untyped-call]
+def sum_over_processes(own: Tensor) -> Tensor:
+    """Return the sum of a tensor over all processes, with gradients."""
+    total: Tensor = _SumOverProcesses.apply(own)  # type: ignore[no-untyped-call]
     return total
 
 
 class SharedBatchNorm2d(nn.BatchNorm2d):
-    """`BatchNorm2d` that, while training, takes mean and variance over all processes.
+    """`BatchNorm2d` that computes mean and variance over all processes while training.
 
     All processes must have batches of the same size.
     """
@@ -40,9 +43,9 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
         x = input.float()
         world = torch.distributed.get_world_size()
         count = world * x.numel() // x.shape[1]
-        mean = summed(x.sum((0, 2, 3))) / count
+        mean = sum_over_processes(x.sum((0, 2, 3))) / count
         centred = x - mean[:, None, None]
-        variance = summed(centred.square().sum((0, 2, 3))) / count
+        variance = sum_over_processes(centred.square().sum((0, 2, 3))) / count
         with torch.no_grad():
             momentum = self.momentum or 0.1
             assert self.running_mean is not None and self.running_var is not None
@@ -56,7 +59,7 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
 
 
 def share_batch_norm(model: nn.Module) -> None:
-    """Replace the `BatchNorm2d` within a model, with their weights, by `SharedBatchNorm2d`."""
+    """Replace every `BatchNorm2d` within a model by a `SharedBatchNorm2d` of the same state."""
     for layer in model.modules():
         for name, child in layer.named_children():
             if type(child) is nn.BatchNorm2d:

@@ -1,6 +1,6 @@
-"""ResNetV2 as TransUNet uses it: weight-standardised convolutions and group normalisation.
+"""ResNetV2 of TransUNet: weight-standardised convolutions and group normalisation.
 
-Kolesnikov et al., 2020, arXiv 1912.11370 (BiT). As published in code, units are post-activation.
+Kolesnikov et al., 2020, arXiv 1912.11370 (BiT). Units are post-activation, as in TransUNet's code.
 """
 
 import torch.nn.functional as F
@@ -10,7 +10,10 @@ GROUPS = 32
 
 
 class StdConv2d(nn.Conv2d):
-    """Convolution without bias whose kernels have mean 0 and (biased) variance 1."""
+    """Convolution without bias whose kernels have mean 0 and (biased) variance 1.
+
+    Layer normalisation standardises all kernels in one pass over the weights.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> None:
         super().__init__(in_channels, out_channels, kernel, stride, kernel // 2, bias=False)
@@ -22,7 +25,10 @@ class StdConv2d(nn.Conv2d):
 
 
 class Unit(nn.Module):
-    """Bottleneck: 1x1, 3x3 (strided), 1x1; the shortcut is projected where the shape changes."""
+    """Bottleneck of 1x1, 3x3 (strided) and 1x1 convolutions.
+
+    The shortcut is a projection where the shape changes.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
@@ -36,7 +42,7 @@ class Unit(nn.Module):
         self.shortcut = nn.Sequential()
         if stride != 1 or in_channels != out_channels:
             self.shortcut.append(StdConv2d(in_channels, out_channels, 1, stride))
-            # As published: a group per channel, and another epsilon than its neighbours.
+            # One group per channel and an epsilon of its own, as published.
             self.shortcut.append(nn.GroupNorm(out_channels, out_channels, eps=1e-5))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -47,11 +53,11 @@ class Unit(nn.Module):
 
 
 class ResNetV2(nn.Module):
-    """Three stages to 1/16 of the image's size, with features on the way for skip connections.
+    """Root and three stages, down to 1/16 of the image's size, with features for skip connections.
 
     Args:
         in_channels: channels of the image.
-        width: channels of the root; stages have 4, 8 and 16 times as many.
+        width: channels of the root; the stages have 4, 8 and 16 times as many.
         units: number of units in each of the three stages.
     """
 
@@ -60,7 +66,7 @@ class ResNetV2(nn.Module):
         self.root = nn.Sequential(
             StdConv2d(in_channels, width, 7, 2), nn.GroupNorm(GROUPS, width, eps=1e-6), nn.ReLU()
         )
-        # No padding, so that 112 pixels become 55; skips are padded back to 56.
+        # Without padding, 112 pixels become 55; the skips are padded back to 56.
         self.pool = nn.MaxPool2d(3, 2)
         self.stages = nn.ModuleList()
         channels = width

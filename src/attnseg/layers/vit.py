@@ -1,4 +1,4 @@
-"""The Vision Transformer's parts that know nothing of attention inside.
+"""Parts of the Vision Transformer, for any attention.
 
 Dosovitskiy et al., 2021, arXiv 2010.11929.
 """
@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 @runtime_checkable
 class AttentionFactory(Protocol):
-    """Builds the attention a model is given: the model says what is its own, the factory the rest.
+    """Callable that builds one attention; the model passes only the options below.
 
-    What it returns is called as `attention(x[B, N, C], grid)` and returns `[B, N, C]`.
+    The attention is called as `attention(x[B, N, C], grid)` and returns `[B, N, C]`.
     """
 
     def __call__(
@@ -26,22 +26,22 @@ class AttentionFactory(Protocol):
         scale: float | None = None,
         projection: Callable[[int, bool], nn.Module] | None = None,
     ) -> nn.Module:
-        """Return an attention of width `dim`; arguments as in `attnseg.attention.Attention`."""
+        """Return an attention of width `dim`; arguments as in `attention.attention.Attention`."""
         ...
 
 
 class QuickGELU(nn.Module):
-    """GELU by a sigmoid, `x sigmoid(s x)` = `silu(s x) / s`."""
+    """Sigmoid approximation of GELU: `x sigmoid(s x)`, which is `silu(s x) / s`."""
 
     scale = 1.702  # s
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map any shape to the same."""
+        """Apply the activation to a tensor of any shape."""
         return F.silu(self.scale * x) / self.scale
 
 
 class Mlp(nn.Module):
-    """Two linear layers with an activation between, applied to each token alone."""
+    """Two linear layers with an activation in between, applied to each token alone."""
 
     def __init__(
         self, dim: int, hidden_dim: int, dropout: float = 0.0, act: type[nn.Module] = nn.GELU
@@ -59,14 +59,17 @@ class Mlp(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Stochastic depth: while training, drops a sample's whole branch. arXiv 1603.09382."""
+    """Stochastic depth: drops the whole branch of random samples while training.
+
+    Huang et al., 2016, arXiv 1603.09382.
+    """
 
     def __init__(self, rate: float) -> None:
         super().__init__()
         self.rate = rate
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map `[B, ...]` to the same, some samples zero and the others scaled up."""
+        """Set some samples of `[B, ...]` to zero and scale the others up."""
         if not self.training or self.rate == 0:
             return x
         kept = torch.rand(len(x), *[1] * (x.ndim - 1), device=x.device) >= self.rate
@@ -80,10 +83,10 @@ class Block(nn.Module):
         dim: width of the tokens.
         attn: the attention of the block.
         norm_eps: epsilon of both norms.
-        dropout: of the MLP.
+        dropout: rate in the MLP.
         drop_path: rate at which a branch is dropped while training.
         act: activation of the MLP.
-        mlp_ratio: hidden width of the MLP over `dim`.
+        mlp_ratio: hidden width of the MLP, as a multiple of `dim`.
     """
 
     def __init__(
@@ -111,7 +114,7 @@ class Block(nn.Module):
 
 
 class PatchTokens(nn.Module):
-    """Image to tokens: a strided convolution, an optional class token, learned positions.
+    """Cuts an image into tokens: strided convolution, optional class token, learned positions.
 
     Args:
         in_channels: channels of the image.
@@ -119,7 +122,7 @@ class PatchTokens(nn.Module):
         patch_size: side of a patch, pixels.
         grid: height and width of the grid that the positions are learned for; they are
             interpolated bilinearly for images of another size.
-        class_token: whether a learned token goes before the grid's.
+        class_token: whether a learned token precedes the grid's.
     """
 
     def __init__(
@@ -143,7 +146,7 @@ class PatchTokens(nn.Module):
         """
         patches: Tensor = self.proj(image)
         grid = (patches.shape[2], patches.shape[3])
-        # Contiguous: the norms of all blocks would take twice as long with the map's strides.
+        # With the strides of the map, the norms of all blocks would take twice as long.
         tokens = patches.flatten(2).transpose(1, 2).contiguous()
         if self.cls_token is not None:
             tokens = torch.cat((self.cls_token.expand(image.shape[0], -1, -1), tokens), 1)
@@ -162,10 +165,10 @@ def resize_positions(pos_embed: Tensor, old: tuple[int, int], new: tuple[int, in
 
 def tokens_to_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
     """Drop prefix tokens of `[B, prefix + h * w, C]` and lay the rest out as `[B, C, h, w]`."""
-    if tokens.shape[1] != grid[0] * grid[1]:  # the gradient of a slice is a copy of the whole
+    if tokens.shape[1] != grid[0] * grid[1]:  # The gradient of any slice costs a copy.
         tokens = tokens[:, -grid[0] * grid[1] :]
-    # In this order: of one item, the strides of `transpose`, then `unflatten`, do not tell PyTorch
-    # that it lies channels-last, and every convolution would copy it.
+    # `permute` tells PyTorch that even a single item is channels-last. After `transpose` and
+    # `unflatten` its strides would not, and every convolution would copy it.
     patches: Tensor = tokens.unflatten(1, grid).permute(0, 3, 1, 2)
     return patches
 

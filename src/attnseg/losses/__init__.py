@@ -1,1 +1,1 @@
-"""Losses: modules on logits and target."""
+"""Losses as modules that take logits and a target."""

@@ -1,4 +1,4 @@
-"""Focal loss: cross-entropy that easy pixels weigh little in.
+"""Focal loss: cross-entropy in which easy pixels have little weight.
 
 Lin et al., 2017, arXiv 1708.02002.
 """
@@ -15,7 +15,7 @@ class Focal(SegmentationLoss):
     Args:
         overlapping: see `SegmentationLoss`.
         gamma: how fast the weight of well-classified pixels falls; 0 is cross-entropy.
-        alpha: weight of the positive pixels, in [0, 1]; `None` weighs both the same.
+        alpha: weight of the positive pixels, in [0, 1]; `None` gives all pixels the same weight.
     """
 
     def __init__(self, overlapping: bool, gamma: float = 2.0, alpha: float | None = None) -> None:

@@ -1,4 +1,4 @@
-"""What every loss is, and the Dice and cross-entropy terms they are made of."""
+"""The base class of the losses, and the cross-entropy term that several of them use."""
 
 from collections.abc import Sequence
 
@@ -25,7 +25,7 @@ class SegmentationLoss(nn.Module):
         raise NotImplementedError
 
     def monai_target(self, target: Tensor) -> Tensor:
-        """Return the target as MONAI takes it: float channels, or one channel of indices."""
+        """Return the target in MONAI's form: float channels, or one channel of class indices."""
         return target.float() if self.overlapping else target[:, None].long()
 
 
@@ -46,7 +46,7 @@ class CrossEntropyTerm(nn.Module):
         """Return the mean cross-entropy; shapes as in `SegmentationLoss`.
 
         Raises:
-            ValueError: there are not as many weights as channels.
+            ValueError: the number of weights differs from the number of channels.
         """
         if self.weight is not None and len(self.weight) != logits.shape[1]:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Tversky loss: Dice with its own price for each kind of error.
+"""Tversky loss: Dice with separate weights for false positives and false negatives.
 
 Salehi et al., 2017, arXiv 1706.05721.
 """
@@ -14,8 +14,8 @@ class Tversky(SegmentationLoss):
 
     Args:
         overlapping: see `SegmentationLoss`.
-        alpha: price of false positives.
-        beta: price of false negatives; the paper's best is 0.7 beside an alpha of 0.3.
+        alpha: weight of false positives.
+        beta: weight of false negatives; best in the paper: 0.7, with an alpha of 0.3.
         batch: sum over the whole batch before dividing, not per image.
         smooth: added to numerator and denominator.
     """

@@ -1,8 +1,8 @@
-"""CvT: a pyramid of convolutional tokens with convolutional projections, as segmentation encoder.
+"""CvT as segmentation encoder: a pyramid of convolutional tokens with convolutional projections.
 
-Wu et al., 2021, arXiv 2103.15808. Details the paper leaves open follow the published code. There is
-no published decoder for segmentation: those here are taken from the literature on other encoders,
-and the choice is ours. The raw stage maps are normalised first, which CvT itself never does.
+Wu et al., 2021, arXiv 2103.15808. Details that the paper leaves open follow the published code. CvT
+has no published decoder for segmentation: those here come from the literature on other encoders.
+They normalise the stage maps first, which CvT itself never does.
 """
 
 import functools
@@ -15,27 +15,27 @@ from torch import Tensor, nn
 
 from attnseg.layers.conv import conv_bn_relu, resize
 from attnseg.layers.vit import AttentionFactory, Block, QuickGELU, init_weights, tokens_to_map
-from attnseg.models.model import PublishedModule, SegmentationModel, check_positive, translate
+from attnseg.models.model import PublishedModule, SegmentationModel, check_positive, translate_name
 
 NORM_EPS = 1e-5
-KERNELS, STRIDES, PADDINGS = (7, 3, 3), (4, 2, 2), (2, 1, 1)  # of the three token embeddings
-SMALLEST = 16  # pixels; less leaves no token in the last stage
+KERNELS, STRIDES, PADDINGS = (7, 3, 3), (4, 2, 2), (2, 1, 1)  # Of the three token embeddings.
+SMALLEST = 16  # Pixels; a smaller image leaves no token in the last stage.
 
 
 @dataclass(frozen=True)
-class Size:
+class CvTSize:
     """Dimensions of a named size, per stage."""
 
     dims: tuple[int, int, int]
     num_heads: tuple[int, int, int]
     depths: tuple[int, int, int]
-    drop_path: float  # of the last stage's last block
+    drop_path: float  # Rate of the last stage's last block.
 
 
 SIZES = {
-    "tiny": Size((32, 64, 96), (1, 2, 3), (1, 1, 2), 0.0),  # ours, for tests and laptops
-    "cvt-13": Size((64, 192, 384), (1, 3, 6), (1, 2, 10), 0.1),
-    "cvt-21": Size((64, 192, 384), (1, 3, 6), (1, 4, 16), 0.1),
+    "tiny": CvTSize((32, 64, 96), (1, 2, 3), (1, 1, 2), 0.0),  # Ours, for tests and laptops.
+    "cvt-13": CvTSize((64, 192, 384), (1, 3, 6), (1, 2, 10), 0.1),
+    "cvt-21": CvTSize((64, 192, 384), (1, 3, 6), (1, 4, 16), 0.1),
 }
 
 
@@ -53,12 +53,12 @@ class DepthwiseConv2d(nn.Conv2d):
 class ConvProjection(nn.Module):
     """Depthwise 3x3 convolution on the grid, batch normalisation, then a linear projection.
 
-    Prefix tokens, which have no place on the grid, skip the convolution.
+    Prefix tokens have no place on the grid and skip the convolution.
 
     Args:
         dim: C, width of the tokens in and out.
-        bias: whether the linear projection has one.
-        stride: of the convolution where fewer tokens are asked for.
+        bias: whether the linear projection has a bias.
+        stride: stride of the convolution in calls with `strided`.
     """
 
     def __init__(self, dim: int, bias: bool, stride: int) -> None:
@@ -69,7 +69,7 @@ class ConvProjection(nn.Module):
         self.linear = nn.Linear(dim, dim, bias)
 
     def forward(self, tokens: Tensor, grid: tuple[int, int], strided: bool) -> Tensor:
-        """Project tokens `[B, N, C]` on a grid (h, w), fewer of them if `strided`."""
+        """Project tokens `[B, N, C]` on a grid (h, w); `strided` asks for fewer tokens."""
         places = grid[0] * grid[1]
         prefix = None
         if tokens.shape[1] > places:
@@ -82,10 +82,10 @@ class ConvProjection(nn.Module):
         return projected
 
     def thinned(self, projected: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Thin out what `forward` returns if not `strided` to what it returns if it is.
+        """Select the tokens of a strided projection from an unstrided one.
 
         Args:
-            projected: tokens `[B, N, C]`.
+            projected: tokens `[B, N, C]`, from `forward` without `strided`.
             grid: height and width of their grid.
 
         Returns:
@@ -111,7 +111,7 @@ class Stage(nn.Module):
         self,
         index: int,
         in_channels: int,
-        size: Size,
+        size: CvTSize,
         attn: AttentionFactory,
         stride_kv: int,
         mlp_ratio: float,
@@ -124,7 +124,7 @@ class Stage(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim)) if last else None
         rates = [size.drop_path * i / max(depth - 1, 1) if last else 0.0 for i in range(depth)]
         projection = functools.partial(ConvProjection, stride=stride_kv)
-        # As published: the scale is of the full width, not of a head's.
+        # As published, the scale is that of the full width, not of a head's.
         self.blocks = nn.ModuleList(
             Block(
                 dim,
@@ -204,7 +204,7 @@ class MapNorm(nn.Module):
 
 
 class PlainMLPDecoder(nn.Module):
-    """All-MLP decoder of SegFormer: every stage to one width, to the first's size, concatenated.
+    """All-MLP decoder of SegFormer: maps of one width, resized to the first's size, concatenated.
 
     Xie et al., 2021, arXiv 2105.15203, equation 4.
     """
@@ -260,7 +260,7 @@ class MLPDecoder(PlainMLPDecoder):
 
 
 class FPNDecoder(nn.Module):
-    """Semantic branch of Panoptic FPN: summed top-down, convolved, summed at the first's size.
+    """Semantic branch of Panoptic FPN: top-down sums, convolved, summed at the first map's size.
 
     Kirillov et al., 2019, arXiv 1901.02446.
     """
@@ -294,13 +294,13 @@ class CvT(SegmentationModel):
     Args:
         in_channels: channels of the image.
         num_classes: K, channels of the logits.
-        image_size: taken by every model; CvT has no positions, so it has no use for it.
+        image_size: ignored, since CvT has no learned positions.
         attn: builds the attention of every block.
         size: `tiny`, `cvt-13` or `cvt-21`.
         decoder: `mlp`, `mlp_plain` (the same, layer by layer) or `fpn`.
         decoder_channels: width of the decoder.
         stride_kv: stride of the key and value projections.
-        mlp_ratio: hidden width of the MLPs over the tokens' width.
+        mlp_ratio: hidden width of the MLPs, as a multiple of the tokens' width.
 
     Raises:
         ValueError: an unknown size or decoder.
@@ -332,12 +332,12 @@ class CvT(SegmentationModel):
         return resize(self.decoder(maps), (image.shape[2], image.shape[3]))
 
     def official_name(self, name: str) -> str | None:
-        """Translate a name of the published classifier; its own norm and head have no use here."""
-        return translate(name, OFFICIAL_NAMES)
+        """Translate a name of the published classifier; its norm and head are not used here."""
+        return translate_name(name, OFFICIAL_NAMES)
 
 
 class CvTClassifier(PublishedModule):
-    """The published image classifier: the encoder, a norm and a linear layer on the class token."""
+    """The published image classifier: encoder, norm, and a linear layer on the class token."""
 
     def __init__(
         self, in_channels: int, num_classes: int, attn: AttentionFactory, size: str = "cvt-13"
@@ -355,7 +355,9 @@ class CvTClassifier(PublishedModule):
 
     def official_name(self, name: str) -> str | None:
         """Translate a name of the published classifier."""
-        return name if re.fullmatch(r"(norm|head)\..+", name) else translate(name, OFFICIAL_NAMES)
+        return (
+            name if re.fullmatch(r"(norm|head)\..+", name) else translate_name(name, OFFICIAL_NAMES)
+        )
 
 
 BLOCK = r"stage(\d)\.blocks\.(\d+)\."

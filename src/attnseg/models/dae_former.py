@@ -1,8 +1,8 @@
 """DAE-Former: a U-shaped transformer whose blocks attend twice, over space and over channels.
 
-Azad et al., 2023, arXiv 2212.13504. Details the paper leaves open follow the published code. What
-no output of the published code depends on is left out: 18,382,864 of its 48,073,065 parameters, and
-the second evaluation of each `fc1`.
+Azad et al., 2023, arXiv 2212.13504. Details that the paper leaves open follow the published code,
+without its 18,382,864 parameters (of 48,073,065) that no output depends on, and without its second
+evaluation of each `fc1`.
 """
 
 import re
@@ -15,17 +15,17 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from attnseg.layers.vit import AttentionFactory, tokens_to_map
-from attnseg.models.model import SegmentationModel, check_divisible, translate
+from attnseg.models.model import SegmentationModel, check_divisible, translate_name
 
 NORM_EPS = 1e-5
-STRIDE = 16  # pixels per token of the last stage
+STRIDE = 16  # Pixels per token of the last stage.
 CHANNEL_HEADS = 8
 FUSIONS = ("sequential", "additive", "concatenation")
 Grid = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class Size:
+class DAEFormerSize:
     """Dimensions of a named size: width of each stage, blocks per stage."""
 
     dims: tuple[int, int, int]
@@ -33,13 +33,13 @@ class Size:
 
 
 SIZES = {
-    "tiny": Size((32, 64, 96), 1),  # ours, for tests and laptops
-    "base": Size((128, 320, 512), 2),
+    "tiny": DAEFormerSize((32, 64, 96), 1),  # Ours, for tests and laptops.
+    "base": DAEFormerSize((128, 320, 512), 2),
 }
 
 
 def layer_norm(dim: int) -> nn.LayerNorm:
-    """Layer normalisation over the last axis."""
+    """Build a layer normalisation over the last axis, with the published epsilon."""
     return nn.LayerNorm(dim, eps=NORM_EPS)
 
 
@@ -57,18 +57,18 @@ class MixFFN(nn.Module):
         """Map tokens `[B, N, C]` on a grid (h, w) to the same shape."""
         hidden = tokens_to_map(self.fc1(x), grid)
         mixed = hidden + self.dwconv(hidden)
-        return again(self._narrow, mixed.flatten(2).transpose(1, 2))
+        return recompute(self._narrow, mixed.flatten(2).transpose(1, 2))
 
     def _narrow(self, mixed: Tensor) -> Tensor:
         out: Tensor = self.fc2(F.gelu(self.norm(mixed)))
         return out
 
 
-def again(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Call a function of a large tensor; what it keeps for gradients is computed again instead.
+def recompute(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Call a function, and call it again for gradients instead of keeping its intermediate results.
 
-    Only what comes before its last product: norms and activations cost little time, and together
-    a quarter of the memory of a training step.
+    Norms and activations are cheap to compute twice. Kept, those of the feed-forward networks would
+    be a quarter of the memory of a training step.
     """
     if not torch.is_grad_enabled() or torch.compiler.is_compiling():
         return function(x)
@@ -83,11 +83,11 @@ class DualBlock(nn.Module):
         dim: width of the tokens.
         attn: builds the spatial attention (one head, as published).
         channel_attn: builds the channel attention (eight heads, no bias).
-        fusion: `sequential`, the published block: space, then channels. `additive`: both on the
-            block's input, their changes summed. `concatenation`: both on the input, their changes
-            concatenated and projected. The paper's ablation has variants of these names; how they
-            are wired there is not published, so the last two are ours.
-        mlp_ratio: hidden width of the feed-forward networks over `dim`.
+        fusion: `sequential` is the published block: space, then channels. `additive` applies both
+            to the block's input and sums their changes; `concatenation` concatenates and projects
+            the changes. The paper's ablation has variants of these names but does not say how they
+            are wired, so the last two are ours.
+        mlp_ratio: hidden width of the feed-forward networks, as a multiple of `dim`.
     """
 
     def __init__(
@@ -132,8 +132,8 @@ class DualBlock(nn.Module):
 class SkipCrossAttention(nn.Module):
     """Skip connection by efficient attention without projections.
 
-    Keys and queries are the encoder's skip, values the decoder's feature. This is what the
-    published code computes; the paper's text says it the other way round.
+    Keys and queries are the encoder's skip, values the decoder's feature, as in the published
+    code; the paper's text has it the other way round.
     """
 
     def __init__(self, dim: int) -> None:
@@ -159,7 +159,7 @@ class SkipCrossAttention(nn.Module):
 
 
 class EncoderStage(nn.Module):
-    """Overlapping patches to tokens, dual blocks, a norm at both ends."""
+    """Overlapping patches as tokens, dual blocks, and a norm at both ends."""
 
     def __init__(
         self, in_channels: int, dim: int, kernel: int, stride: int, blocks: list[DualBlock]
@@ -181,7 +181,7 @@ class EncoderStage(nn.Module):
 
 
 class PatchExpand(nn.Module):
-    """Each token to `factor` x `factor` tokens, normalised."""
+    """Expands each token into `factor` x `factor` tokens and normalises them."""
 
     def __init__(self, dim: int, out_dim: int, factor: int) -> None:
         super().__init__()
@@ -191,12 +191,12 @@ class PatchExpand(nn.Module):
 
     def forward(self, x: Tensor, grid: Grid) -> Tensor:
         """Map tokens `[B, h * w, C]` to `[B, h * w * factor^2, out_dim]`."""
-        parts = self.norm(self.expand(x).unflatten(2, (self.factor**2, -1)))
-        return spread_out(parts, grid, self.factor)
+        cells = self.norm(self.expand(x).unflatten(2, (self.factor**2, -1)))
+        return arrange_cells(cells, grid, self.factor)
 
 
 class PatchClassify(nn.Module):
-    """Each token to the logits of `factor` x `factor` pixels: expanded, normalised, classified."""
+    """Expands each token into `factor` x `factor` pixels, normalises and classifies them."""
 
     def __init__(self, dim: int, out_dim: int, factor: int, num_classes: int) -> None:
         super().__init__()
@@ -208,26 +208,26 @@ class PatchClassify(nn.Module):
     def forward(self, x: Tensor, grid: Grid) -> Tensor:
         """Map tokens `[B, h * w, C]` to logits `[B, h * w * factor^2, K]`."""
         pixels = self.norm(self.expand(x).unflatten(2, (self.factor**2, -1)))
-        return spread_out(self.classify(pixels), grid, self.factor)
+        return arrange_cells(self.classify(pixels), grid, self.factor)
 
 
-def spread_out(parts: Tensor, grid: Grid, factor: int) -> Tensor:
-    """Lay the parts of each token out on a finer grid.
+def arrange_cells(cells: Tensor, grid: Grid, factor: int) -> Tensor:
+    """Arrange the cells of each token on a finer grid.
 
     Args:
-        parts: `[B, h * w, factor^2, D]`.
+        cells: `[B, h * w, factor^2, D]`.
         grid: (h, w).
-        factor: of the finer grid's sides.
+        factor: cells per token along each side.
 
     Returns:
         Tokens `[B, h * w * factor^2, D]`.
     """
-    parts = parts.unflatten(2, (factor, factor)).unflatten(1, grid)  # B h w p1 p2 D
-    return parts.permute(0, 1, 3, 2, 4, 5).flatten(3, 4).flatten(1, 3)
+    cells = cells.unflatten(2, (factor, factor)).unflatten(1, grid)  # B h w p1 p2 D
+    return cells.permute(0, 1, 3, 2, 4, 5).flatten(3, 4).flatten(1, 3)
 
 
 class DecoderStage(nn.Module):
-    """Joins the skip, two dual blocks, expands."""
+    """Joins the skip connection, applies two dual blocks, and expands."""
 
     def __init__(
         self,
@@ -258,12 +258,12 @@ class DAEFormer(SegmentationModel):
     Args:
         in_channels: channels of the image.
         num_classes: K, channels of the logits.
-        image_size: taken by every model; checked, but no parameter depends on it.
+        image_size: checked only; no parameter depends on it.
         attn: builds the spatial attention of every block; published: efficient.
         channel_attn: builds the channel attention; published: transpose.
         size: `tiny` or `base`.
-        fusion: how a block's two attentions meet, see `DualBlock`.
-        mlp_ratio: hidden width of the blocks' feed-forward networks over the tokens' width.
+        fusion: combination of a block's two attentions, see `DualBlock`.
+        mlp_ratio: hidden width of the feed-forward networks, as a multiple of the tokens' width.
 
     Raises:
         ValueError: an unknown size or fusion, or an image size that does not fit.
@@ -338,7 +338,7 @@ class DAEFormer(SegmentationModel):
 
     def official_name(self, name: str) -> str | None:
         """Translate a name of the published code's state dict."""
-        ours = translate(name, OFFICIAL_NAMES)
+        ours = translate_name(name, OFFICIAL_NAMES)
         for published, part in OFFICIAL_PARTS:
             ours = ours and re.sub(published, part, ours)
         return ours
@@ -351,10 +351,10 @@ OFFICIAL_NAMES = (
     (r"backbone\.block(\d)\.(.+)", "stages.{0-1}.blocks.{1}"),
     (r"decoder_2\.layer_up\.(.+)", "expand.{0}"),
     (r"decoder_0\.last_layer\.(.+)", "decoder.1.expand.classify.{0}"),
-    (r"decoder_1\.(.+)", "decoder.0.{0}"),  # runs before decoder_0
+    (r"decoder_1\.(.+)", "decoder.0.{0}"),  # It runs before decoder_0.
     (r"decoder_0\.(.+)", "decoder.1.{0}"),
 )
-# Names within a block or decoder stage; norm2 and norm3 of a feed-forward network have no function.
+# Names within a block or decoder stage; norm2 and norm3 of a feed-forward network are never used.
 OFFICIAL_PARTS = (
     (r"(?<!channel_)attn\.queries\.", "attn.project.q.linear."),
     (r"(?<!channel_)attn\.keys\.", "attn.project.k.linear."),

@@ -1,4 +1,4 @@
-"""What every segmentation model is: image in, logits of the image's size out."""
+"""The base class of the segmentation models, and the renaming of published parameters."""
 
 import re
 from collections.abc import Iterable
@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from torch import Tensor, nn
 
 _LAYER = r"transformer\.encoder\.layer\.(\d+)\."
-# A plain ViT: names in TransUNet's code, which Flax files are brought to, and the names here of
-# models that call their tokens `embed` and their blocks `encoder`.
+# Names of a plain ViT: those of TransUNet's code, to which Flax files are converted first, and ours
+# in models that call their tokens `embed` and their blocks `encoder`.
 VIT_NAMES = (
     (r"transformer\.embeddings\.position_embeddings", "embed.pos_embed"),
     (r"transformer\.embeddings\.patch_embeddings\.(.+)", "embed.proj.{0}"),
@@ -22,49 +22,45 @@ VIT_NAMES = (
 )
 
 
-def translate(name: str, table: Iterable[tuple[str, str]]) -> str | None:
-    """Translate a name by the first pattern of a table that matches all of it.
+def translate_name(name: str, table: Iterable[tuple[str, str]]) -> str | None:
+    """Translate a name by the first pattern of a table that matches the whole name.
 
     Args:
         name: published name.
-        table: regular expressions, and our names with `{0}` for the first group and so on. `{0-1}`
-            is the first group less 1, where the published code counts from there.
+        table: pairs of a regular expression and our name, in which `{0}` is the first group and
+            `{0-1}` the first group minus 1, for published code that counts from 1.
 
     Returns:
         Our name, or `None` if no pattern matches.
     """
     for pattern, ours in table:
         if match := re.fullmatch(pattern, name):
-            return re.sub(
-                r"\{(\d)(?:-(\d))?\}",
-                lambda place: _group(match, place),
-                ours,
-            )
+            return re.sub(r"\{(\d)(?:-(\d))?\}", lambda field: _fill_field(match, field), ours)
     return None
 
 
-def _group(match: re.Match[str], place: re.Match[str]) -> str:
-    text = match.groups()[int(place[1])]
-    return str(int(text) - int(place[2])) if place[2] else text
+def _fill_field(match: re.Match[str], field: re.Match[str]) -> str:
+    text = match.groups()[int(field[1])]
+    return str(int(text) - int(field[2])) if field[2] else text
 
 
 class PublishedModule(nn.Module):
-    """A network that knows the names its parameters have in the published implementation."""
+    """A network that can rename the parameters of its published implementation."""
 
     def official_name(self, name: str) -> str | None:
         """Translate a parameter name of the published implementation to ours.
 
         Returns:
-            Our name; `None` if the published parameter has no function in this model.
+            Our name; `None` if the model has no use for the published parameter.
         """
         raise NotImplementedError(f"{type(self).__name__} has no published checkpoints")
 
     def official_split(self, name: str, value: Tensor) -> dict[str, Tensor]:
-        """Split a published tensor that holds several of ours; by default it holds one."""
+        """Split a published tensor that holds several of ours; by default it is one of ours."""
         return {name: value}
 
     def position_grids(self) -> dict[str, tuple[int, int]]:
-        """Return the grid (height, width) that each learned position table is for, by our name."""
+        """Return the grid (height, width) of each table of learned positions, by our name."""
         return {}
 
 
@@ -85,35 +81,35 @@ class SegmentationModel(PublishedModule):
             Logits `[B, K, H, W]`, one channel per class.
 
         Raises:
-            ValueError: a height or width the architecture does not allow; the message names the
-                nearest that it does.
+            ValueError: the architecture does not allow this height or width; the message names the
+                nearest allowed size.
         """
         raise NotImplementedError
 
     def training_outputs(self, image: Tensor) -> list[Tensor]:
-        """Return the logits and, after them, those of auxiliary heads, all `[B, K, H, W]`."""
+        """Return the logits, then those of any auxiliary heads, all `[B, K, H, W]`."""
         return [self(image)]
 
 
 def check_positive(**numbers: int | None) -> None:
-    """Refuse numbers below 1; `None` stands for a number that is not given.
+    """Refuse numbers below 1; `None` is a number that was not given.
 
     Raises:
-        ValueError: names the first.
+        ValueError: a number is below 1; the message names the first.
     """
     for name, number in numbers.items():
         if number is not None and number < 1:
             raise ValueError(f"{name} {number} must be 1 or more")
 
 
-def check_divisible(what: str, size: tuple[int, int], factor: int) -> None:
+def check_divisible(key: str, size: tuple[int, int], factor: int) -> None:
     """Refuse an image size that is not a multiple of `factor` pixels in height and width.
 
     Raises:
-        ValueError: names the nearest valid size.
+        ValueError: it is not; the message names the nearest valid size.
     """
     if any(side < factor or side % factor for side in size):
         near = [max(factor, round(side / factor) * factor) for side in size]
         raise ValueError(
-            f"{what} {size[0]}x{size[1]} is not divisible by {factor}; nearest: {near[0]}x{near[1]}"
+            f"{key} {size[0]}x{size[1]} is not divisible by {factor}; nearest: {near[0]}x{near[1]}"
         )

@@ -1,4 +1,4 @@
-"""Published weights: read without running anything, renamed, resized, and accounted for.
+"""Reads published weights without executing code, renames and resizes them, and reports on each.
 
 Files: `.npz` of the Flax ViT and R50+ViT models, `.pth`, `.pt`, `.pkl`, `.bin` and `.ckpt` state
 dicts (read with `weights_only`, never otherwise), and `.safetensors`.
@@ -22,19 +22,19 @@ from attnseg.errors import CheckpointError, first_line
 from attnseg.layers.vit import resize_positions
 from attnseg.models.model import PublishedModule
 
-PREFIXES = ("module.", "_orig_mod.")  # left by data parallelism and by torch.compile
+PREFIXES = ("module.", "_orig_mod.")  # Left by data parallelism and by torch.compile.
 WRAPPERS = ("state_dict", "model", "model_state_dict")
-MAX_PACKING = 20  # times that an archive may grow when unpacked
+MAX_PACKING = 20  # Factor by which an archive may grow when unpacked.
 
 
 @dataclass
 class LoadReport:
-    """What became of every tensor when published weights were loaded.
+    """Outcome of loading published weights, tensor by tensor.
 
     Attributes:
-        loaded: our names that were filled.
-        resized: our names that were filled after a change of size, and how.
-        dropped: published names that found no place, and why.
+        loaded: our names that received published weights.
+        resized: our names whose weights were resized first, and from which shape to which.
+        dropped: published names without a counterpart here, and the reason.
         fresh: our names that keep their initialisation.
     """
 
@@ -44,18 +44,18 @@ class LoadReport:
     fresh: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        """Return one line per kind, long lists cut."""
+        """Return one line per outcome; long lists are shortened."""
         lines = [f"loaded {len(self.loaded)} tensors"]
         lines += [f"resized {name}: {how}" for name, how in self.resized.items()]
         reasons: dict[str, list[str]] = {}
-        for name, why in self.dropped.items():
-            reasons.setdefault(why, []).append(name)
-        lines += [f"dropped {_short(names)}: {why}" for why, names in reasons.items()]
-        lines += [f"left fresh {_short(self.fresh)}"] if self.fresh else []
+        for name, reason in self.dropped.items():
+            reasons.setdefault(reason, []).append(name)
+        lines += [f"dropped {_shorten_list(names)}: {reason}" for reason, names in reasons.items()]
+        lines += [f"left fresh {_shorten_list(self.fresh)}"] if self.fresh else []
         return "\n".join(lines)
 
 
-def _short(names: list[str]) -> str:
+def _shorten_list(names: list[str]) -> str:
     shown = ", ".join(names[:3])
     return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
 
@@ -64,17 +64,16 @@ def load_file_into(model: PublishedModule, path: str | Path) -> LoadReport:
     """Load a file of published weights into `model`.
 
     Raises:
-        CheckpointError: the file is missing, broken, of a kind that is not read, or of another
-            network.
+        CheckpointError: the file is missing, broken, of an unknown kind, or of another network.
     """
     try:
-        return load_official(model, read(Path(path)))
+        return load_official(model, read_weights(Path(path)))
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
 
 
-def read(path: Path) -> dict[str, Tensor]:
-    """Read a file's tensors by their published names.
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Read the tensors of a file, by their published names.
 
     Raises:
         CheckpointError: see `load_file_into`.
@@ -95,41 +94,42 @@ def read(path: Path) -> dict[str, Tensor]:
                 return from_flax({name: arrays[name] for name in arrays.files})
         if path.suffix == ".safetensors":
             return dict(load_file(path))
-        found: Any = torch.load(path, map_location="cpu", weights_only=True)
+        loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path}: holds more than tensors, or is broken; not loaded, since it could run code"
         ) from error
-    except Exception as error:  # made to harm, a file can have a decoder raise anything
+    except Exception as error:  # A malicious file can make a decoder raise anything.
         raise CheckpointError(
             f"{path}: broken ({first_line(error)[:100]}); download it again"
         ) from error
-    if isinstance(found, dict) and {"state_dict", "callbacks", "loops"} <= found.keys():
+    if isinstance(loaded, dict) and {"state_dict", "callbacks", "loops"} <= loaded.keys():
         raise CheckpointError(
             f"{path}: a checkpoint of a training run, not published weights; give the file as "
             "published"
         )
     for wrapper in WRAPPERS:
-        if isinstance(found, dict) and isinstance(found.get(wrapper), dict):
-            found = found[wrapper]
-    if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
+        if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
+            loaded = loaded[wrapper]
+    if not isinstance(loaded, dict) or not all(isinstance(v, Tensor) for v in loaded.values()):
         raise CheckpointError(f"{path}: not a state dict of tensors; export one")
-    for name, value in found.items():
+    for name, value in loaded.items():
         if value.layout != torch.strided or value.untyped_storage().nbytes() < value.nbytes:
             raise CheckpointError(
                 f"{path}: {str(name)[:80]} is sparse or larger than what is stored of it; export "
                 "plain tensors"
             )
-    return {_bare(str(name)): value for name, value in found.items()}
+    return {_strip_prefixes(str(name)): value for name, value in loaded.items()}
 
 
 def check_packing(path: Path) -> None:
-    """Refuse an archive that is damaged, or would unpack to far more than it is.
+    """Refuse a damaged archive, and one that unpacks to far more than its own size.
 
-    Weights hardly compress; and torch.load does not look at the check sums.
+    Weights hardly compress, so a small archive of large tensors was made to exhaust memory.
+    `torch.load` does not verify check sums.
 
     Raises:
-        ValueError: it is, or would.
+        ValueError: the archive is damaged or grows too much.
     """
     if not zipfile.is_zipfile(path):
         return
@@ -141,7 +141,7 @@ def check_packing(path: Path) -> None:
             raise ValueError(f"wrong check sum of {damaged}")
 
 
-def _bare(name: str) -> str:
+def _strip_prefixes(name: str) -> str:
     for prefix in PREFIXES:
         name = name.removeprefix(prefix)
     return name
@@ -152,44 +152,44 @@ def load_official(
 ) -> LoadReport:
     """Copy a published implementation's weights into `model`.
 
-    Where the attention differs, what still applies is loaded: a projection that several roles share
-    takes the weights of the last of them (K of Q and K, V of K and V). Learned positions are
-    interpolated to the model's grid. The first convolution is summed for one channel, and repeated
-    and scaled for more. A classifier of another number of classes stays fresh.
+    Where the attention differs, all weights that still apply are loaded: a projection shared by
+    several roles takes the weights of the last of them (K of Q and K, V of K and V). Learned
+    positions are interpolated to the model's grid. The first convolution's channels are summed for
+    images of one channel, and repeated and scaled for more. A classifier of another number of
+    classes keeps its initialisation.
 
     Args:
         model: receives the weights.
         state_dict: tensors or arrays by the published names.
 
     Returns:
-        What was loaded, resized, dropped and left fresh.
+        The outcome for every tensor.
 
     Raises:
-        ValueError: another tensor's shape does not fit, values are not finite, or nothing at all
-            fits.
+        ValueError: any other tensor does not fit, values are not finite, or no tensor fits.
     """
     report = LoadReport()
     own = {n: t for n, t in model.state_dict().items() if not n.endswith("num_batches_tracked")}
-    # project.qk. is found under project.k., project.kv. under project.v.
-    found_as = {re.sub(r"\.project\.\w*(\w)\.", r".project.\1.", name): name for name in own}
+    # The name without other roles: project.qk. becomes project.k., project.kv. project.v.
+    by_last_role = {re.sub(r"\.project\.\w*(\w)\.", r".project.\1.", name): name for name in own}
     grids = model.position_grids()
     fitted: dict[str, Tensor] = {}
     for published, value in state_dict.items():
         if published.endswith("num_batches_tracked"):
             continue
         for name, part in model.official_split(published, torch.as_tensor(value)).items():
-            target = found_as.get(model.official_name(name) or "")
+            target = by_last_role.get(model.official_name(name) or "")
             if target is None:
                 report.dropped[name] = "no counterpart in this model"
                 continue
-            wanted = tuple(own[target].shape)
-            if part.shape != wanted:
-                changed = _fit(target, part, wanted, grids.get(target))
-                if changed is None:
-                    report.dropped[name] = f"shape {tuple(part.shape)} instead of {wanted}"
+            shape = tuple(own[target].shape)
+            if part.shape != shape:
+                resized = _fit_shape(target, part, shape, grids.get(target))
+                if resized is None:
+                    report.dropped[name] = f"shape {tuple(part.shape)} instead of {shape}"
                     continue
-                report.resized[target] = f"{tuple(part.shape)} to {wanted}"
-                part = changed
+                report.resized[target] = f"{tuple(part.shape)} to {shape}"
+                part = resized
             if not part.isfinite().all():
                 raise ValueError(f"{name} has values that are not finite; take another file")
             fitted[target] = part
@@ -203,52 +203,52 @@ def load_official(
     return report
 
 
-def _fit(
-    target: str, value: Tensor, wanted: tuple[int, ...], grid: tuple[int, int] | None
+def _fit_shape(
+    target: str, value: Tensor, shape: tuple[int, ...], grid: tuple[int, int] | None
 ) -> Tensor | None:
-    """Return `value` in another shape; `None` for a classifier, which then stays fresh.
+    """Return `value` in another shape; `None` for a classifier, which keeps its initialisation.
 
     Raises:
-        ValueError: it cannot be made to fit.
+        ValueError: this kind of tensor cannot be resized.
     """
     if "classify" in target:
         return None
-    if grid is not None and value.ndim == 3 and value.shape[2] == wanted[2]:
-        count, prefix = value.shape[1], wanted[1] - grid[0] * grid[1]
-        side = int(count**0.5)  # published grids are square, with or without a class token
+    if grid is not None and value.ndim == 3 and value.shape[2] == shape[2]:
+        count, prefix = value.shape[1], shape[1] - grid[0] * grid[1]
+        side = int(count**0.5)  # Published grids are square, with or without a class token.
         if count - side * side in (0, 1):
             tokens = value if count - side * side == prefix else value[:, count - side * side :]
             if tokens.shape[1] - side * side == prefix:
                 return resize_positions(tokens, (side, side), grid)
-    if value.ndim == 4 and (value.shape[0], *value.shape[2:]) == (wanted[0], *wanted[2:]):
-        if wanted[1] == 1:
+    if value.ndim == 4 and (value.shape[0], *value.shape[2:]) == (shape[0], *shape[2:]):
+        if shape[1] == 1:
             return value.sum(1, keepdim=True)
-        repeats = -(-wanted[1] // value.shape[1])
-        return value.repeat(1, repeats, 1, 1)[:, : wanted[1]] * value.shape[1] / wanted[1]
+        repeats = -(-shape[1] // value.shape[1])
+        return value.repeat(1, repeats, 1, 1)[:, : shape[1]] * value.shape[1] / shape[1]
     raise ValueError(
-        f"shape {tuple(value.shape)} does not fit {target} {wanted}; "
+        f"shape {tuple(value.shape)} does not fit {target} {shape}; "
         "give weights of this model and size"
     )
 
 
 def from_flax(arrays: Mapping[str, NDArray[Any]]) -> dict[str, Tensor]:
-    """Rename and lay out the arrays of a Flax ViT or R50+ViT file as TransUNet's code does.
+    """Rename and transpose the arrays of a Flax ViT or R50+ViT file as TransUNet's code does.
 
-    Kernels are height, width, in, out there; attention kernels have an axis for the heads.
+    Flax kernels are (height, width, in, out); those of attention have an axis for the heads.
     """
     out: dict[str, Tensor] = {}
     for name, array in arrays.items():
         value = torch.from_numpy(np.ascontiguousarray(array)).float()
         for pattern, ours in FLAX_NAMES:
             if match := re.fullmatch(pattern, name):
-                out[match.expand(ours)] = _layout(name, value)
+                out[match.expand(ours)] = _to_torch_layout(name, value)
                 break
         else:
             out[name] = value
     return out
 
 
-def _layout(name: str, value: Tensor) -> Tensor:
+def _to_torch_layout(name: str, value: Tensor) -> Tensor:
     if "MultiHeadDotProductAttention" in name:
         if not name.endswith("kernel"):
             return value.flatten()

@@ -1,6 +1,6 @@
 """SETR: a plain Vision Transformer with a naive, PUP or MLA head.
 
-Zheng et al., 2021, arXiv 2012.15840. Details the paper leaves open follow the published code:
+Zheng et al., 2021, arXiv 2012.15840. Details that the paper leaves open follow the published code:
 the class token stays in the sequence (naive, PUP), there is no norm after the encoder but one in
 each head, and MLA's streams are upsampled with aligned corners.
 """
@@ -19,7 +19,7 @@ from attnseg.models.model import (
     SegmentationModel,
     check_divisible,
     check_positive,
-    translate,
+    translate_name,
 )
 
 NORM_EPS = 1e-6
@@ -27,7 +27,7 @@ MLA_LEVELS = 4
 
 
 @dataclass(frozen=True)
-class Size:
+class SETRSize:
     """Dimensions of a named size: encoder width, depth and heads, patch, head channels."""
 
     dim: int
@@ -35,18 +35,18 @@ class Size:
     num_heads: int
     patch_size: int
     head_channels: int
-    auxiliary: tuple[int, ...]  # blocks (from 0) that auxiliary heads read
+    auxiliary: tuple[int, ...]  # Blocks (from 0) whose output the auxiliary heads take.
 
 
 SIZES = {
-    "tiny": Size(192, 4, 3, 8, 64, (1,)),  # ours, for tests and laptops
-    "base": Size(768, 12, 12, 16, 256, (2, 5, 8)),  # T-Base
-    "large": Size(1024, 24, 16, 16, 256, (9, 14, 19)),  # T-Large
+    "tiny": SETRSize(192, 4, 3, 8, 64, (1,)),  # Ours, for tests and laptops.
+    "base": SETRSize(768, 12, 12, 16, 256, (2, 5, 8)),  # T-Base
+    "large": SETRSize(1024, 24, 16, 16, 256, (9, 14, 19)),  # T-Large
 }
 
 
 class NaiveHead(nn.Module):
-    """Norm, 1x1 convolution, 1x1 classifier, one bilinear resize."""
+    """Norm, 1x1 convolution, 1x1 classifier, and one bilinear resize."""
 
     def __init__(self, dim: int, channels: int, num_classes: int) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ class NaiveHead(nn.Module):
 
 
 class PUPHead(nn.Module):
-    """Progressive upsampling: convolutions with a doubling after each, until the image's size."""
+    """Progressive upsampling: a doubling after each convolution, up to the image's size."""
 
     def __init__(self, dim: int, channels: int, num_classes: int, patch_size: int) -> None:
         super().__init__()
@@ -140,13 +140,13 @@ class SETR(SegmentationModel):
         attn: builds the attention of every block.
         size: `tiny`, `base` or `large`; the arguments below override its numbers.
         head: `naive`, `pup` or `mla`.
-        auxiliary: whether further heads read the middle of the encoder while training.
+        auxiliary: whether further heads classify the middle of the encoder while training.
         dim: width of the tokens.
         depth: number of blocks.
         num_heads: attention heads.
         patch_size: side of a patch, pixels.
         head_channels: channels of the head's convolutions.
-        mlp_ratio: hidden width of the MLPs over the tokens' width.
+        mlp_ratio: hidden width of the MLPs, as a multiple of the tokens' width.
 
     Raises:
         ValueError: an unknown size or head, or numbers that do not fit each other.
@@ -201,24 +201,29 @@ class SETR(SegmentationModel):
         self.encoder.apply(init_weights)
         self.mla_levels = [depth * (i + 1) // MLA_LEVELS - 1 for i in range(MLA_LEVELS)]
         self.auxiliary_levels: list[int] = []
+        if auxiliary and head != "mla":
+            self.auxiliary_levels = [i for i in preset.auxiliary if i < depth - 1]
+        self._add_heads(head, auxiliary, dim, channels, num_classes)
+
+    def _add_heads(
+        self, head: str, auxiliary: bool, dim: int, channels: int, num_classes: int
+    ) -> None:
         self.head: NaiveHead | PUPHead | MLAHead
         self.auxiliary_heads = nn.ModuleList()
         if head == "mla":
             self.head = MLAHead(dim, channels, num_classes)
-            if auxiliary:
-                self.auxiliary_heads.extend(
-                    nn.Conv2d(channels, num_classes, 1) for _ in range(MLA_LEVELS)
-                )
+            classifiers = MLA_LEVELS if auxiliary else 0
+            self.auxiliary_heads.extend(
+                nn.Conv2d(channels, num_classes, 1) for _ in range(classifiers)
+            )
+            return
+        if head == "pup":
+            self.head = PUPHead(dim, channels, num_classes, self.patch_size)
         else:
-            if head == "pup":
-                self.head = PUPHead(dim, channels, num_classes, self.patch_size)
-            else:
-                self.head = NaiveHead(dim, channels, num_classes)
-            if auxiliary:
-                self.auxiliary_levels = [i for i in preset.auxiliary if i < depth - 1]
-                self.auxiliary_heads.extend(
-                    NaiveHead(dim, channels, num_classes) for _ in self.auxiliary_levels
-                )
+            self.head = NaiveHead(dim, channels, num_classes)
+        self.auxiliary_heads.extend(
+            NaiveHead(dim, channels, num_classes) for _ in self.auxiliary_levels
+        )
 
     def forward(self, image: Tensor) -> Tensor:
         """Segment images `[B, C, H, W]`; see `SegmentationModel.forward`."""
@@ -244,9 +249,8 @@ class SETR(SegmentationModel):
             return [logits, *(resize(classify(x), size) for classify, x in pairs)]
         outputs = [self.head(tokens, grid, size)]
         if auxiliary:
-            read = [levels[i] for i in self.auxiliary_levels]
-            for auxiliary_head, x in zip(self.auxiliary_heads, read, strict=True):
-                outputs.append(auxiliary_head(x, grid, size))
+            for auxiliary_head, i in zip(self.auxiliary_heads, self.auxiliary_levels, strict=True):
+                outputs.append(auxiliary_head(levels[i], grid, size))
         return outputs
 
     def official_split(self, name: str, value: Tensor) -> dict[str, Tensor]:
@@ -273,10 +277,11 @@ class SETR(SegmentationModel):
                 if index == "0"
                 else f"head.classify.{rest}"
             )
-        return translate(name, OFFICIAL_NAMES)
+        return translate_name(name, OFFICIAL_NAMES)
 
 
-# MLA's streams are numbered 2 to 5 there; `conv_seg` is made by the base class and never used.
+# The published code numbers MLA's streams 2 to 5; its `conv_seg` comes from a base class and is
+# never used.
 OFFICIAL_NAMES = (
     *VIT_NAMES,
     (r"backbone\.(cls_token|pos_embed)", "embed.{0}"),

@@ -1,6 +1,6 @@
 """TransUNet: a Vision Transformer on ResNet features, decoded with U-Net's skip connections.
 
-Chen et al., 2021, arXiv 2102.04306. Details the paper leaves open follow the published code.
+Chen et al., 2021, arXiv 2102.04306. Details that the paper leaves open follow the published code.
 """
 
 from dataclasses import dataclass
@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from attnseg.layers.conv import conv_bn_relu, upsample
 from attnseg.layers.resnetv2 import ResNetV2
 from attnseg.layers.vit import AttentionFactory, Block, PatchTokens, init_weights, tokens_to_map
-from attnseg.models.model import VIT_NAMES, SegmentationModel, check_divisible, translate
+from attnseg.models.model import VIT_NAMES, SegmentationModel, check_divisible, translate_name
 
-PATCH = 16  # pixels of the image per token, with and without the ResNet
+PATCH = 16  # Pixels of the image per token, with and without the ResNet.
 NORM_EPS = 1e-6
 
 
 @dataclass(frozen=True)
-class Size:
+class TransUNetSize:
     """Dimensions of a named size: transformer, ResNet and decoder."""
 
     dim: int
@@ -31,14 +31,16 @@ class Size:
 
 
 SIZES = {
-    "tiny": Size(192, 2, 3, 32, (1, 1, 1), 128, (64, 32, 16, 16)),  # ours, for tests and laptops
-    "base": Size(768, 12, 12, 64, (3, 4, 9), 512, (256, 128, 64, 16)),  # R50-ViT-B/16
-    "large": Size(1024, 24, 16, 64, (3, 4, 9), 512, (256, 128, 64, 16)),  # R50-ViT-L/16
+    "tiny": TransUNetSize(
+        192, 2, 3, 32, (1, 1, 1), 128, (64, 32, 16, 16)
+    ),  # Ours, for tests and laptops.
+    "base": TransUNetSize(768, 12, 12, 64, (3, 4, 9), 512, (256, 128, 64, 16)),  # R50-ViT-B/16
+    "large": TransUNetSize(1024, 24, 16, 64, (3, 4, 9), 512, (256, 128, 64, 16)),  # R50-ViT-L/16
 }
 
 
 class UpBlock(nn.Module):
-    """Doubles height and width (aligned corners), joins the skip, convolves twice."""
+    """Doubles height and width (aligned corners), joins the skip connection, convolves twice."""
 
     def __init__(self, in_channels: int, skip_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -63,10 +65,11 @@ class TransUNet(SegmentationModel):
         image_size: height and width that the positions are learned for.
         attn: builds the attention of every block.
         size: `tiny`, `base` or `large`.
-        hybrid: whether tokens are made of ResNet features, not of pixels (ViT-B/16 of the paper).
-        n_skip: how many of the ResNet's features the decoder sees, deepest first; 0 to 3.
-        dropout: of tokens and MLPs while training.
-        mlp_ratio: hidden width of the MLPs over the tokens' width.
+        hybrid: whether tokens come from ResNet features; otherwise from pixels, as in the paper's
+            ViT-B/16.
+        n_skip: number of skip connections from the ResNet to the decoder, deepest first; 0 to 3.
+        dropout: rate for tokens and MLPs while training.
+        mlp_ratio: hidden width of the MLPs, as a multiple of the tokens' width.
 
     Raises:
         ValueError: an unknown size, or numbers that do not fit each other.
@@ -140,7 +143,7 @@ class TransUNet(SegmentationModel):
 
     def official_name(self, name: str) -> str | None:
         """Translate a name of the published code's state dict."""
-        return translate(name, OFFICIAL_NAMES)
+        return translate_name(name, OFFICIAL_NAMES)
 
 
 BODY = r"transformer\.embeddings\.hybrid_model\."
