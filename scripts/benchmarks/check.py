@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 
 from attnseg.benchmark.latency import measure_latency
+from attnseg.benchmark.options import Benchmark
 from attnseg.benchmark.report import Row, format_number
 from attnseg.benchmark.step import measure_step
-from attnseg.config.schema import Benchmark
 from attnseg.errors import AttnsegError
 from scripts.benchmarks.loading import measure_loading
 from scripts.benchmarks.overhead import measure_overhead

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from attnseg.benchmark.report import Row
 from attnseg.benchmark.timing import median_and_range
 from attnseg.config.components import Components, build_components
-from attnseg.config.schema import Config
+from attnseg.config.training import Config
 from attnseg.data.datamodule import SliceDataModule
 from attnseg.data.reader import CaseRef, Reader
 from attnseg.data.store import StoredCase

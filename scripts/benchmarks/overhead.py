@@ -17,10 +17,10 @@ from statistics import median
 import torch
 from torch import nn
 
+from attnseg.benchmark.options import Benchmark
 from attnseg.benchmark.report import Row
 from attnseg.benchmark.timing import median_and_range, wait
 from attnseg.config.components import Components, build_components
-from attnseg.config.schema import Benchmark
 from attnseg.data.datamodule import SliceDataModule
 from attnseg.data.labels import Labels
 from attnseg.data.reader import Reader

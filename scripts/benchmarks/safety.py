@@ -17,10 +17,10 @@ from statistics import median
 
 import torch
 
+from attnseg.benchmark.options import Benchmark
 from attnseg.benchmark.report import Row
 from attnseg.benchmark.timing import alternate, median_and_range
 from attnseg.benchmark.workload import Workload
-from attnseg.config.schema import Benchmark
 from attnseg.preparation.datasets import load_dataset, open_reader
 from attnseg.processes.launch import ProcessGroup
 from attnseg.processes.signals import Stopping

@@ -8,9 +8,9 @@ from functools import partial
 
 import torch
 
+from attnseg.benchmark.options import Benchmark
 from attnseg.benchmark.report import Row
 from attnseg.benchmark.timing import alternate, median_and_range
-from attnseg.config.schema import Benchmark
 
 TORCH = "torch was imported"
 # As train.py and `attnseg` do; says at the end whether torch was needed.

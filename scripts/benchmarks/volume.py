@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from attnseg.benchmark.machine import Gemm
+from attnseg.benchmark.options import Benchmark
 from attnseg.benchmark.report import Row
 from attnseg.benchmark.timing import Work, alternate, median_and_range
 from attnseg.benchmark.workload import Workload
-from attnseg.config.schema import Benchmark
 from attnseg.data.labels import Labels
 from attnseg.data.slicing import SliceView
 from attnseg.data.store import StoredCase

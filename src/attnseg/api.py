@@ -8,8 +8,9 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from attnseg.config.build import ATTENTION, build, factory
+from attnseg.config.errors import nearest
 from attnseg.config.folder import configs_folder
-from attnseg.config.schema import Component, nearest
+from attnseg.config.nodes import Component
 from attnseg.errors import ConfigError
 from attnseg.models.model import SegmentationModel
 from attnseg.models.pretrained import load_file_into

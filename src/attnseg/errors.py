@@ -1,5 +1,6 @@
-"""What can go wrong outside our code, by the exit code it ends a command with."""
+"""Faults that a user can mend, by the exit code that they end a command with."""
 
+import importlib.util
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,22 @@ class ConfigError(AttnsegError):
     """A configuration that cannot be run."""
 
     exit_code = 2
+
+
+def require(key: str, extra: str, *packages: str) -> None:
+    """Refuse to go on without optional packages.
+
+    Args:
+        key: what the message begins with.
+        extra: of this package, which installs them.
+        packages: names to import.
+
+    Raises:
+        ConfigError: names the first that is not installed.
+    """
+    for name in packages:
+        if importlib.util.find_spec(name) is None:
+            raise ConfigError(f"{key}: {name} is not installed; pip install 'attnseg[{extra}]'")
 
 
 class DataError(AttnsegError):

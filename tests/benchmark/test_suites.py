@@ -11,8 +11,9 @@ import torch
 from omegaconf import OmegaConf
 
 from attnseg.benchmark import machine, report, step, suites, timing
-from attnseg.config import schema
+from attnseg.benchmark.options import Benchmark
 from attnseg.config.budget import build_model
+from attnseg.config.errors import parse_options
 from attnseg.config.folder import configs_folder
 from attnseg.errors import ConfigError
 from scripts.benchmarks import check, safety, scaling, startup, volume
@@ -233,7 +234,7 @@ def test_all_joins_the_tables(bench, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", names("workload"))
 def test_workloads_are_published_sizes(name):
-    config = schema.check_benchmark(_compose(f"workload={name}"))
+    config = parse_options(Benchmark, _compose(f"workload={name}"))
     assert config.published is not None
     assert config.optimizer.target == "torch.optim.SGD"
     assert config.optimizer.options["momentum"] == 0.9

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from attnseg import cli
-from attnseg.config import schema
+from attnseg.config.training import parse_config
 from attnseg.errors import ConfigError, ResourceError
 from attnseg.runs.run_folder import RunFolder
 from attnseg.training.callbacks.history import EndedEarly
@@ -286,7 +286,7 @@ def test_a_run_that_is_watched_can_be_ended_and_goes_on_later(tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     plain = compose(*SMOKE, "trainer.max_epochs=3", "trainer.open_test=false")
     plain["choices"] |= {"dataset": "phantom"}
-    config, seen = schema.check(plain), []
+    config, seen = parse_config(plain), []
 
     def watch(rows):
         seen.append([row["epoch"] for row in rows])

@@ -5,8 +5,8 @@ import torch
 
 import attnseg
 from attnseg.attention.attention import Attention
-from attnseg.config import schema
 from attnseg.config.build import ATTENTION, build, factory
+from attnseg.config.training import parse_config
 from attnseg.errors import CheckpointError, ConfigError
 from tests.contracts.groups import compose, names
 
@@ -29,7 +29,7 @@ def test_a_model_is_the_one_of_the_command_line(name):
     model = attnseg.create_model(
         name, in_channels=2, num_classes=4, size="tiny", image_size=(32, 32)
     )
-    config = schema.check(compose(f"model={name}", "model.size=tiny"))
+    config = parse_config(compose(f"model={name}", "model.size=tiny"))
     other = build(
         "model",
         config.model,

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from attnseg.config.build import build, factory, locate
-from attnseg.config.schema import Component
+from attnseg.config.nodes import Component
 from attnseg.errors import ConfigError
 
 

@@ -3,8 +3,9 @@
 import pytest
 from omegaconf import OmegaConf
 
-from attnseg.config import schema
 from attnseg.config.build import build, locate
+from attnseg.config.nodes import Component
+from attnseg.config.training import parse_config
 from tests.contracts.groups import FOLDER, compose, names
 
 GROUPS = {
@@ -33,14 +34,14 @@ def test_no_file_is_overlooked():
 @pytest.mark.parametrize(("group", "name"), CHOICES, ids=["=".join(choice) for choice in CHOICES])
 def test_choice_is_valid(group, name):
     several = group in ("profile", "logger")
-    config = schema.check(compose(f"{group}=[{name}]" if several else f"{group}={name}"))
+    config = parse_config(compose(f"{group}=[{name}]" if several else f"{group}={name}"))
     part = getattr(config, group, None)
     if group == "profile":
         profile = build("profile", part[name])
         assert profile.name == name
     if group == "logger":
         assert [build("logger", node).name for node in part.values()] == [name][name == "none" :]
-    if isinstance(part, schema.Component):
+    if isinstance(part, Component):
         assert callable(locate(group, part.target))
 
 

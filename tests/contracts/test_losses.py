@@ -3,15 +3,15 @@
 import pytest
 import torch
 
-from attnseg.config import schema
 from attnseg.config.build import build
+from attnseg.config.training import parse_config
 from tests.contracts.groups import compose, names
 
 LOSSES = names("loss")
 
 
 def make(name: str, overlapping: bool):
-    config = schema.check(compose(f"loss={name}"))
+    config = parse_config(compose(f"loss={name}"))
     return build("loss", config.loss, overlapping=overlapping)
 
 

@@ -6,7 +6,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from attnseg.config.build import build
-from attnseg.config.schema import Component
+from attnseg.config.nodes import Component
 from attnseg.errors import AttnsegError, DataError
 from tests.contracts.groups import FOLDER, compose, names
 

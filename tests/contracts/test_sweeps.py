@@ -2,12 +2,11 @@
 
 import re
 
-import hydra
 import pytest
 
-from attnseg.config import schema
-from attnseg.config.folder import configs_folder
-from attnseg.sweeps import jobs_of
+from attnseg.cli.sweeps import jobs_of
+from attnseg.config import composition
+from attnseg.config.training import parse_config
 from tests.contracts.groups import FOLDER, compose, names
 
 SWEEPS = names("sweep")
@@ -15,8 +14,7 @@ TWIN = "_phantom"
 
 
 def jobs(sweep: str) -> list[list[str]]:
-    with hydra.initialize_config_dir(str(configs_folder()), version_base="1.3"):
-        return jobs_of(hydra.compose("train", [f"sweep={sweep}"], return_hydra_config=True))
+    return jobs_of(composition.compose("train", [f"sweep={sweep}"]))
 
 
 def test_enough_sweeps_were_found():
@@ -32,7 +30,7 @@ def test_every_job_is_sound_and_the_header_counts_them(sweep):
     assert len({tuple(job) for job in found}) == len(found)
     first, last = found[0], found[-1]
     for job in (first, last, found[len(found) // 2]):
-        schema.check(compose(f"sweep={sweep}", *job))
+        parse_config(compose(f"sweep={sweep}", *job))
 
 
 @pytest.mark.parametrize("sweep", [name for name in SWEEPS if not name.endswith(TWIN)])
@@ -48,8 +46,5 @@ def test_every_study_has_a_small_twin_and_says_what_it_costs(sweep):
 
 
 def test_the_command_line_narrows_an_axis():
-    with hydra.initialize_config_dir(str(configs_folder()), version_base="1.3"):
-        config = hydra.compose(
-            "train", ["sweep=kv_paper", "seed=1", "attn=kv"], return_hydra_config=True
-        )
+    config = composition.compose("train", ["sweep=kv_paper", "seed=1", "attn=kv"])
     assert len(jobs_of(config)) == 15

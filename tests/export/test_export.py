@@ -10,7 +10,8 @@ import torch
 
 from attnseg import cli
 from attnseg.config.budget import build_model
-from attnseg.config.schema import Component, Model
+from attnseg.config.nodes import Component
+from attnseg.config.training import Model
 from attnseg.errors import CheckpointError, ConfigError
 from attnseg.export import export as exporting
 from attnseg.export.export import made_up

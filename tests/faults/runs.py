@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from attnseg import cli
+from attnseg.cli.failures import report_error, send_log_to_terminal
 from attnseg.config.composition import compose, to_raw
 from attnseg.config.training import Config, parse_config
 from attnseg.runs.checkpoints import AtomicCheckpointIO
@@ -94,7 +94,7 @@ def _run(
     os.dup2(output.fileno(), 1)
     os.dup2(output.fileno(), 2)
     sys.stdout = sys.stderr = output
-    cli.send_log_to_terminal()
+    send_log_to_terminal()
     code = 0
     try:
         fault()
@@ -104,7 +104,7 @@ def _run(
     except SystemExit as ended:
         code = ended.code
     except Exception as error:
-        code = cli.report(error)
+        code = report_error(error)
         if code == 1:
             traceback.print_exc()
     output.flush()

@@ -14,9 +14,9 @@ import pandas as pd
 import pytest
 
 from attnseg import cli
-from attnseg.config.schema import Evaluate
 from attnseg.data.readers import rle
 from attnseg.evaluation.evaluate import FinishedRun
+from attnseg.evaluation.options import Evaluate
 from tests.predict.made import TILTED, organ, spec
 
 CLASSES = ("large_bowel", "small_bowel", "stomach")

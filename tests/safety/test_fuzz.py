@@ -6,21 +6,19 @@ from a seeded generator.
 
 import gzip
 import random
-import sys
 from pathlib import Path
 
-import hydra
 import nibabel as nib
 import numpy as np
 import pytest
-from hydra.core.global_hydra import GlobalHydra
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from attnseg import cli
-from attnseg.config import schema
-from attnseg.config.folder import configs_folder
+from attnseg.cli.failures import translate_hydra_error
+from attnseg.config.composition import compose as compose_config
+from attnseg.config.composition import initialized, to_raw
+from attnseg.config.training import parse_config
 from attnseg.data import splits
 from attnseg.data.readers import rle
 from attnseg.data.readers.nifti import read_nifti
@@ -70,15 +68,13 @@ def read_table(folder: Path, content: bytes) -> None:
 
 def compose(words: list[str]) -> None:
     """Do with a command line what the command does before it imports torch."""
-    sys.argv = ["train.py", *words]
     try:
-        composed = hydra.compose("train", words, return_hydra_config=False)
-        plain = cli.OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
-        schema.check({**plain, "choices": {"dataset": "phantom", "model": "setr", "attn": "kv"}})
+        plain = to_raw(compose_config("train", words))
+        parse_config(plain)
     except Exception as error:
-        if isinstance(error, cli.OmegaConfBaseException | AttnsegError):
-            return  # `to_plain` answers the former
-        answer = cli.compose_error(error, "train")
+        if isinstance(error, AttnsegError):
+            return
+        answer = translate_hydra_error(error, "train", words)
         assert isinstance(answer, ConfigError), (words, repr(error))
         assert "\n" not in str(answer)
 
@@ -130,11 +126,9 @@ def open_volume(folder: Path, content: bytes) -> None:
 
 
 @pytest.fixture
-def composing(monkeypatch):
-    monkeypatch.setattr(sys, "argv", sys.argv)
-    with hydra.initialize_config_dir(str(configs_folder()), version_base="1.3"):
+def composing():
+    with initialized():
         yield
-    GlobalHydra.instance().clear()
 
 
 tokens = st.one_of(st.sampled_from(WORDS), st.integers(-5, 50).map(str), st.text(max_size=5))

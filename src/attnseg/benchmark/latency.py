@@ -6,11 +6,11 @@ from functools import partial
 import torch
 
 from attnseg.benchmark.machine import Gemm
+from attnseg.benchmark.options import Benchmark
 from attnseg.benchmark.report import Row
 from attnseg.benchmark.step import equivalents
 from attnseg.benchmark.timing import alternate, median_and_range
 from attnseg.benchmark.workload import Workload
-from attnseg.config.schema import Benchmark
 
 PUBLISHED_GEMM = 195.0  # GFLOP/s, float32, beside the latencies of the published codes
 COLUMNS = {

@@ -5,10 +5,10 @@ from functools import partial
 
 import torch
 
+from attnseg.benchmark.options import Benchmark
 from attnseg.benchmark.report import Row
 from attnseg.benchmark.workload import Workload
 from attnseg.config import cost
-from attnseg.config.schema import Benchmark
 
 COLUMNS = {
     "label": "model",

@@ -6,11 +6,11 @@ from functools import partial
 import torch
 
 from attnseg.benchmark.machine import Gemm
+from attnseg.benchmark.options import Benchmark
 from attnseg.benchmark.report import Row
 from attnseg.benchmark.timing import Sample, alternate, median_and_range
 from attnseg.benchmark.workload import Workload
 from attnseg.config import cost
-from attnseg.config.schema import Benchmark
 
 COLUMNS = {
     "label": "model",

@@ -10,17 +10,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from attnseg.config.schema import Benchmark, nearest
+from attnseg.benchmark.options import Benchmark
+from attnseg.config.errors import nearest
+from attnseg.config.folder import list_choices
 from attnseg.errors import ConfigError
 from attnseg.files import write_text
-from attnseg.help import names
 
 log = logging.getLogger(__name__)
 
 Choice = dict[str, str]  # values by key, as on the command line
-WORKLOADS: list[Choice] = [{"workload": name} for name in names("workload")]
+WORKLOADS: list[Choice] = [{"workload": name} for name in list_choices("workload")]
 VARIANTS: list[Choice] = [
-    {"model": model, "attn": attn} for model in names("model") for attn in names("attn")
+    {"model": model, "attn": attn}
+    for model in list_choices("model")
+    for attn in list_choices("attn")
 ]
 PRECISIONS: list[Choice] = [{"precisions": "[float32]"}, {"precisions": "[bf16]"}]
 

@@ -3,11 +3,12 @@
 import torch
 from torch import nn
 
+from attnseg.benchmark.options import Benchmark
 from attnseg.config import cost
 from attnseg.config.budget import build_model
 from attnseg.config.build import build
 from attnseg.config.components import optimizer_factory
-from attnseg.config.schema import Benchmark, Component
+from attnseg.config.nodes import Component
 from attnseg.training.module import parameter_groups
 
 

@@ -1,176 +1,18 @@
-"""From the configuration to what predicts: runs by PyTorch or ONNX Runtime, or a capsule.
+"""Segments images; masks come back in their size, place, orientation and kind of file.
 
-Torch is imported only if it is what runs.
+attnseg predict run=DIR input=PATH output=DIR
+attnseg predict study=outputs/uw_madison/setr/kv input=PATH output=DIR flips=[h]
 """
 
-import importlib.util
-import logging
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, TypeVar
-
-from attnseg.config.schema import Postprocess, Predict, check_types, nearest
-from attnseg.errors import ConfigError, DataError
-from attnseg.predict.network import Network
-from attnseg.predict.postprocess import Rule
-from attnseg.predict.predict import Wanted, common
-from attnseg.predict.predict import predict as segment_all
-from attnseg.predict.segment import Member, Segmenter
-from attnseg.predict.spec import InferenceSpec
-from attnseg.runs.run_folder import RunFolder, list_run_folders
-
-log = logging.getLogger(__name__)
-
-Number = TypeVar("Number", int, float)
+from attnseg.commands.command import Command
+from attnseg.config.prediction import Predict
 
 
-def predict(config: Predict) -> None:
-    """Segment as configured.
+def run(options: Predict) -> None:
+    """Segment as configured."""
+    from attnseg.runs.predictors import predict_as_configured
 
-    Raises:
-        AttnsegError: what the person at the terminal can mend.
-    """
-    options = config.postprocess
-    if config.capsule is not None:
-        spec, network, said = by_capsule(config.capsule, config.threads)
-        specs, networks = [spec], [network]
-        if options == Postprocess():  # nothing else was asked for
-            options = check_types(Postprocess, said)
-    else:
-        runs = list_runs(config)
-        by_backend = by_onnx if config.backend == "onnx" else by_torch
-        specs, networks = by_backend(runs, config)
-    spec = common(specs)
-    rules = rules_of(options, spec.classes)
-    members = [Member(network, own.view) for network, own in zip(networks, specs, strict=True)]
-    segmenter = Segmenter(spec.labels, members, config.batch_size, config.flips, config.tiles)
-    wanted = Wanted(rules, config.probabilities, config.uncertainty, config.overlays)
-    backend = "onnx" if config.capsule is not None else config.backend
-    segment_all(segmenter, specs, wanted, Path(config.input), Path(config.output), backend)
+    predict_as_configured(options)
 
 
-def list_runs(config: Predict) -> list[RunFolder]:
-    """Return the run folders that predict.
-
-    Raises:
-        ConfigError: a study without finished runs, or of several variants.
-    """
-    if config.study is None:
-        runs = [config.run] if isinstance(config.run, str) else list(config.run or ())
-        if len(set(runs)) < len(runs):
-            raise ConfigError("run: the same folder twice; name each once")
-        return [RunFolder(run) for run in runs]
-    done, unfinished = [], 0
-    for run in list_run_folders(Path(config.study)):
-        try:
-            variant = " with ".join(run.facts.choices[group] for group in ("model", "attn"))
-        except (DataError, KeyError) as error:
-            raise ConfigError(
-                f"{run.facts_file}: not readable; restore it or remove its folder"
-            ) from error
-        if run.facts.status == "done":
-            done.append((variant, run))
-        else:
-            unfinished += 1
-    if not done:
-        raise ConfigError(f"study: no finished run below {config.study}; train some first")
-    for variant, run in done:
-        if variant != done[0][0]:
-            raise ConfigError(
-                f"study: {done[0][1]} is {done[0][0]} and {run} is {variant}; give the folder of "
-                "one variant"
-            )
-    if unfinished:
-        log.warning("%d runs below %s are not finished and left out", unfinished, config.study)
-    log.info("%d runs vote", len(done))
-    return [run for _, run in done]
-
-
-def by_torch(
-    runs: Sequence[RunFolder], config: Predict
-) -> tuple[list[InferenceSpec], list[Network]]:
-    """Return runs as networks of PyTorch."""
-    if importlib.util.find_spec("torch") is None:
-        raise ConfigError("backend: torch is not installed; use backend=onnx or install it")
-    import torch
-
-    from attnseg.runs.reopen import load_network, read_spec
-
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    specs = [read_spec(run) for run in runs]
-    common(specs)  # before the weights are read
-    return specs, [load_network(run, config.device) for run in runs]
-
-
-def by_onnx(
-    runs: Sequence[RunFolder], config: Predict
-) -> tuple[list[InferenceSpec], list[Network]]:
-    """Return what was exported of runs, by ONNX Runtime.
-
-    Raises:
-        ConfigError: ONNX Runtime is not installed, or a run was not exported.
-        CheckpointError: a file is not the one that was exported.
-    """
-    check_runtime()
-    from attnseg.predict.exported import Exported
-
-    exported = [Exported(run.export) for run in runs]
-    specs = [export.spec for export in exported]
-    return specs, [export.network(config.threads or 0) for export in exported]
-
-
-def by_capsule(place: str, threads: int | None) -> tuple[InferenceSpec, Network, dict[str, Any]]:
-    """Return a capsule's network, and what it says of postprocessing.
-
-    Raises:
-        ConfigError: ONNX Runtime is not installed.
-        CheckpointError: not a capsule, damaged, or made to harm.
-    """
-    check_runtime()
-    from attnseg.predict.capsule import Capsule
-    from attnseg.predict.hub import fetch
-
-    capsule = Capsule(fetch(place))
-    network = capsule.network(threads or 0)
-    return capsule.spec, network, capsule.values("postprocessing.json")
-
-
-def check_runtime() -> None:
-    """Say what is to be installed.
-
-    Raises:
-        ConfigError: ONNX Runtime is missing.
-    """
-    for name in ("onnx", "onnxruntime"):
-        if importlib.util.find_spec(name) is None:
-            raise ConfigError(f"backend: {name} is not installed; pip install 'attnseg[predict]'")
-
-
-def rules_of(options: Postprocess, classes: Sequence[str]) -> dict[str, Rule]:
-    """Return what is done to the masks of each class.
-
-    Raises:
-        ConfigError: names a class that there is not.
-    """
-    largest = options.largest_component
-    named = largest if isinstance(largest, list) else list(classes) if largest else []
-    for key, names in (
-        ("largest_component", named),
-        ("min_ml", options.min_ml),
-        ("min_pixels", options.min_pixels),
-    ):
-        for name in names if isinstance(names, list | dict) else ():
-            if name not in classes:
-                raise ConfigError(f"postprocess.{key}: no class {name!r}; {nearest(name, classes)}")
-    return {
-        name: Rule(name in named, _of(options.min_ml, name, 0.0), _of(options.min_pixels, name, 0))
-        for name in classes
-    }
-
-
-def _of(value: Number | dict[str, Number] | None, name: str, default: Number) -> Number:
-    """Return a class's own number, or that of all."""
-    if isinstance(value, dict):
-        return value.get(name, default)
-    return default if value is None else value
+COMMAND = Command("predict", __doc__, Predict, run)

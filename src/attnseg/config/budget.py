@@ -8,7 +8,8 @@ import torch
 
 from attnseg.config import cost
 from attnseg.config.build import ATTENTION, build, factory
-from attnseg.config.schema import Component, Model
+from attnseg.config.nodes import Component
+from attnseg.config.training import Model
 from attnseg.errors import ConfigError
 from attnseg.models.model import SegmentationModel
 

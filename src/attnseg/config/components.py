@@ -9,7 +9,7 @@ import torch
 
 from attnseg.config.budget import build_model
 from attnseg.config.build import build, factory
-from attnseg.config.schema import Config
+from attnseg.config.training import Config
 from attnseg.data.augment import Transforms
 from attnseg.data.reader import Reader
 from attnseg.errors import ConfigError

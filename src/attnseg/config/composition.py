@@ -5,7 +5,7 @@ in the working folder.
 """
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import hydra
@@ -65,19 +65,21 @@ def compose(config_name: str, overrides: Sequence[str]) -> DictConfig:
         return hydra.compose(config_name, list(overrides), return_hydra_config=True)
 
 
-def to_raw(composed: DictConfig) -> dict[str, Any]:
+def to_raw(composed: DictConfig, choices: Mapping[str, object] | None = None) -> dict[str, Any]:
     """Return a configuration as plain containers, with the choice made in each group.
 
     Args:
-        composed: with Hydra's own part.
+        composed: with Hydra's own part, or without.
+        choices: the name chosen in each group; by default those in Hydra's own part.
 
     Raises:
         ConfigError: a mandatory value is missing or a reference leads nowhere.
     """
-    choices = composed.hydra.runtime.choices
+    if choices is None:
+        choices = composed.hydra.runtime.choices
     own = composed.copy()
     with open_dict(own):
-        del own["hydra"]
+        own.pop("hydra", None)
     try:
         raw: Any = OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
     except MissingMandatoryValue as error:

@@ -8,10 +8,10 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from attnseg.config.schema import Evaluate
 from attnseg.errors import ConfigError
 from attnseg.evaluation import summary as results
 from attnseg.evaluation.evaluate import FinishedRun, build_profiles
+from attnseg.evaluation.options import Evaluate
 from attnseg.files import write_text
 from attnseg.metrics.profiles.profile import VOLUMES, Metric, Profile
 from attnseg.runs.run_folder import RunFolder
@@ -28,7 +28,7 @@ def metrics_diff(config: Evaluate) -> pd.DataFrame:
     Raises:
         ConfigError: fewer than two profiles, or no run.
     """
-    profiles = build_profiles(config)
+    profiles = build_profiles(config.profile)
     if len(profiles) < 2 or config.run is None:
         raise ConfigError("profile: give a run and two profiles or more: profiles=strict,transunet")
     finished = FinishedRun(RunFolder(config.run), config)

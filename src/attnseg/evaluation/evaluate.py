@@ -3,7 +3,7 @@
 import copy
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,14 @@ import torch
 
 from attnseg.config.build import build
 from attnseg.config.components import build_components
-from attnseg.config.schema import Config, Evaluate, Export, Reopen, check
+from attnseg.config.nodes import Component
+from attnseg.config.training import Config, parse_config
 from attnseg.data.store import StoredCase
 from attnseg.errors import ConfigError, DataError
 from attnseg.evaluation import summary as results
 from attnseg.evaluation.kept_slices import KeptSlices
 from attnseg.evaluation.mask_folders import score_folders
+from attnseg.evaluation.options import Evaluate, Reopen
 from attnseg.evaluation.pipelines import DESCRIBED
 from attnseg.evaluation.scoring import OnCase, make_segmenter, score_cases
 from attnseg.metrics.profiles.profile import Profile
@@ -41,7 +43,7 @@ def evaluate(config: Evaluate) -> pd.DataFrame:
     Raises:
         AttnsegError: what the person at the terminal can mend.
     """
-    profiles = build_profiles(config)
+    profiles = build_profiles(config.profile)
     if config.pred is not None and config.truth is not None:
         what = f"{config.pred} against {config.truth}"
         scores = score_folders(
@@ -66,9 +68,9 @@ def evaluate(config: Evaluate) -> pd.DataFrame:
     return scores
 
 
-def build_profiles(config: Evaluate | Export) -> list[Profile]:
+def build_profiles(profiles: Mapping[str, Component]) -> list[Profile]:
     """Build the profiles asked for."""
-    return [build(f"profile.{name}", node) for name, node in config.profile.items()]
+    return [build(f"profile.{name}", node) for name, node in profiles.items()]
 
 
 def publish(
@@ -179,4 +181,4 @@ def read_config(folder: RunFolder, options: Reopen) -> Config:
     if options.data is not None:
         plain["paths"]["data"] = options.data
     plain["paths"]["outputs"] = str(folder.outputs)  # where the openings are noted
-    return check({**plain, "choices": folder.facts.choices})
+    return parse_config({**plain, "choices": folder.facts.choices})

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from attnseg.config.schema import Explain
 from attnseg.drawing.cases import pixel_aspect, slice_image
 from attnseg.evaluation.evaluate import FinishedRun
 from attnseg.explain import attention_pictures
 from attnseg.explain.attention_pictures import Scene
 from attnseg.explain.layer_table import print_layers, tabulate_layers
+from attnseg.explain.options import Explain
 from attnseg.explain.run_attention import RunAttention, record_run
 from attnseg.explain.selection import (
     choose_point,

@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 
 from attnseg.config.build import build
-from attnseg.config.schema import Explain, nearest
+from attnseg.config.errors import nearest
 from attnseg.data.labels import Masks
 from attnseg.data.store import StoredCase
 from attnseg.errors import ConfigError, DataError
 from attnseg.evaluation import summary
 from attnseg.evaluation.evaluate import FinishedRun
+from attnseg.explain.options import Explain
 from attnseg.runs.run_folder import RunFolder
 
 

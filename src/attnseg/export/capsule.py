@@ -11,18 +11,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from attnseg.commands.predict import rules_of
 from attnseg.config.build import build
-from attnseg.config.schema import Capsule, Component, Export, check_types
+from attnseg.config.errors import parse_options
+from attnseg.config.nodes import Component
 from attnseg.data.splits import ROLES
 from attnseg.errors import AttnsegError, ConfigError
 from attnseg.export.export import export, made_up
 from attnseg.export.model_card import model_card
+from attnseg.export.options import Capsule, Export
 from attnseg.files import replacing
 from attnseg.metrics.profiles.profile import Profile
 from attnseg.predict.capsule import GOLDEN_INPUT, GOLDEN_OUTPUT, MODEL, SPEC, pack, verify
 from attnseg.predict.exported import Exported
 from attnseg.predict.spec import InferenceSpec
+from attnseg.runs.predictors import rules_of
 from attnseg.runs.reopen import read_spec
 from attnseg.runs.run_folder import RunFolder
 
@@ -90,7 +92,7 @@ def open_export(run: RunFolder, spec: InferenceSpec) -> Exported:
         pass
     log.info("Exporting to ONNX first")
     plain = {"choices": {}, "profile": {}, "run": str(run), "formats": ["onnx"]}
-    export(check_types(Export, {**plain, "int8": False, "root": None, "data": None}))
+    export(parse_options(Export, {**plain, "int8": False, "root": None, "data": None}))
     return Exported(run.export)
 
 

@@ -26,12 +26,12 @@ from rich.table import Table
 from torch import nn
 from torch.export import Dim, ExportedProgram
 
-from attnseg.config.schema import Export
 from attnseg.data.slicing import network_input
 from attnseg.data.store import StoredCase
 from attnseg.errors import AttnsegError, CheckpointError, ConfigError, first_line
 from attnseg.evaluation.evaluate import FinishedRun, build_profiles
 from attnseg.evaluation.scoring import score_cases
+from attnseg.export.options import Export
 from attnseg.files import file_digest, replacing, write_text
 from attnseg.metrics.profiles.profile import Profile
 from attnseg.predict.network import Network
@@ -116,7 +116,7 @@ def export(config: Export) -> Path:
     facts["milliseconds"] = latencies(networks, seen.images[:1])
     facts["threads"] = threads
     if config.int8:
-        facts["validation"] = dice(networks, seen, build_profiles(config)[0], spec)
+        facts["validation"] = dice(networks, seen, build_profiles(config.profile)[0], spec)
     facts["versions"] = {
         name: version(name)
         for name in ("attnseg", "torch", *NEEDED)

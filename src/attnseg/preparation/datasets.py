@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 
 from attnseg.config.build import build
-from attnseg.config.schema import Config, nearest
+from attnseg.config.errors import nearest
+from attnseg.config.training import Config
 from attnseg.data import duplicates, guard, splits
 from attnseg.data.reader import CaseRef, Reader
 from attnseg.data.sealed import SealedTest

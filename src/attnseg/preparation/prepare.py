@@ -4,7 +4,7 @@ import json
 import logging
 from pathlib import Path
 
-from attnseg.config.schema import Config
+from attnseg.config.training import Config
 from attnseg.data import splits, store
 from attnseg.errors import DataError, listed
 from attnseg.files import write_text

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from attnseg.config.build import build
-from attnseg.config.schema import Config
+from attnseg.config.training import Config
 from attnseg.data.slices import SliceDataset
 from attnseg.drawing.cases import draw_class_legend, draw_slice, fullest_slice
 from attnseg.errors import ConfigError

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from attnseg.config.schema import Config
+from attnseg.config.training import Config
 from attnseg.processes.lock import Lock
 
 PAUSE = 2.0  # seconds between two looks for a free GPU

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from attnseg.config.schema import Config
+from attnseg.config.training import Config
 from attnseg.errors import ConfigError, DataError, InUseError, ResourceError
 from attnseg.files import remove_unfinished, write_text
 from attnseg.processes.lock import Lock

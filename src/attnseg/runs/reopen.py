@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 
 from attnseg.config.budget import build_model
-from attnseg.config.schema import Config
+from attnseg.config.training import Config
 from attnseg.errors import CheckpointError, ConfigError
 from attnseg.files import file_digest
 from attnseg.models.model import SegmentationModel

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import yaml
 
-from attnseg.config.schema import Config, check
+from attnseg.config.training import Config, parse_config
 from attnseg.errors import ConfigError, DataError, first_line
 from attnseg.files import write_text
 from attnseg.processes.lock import is_held
@@ -136,7 +136,7 @@ class RunFolder(os.PathLike[str]):
             DataError: a file cannot be read.
             ConfigError: this version does not know an option.
         """
-        return check({**self.raw_config, "choices": self.facts.choices})
+        return parse_config({**self.raw_config, "choices": self.facts.choices})
 
     @cached_property
     def metrics(self) -> Mapping[str, Any]:

@@ -22,15 +22,15 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
-from attnseg.config import schema
 from attnseg.config.identity import identity_of, short_digest
-from attnseg.config.schema import Config
+from attnseg.config.training import Config
 from attnseg.errors import ConfigError, DataError, InUseError, ResourceError
 from attnseg.files import write_text
 from attnseg.processes.fork import run_in_child
 from attnseg.processes.lock import Lock, is_held
 from attnseg.runs.run_folder import RunFolder
 from attnseg.search import report as search_report
+from attnseg.search.options import Choices, Search
 from attnseg.training.callbacks.history import EndedEarly, HistoryRow
 from attnseg.training.train import train
 
@@ -55,7 +55,7 @@ class Search:
         report: prints an error and returns its exit code.
     """
 
-    options: schema.Search
+    options: Search
     base: Config
     folder: Path
     compose: Compose
@@ -95,7 +95,7 @@ class Search:
         return (max if self.up else min)(finite, default=math.nan)
 
 
-def search(options: schema.Search, compose: Compose, words: Sequence[str], report: Report) -> int:
+def search(options: Search, compose: Compose, words: Sequence[str], report: Report) -> int:
     """Work on a search until all its trials are done or in other processes' hands; report.
 
     Args:
@@ -144,7 +144,7 @@ def search(options: schema.Search, compose: Compose, words: Sequence[str], repor
     return code
 
 
-def check(options: schema.Search, base: Config, compose: Compose) -> None:
+def check(options: Search, base: Config, compose: Compose) -> None:
     """Refuse a search that could not work; compose the ends of every range and every choice.
 
     Raises:
@@ -159,12 +159,12 @@ def check(options: schema.Search, base: Config, compose: Compose) -> None:
     if base.dataset.split.watch_test:
         raise ConfigError("dataset.split.watch_test: a search must not see the test set; leave it")
     for key, node in (options.space or {}).items():
-        ends = node.choices if isinstance(node, schema.Choices) else (node.low, node.high)
+        ends = node.choices if isinstance(node, Choices) else (node.low, node.high)
         for value in ends:
             compose([f"{key}={word(value)}"])
 
 
-def search_id(options: schema.Search, base: Config) -> str:
+def search_id(options: Search, base: Config) -> str:
     """Return ten hexadecimal digits of the configuration, its dataset and the space."""
     space = {key: node.model_dump() for key, node in sorted((options.space or {}).items())}
     dataset = base.dataset.model_dump(mode="json", include={"root", "phantom"})
@@ -267,7 +267,7 @@ def claim(found: Search, study: optuna.Study) -> tuple[optuna.Trial, Lock] | Non
 def drawn(found: Search, trial: optuna.Trial) -> optuna.Trial:
     """Draw a trial's parameters; those that were drawn before stay."""
     for key, node in (found.options.space or {}).items():
-        if isinstance(node, schema.Choices):
+        if isinstance(node, Choices):
             trial.suggest_categorical(key, node.choices)
         elif isinstance(node.low, int) and isinstance(node.high, int):
             step = 1 if node.step is None else int(node.step)
@@ -336,7 +336,7 @@ def stopped(study: optuna.Study, code: int) -> int:
     return code if len(ended) >= FRUITLESS and set(ended) == {TrialState.FAIL} else 0
 
 
-def sampler(options: schema.Search, number: int) -> optuna.samplers.BaseSampler:
+def sampler(options: Search, number: int) -> optuna.samplers.BaseSampler:
     """Return what draws the parameters of a trial."""
     digest = hashlib.sha256(f"{options.seed}:{number}".encode()).digest()
     seed = int.from_bytes(digest[:4], "big")
@@ -345,7 +345,7 @@ def sampler(options: schema.Search, number: int) -> optuna.samplers.BaseSampler:
     return optuna.samplers.TPESampler(n_startup_trials=options.startup, seed=seed)
 
 
-def pruner(options: schema.Search) -> optuna.pruners.BasePruner:
+def pruner(options: Search) -> optuna.pruners.BasePruner:
     """Return what decides which trials are not worth their remaining epochs."""
     if options.pruner == "median":
         return optuna.pruners.MedianPruner(options.startup, options.warmup + 1)

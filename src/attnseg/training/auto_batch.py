@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection
 import torch
 
 from attnseg.config.components import Components
-from attnseg.config.schema import Config
+from attnseg.config.training import Config
 from attnseg.data.labels import Labels
 from attnseg.errors import ResourceError
 from attnseg.memory import free_memory

@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from attnseg.config.schema import Config
+from attnseg.config.training import Config
 from attnseg.data.labels import Masks
 from attnseg.data.store import StoredCase
 from attnseg.evaluation import summary as results

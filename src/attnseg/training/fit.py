@@ -18,8 +18,8 @@ from pytorch_lightning.callbacks import EarlyStopping, EMAWeightAveraging
 from pytorch_lightning.strategies import ModelParallelStrategy
 
 from attnseg.config.components import Components
-from attnseg.config.schema import Config
-from attnseg.config.schema import Trainer as Options
+from attnseg.config.training import Config
+from attnseg.config.training import Trainer as Options
 from attnseg.data.datamodule import SliceDataModule
 from attnseg.data.loader_processes import explain_loader_error
 from attnseg.errors import ConfigError, ResourceError

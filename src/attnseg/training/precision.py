@@ -8,7 +8,7 @@ import logging
 
 import torch
 
-from attnseg.config.schema import Config, Precision
+from attnseg.config.training import Config, Precision
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ import torch
 from attnseg.config import cost
 from attnseg.config.components import Components, build_components
 from attnseg.config.identity import run_id
-from attnseg.config.schema import Config
+from attnseg.config.training import Config
 from attnseg.data.datamodule import SliceDataModule
 from attnseg.data.sealed import count_cases
 from attnseg.errors import AttnsegError, ConfigError

@@ -12,7 +12,7 @@ from typing import Any
 from pytorch_lightning.loggers import Logger
 
 from attnseg.config.build import build
-from attnseg.config.schema import Config
+from attnseg.config.training import Config
 from attnseg.errors import ResourceError, first_line
 from attnseg.runs.run_folder import RunFolder
 from attnseg.training.callbacks.history import HistoryRow

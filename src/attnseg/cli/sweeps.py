@@ -11,13 +11,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from attnseg.config.schema import Study, check_types
+from attnseg.config.errors import parse_options
+from attnseg.config.training import Study
 from attnseg.errors import InUseError, ResourceError
 from attnseg.processes.fork import run_in_child
 from attnseg.runs.status import job_state, print_states
@@ -58,6 +58,8 @@ class Sweep(Callback):
 
 def jobs_of(config: DictConfig) -> list[list[str]]:
     """Return the overrides of every job of a sweep, as Hydra will make them."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper  # has no public name
+
     axes = config.hydra.sweeper.get("params") or {}
     words = [f"{key}={values}" for key, values in axes.items()] + [*config.hydra.overrides.task]
     (jobs,) = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(words), None)
@@ -130,7 +132,7 @@ def close() -> int:
 
 def _compare(settings: Any, outputs: Path, runs: list[str]) -> None:  # noqa: ANN401
     """Compare runs as configured, once for each metric."""
-    study = check_types(Study, settings)
+    study = parse_options(Study, settings)
     from attnseg.study.compare import compare_runs  # imports pandas and matplotlib
 
     options = study.model_dump(exclude={"metrics"})

@@ -1,0 +1,48 @@
+"""Options of benchmarks."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveInt
+
+from attnseg.config.nodes import Folder, ImageSize, Node
+from attnseg.config.training import Config
+
+
+class Published(Node):
+    """Measurements of a workload's published code; see `configs/workload/dae_former.yaml`.
+
+    Attributes:
+        step: GEMM-equivalent GFLOP per image of a float32 training step.
+        step_bf16: the same under bf16 autocast.
+        work: GFLOP per image that it computes, 6 x counted MACs.
+        memory: peak of the float32 step, GiB.
+        latency: of one image, ms.
+    """
+
+    step: float
+    step_bf16: float | None
+    work: float
+    memory: float
+    latency: float
+
+
+class Benchmark(Config):
+    """The workload that is measured, and how.
+
+    Attributes:
+        against: another attention, measured in alternation.
+        threads: of PyTorch; `None` is its own choice.
+    """
+
+    suite: str
+    against: str | None
+    image_size: ImageSize
+    in_channels: PositiveInt
+    num_classes: Annotated[int, Field(ge=2)]
+    batch_size: PositiveInt
+    repeats: PositiveInt
+    precisions: Annotated[list[Literal["float32", "bf16"]], Field(min_length=1)]
+    threads: PositiveInt | None
+    device: Literal["cpu", "cuda"]
+    published: Published | None
+    outputs: Folder

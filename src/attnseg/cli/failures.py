@@ -1,0 +1,162 @@
+"""Errors as one line on the terminal: what Hydra, the system and our own code raise."""
+
+import contextlib
+import logging
+import os
+import re
+import select
+import signal
+import sys
+import tempfile
+import traceback
+from collections.abc import Sequence
+
+import yaml
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf.errors import OmegaConfBaseException
+
+from attnseg.config.composition import known_names
+from attnseg.config.errors import nearest
+from attnseg.config.folder import list_choices
+from attnseg.errors import AttnsegError, ConfigError, ResourceError, first_line
+
+NO_MEMORY = re.compile("out of memory|not enough memory|can't allocate memory")  # torch's words
+log = logging.getLogger("attnseg")
+
+
+def report_error(error: Exception) -> int:
+    """Print one line for an error, keep a bug's traceback in a file, and return the exit code."""
+    if isinstance(error, BrokenPipeError) and not can_print():
+        return 128 + signal.SIGPIPE
+    known = translate_error(error)
+    if known is not None:
+        log.debug("Failed", exc_info=error)
+        print(f"error: {known}", file=sys.stderr, flush=True)
+        return known.exit_code
+    trace = "its traceback, for which there is no room on the disk"
+    with contextlib.suppress(OSError):
+        handle, path = tempfile.mkstemp(prefix="attnseg-error-", suffix=".log")
+        with os.fdopen(handle, "w") as file:
+            file.write("".join(traceback.format_exception(error)))
+        trace = path
+    print(
+        f"error: {type(error).__name__}: {first_line(error)}; this is a bug of ours, please report "
+        f"it with {trace}",
+        file=sys.stderr,
+        flush=True,
+    )
+    return 1
+
+
+def can_print() -> bool:
+    """Return whether anybody reads standard output; if not, as after `| head`, silence it."""
+    try:
+        output = sys.stdout.fileno()
+    except OSError:  # not a file at all
+        return True
+    watched = select.poll()
+    watched.register(output, 0)
+    if any(event & select.POLLERR for _, event in watched.poll(0)):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), output)
+        return False
+    return True
+
+
+def translate_error(error: Exception) -> AttnsegError | None:
+    """Return what an exception means to the person at the terminal; `None` for a bug of ours."""
+    if isinstance(error, AttnsegError):
+        return error
+    if isinstance(error, OSError) and error.errno and error.strerror:
+        what = error.filename or "disk"
+        return ResourceError(f"{what}: {error.strerror}; check the path, permissions and space")
+    if isinstance(error, MemoryError) or NO_MEMORY.search(str(error)):
+        return ResourceError(
+            f"memory: {first_line(error)[:200]}; lower dataset.batch_size or dataset.image_size"
+        )
+    if type(error).__module__.startswith("submitit."):
+        text = " ".join(str(error).split())[:200].rstrip(".")
+        return ResourceError(f"hydra/launcher: {text}; see its log, and run the command again")
+    return None
+
+
+def translate_hydra_error(
+    error: Exception, config_name: str, arguments: Sequence[str]
+) -> Exception:
+    """Turn an error of Hydra, about the command line or a configuration file, into one line.
+
+    Args:
+        error: raised while a configuration was composed.
+        config_name: of the command.
+        arguments: the command line.
+    """
+    text = " ".join(str(error).split())
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, name = error.missing_cfg_file.rpartition("/")
+        options = [each for each in error.options or list_choices(group) if each[:1] != "_"]
+        return ConfigError(f"{group}: no {name!r}; {nearest(name, options)}")
+    if isinstance(error, OverrideParseException):
+        return ConfigError(
+            f"{error.override}: not KEY=VALUE; quote values with spaces, commas or brackets"
+        )
+    if match := re.search(r"Could not override '([^'@]+)", text):
+        key = match[1]
+        parent, _, name = key.rpartition(".")
+        known = {*known_names(config_name, parent, chosen(arguments))}
+        known -= {name}  # a group, but of another command
+        return ConfigError(f"{key}: no such key; {nearest(name, known)}")
+    if isinstance(error, yaml.MarkedYAMLError) and (mark := error.problem_mark):
+        place = f"{mark.name}, line {mark.line + 1}"
+        return ConfigError(f"{place}: {error.problem}; correct the file")
+    if isinstance(error, UnicodeDecodeError):
+        return ConfigError(f"configuration: a file that is not UTF-8 ({text}); save it as UTF-8")
+    if isinstance(error, RecursionError):
+        return ConfigError("configuration: nested too deeply, or within itself; see --help")
+    if isinstance(error, HydraException | OmegaConfBaseException | yaml.YAMLError):
+        return ConfigError(f"configuration: {text[:300]}; see --help")
+    # A group set to null or to a number.
+    wrong = [a for a in arguments if re.fullmatch(r"\w*=\[?(null|[\d.]*)\]?", a)]
+    if wrong and ("group override" in text or isinstance(error, TypeError)):
+        group = wrong[0].partition("=")[0]
+        return ConfigError(f"{' '.join(wrong)}: not a choice; {choices_of(group)}")
+    if raised_by(error) in ("hydra", "omegaconf"):  # what they make of a strange command line
+        return ConfigError(f"command line: {text[:300]}; see --help")
+    return error
+
+
+def raised_by(error: Exception) -> str:
+    """Return the package whose code raised an exception; empty if it was not raised."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    name = trace.tb_frame.f_globals.get("__name__", "") if trace is not None else ""
+    return str(name).partition(".")[0]
+
+
+def choices_of(group: str) -> str:
+    """Return advice that lists the names of a group."""
+    known = list_choices(group)
+    return f"choose one of {', '.join(known)}" if known else "see --help"
+
+
+def chosen(arguments: Sequence[str]) -> list[str]:
+    """Return the choices of the command line that exist: each brings keys of its own."""
+    words = (re.fullmatch(r"(\w+)=(\w+)", argument) for argument in arguments)
+    return [word[0] for word in words if word and word[2] in list_choices(word[1])]
+
+
+def send_log_to_terminal() -> None:
+    """Print messages of level INFO and above to standard output."""
+    handler = TerminalHandler()
+    handler.setLevel(logging.INFO)
+    log.handlers = [handler]
+    log.setLevel(logging.DEBUG)
+    log.propagate = False
+
+
+class TerminalHandler(logging.Handler):
+    """Prints messages; those that warn say so."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one message."""
+        prefix = "warning: " if record.levelno >= logging.WARNING else ""
+        print(prefix + record.getMessage(), flush=True)

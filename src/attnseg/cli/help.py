@@ -1,0 +1,33 @@
+"""The text of `--help`. Hydra's own is slow: it composes anew for every group that it lists."""
+
+from collections.abc import Sequence
+
+from omegaconf import OmegaConf, open_dict
+
+from attnseg.commands.command import Command
+from attnseg.config.composition import compose
+from attnseg.config.folder import list_choices
+
+
+def help_text(command: Command, overrides: Sequence[str]) -> str:
+    """Return a command's choices and values, as they are with some overrides.
+
+    Args:
+        command: of the table.
+        overrides: `KEY=VALUE` each.
+    """
+    composed = compose(command.config_name, overrides)
+    groups = sorted({*composed.hydra.runtime.choices, *composed} - {"hydra"})
+    choices = [
+        f"{group}: {', '.join(list_choices(group))}" for group in groups if list_choices(group)
+    ]
+    with open_dict(composed):
+        del composed["hydra"]
+    sections = [
+        command.header,
+        *(["== Choices: GROUP=NAME ==", "\n".join(choices)] if choices else []),
+        "== Values: KEY=VALUE ==",
+        OmegaConf.to_yaml(composed).rstrip(),
+        command.examples,
+    ]
+    return "\n\n".join(sections)

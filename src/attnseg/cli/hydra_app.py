@@ -1,0 +1,182 @@
+"""Calls a command: Hydra composes its configuration, once or for each job of a sweep.
+
+Kept free of torch, so that help and mistyped commands are answered at once.
+"""
+
+import argparse
+import importlib
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import hydra.version
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from attnseg.cli import sweeps
+from attnseg.cli.failures import log, report_error, send_log_to_terminal, translate_hydra_error
+from attnseg.cli.help import help_text
+from attnseg.commands.command import Command, Invocation
+from attnseg.config.composition import compose, to_raw
+from attnseg.config.errors import nearest
+from attnseg.config.folder import configs_folder
+from attnseg.errors import ConfigError
+
+FLAGS = (
+    "--help", "--hydra-help", "--version", "--cfg", "--resolve", "--package", "--run", "--multirun",
+    "--shell-completion", "--config-path", "--config-name", "--config-dir", "--info",
+    "-h", "-c", "-p", "-r", "-m", "-sc", "-cp", "-cn", "-cd", "-i",
+)  # fmt: skip
+
+
+def run_command(command: Command, arguments: Sequence[str]) -> NoReturn:
+    """Run a command, each of its jobs with `-m`, and exit.
+
+    Args:
+        command: of the table.
+        arguments: of the command line, after the command's name.
+    """
+    send_log_to_terminal()
+    arguments = to_hydra(command, arguments)
+    codes: list[int] = []
+
+    def task(composed: DictConfig) -> None:
+        if not log.handlers:  # a launcher's process
+            send_log_to_terminal()
+        config = HydraConfig.get()
+        overrides = list(config.overrides.task)
+
+        def perform(on_folder: Callable[[Path], None]) -> None:
+            call(command, to_raw(composed, config.runtime.choices), overrides, on_folder)
+
+        if config.mode == RunMode.MULTIRUN:
+            importlib.import_module("attnseg.training.train")  # once, not in every child
+            code = sweeps.run_job(perform, report_error)
+            if sweeps.Sweep.current is None:  # else the ledger tells, of other processes' jobs too
+                codes.append(code)
+            return
+        try:
+            perform(ignore_folder)
+        except Exception as error:
+            codes.append(report_error(error))
+
+    try:
+        check_flags(arguments)
+        if {"-h", "--help"} & set(arguments):
+            overrides = [argument for argument in arguments if not argument.startswith("-")]
+            print(help_text(command, overrides), flush=True)
+            sys.exit(0)
+        run_hydra(command.config_name, arguments, task)
+    except KeyboardInterrupt:
+        codes = [130]
+    except SystemExit as error:
+        codes = [error.code if isinstance(error.code, int) else 1]
+    except Exception as error:
+        codes.append(report_error(translate_hydra_error(error, command.config_name, arguments)))
+    if max(codes, default=0) > 128:
+        name = signal.Signals(max(codes) - 128).name
+        print(f"error: stopped by {name}; the same command goes on", file=sys.stderr, flush=True)
+    try:
+        codes.append(sweeps.close())
+    except Exception as error:
+        codes.append(report_error(error))
+    sys.exit(max(codes))
+
+
+def to_hydra(command: Command, arguments: Sequence[str]) -> list[str]:
+    """Return the arguments as Hydra takes them, conveniences translated.
+
+    Several profiles, loggers or formats serve one job, for which Hydra has brackets; and its parser
+    wants `-m` before any KEY=VALUE.
+    """
+    words = [
+        re.sub(r"^(profile|logger|formats)=([\w,]+)$", r"\1=[\2]", word)
+        for word in command.translate(list(arguments))
+    ]
+    flags = [word for word in words if word in ("-m", "--multirun")]
+    return flags[:1] + [word for word in words if word not in flags]
+
+
+def check_flags(arguments: Sequence[str]) -> None:
+    """Refuse flags that Hydra does not know, in one line.
+
+    Raises:
+        ConfigError: names the flag and the nearest known one.
+    """
+    for argument in arguments:
+        flag = argument.split("=")[0]
+        if flag.startswith("-") and flag not in FLAGS:
+            raise ConfigError(f"{flag}: no such flag; {nearest(flag, FLAGS)}")
+
+
+def run_hydra(
+    config_name: str, arguments: Sequence[str], task: Callable[[DictConfig], None]
+) -> None:
+    """Let Hydra compose a configuration and run a task, as `hydra.main` does.
+
+    `hydra.main` reads its arguments from `sys.argv` alone; the function that it calls takes them.
+    """
+    from hydra._internal.utils import _run_hydra, get_args_parser
+
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions through: we report them ourselves
+    hydra.version.setbase("1.3")
+    parser: argparse.ArgumentParser = get_args_parser()
+    _run_hydra(
+        args=parser.parse_args(list(arguments)),
+        args_parser=parser,
+        task_function=task,
+        config_path=str(configs_folder()),
+        config_name=config_name,
+    )
+
+
+def call(
+    command: Command,
+    raw: dict[str, Any],
+    overrides: Sequence[str],
+    on_folder: Callable[[Path], None],
+) -> None:
+    """Check the plain configuration of a command and run it.
+
+    Raises:
+        AttnsegError: the user can mend it.
+    """
+    options = command.parse(raw)
+    if command.run_invocation is None:
+        command.run(options)
+        return
+
+    def compose_again(more: Sequence[str]) -> dict[str, Any]:
+        return compose_raw(command, more)
+
+    def call_again(more: Sequence[str]) -> int:
+        try:
+            call(command, compose_again(more), more, ignore_folder)
+        except Exception as error:
+            return report_error(error)
+        return 0
+
+    invocation = Invocation(overrides, on_folder, report_error, compose_again, call_again)
+    command.run_invocation(options, invocation)
+
+
+def compose_raw(command: Command, overrides: Sequence[str]) -> dict[str, Any]:
+    """Return the plain configuration of a command with some overrides.
+
+    Raises:
+        ConfigError: a key, choice or reference does not exist.
+    """
+    try:
+        composed = compose(command.config_name, overrides)
+    except Exception as error:
+        raise translate_hydra_error(error, command.config_name, overrides) from error
+    return to_raw(composed)
+
+
+def ignore_folder(folder: Path) -> None:
+    """Do nothing with the run folder: only a sweep notes it."""

@@ -1,0 +1,47 @@
+"""The table of commands: `attnseg COMMAND KEY=VALUE ...`."""
+
+import sys
+from typing import NoReturn
+
+from attnseg.cli.failures import report_error
+from attnseg.cli.hydra_app import run_command
+from attnseg.commands import (
+    benchmark,
+    capsule,
+    compare,
+    evaluate,
+    explain,
+    export,
+    metrics_diff,
+    phantom,
+    predict,
+    prepare,
+    preview,
+    publish,
+    search,
+    status,
+    train,
+    verify,
+)
+from attnseg.config.errors import nearest
+from attnseg.errors import ConfigError
+
+MODULES = (
+    train, prepare, preview, phantom, status, evaluate, predict, metrics_diff, explain, compare,
+    export, capsule, verify, publish, search, benchmark,
+)  # fmt: skip
+COMMANDS = {module.COMMAND.name: module.COMMAND for module in MODULES}
+
+
+def main() -> NoReturn:
+    """Run the command that `sys.argv` names."""
+    name, *arguments = sys.argv[1:] or ["--help"]
+    if name in ("-h", "--help"):
+        print("attnseg COMMAND KEY=VALUE ...\n")
+        for command in COMMANDS.values():
+            print(f"  {command.name:12} {command.header}")
+        print("\nattnseg COMMAND --help lists every choice.")
+        sys.exit(0)
+    if name not in COMMANDS:
+        sys.exit(report_error(ConfigError(f"{name}: no such command; {nearest(name, COMMANDS)}")))
+    run_command(COMMANDS[name], arguments)

@@ -1,0 +1,33 @@
+"""Measures cost and speed, in suites: training steps, latency, memory, variants.
+
+attnseg benchmark suite=step         every workload; workload=NAME for one
+attnseg benchmark --cfg job          show the configuration and leave
+attnseg benchmark -m attn=qkv,kv     one run for each value
+attnseg benchmark --hydra-help       more about the command line
+"""
+
+from functools import partial
+
+from attnseg.benchmark import suites
+from attnseg.benchmark.options import Benchmark
+from attnseg.commands.command import Command, Invocation
+from attnseg.processes.fork import run_in_child
+
+
+def run(options: Benchmark, invocation: Invocation) -> None:
+    """Measure a suite, or each of its divisions in a process of its own.
+
+    Raises:
+        SystemExit: a process failed.
+    """
+    divisions = suites.split_suite(options.suite, list(invocation.overrides))
+    for overrides in divisions:
+        if code := run_in_child(partial(invocation.call, overrides)):
+            raise SystemExit(code)
+    if options.suite == "all":
+        suites.join_tables(options)
+    elif not divisions:
+        suites.run_suite(options)
+
+
+COMMAND = Command("benchmark", __doc__, Benchmark, run_invocation=run)

@@ -1,0 +1,25 @@
+"""Publishes a capsule in a folder or on the Hugging Face Hub.
+
+attnseg publish capsule=FILE.zip to=hf://owner/name
+"""
+
+from attnseg.commands.command import Command
+from attnseg.config.nodes import Folder, Node
+
+
+class Publish(Node):
+    """The capsule that is published, and where."""
+
+    choices: dict[str, str]
+    capsule: Folder
+    to: Folder
+
+
+def run(options: Publish) -> None:
+    """Publish a capsule."""
+    from attnseg.predict.hub import publish
+
+    publish(options.capsule, options.to)
+
+
+COMMAND = Command("publish", __doc__, Publish, run)

@@ -1,0 +1,33 @@
+"""Searches options for the best validation score, by many trials; processes may share them.
+
+attnseg search experiment=demo search=optimizer search.trials=30
+attnseg search experiment=demo 'search.space={optimizer.lr:{low:1e-4,high:1e-2,log:true},attn:{choices:[qkv,kv]}}'
+"""  # noqa: E501
+
+from collections.abc import Sequence
+
+from attnseg.commands.command import Command, Invocation
+from attnseg.config.training import Config, parse_config
+from attnseg.errors import require
+from attnseg.search.options import Search
+
+
+def run(options: Search, invocation: Invocation) -> None:
+    """Search as configured.
+
+    Raises:
+        SystemExit: a trial ended the search.
+    """
+    require("search", "search", "optuna")
+    from attnseg.search.search import search
+
+    def compose_trial(more: Sequence[str]) -> Config:
+        sealed = [*invocation.overrides, "trainer.open_test=false", *more]
+        raw = invocation.compose(sealed)
+        return parse_config({key: value for key, value in raw.items() if key != "search"})
+
+    if code := search(options, compose_trial, list(invocation.overrides), invocation.report):
+        raise SystemExit(code)
+
+
+COMMAND = Command("search", __doc__, Search, run_invocation=run, part="search")

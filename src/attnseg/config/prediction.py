@@ -1,0 +1,52 @@
+"""Options of prediction: what predicts, what is predicted, and what is done to the masks."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+
+from attnseg.config.errors import OptionError
+from attnseg.config.nodes import Folder, Node
+
+Sizes = Annotated[float, Field(ge=0)] | dict[str, Annotated[float, Field(ge=0)]] | None
+Counts = NonNegativeInt | dict[str, NonNegativeInt] | None
+
+
+class Postprocess(Node):
+    """Clean-up of masks: of all classes, or of those that are named."""
+
+    largest_component: bool | list[str] = False
+    min_ml: Sizes = None
+    min_pixels: Counts = None
+
+
+class Predict(Node):
+    """The networks, the images, and how they are segmented."""
+
+    choices: dict[str, str]
+    run: str | Annotated[list[str], Field(min_length=1)] | None
+    study: str | None
+    capsule: str | None
+    input: Folder
+    output: Folder
+    backend: Literal["torch", "onnx"]
+    device: Literal["cpu", "cuda"]
+    threads: PositiveInt | None
+    batch_size: PositiveInt
+    flips: list[Literal["h", "v"]]
+    tiles: Annotated[float, Field(ge=0, lt=1)] | None
+    probabilities: bool
+    uncertainty: bool
+    overlays: bool
+    postprocess: Postprocess
+
+    @model_validator(mode="after")
+    def _check_networks(self) -> Self:
+        if sum(source is not None for source in (self.run, self.study, self.capsule)) != 1:
+            raise OptionError(
+                "run", "give one of run=DIR, run=[DIR,DIR], study=DIR and capsule=FILE"
+            )
+        if self.backend == "onnx" and self.device == "cuda":
+            raise OptionError(
+                "device", "backend=onnx runs on the CPU; use device=cpu or backend=torch"
+            )
+        return self

@@ -1,0 +1,45 @@
+"""Options of commands that open a finished run again, and of its evaluation."""
+
+from typing import Literal, Self
+
+from pydantic import NonNegativeInt, model_validator
+
+from attnseg.config.errors import OptionError
+from attnseg.config.nodes import Component, Node
+
+
+class Reopen(Node):
+    """The cases of a finished run, and where its data are.
+
+    Attributes:
+        split: whose cases are asked for.
+        root: of the dataset, if it has moved.
+        data: `paths.data`, if it has moved.
+    """
+
+    split: Literal["val", "test"]
+    root: str | None
+    data: str | None
+    device: Literal["cpu", "cuda"]
+
+
+class Evaluate(Reopen):
+    """The masks that are scored, and the profiles."""
+
+    choices: dict[str, str]
+    profile: dict[str, Component]
+    run: str | None
+    pipeline: Literal["native", "zoom", "network_size"]
+    pred: str | None
+    truth: str | None
+    classes: list[str] | None
+    patient: str | None
+    worst: NonNegativeInt
+    outputs: str | None
+
+    @model_validator(mode="after")
+    def _check_masks(self) -> Self:
+        folders = self.pred is not None and self.truth is not None
+        if (self.run is not None) == folders or (self.pred is None) != (self.truth is None):
+            raise OptionError("run", "give a run folder as run=DIR, or masks as pred=DIR truth=DIR")
+        return self

@@ -1,0 +1,42 @@
+"""Options of exports and capsules."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from attnseg.config.errors import OptionError
+from attnseg.config.nodes import Component, Folder, Node
+from attnseg.config.prediction import Postprocess
+from attnseg.evaluation.options import Reopen
+
+
+class Export(Reopen):
+    """The files that a finished run is exported as."""
+
+    choices: dict[str, str]
+    profile: dict[str, Component]
+    run: str
+    formats: Annotated[list[Literal["onnx", "torch", "safetensors"]], Field(min_length=1)]
+    int8: bool
+    split: Literal["val"] = "val"  # the test set stays sealed
+    device: Literal["cpu"] = "cpu"
+
+    @model_validator(mode="after")
+    def _check_int8(self) -> Self:
+        if self.int8 and "onnx" not in self.formats:
+            raise OptionError("int8", "made of the ONNX file; add onnx to formats")
+        if len(self.profile) != 1:
+            names = ", ".join(self.profile)
+            raise OptionError("profile", f"{names}; give one, what int8 costs in it")
+        return self
+
+
+class Capsule(Node):
+    """The run that is packed, and what is said of it."""
+
+    choices: dict[str, str]
+    run: str
+    output: Folder
+    license: str | None
+    use: str | None
+    postprocess: Postprocess
