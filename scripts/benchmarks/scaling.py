@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
-from attnseg.api import attention_component, list_attentions
+from attnseg.api import list_attentions
 from attnseg.benchmark.options import Benchmark
 from attnseg.benchmark.report import Row
 from attnseg.benchmark.timing import Sample, Work, alternate, median_and_range
 from attnseg.benchmark.workload import Workload
 from attnseg.config.build import build
+from attnseg.config.components import attention_component
 
 START = "spawn"  # a fork of a process with busy threads hangs
 TOKENS = (196, 784, 3136)

@@ -2,7 +2,17 @@
 
 from typing import Any
 
-__all__ = ["create_attention", "create_model", "list_attentions", "list_models"]
+__all__ = [
+    "compare",
+    "create_attention",
+    "create_model",
+    "evaluate",
+    "list_attentions",
+    "list_models",
+    "load_run",
+    "predict_images",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401

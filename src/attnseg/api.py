@@ -1,29 +1,122 @@
-"""The models and attentions from Python, by the names and defaults of the configuration files."""
+"""The Python interface: commands, models and attentions by the names of the command line."""
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
+from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from omegaconf import OmegaConf
 from torch import nn
 
+from attnseg.cli.hydra_app import compose_raw, to_hydra
+from attnseg.commands import compare as compare_command
+from attnseg.commands import evaluate as evaluate_command
+from attnseg.commands import predict as predict_command
+from attnseg.commands import train as train_command
+from attnseg.commands.command import Command
 from attnseg.config.build import ATTENTION, build, factory
-from attnseg.config.errors import nearest
-from attnseg.config.folder import configs_folder
+from attnseg.config.components import attention_component, model_nodes
+from attnseg.config.folder import list_choices
 from attnseg.config.nodes import Component
-from attnseg.errors import ConfigError
 from attnseg.models.model import SegmentationModel
 from attnseg.models.pretrained import load_file_into
+from attnseg.runs.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def train(**options: Any) -> RunFolder:  # noqa: ANN401
+    """Train a model and return its run folder, as `attnseg train` does.
+
+    Args:
+        options: named as on the command line, parts as dictionaries:
+            `train(model="setr", attn="kv", trainer={"max_epochs": 1})`.
+
+    Raises:
+        AttnsegError: an option is wrong, or the data, the machine or a file is at fault.
+    """
+    from attnseg.training.train import train as train_as_configured
+
+    return RunFolder(train_as_configured(parse_keywords(train_command.COMMAND, options)))
+
+
+def evaluate(**options: Any) -> "pd.DataFrame":  # noqa: ANN401
+    """Score a finished run or a folder of masks, as `attnseg evaluate` does.
+
+    Returns:
+        A row per case, class, metric and profile.
+
+    Raises:
+        AttnsegError: as for `train`.
+    """
+    from attnseg.evaluation.evaluate import evaluate as evaluate_as_configured
+
+    return evaluate_as_configured(parse_keywords(evaluate_command.COMMAND, options))
+
+
+def predict_images(**options: Any) -> Path:  # noqa: ANN401
+    """Segment images as `attnseg predict` does, and return the folder of the masks.
+
+    Raises:
+        AttnsegError: as for `train`.
+    """
+    parsed = parse_keywords(predict_command.COMMAND, options)
+    predict_command.run(parsed)
+    return Path(parsed.output)
+
+
+def compare(**options: Any) -> object:  # noqa: ANN401
+    """Compare finished runs as `attnseg compare` does, and return the comparison.
+
+    Raises:
+        AttnsegError: as for `train`.
+    """
+    return compare_command.run(parse_keywords(compare_command.COMMAND, options))
+
+
+def load_run(folder: str | PathLike[str]) -> RunFolder:
+    """Open a run folder: its facts, configuration, history, scores and model."""
+    return RunFolder(folder)
+
+
+def parse_keywords(command: Command, options: Mapping[str, Any]) -> Any:  # noqa: ANN401
+    """Return a command's options, composed and checked as on the command line.
+
+    Raises:
+        ConfigError: a key or value is wrong.
+    """
+    return command.parse(compose_raw(command, to_hydra(command, to_overrides(options))))
+
+
+def to_overrides(options: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Return options as `KEY=VALUE`; the keys of a dictionary are joined by dots."""
+    overrides = []
+    for key, value in options.items():
+        if isinstance(value, Mapping) and value:
+            overrides += to_overrides(value, f"{prefix}{key}.")
+        else:
+            overrides.append(f"{prefix}{key}={_to_text(value)}")
+    return overrides
+
+
+def _to_text(value: object) -> str:
+    if isinstance(value, str | PathLike):
+        text = str(value)
+        return text if text.replace("_", "").isalnum() else "'" + text.replace("'", r"\'") + "'"
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(_to_text, value))}]"
+    return json.dumps(value)
 
 
 def list_models() -> list[str]:
     """Return the names that `create_model` takes."""
-    return _names("model")
+    return list_choices("model")
 
 
 def list_attentions() -> list[str]:
     """Return the names that `create_attention` takes."""
-    return _names("attn")
+    return list_choices("attn")
 
 
 def create_attention(name: str, dim: int, num_heads: int, **options: Any) -> nn.Module:  # noqa: ANN401
@@ -53,7 +146,7 @@ def create_model(
     attn: str | Callable[..., nn.Module] | None = None,
     in_channels: int = 1,
     num_classes: int = 1,
-    image_size: tuple[int, int] = (224, 224),
+    image_size: int | tuple[int, int] = (224, 224),
     pretrained: str | Path | None = None,
     **options: Any,  # noqa: ANN401
 ) -> SegmentationModel:
@@ -65,7 +158,8 @@ def create_model(
             `None` is the model's published attention.
         in_channels: channels of the image.
         num_classes: channels of the logits.
-        image_size: height and width that learned positions are for; other sizes are interpolated.
+        image_size: height and width that learned positions are for, or one number for both; other
+            sizes are interpolated.
         pretrained: file of published weights to start from.
         options: any option of `configs/model/<name>.yaml`.
 
@@ -76,45 +170,15 @@ def create_model(
         ConfigError: an unknown name or option, or numbers that do not fit.
         CheckpointError: `pretrained` cannot be loaded.
     """
-    node = _load("model", name)
-    for default in node.pop("defaults"):
-        for key, value in default.items() if isinstance(default, dict) else ():
-            if key.startswith("override /attn@"):
-                attn = attn or value
-            elif key.startswith("/attn@"):  # a second attention of the model's own
-                node[key.removeprefix("/attn@")] = _load("attn", value)
-    for engine_option in ("pretrained", "match"):
-        node.pop(engine_option)
-    component = Component.model_validate({**node, **options})
-    make = attn if callable(attn) else factory("attn", attention_component(str(attn)), ATTENTION)
+    model_node, attn_node = model_nodes(name, attn if isinstance(attn, str) else None)
     model: SegmentationModel = build(
         "model",
-        component,
+        Component.model_validate({**model_node, **options}),
         in_channels=in_channels,
         num_classes=num_classes,
-        image_size=image_size,
-        attn=make,
+        image_size=(image_size, image_size) if isinstance(image_size, int) else image_size,
+        attn=attn if callable(attn) else factory("attn", attn_node, ATTENTION),
     )
     if pretrained is not None:
         print(load_file_into(model, pretrained))
     return model
-
-
-def _names(group: str) -> list[str]:
-    return sorted(path.stem for path in (configs_folder() / group).glob("[!_]*.yaml"))
-
-
-def _load(group: str, name: str) -> dict[str, Any]:
-    if name not in _names(group):
-        raise ConfigError(f"{group}: no {name!r}; {nearest(name, _names(group))}")
-    loaded: Any = OmegaConf.to_container(OmegaConf.load(configs_folder() / group / f"{name}.yaml"))
-    return dict(loaded)
-
-
-def attention_component(name: str, **options: Any) -> Component:  # noqa: ANN401
-    """Return the component of a named attention, with options changed.
-
-    Raises:
-        ConfigError: there is none of that name.
-    """
-    return Component.model_validate({**_load("attn", name), **options})

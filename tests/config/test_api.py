@@ -4,7 +4,10 @@ import pytest
 import torch
 
 import attnseg
+from attnseg.api import parse_keywords
 from attnseg.attention.attention import Attention
+from attnseg.cli.help import help_text
+from attnseg.commands import train
 from attnseg.config.build import ATTENTION, build, factory
 from attnseg.config.training import parse_config
 from attnseg.errors import CheckpointError, ConfigError
@@ -65,3 +68,46 @@ def test_wrong_names_and_options():
         attnseg.create_model("setr", size="tiny", pretrained="nowhere.npz")
     with pytest.raises(AttributeError):
         attnseg.create_modle  # noqa: B018
+
+
+def test_one_number_for_height_and_width():
+    model = attnseg.create_model("setr", size="tiny", image_size=32)
+    assert model(torch.randn(1, 1, 32, 32)).shape == (1, 1, 32, 32)
+
+
+def test_keywords_are_composed_and_checked_as_on_the_command_line():
+    options = {
+        "model": "cvt", "attn": "kv", "dataset": "phantom", "profile": ["strict"], "seed": 3,
+        "trainer": {"max_epochs": 1, "ema_decay": None, "open_test": False},
+        "optimizer": {"lr": 1e-5}, "paths": {"data": "it's a folder"},
+    }  # fmt: skip
+    config = parse_keywords(train.COMMAND, options)
+    assert config.choices["model"] == "cvt"
+    assert (config.seed, config.optimizer.lr) == (3, 1e-5)
+    assert (config.trainer.max_epochs, config.trainer.ema_decay) == (1, None)
+    assert config.trainer.open_test is False
+    assert config.paths.data == "it's a folder"
+    with pytest.raises(ConfigError, match=r"trainer\.epochs: no such key; did you mean"):
+        parse_keywords(train.COMMAND, {"trainer": {"epochs": 1}})
+    with pytest.raises(ConfigError, match="run: give a run folder as run=DIR"):
+        attnseg.evaluate(pred="masks")
+
+
+def test_a_folder_of_ones_own_configurations(tmp_path, monkeypatch):
+    """`configs/` in the working folder adds choices; what it names passes the gate of targets."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="model: no 'mine'"):
+        attnseg.create_model("mine")
+    folder = tmp_path / "configs/model"
+    folder.mkdir(parents=True)
+    (folder / "mine.yaml").write_text("defaults: [setr, _self_]\nsize: tiny\ndepth: 2\n")
+    (folder / "setr.yaml").write_text("_target_: os.system\n")  # ours goes first
+    assert "mine" in attnseg.list_models()
+    model = attnseg.create_model("mine", image_size=32)
+    assert len(model.encoder) == 2
+    with pytest.raises(ConfigError, match="did you mean mine"):
+        attnseg.create_model("minee")
+    (folder / "evil.yaml").write_text("defaults: [setr, _self_]\n_target_: os.system\n")
+    with pytest.raises(ConfigError, match=r"model\._target_: 'os\.system' is not allowed"):
+        attnseg.create_model("evil")
+    assert "evil, mine, setr" in help_text(train.COMMAND, ["model=mine"])

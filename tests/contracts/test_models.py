@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from attnseg.attention.attention import SHARINGS, list_mixings
-from attnseg.config import schema
 from attnseg.config.build import ATTENTION, build, factory
+from attnseg.config.training import parse_config
 from tests.contracts.groups import compose, names
 from tests.contracts.pairs import each_pair, mixings
 
@@ -17,7 +17,7 @@ PLAIN = {"cvt": ("model.decoder=mlp_plain",)}  # Where a faster form does not ca
 
 
 def make(model: str, attn: str, channels: int = 1, classes: int = 3, options: tuple[str, ...] = ()):
-    config = schema.check(compose(f"model={model}", f"attn={attn}", "model.size=tiny", *options))
+    config = parse_config(compose(f"model={model}", f"attn={attn}", "model.size=tiny", *options))
     torch.manual_seed(0)
     return build(
         "model",

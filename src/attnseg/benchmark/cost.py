@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
-from attnseg.api import attention_component
 from attnseg.benchmark.options import Benchmark
 from attnseg.benchmark.report import Row
 from attnseg.benchmark.timing import alternate, median_and_range
 from attnseg.benchmark.workload import Workload
 from attnseg.config import cost
+from attnseg.config.components import attention_component
 
 log = logging.getLogger(__name__)
 

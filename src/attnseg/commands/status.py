@@ -19,9 +19,9 @@ class Outputs(BaseModel):
 
 def run(options: Outputs) -> None:
     """Print the state of every run."""
-    from attnseg.runs.status import status
+    from attnseg.runs.status import print_status
 
-    status(Path(options.outputs))
+    print_status(Path(options.outputs))
 
 
 COMMAND = Command("status", __doc__, Outputs, run, config="train", part="paths")

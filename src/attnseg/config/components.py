@@ -4,11 +4,16 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 
 from attnseg.config.budget import build_model
 from attnseg.config.build import build, factory
+from attnseg.config.composition import compose, to_raw
+from attnseg.config.errors import nearest
+from attnseg.config.folder import list_choices
+from attnseg.config.nodes import Component
 from attnseg.config.training import Config
 from attnseg.data.augment import Transforms
 from attnseg.data.reader import Reader
@@ -87,3 +92,35 @@ def optimizer_factory(config: Config) -> Callable[..., torch.optim.Optimizer]:
     clipped = trainer.gradient_clip is not None
     mixed = trainer.precision == "16-mixed" or (trainer.precision == "bf16-mixed" and clipped)
     return partial(make, fused=trainer.strategy != "fsdp" and not mixed)
+
+
+def attention_component(name: str, **options: Any) -> Component:  # noqa: ANN401
+    """Return the component of a named attention, with options changed.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    raw = _compose_choices(attn=name)
+    return Component.model_validate({**raw["attn"], **options})
+
+
+def model_nodes(name: str, attn: str | None = None) -> tuple[dict[str, Any], Component]:
+    """Return the class and options of a named model, and its attention.
+
+    Args:
+        name: of the model.
+        attn: name of an attention; by default the model's published one.
+
+    Raises:
+        ConfigError: there is no such model or attention.
+    """
+    raw = _compose_choices(model=name, **({} if attn is None else {"attn": attn}))
+    model = {k: v for k, v in raw["model"].items() if k not in ("pretrained", "match")}
+    return model, Component.model_validate(raw["attn"])
+
+
+def _compose_choices(**choices: str) -> dict[str, Any]:
+    for group, name in choices.items():
+        if name not in (known := list_choices(group)):
+            raise ConfigError(f"{group}: no {name!r}; {nearest(name, known)}")
+    return to_raw(compose("train", [f"{group}={name}" for group, name in choices.items()]))

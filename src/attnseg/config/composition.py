@@ -15,7 +15,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from attnseg.config.folder import configs_folder, list_groups, own_folder
@@ -77,9 +77,7 @@ def to_raw(composed: DictConfig, choices: Mapping[str, object] | None = None) ->
     """
     if choices is None:
         choices = composed.hydra.runtime.choices
-    own = composed.copy()
-    with open_dict(own):
-        own.pop("hydra", None)
+    own = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
     try:
         raw: Any = OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
     except MissingMandatoryValue as error:

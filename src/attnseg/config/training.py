@@ -235,7 +235,8 @@ class Config(Node):
         The names chosen in the groups are left out: they are not keys of the command line.
         """
         plain = self.model_dump(mode="json", by_alias=True, exclude={"choices"})
-        return yaml.dump(plain, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+        text: str = yaml.dump(plain, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+        return text
 
     def revise(self, part: str, **values: object) -> Self:
         """Return the configuration with other values in a part, such as `trainer`."""
@@ -243,7 +244,7 @@ class Config(Node):
         return self.model_copy(update={part: revised})
 
 
-class _Dumper(yaml.SafeDumper):
+class _Dumper(yaml.SafeDumper):  # type: ignore[misc]
     """Quotes text that looks like a number: for OmegaConf `1e5` is one, for PyYAML it is not."""
 
     def represent_text(self, text: str) -> yaml.ScalarNode:
