@@ -1,4 +1,4 @@
-"""Faults that a user can mend, by the exit code that they end a command with."""
+"""Errors that users can fix; each ends a command with an exit code of its own."""
 
 import importlib.util
 import sys
@@ -8,7 +8,7 @@ from typing import Self
 
 
 class AttnsegError(Exception):
-    """A fault that the person at the terminal can mend.
+    """An error that the user can fix.
 
     The message is one line: `<file or key>: <what is wrong>; <what to do>`.
     """
@@ -17,7 +17,7 @@ class AttnsegError(Exception):
 
 
 class ConfigError(AttnsegError):
-    """A configuration that cannot be run."""
+    """A configuration that is invalid or impossible to run."""
 
     exit_code = 2
 
@@ -42,7 +42,7 @@ class DataError(AttnsegError):
     """A dataset that is missing, broken or contradicts itself.
 
     Args:
-        problems: one line each, all that was found; the message is the first and how many more.
+        problems: one line each; the message is the first line and the number of others.
     """
 
     exit_code = 3
@@ -53,17 +53,17 @@ class DataError(AttnsegError):
         self.problems = problems
 
     def __reduce__(self) -> tuple[type[Self], tuple[str, ...]]:
-        """Return how to make it again: loader processes send it to the main one."""
+        """Support pickling, by which loader processes send the error to the main process."""
         return type(self), self.problems
 
 
 def listed(error: DataError, key: str, advice: str) -> DataError:
-    """Print all problems of an error; return one line that counts them.
+    """Print all problems of an error, and return an error whose one line counts them.
 
     Args:
-        error: with one problem or several; the former is returned as it is.
-        key: what the line begins with.
-        advice: what to do.
+        error: returned unchanged if it has a single problem.
+        key: file or key at the beginning of the line.
+        advice: end of the line, which says what to do.
     """
     if len(error.problems) == 1:
         return error
@@ -73,14 +73,14 @@ def listed(error: DataError, key: str, advice: str) -> DataError:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an exception's message; its name if there is none."""
+    """Return the first line of an exception's message, or the exception's name if it is empty."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 class Problems:
-    """What is wrong with a dataset, gathered to be said at once.
+    """Collects the problems of a dataset, so that all of them are reported at once.
 
-    `with problems.gathered(): ...` keeps a `DataError` and goes on after the block.
+    `with problems.gathered(): ...` keeps the problems of a `DataError`, and the program goes on.
     """
 
     def __init__(self) -> None:
@@ -95,7 +95,7 @@ class Problems:
             self.found.extend(error.problems)
 
     def stop(self) -> None:
-        """Raise all that was found, if anything was.
+        """Raise an error if there are any problems.
 
         Raises:
             DataError: with every problem.
@@ -105,16 +105,16 @@ class Problems:
 
 
 class CheckpointError(AttnsegError):
-    """A checkpoint or published weight file that does not fit."""
+    """A checkpoint or weight file that is damaged, unsafe or of another model."""
 
     exit_code = 4
 
 
 class ResourceError(AttnsegError):
-    """A machine that has too little of something: disk, memory, permissions."""
+    """A machine that lacks disk space, memory or permissions."""
 
     exit_code = 5
 
 
 class InUseError(ResourceError):
-    """A run folder that another process works on."""
+    """A folder that another process is working on."""

@@ -1,4 +1,4 @@
-"""Writing files that are there whole or not at all."""
+"""Atomic file writes, and the checksums of files."""
 
 import hashlib
 import os
@@ -14,11 +14,13 @@ from attnseg.errors import ResourceError
 
 @contextmanager
 def replacing(path: Path, before: Callable[[], None] = lambda: None) -> Iterator[BinaryIO]:
-    """Open a file beside `path` that takes its place, safe on disk, when all went well.
+    """Open a temporary file that replaces `path` when the block ends without an error.
+
+    The file is on disk before it takes its name, so that a power cut leaves the old or the new one.
 
     Args:
-        path: what is replaced.
-        before: called when the file is on disk, just before it takes its place.
+        path: of the file to replace or create.
+        before: called when the temporary file is on disk, just before it is renamed.
     """
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
@@ -36,7 +38,7 @@ def replacing(path: Path, before: Callable[[], None] = lambda: None) -> Iterator
 
 
 def _sync_folder(folder: Path) -> None:
-    """Have what was renamed in a folder survive a power cut, before anything that relies on it."""
+    """Write the entries of a folder to disk, so that a renamed file survives a power cut."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -64,20 +66,20 @@ def check_room(folder: Path, needed: int, content: str) -> None:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what `replacing` left in a folder when its process was killed."""
+    """Remove the temporary files of processes that were killed while they wrote in a folder."""
     for path in folder.rglob(".*"):
         if path.is_file():
             path.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write text to `path`, whole or not at all."""
+    """Write a text file atomically."""
     with replacing(path) as file:
         file.write(text.encode())
 
 
 def is_whole(path: Path) -> bool:
-    """Return whether a file is there and has the digest that stands beside it."""
+    """Return whether a file exists and has the SHA-256 in `<name>.sha256` beside it."""
     sidecar = path.with_name(f"{path.name}.sha256")
     if not path.is_file() or not sidecar.is_file():
         return False

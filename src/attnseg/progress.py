@@ -1,4 +1,4 @@
-"""Progress on the terminal: a bar with time left, or a few plain lines when piped to a file."""
+"""Progress bars with the time left, or a few plain lines where there is no terminal."""
 
 import sys
 import time
@@ -10,20 +10,20 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 T = TypeVar("T")
-LINES = 4  # plain lines per bar
+LINES = 4  # Plain lines per bar.
 
 
 class Bar:
-    """One bar of `total` steps, with a note at its end.
+    """A progress bar with a note at its end.
 
-    On a terminal it is drawn in place and vanishes when done. Elsewhere it prints a line at each
-    quarter, with the time left.
+    On a terminal the bar is drawn in place and vanishes at the end. Elsewhere it prints a line at
+    each quarter.
 
     Args:
-        label: what is going on.
+        label: name of the task.
         total: number of steps.
-        unit: what a step is, plural.
-        done: steps that were done before.
+        unit: plural noun for the steps.
+        done: number of steps done before.
     """
 
     def __init__(self, label: str, total: int, unit: str, done: int = 0) -> None:
@@ -31,7 +31,7 @@ class Bar:
         self.done = self.before = done
         self.started = time.monotonic()
         self.drawn: Progress | None = None
-        # sys.stdout is looked up now: a test or a launcher may have replaced it.
+        # A test or a launcher may have replaced sys.stdout since the import.
         console = Console(file=sys.stdout)
         if console.is_terminal:
             self.drawn = Progress(
@@ -61,7 +61,7 @@ class Bar:
             self.drawn.stop()
 
     def advance(self, note: str = "") -> None:
-        """Count one step and show `note`, a loss say."""
+        """Count one step and show `note`, such as the loss."""
         self.done += 1
         if self.drawn:
             self.drawn.update(self.task, completed=self.done, note=note)
@@ -76,7 +76,7 @@ class Bar:
 
 
 def track(items: Sequence[T], label: str, unit: str) -> Iterator[T]:
-    """Yield `items`, showing a `Bar`."""
+    """Yield the items and show a `Bar` of their progress."""
     with Bar(label, len(items), unit) as bar:
         for item in items:
             yield item

@@ -1,4 +1,4 @@
-"""Which GPU a run may use: leased by a lock file, so that jobs started at once share them out."""
+"""Reserves GPUs by lock files, so that jobs that start at once do not share one by accident."""
 
 import logging
 import os
@@ -14,19 +14,19 @@ import torch
 from attnseg.config.training import Config
 from attnseg.processes.lock import Lock
 
-PAUSE = 2.0  # seconds between two looks for a free GPU
+PAUSE = 2.0  # Seconds between two attempts to find a free GPU.
 VISIBLE = "CUDA_VISIBLE_DEVICES"
-# Set where a cluster or torchrun has chosen the GPUs of this process already.
+# One of these is set where a cluster or torchrun has assigned the GPUs of this process.
 CHOSEN = ("SLURM_JOB_ID", "LOCAL_RANK")
 log = logging.getLogger(__name__)
 
 
 @contextmanager
 def leased(config: Config) -> Iterator[None]:
-    """See only GPUs that no other run on this machine has, for as long as the block runs.
+    """Reserve GPUs for the block and hide all others from this process.
 
-    Waits until `trainer.devices` are free; on each, `trainer.jobs_per_gpu` runs may be at a time.
-    Must be entered before anything is put on a GPU.
+    Wait until `trainer.devices` GPUs are free; `trainer.jobs_per_gpu` runs may share one. Enter the
+    block before anything is put on a GPU.
     """
     if config.trainer.accelerator != "gpu" or any(name in os.environ for name in CHOSEN):
         yield
@@ -46,7 +46,7 @@ def leased(config: Config) -> Iterator[None]:
 
 
 def _lease(names: list[str], count: int, share: int) -> dict[str, Lock]:
-    """Wait for `count` of the named GPUs, and return their locks by name."""
+    """Wait until `count` of the named GPUs are free, and return their locks by name."""
     folder = Path(tempfile.gettempdir(), f"attnseg-gpus-{os.getuid()}")
     folder.mkdir(exist_ok=True)
     waits = False
@@ -54,7 +54,7 @@ def _lease(names: list[str], count: int, share: int) -> dict[str, Lock]:
         locks = dict(islice(_free(folder, names, share), count))
         if len(locks) == count:
             return locks
-        for lock in locks.values():  # all or none, or two runs could wait for each other
+        for lock in locks.values():  # Else two runs could wait for each other.
             lock.release()
         if not waits:
             log.info("Waiting for %d free of %d GPUs", count, len(names))
@@ -63,7 +63,7 @@ def _lease(names: list[str], count: int, share: int) -> dict[str, Lock]:
 
 
 def _free(folder: Path, names: list[str], share: int) -> Iterator[tuple[str, Lock]]:
-    """Take the free places one by one: the first of every GPU before the second of any."""
+    """Take free places one by one, the first place of every GPU before the second of any."""
     taken = set()
     for place in range(share):
         for name in names:

@@ -1,4 +1,4 @@
-"""One process per run folder: a lock that the operating system takes back when its holder dies."""
+"""A file lock with a heartbeat, which the operating system releases when its holder dies."""
 
 import fcntl
 import os
@@ -8,19 +8,19 @@ import time
 from pathlib import Path
 from typing import IO
 
-BEAT = 20.0  # seconds between two signs of life
-DEAD = 90.0  # seconds without one, after which another machine's holder counts as dead
+BEAT = 20.0  # Seconds between two heartbeats.
+DEAD = 90.0  # Seconds without a heartbeat after which a holder on another machine counts as dead.
 
 
 class Lock:
-    """A lock file; it names its holder, and holds until released or until the process ends.
+    """A lock file that names its holder; held until released or until the process ends.
 
-    A POSIX record lock: children of a fork, loader processes say, do not hold it, and a killed
-    process leaves nothing to clean up. Where machines share a folder but not its locks, the file's
-    time, which the holder renews, tells the others that it lives.
+    It is a POSIX record lock, so that forked children such as loader processes do not hold it and
+    a killed process leaves nothing to clean up. Some network file systems share files but no locks;
+    there, the modification time, which the holder renews, shows that it is alive.
 
     Args:
-        path: of the file; its folder exists.
+        path: of the lock file; its folder must exist.
     """
 
     def __init__(self, path: Path) -> None:
@@ -32,7 +32,7 @@ class Lock:
         """Take the lock.
 
         Returns:
-            `None` if it is ours now, else who holds it.
+            `None` if this process holds it now, else a description of the holder.
         """
         while True:
             file = self.path.open("a+")
@@ -44,7 +44,7 @@ class Lock:
                 return holder or "another process"
             if _is_at(file, self.path):
                 break
-            file.close()  # its last holder has just removed it
+            file.close()  # The last holder has just removed the file.
         if (holder := _read(file)) and _beats_elsewhere(holder, self.path):
             file.close()
             return holder
@@ -57,10 +57,10 @@ class Lock:
         return None
 
     def release(self) -> None:
-        """Give the lock back."""
+        """Release the lock and remove its file."""
         if self._file is not None:
             self._released.set()
-            self.path.unlink(missing_ok=True)  # while we hold it: nobody else's is removed
+            self.path.unlink(missing_ok=True)  # While locked, it cannot be another holder's file.
             self._file.close()
             self._file = None
 
@@ -68,12 +68,12 @@ class Lock:
         while not self._released.wait(BEAT):
             try:
                 os.utime(self.path)
-            except OSError:  # the folder was deleted; the run will notice
+            except OSError:  # The folder was deleted; the run itself reports that.
                 return
 
 
 def is_held(path: Path) -> bool:
-    """Return whether a living process holds a lock file. Not to be asked by the holder itself."""
+    """Return whether another living process holds a lock file; must not be called by its holder."""
     try:
         with path.open("r+") as file:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -97,6 +97,6 @@ def _is_at(file: IO[str], path: Path) -> bool:
 
 
 def _beats_elsewhere(holder: str, path: Path) -> bool:
-    """Return whether a holder is on another machine, and has shown life lately."""
+    """Return whether a holder on another machine has renewed the file within `DEAD` seconds."""
     ours = holder.endswith(f" on {socket.gethostname()}")
     return not ours and bool(holder) and time.time() - path.stat().st_mtime < DEAD

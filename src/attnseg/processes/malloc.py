@@ -1,4 +1,4 @@
-"""How the C library gives memory out: freed memory is kept for the next step."""
+"""Tunes glibc's malloc so that the memory of one training step is reused by the next."""
 
 import ctypes
 import sys
@@ -8,11 +8,11 @@ _NEVER = -1
 
 
 def keep_freed_memory() -> None:
-    """Have this process keep memory that tensors no longer need.
+    """Keep freed memory in this process, for computations on the CPU.
 
-    By default every tensor above 32 MB is mapped anew and zeroed page by page, at every step; a
-    training step of DAE-Former spends a seventh of its time on that. Elsewhere than on Linux with
-    the GNU C library nothing changes.
+    By default every tensor above 32 MB is mapped anew and zeroed page by page at every step, which
+    takes a seventh of a training step of DAE-Former. Without the GNU C library on Linux, this
+    function does nothing.
     """
     if sys.platform != "linux":
         return

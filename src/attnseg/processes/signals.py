@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: answered between two steps while it trains, else at once."""
+"""Handles the signals that ask a run to stop: between two training steps, else immediately."""
 
 import signal
 import threading
@@ -6,12 +6,12 @@ import time
 from types import FrameType
 from typing import Any
 
-ECHO = 1.0  # seconds in which SLURM's signal may come again, passed on by the parent process
+ECHO = 1.0  # Seconds in which SLURM's signal may arrive again, forwarded by the parent process.
 SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGINT)
 
 
 class Stopped(BaseException):
-    """Training has stopped as asked, with a checkpoint.
+    """Raised when training has stopped on request and has saved a checkpoint.
 
     Args:
         number: of the signal.
@@ -23,11 +23,14 @@ class Stopped(BaseException):
 
 
 class Stopping:
-    """Takes the signals that ask a run to stop.
+    """Signal handler of a run.
+
+    While `deferring`, the first signal is only recorded, and training stops at its next step. A
+    second signal ends the run immediately, unless it is an echo of the first.
 
     Attributes:
-        deferring: whether a first signal is only noted; a second one is never, except an echo.
-        asked: the signal that was noted; 0 if none.
+        deferring: whether the first signal is only recorded.
+        asked: number of the recorded signal; 0 if none.
     """
 
     def __init__(self) -> None:
@@ -37,17 +40,17 @@ class Stopping:
         self._before: dict[int, Any] = {}
 
     def install(self) -> None:
-        """Take the signals, again if somebody else has taken them since."""
+        """Install the handler, again if other code has replaced it."""
         if threading.current_thread() is not threading.main_thread():
-            return  # only the main thread may
+            return  # Only the main thread may install handlers.
         for number in SIGNALS:
             before = signal.getsignal(number)
-            if before is not signal.SIG_IGN:  # nohup means it
+            if before is not signal.SIG_IGN:  # A signal that nohup ignores stays ignored.
                 self._before.setdefault(number, before)
                 signal.signal(number, self._answer)
 
     def restore(self) -> None:
-        """Give the signals back."""
+        """Restore the previous handlers."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
@@ -63,11 +66,11 @@ class Stopping:
 
 
 def ending(number: int) -> BaseException:
-    """Return the exception that a signal ends a command with: exit code 130 or 143."""
+    """Return the exception by which a signal ends a command with exit code 130 or 143."""
     return KeyboardInterrupt() if number == signal.SIGINT else SystemExit(143)
 
 
 def leave_to_the_main_process(worker: int) -> None:
-    """Ignore the signals in a loader process: a terminal or SLURM sends them to all processes."""
+    """Ignore the signals in a loader process, since terminals and SLURM signal all processes."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""Checkpoints: written whole with their SHA-256, read without running anything."""
+"""Checkpoints: written atomically with their SHA-256, and read without executing code."""
 
 import hashlib
 import os
@@ -14,12 +14,12 @@ from torch import nn
 from attnseg.errors import CheckpointError, ResourceError, first_line
 from attnseg.files import is_whole, replacing, write_text
 
-PARTS = {"epoch": int, "state_dict": dict, "callbacks": dict}  # that must be there
-WEIGHTS = "model."  # what the names of a model's weights begin with in a checkpoint
+REQUIRED_PARTS = {"epoch": int, "state_dict": dict, "callbacks": dict}
+WEIGHTS = "model."  # Prefix of the model's weights in a checkpoint.
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Checkpoints by `replacing`, each with its SHA-256 beside it in `<name>.sha256`."""
+    """Writes checkpoints atomically, each with its SHA-256 in `<name>.sha256` beside it."""
 
     def save_checkpoint(
         self,
@@ -30,7 +30,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Write a checkpoint.
 
         Raises:
-            ResourceError: it cannot be written, the disk being full, say; the last one is kept.
+            ResourceError: it cannot be written, for example because the disk is full; the last
+                checkpoint is kept.
         """
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -38,7 +39,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         line = "{}  " + target.name + "\n"
 
         def announce() -> None:
-            # Both digests, for the moment in which either file may be the one that is there.
+            # Both digests stand in the file while either checkpoint may be in place.
             old = sidecar.read_text() if sidecar.exists() else ""
             write_text(sidecar, line.format(hashed.digest) + old)
 
@@ -50,7 +51,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         except (OSError, RuntimeError) as error:
             cause: BaseException | None = error
             while cause is not None and not isinstance(cause, OSError):
-                cause = cause.__cause__ or cause.__context__  # what PyTorch's writer makes of it
+                cause = cause.__cause__ or cause.__context__  # PyTorch's writer wraps the cause.
             if cause is None:
                 raise
             raise ResourceError(
@@ -64,19 +65,19 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         map_location: Any = None,  # noqa: ANN401
         weights_only: bool | None = None,
     ) -> dict[str, Any]:
-        """Read a checkpoint, never anything that runs."""
+        """Read a checkpoint of tensors and plain values; never execute code in it."""
         loaded: dict[str, Any] = torch.load(path, map_location=map_location, weights_only=True)
         return loaded
 
 
 class _Hashed:
-    """A file whose SHA-256 is known once it is written: reading it again would take as long."""
+    """Computes the SHA-256 of a file while it is written; reading it again would take as long."""
 
     def __init__(self, file: BinaryIO, helper: Executor) -> None:
         self._file, self._helper, self._sha = file, helper, hashlib.sha256()
 
     def write(self, data: bytes) -> int:
-        """Write and digest what comes next; PyTorch's writer never goes back."""
+        """Write and digest the next bytes; PyTorch's writer never seeks."""
         digesting = self._helper.submit(self._sha.update, data)
         try:
             return self._file.write(data)
@@ -84,11 +85,11 @@ class _Hashed:
             digesting.result()
 
     def flush(self) -> None:
-        """Nothing to do before the end."""
+        """Do nothing; the file is flushed at its end."""
 
     @property
     def digest(self) -> str:
-        """SHA-256 of all that was written."""
+        """SHA-256 of all bytes so far."""
         return self._sha.hexdigest()
 
 
@@ -96,24 +97,27 @@ def load_weights(model: nn.Module, path: Path) -> dict[str, Any]:
     """Load a model's weights from a run's checkpoint.
 
     Args:
-        model: of the same shape as the one that was trained.
+        model: with the architecture and sizes of the trained one.
         path: of a checkpoint with its SHA-256 beside it.
 
     Returns:
         The whole checkpoint.
 
     Raises:
-        CheckpointError: the file is missing, damaged or of another model, or would run code.
+        CheckpointError: the file is missing, damaged, of another model, or contains code.
     """
     if not is_whole(path):
         raise CheckpointError(f"{path}: missing or damaged, unlike its SHA-256; train again")
     checkpoint = read_checkpoint(path)
-    found = checkpoint["state_dict"].items()
-    own = {name: tensor for name, tensor in found if name.startswith(WEIGHTS)}
+    weights = {
+        name.removeprefix(WEIGHTS): tensor
+        for name, tensor in checkpoint["state_dict"].items()
+        if name.startswith(WEIGHTS)
+    }
     try:
-        model.load_state_dict({name.removeprefix(WEIGHTS): own[name] for name in own})
+        model.load_state_dict(weights)
     except (RuntimeError, ValueError) as error:
-        # The first line names the class, the second what does not fit.
+        # The first line names the class, the second the mismatch.
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise CheckpointError(
             f"{path}: weights of another model, attention or size ({reason}); restore the file or "
@@ -123,10 +127,10 @@ def load_weights(model: nn.Module, path: Path) -> dict[str, Any]:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a run's checkpoint, never anything that runs.
+    """Read a run's checkpoint; never execute code in it.
 
     Raises:
-        CheckpointError: it is not one, or would run code.
+        CheckpointError: the file is not a checkpoint, or contains code.
     """
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
@@ -134,12 +138,12 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path}: holds more than tensors and could run code; delete it and train again"
         ) from error
-    except Exception as error:  # made to harm, a file can have a decoder raise anything
+    except Exception as error:  # A malicious file can make a decoder raise any error.
         raise CheckpointError(
             f"{path}: cannot be loaded ({first_line(error)}); train again"
         ) from error
-    if not isinstance(checkpoint, dict) or not checkpoint.keys() >= PARTS.keys():
+    if not isinstance(checkpoint, dict) or not checkpoint.keys() >= REQUIRED_PARTS.keys():
         raise CheckpointError(f"{path}: not a checkpoint of a run; train again")
-    if not all(isinstance(checkpoint[name], kind) for name, kind in PARTS.items()):
+    if not all(isinstance(checkpoint[name], kind) for name, kind in REQUIRED_PARTS.items()):
         raise CheckpointError(f"{path}: not a checkpoint of a run; train again")
     return checkpoint

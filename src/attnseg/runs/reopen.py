@@ -18,11 +18,11 @@ from attnseg.runs.run_folder import RunFolder
 
 
 def read_spec(run: RunFolder) -> InferenceSpec:
-    """Return the spec of a finished run.
+    """Return the inference spec of a finished run.
 
     Raises:
-        ConfigError: not a finished run, or one from before runs noted what their data decided.
-        CheckpointError: it left no weights.
+        ConfigError: the run is not finished, or is older than the notes on its data in `run.json`.
+        CheckpointError: the weights are missing.
     """
     return _open(run)[1]
 
@@ -31,8 +31,8 @@ def load_network(run: RunFolder, device: str = "cpu") -> "TorchNetwork":
     """Return the network of a finished run, with its best weights.
 
     Args:
-        run: folder.
-        device: to run on.
+        run: a finished run.
+        device: `cpu` or `cuda`.
 
     Raises:
         ConfigError: as `read_spec`, or there is no such device.
@@ -61,11 +61,11 @@ def load_model(run: RunFolder) -> SegmentationModel:
 
 
 class TorchNetwork:
-    """A `Network` by PyTorch.
+    """A `Network` computed by PyTorch.
 
     Args:
         model: in evaluation mode.
-        device: to run on.
+        device: `cpu` or `cuda`.
 
     Raises:
         ConfigError: there is no such device.

@@ -10,23 +10,23 @@ from rich.table import Table
 
 from attnseg.errors import DataError
 from attnseg.runs.run_folder import RunFolder, list_run_folders
-from attnseg.runs.sweep_jobs import Job, ledgers
+from attnseg.runs.sweep_jobs import Job, list_ledgers
 
 
 @dataclass(frozen=True)
 class State:
-    """Of one run, or of a job that has no run folder yet.
+    """State of one run, or of a job that has no run folder yet.
 
     Attributes:
-        name: folder below the outputs; what sets a job apart from its sweep's others.
+        name: of the run folder below the outputs, or the overrides that are specific to a job.
         status: `done`, `training`, `cut off`, `stopped`, `failed`, `killed`, `pending` or
             `unreadable`.
-        epoch: epochs done.
-        epochs: epochs asked for; `None` if not known yet.
-        left: seconds that training will still take; `None` if it is not training.
-        score: of the test set, or of the validation cases if that is sealed.
-        measure: what the score is, with its profile.
-        reason: why it failed.
+        epoch: number of epochs done.
+        epochs: number of epochs configured; `None` if not known yet.
+        left: estimated seconds of training left; `None` if it is not training.
+        score: of the test set, or of the validation cases if the test set is sealed.
+        measure: split, metric and profile of the score.
+        reason: cause of a failure.
     """
 
     name: str
@@ -47,7 +47,7 @@ def print_status(outputs: Path) -> None:
     """
     if not outputs.is_dir():
         raise DataError(f"{outputs}: no such folder; give that of the runs as paths.outputs=DIR")
-    jobs = [job for ledger in ledgers(outputs) for job in ledger.jobs()]
+    jobs = [job for ledger in list_ledgers(outputs) for job in ledger.jobs()]
     waiting = [job_state(job) for job in jobs if job.folder is None]
     print_states([*list_states(outputs), *waiting])
 
@@ -59,7 +59,7 @@ def list_states(outputs: Path) -> list[State]:
 
 
 def run_state(run: RunFolder, name: str) -> State:
-    """Return the state of one run; `unreadable` if its files are not what a run leaves."""
+    """Return the state of one run; `unreadable` if a file is missing or damaged."""
     try:
         return _read_state(run, name)
     except DataError as error:
@@ -78,13 +78,13 @@ def _read_state(run: RunFolder, name: str) -> State:
 
 
 def job_state(job: Job, same: Collection[str] = ()) -> State:
-    """Return the state of a sweep's job: of its run, if it has one.
+    """Return the state of a sweep's job, which is that of its run if it has one.
 
     Args:
-        job: from the ledger.
-        same: overrides that need not be named, because all jobs have them.
+        job: of a sweep.
+        same: overrides that all jobs have, which are left out of the name.
     """
-    name = " ".join(word for word in job.overrides if word not in same)
+    name = " ".join(override for override in job.overrides if override not in same)
     run = None if job.folder is None else RunFolder(job.folder)
     if run is None or not run.exists:
         status = "cut off" if job.status == "running" else job.status
@@ -96,7 +96,7 @@ def job_state(job: Job, same: Collection[str] = ()) -> State:
 
 
 def print_states(states: Sequence[State]) -> None:
-    """Print states as a table, and how many there are of each."""
+    """Print states as a table, and the number of runs in each status."""
     measures = {one.measure for one in states if one.measure}
     (header,) = measures if len(measures) == 1 else ("score",)
     rows = [

@@ -1,4 +1,4 @@
-"""What became of each job of a sweep: one small file per job, beside the run folders."""
+"""The jobs of a sweep and their states, one small file per job below the outputs."""
 
 import json
 import os
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from attnseg.files import write_text
 
-FOLDER = ".sweep"  # below the outputs; a folder in it for every sweep
+FOLDER = ".sweep"  # Below the outputs; it has a folder for every sweep.
 
 
 @dataclass(frozen=True)
@@ -16,13 +16,13 @@ class Job:
     """One job of a sweep.
 
     Attributes:
-        number: from 0.
-        overrides: what sets it apart, as on the command line.
+        number: counted from 0.
+        overrides: of the command line.
         status: `pending`, `running`, `done`, `stopped`, `failed` or `killed`.
-        folder: its run folder, once it has one.
-        reason: why it failed.
+        folder: the run folder, once there is one.
+        reason: cause of a failure.
         code: exit code.
-        seconds: that its last attempt took.
+        seconds: duration of the last attempt.
     """
 
     number: int
@@ -35,7 +35,7 @@ class Job:
 
 
 class Ledger:
-    """The jobs of one sweep, written by whichever process does them.
+    """Reads and writes the jobs of one sweep; each job is written by the process that runs it.
 
     Args:
         folder: of the sweep.
@@ -45,18 +45,18 @@ class Ledger:
         self.folder = folder
 
     def open(self, jobs: Sequence[Sequence[str]]) -> None:
-        """Note the jobs that are not known yet as pending."""
+        """Add the jobs that are not in the ledger yet as pending."""
         self.folder.mkdir(parents=True, exist_ok=True)
         for number, overrides in enumerate(jobs):
             if not self._path(number).exists():
                 self._write(Job(number, tuple(overrides)))
 
     def note(self, number: int, **facts: object) -> None:
-        """Note facts of a job."""
+        """Update the attributes of a job."""
         self._write(replace(self._read(self._path(number)), **facts))  # type: ignore[arg-type]
 
     def jobs(self) -> list[Job]:
-        """Return all jobs in their order."""
+        """Return all jobs, by number."""
         return sorted(map(self._read, self.folder.glob("job-*.json")), key=lambda job: job.number)
 
     def _path(self, number: int) -> Path:
@@ -71,11 +71,11 @@ class Ledger:
 
     def _write(self, job: Job) -> None:
         facts = asdict(job)
-        if job.folder is not None:  # relative: the outputs may move
+        if job.folder is not None:  # Relative, since the outputs may be moved.
             facts["folder"] = os.path.relpath(job.folder, self.folder)
         write_text(self._path(job.number), json.dumps(facts, indent=1) + "\n")
 
 
-def ledgers(outputs: Path) -> list[Ledger]:
-    """Return the sweeps whose runs are below a folder."""
+def list_ledgers(outputs: Path) -> list[Ledger]:
+    """Return the ledgers of all sweeps below a folder."""
     return [Ledger(path.parent) for path in sorted(outputs.glob(f"{FOLDER}/*/job-0.json"))]

@@ -15,8 +15,8 @@ class Variant:
     """Runs that differ in seed and fold only.
 
     Attributes:
-        name: what tells it from the other variants.
-        key: its values of all keys that variants are grouped by.
+        name: made of the values that distinguish it from the other variants.
+        key: values of all keys that variants are grouped by.
         runs: in the order given.
     """
 
@@ -102,26 +102,26 @@ def group_by_variant(runs: Sequence[RunFolder], by: Sequence[str]) -> list[Varia
 
 
 def match_baselines(variants: Sequence[Variant], name: str) -> dict[str, str]:
-    """Return what each variant is held against, by its name; baselines themselves are left out.
+    """Return the baseline of each variant by name, leaving out the baselines themselves.
 
     Args:
         variants: at least one.
-        name: of one variant, its full key, or a value of its key. If several have the value, each
-            of the others is held against the one that is like it in all else.
+        name: of one variant, its full key, or a value of its key. If several variants have the
+            value, each other variant is compared with the one that equals it in all other keys.
 
     Raises:
-        ConfigError: no variant is meant, or one has no baseline like it.
+        ConfigError: no variant has the name, or a variant has no matching baseline.
     """
     names = ", ".join(v.name for v in variants)
     exact = [v for v in variants if name in (v.name, "/".join(v.key))]
-    found = exact or [v for v in variants if name in v.key]
-    if not found:
+    bases = exact or [v for v in variants if name in v.key]
+    if not bases:
         raise ConfigError(f"baseline: no variant is {name}; choose one of {names}")
-    others = [v for v in variants if v not in found]
-    if len(found) == 1:
-        return {v.name: found[0].name for v in others}
-    at = found[0].key.index(name)
-    like = {(*v.key[:at], *v.key[at + 1 :]): v.name for v in found}
+    others = [v for v in variants if v not in bases]
+    if len(bases) == 1:
+        return {v.name: bases[0].name for v in others}
+    at = bases[0].key.index(name)
+    like = {(*v.key[:at], *v.key[at + 1 :]): v.name for v in bases}
     pairs = {v.name: like.get((*v.key[:at], *v.key[at + 1 :])) for v in others}
     if alone := [variant for variant, base in pairs.items() if base is None]:
         raise ConfigError(
