@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
-from os import PathLike
+from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -102,7 +102,7 @@ def to_overrides(options: Mapping[str, Any], prefix: str = "") -> list[str]:
 
 def _to_text(value: object) -> str:
     if isinstance(value, str | PathLike):
-        text = str(value)
+        text = fspath(value)
         return text if text.replace("_", "").isalnum() else "'" + text.replace("'", r"\'") + "'"
     if isinstance(value, list | tuple):
         return f"[{','.join(map(_to_text, value))}]"

@@ -22,20 +22,22 @@ class ConfigError(AttnsegError):
     exit_code = 2
 
 
-def require(key: str, extra: str, *packages: str) -> None:
+def require(key: str, extra: str, *packages: str, otherwise: str = "") -> None:
     """Refuse to go on without optional packages.
 
     Args:
         key: what the message begins with.
         extra: of this package, which installs them.
         packages: names to import.
+        otherwise: what to do instead of installing.
 
     Raises:
         ConfigError: names the first that is not installed.
     """
     for name in packages:
         if importlib.util.find_spec(name) is None:
-            raise ConfigError(f"{key}: {name} is not installed; pip install 'attnseg[{extra}]'")
+            advice = f"pip install 'attnseg[{extra}]'" + (f" or {otherwise}" if otherwise else "")
+            raise ConfigError(f"{key}: {name.replace('_', '-')} is not installed; {advice}")
 
 
 class DataError(AttnsegError):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import attnseg
-from attnseg.api import parse_keywords
+from attnseg.api import parse_keywords, to_overrides
 from attnseg.attention.attention import Attention
 from attnseg.cli.help import help_text
 from attnseg.commands import train
@@ -91,6 +91,12 @@ def test_keywords_are_composed_and_checked_as_on_the_command_line():
         parse_keywords(train.COMMAND, {"trainer": {"epochs": 1}})
     with pytest.raises(ConfigError, match="run: give a run folder as run=DIR"):
         attnseg.evaluate(pred="masks")
+
+
+def test_a_run_folder_is_given_as_it_is():
+    assert to_overrides({"run": attnseg.load_run("a b/ID"), "n": (1, None)}) == [
+        "run='a b/ID'", "n=[1,null]",
+    ]  # fmt: skip
 
 
 def test_a_folder_of_ones_own_configurations(tmp_path, monkeypatch):

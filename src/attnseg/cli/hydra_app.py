@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 import hydra.version
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from attnseg.cli import sweeps
 from attnseg.cli.failures import log, report_error, send_log_to_terminal, translate_hydra_error
@@ -49,7 +49,7 @@ def run_command(command: Command, arguments: Sequence[str]) -> NoReturn:
         if not log.handlers:  # a launcher's process
             send_log_to_terminal()
         config = HydraConfig.get()
-        overrides = list(config.overrides.task)
+        overrides: Any = OmegaConf.to_container(config.overrides.task, resolve=False)
 
         def perform(on_folder: Callable[[Path], None]) -> None:
             call(command, to_raw(composed, config.runtime.choices), overrides, on_folder)

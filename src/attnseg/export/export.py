@@ -28,7 +28,7 @@ from torch.export import Dim, ExportedProgram
 
 from attnseg.data.slicing import network_input
 from attnseg.data.store import StoredCase
-from attnseg.errors import AttnsegError, CheckpointError, ConfigError, first_line
+from attnseg.errors import AttnsegError, CheckpointError, ConfigError, first_line, require
 from attnseg.evaluation.evaluate import FinishedRun, build_profiles
 from attnseg.evaluation.scoring import score_cases
 from attnseg.export.options import Export
@@ -76,11 +76,8 @@ def export(config: Export) -> Path:
         ConfigError: not a finished run, or an operator that cannot be exported.
         CheckpointError: what was exported does not compute the same; it is not kept.
     """
-    for name in NEEDED:
-        if "onnx" in config.formats and importlib.util.find_spec(name) is None:
-            raise ConfigError(
-                f"formats: {name} is not installed; pip install 'attnseg[export]' or leave onnx out"
-            )
+    if "onnx" in config.formats:
+        require("formats", "export", *NEEDED, otherwise="leave onnx out")
     run = RunFolder(config.run)
     spec, model = read_spec(run), load_model(run)
     seen = look(run, spec, config)

@@ -1,11 +1,10 @@
 """Capsules where others find them: a folder, or the Hugging Face Hub, which is asked only here."""
 
-import importlib.util
 import logging
 import re
 from pathlib import Path
 
-from attnseg.errors import ConfigError, ResourceError, first_line
+from attnseg.errors import ConfigError, ResourceError, first_line, require
 from attnseg.files import replacing
 from attnseg.predict.capsule import Capsule
 
@@ -108,10 +107,7 @@ def repository(place: str, key: str) -> tuple[str, str | None]:
 
 def check_client() -> None:
     """Refuse to go on without the Hub's client."""
-    if importlib.util.find_spec("huggingface_hub") is None:
-        raise ConfigError(
-            "hf://: huggingface-hub is not installed; pip install 'attnseg[hub]' or give a file"
-        )
+    require("hf://", "hub", "huggingface_hub", otherwise="give a file")
 
 
 def unanswered(place: str, error: Exception) -> ResourceError:

@@ -1,6 +1,5 @@
 """The base class of experiment trackers, and the run ids that let a tracker resume a run."""
 
-import importlib.util
 import json
 import math
 from abc import ABC, abstractmethod
@@ -10,7 +9,7 @@ from typing import Any
 
 from pytorch_lightning.loggers import Logger
 
-from attnseg.errors import ConfigError
+from attnseg.errors import require
 from attnseg.files import write_text
 from attnseg.training.callbacks.history import HistoryRow
 
@@ -52,11 +51,7 @@ class Tracker(ABC):
 
     def require_package(self, package: str) -> None:
         """Raise ConfigError with an installation hint if the tracker's package is missing."""
-        if importlib.util.find_spec(package) is None:
-            raise ConfigError(
-                f"logger={self.name}: {package} is not installed; "
-                f"pip install 'attnseg[{self.name}]' or choose another logger"
-            )
+        require(f"logger={self.name}", self.name, package, otherwise="choose another logger")
 
 
 def finite_values(row: HistoryRow) -> dict[str, float]:
