@@ -25,7 +25,7 @@ from attnseg.data.datamodule import SliceDataModule
 from attnseg.data.reader import CaseRef, Reader
 from attnseg.data.store import StoredCase
 from attnseg.preparation.datasets import load_dataset, open_reader
-from attnseg.training.train import make_datamodule
+from attnseg.training.setup import make_loaders
 
 log = logging.getLogger("attnseg.benchmark")  # the one whose messages are printed
 
@@ -64,7 +64,7 @@ def measure_loading(config: Config, device: torch.device, precisions: Sequence[s
         }
         for name, found in times.items()
     ]
-    datamodule = make_datamodule(config, data, parts)
+    datamodule = make_loaders(config, data, parts)
     workers = f"loader, {config.trainer.num_workers} processes"
     rows.append(
         {"label": label, "what": workers, "rate": median_and_range(loader_rates(datamodule))}

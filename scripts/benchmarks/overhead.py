@@ -31,7 +31,7 @@ from attnseg.runs.run_folder import RunFolder
 from attnseg.training.callbacks.history import HistoryRow
 from attnseg.training.fit import fit
 from attnseg.training.module import parameter_groups
-from attnseg.training.train import make_datamodule
+from attnseg.training.setup import TrainingSetup, make_loaders
 
 log = logging.getLogger("attnseg.benchmark")  # the one whose messages are printed
 
@@ -72,18 +72,18 @@ def measure_overhead(
     reader = open_reader(config)
     data = load_dataset(config, reader)
     engine, bare = Clock(), Clock()
-    parts, datamodule = build_with_clock(config, reader, data, engine)
-    plain = BareLoop(config, *build_with_clock(config, reader, data, bare), reader.labels, device)
+    setup = set_up_with_clock(config, reader, data, engine)
+    bare_setup = set_up_with_clock(config, reader, data, bare)
+    plain = BareLoop(config, bare_setup.components, bare_setup.loaders, reader.labels, device)
 
-    def watch(rows: Sequence[HistoryRow]) -> None:
+    def end_epoch(rows: Sequence[HistoryRow]) -> None:
         engine.end_epoch()
         with nondeterministic_algorithms():
             plain.epoch(len(rows) - 1)
         bare.end_epoch()
 
     with tempfile.TemporaryDirectory() as folder:
-        group = ProcessGroup(1)
-        fit(config, RunFolder(folder), data, parts, datamodule, Stopping(), group, watch=watch)
+        fit(setup, RunFolder(folder), ProcessGroup(1), Stopping(), on_epoch=end_epoch)
     names = {"engine": engine.epochs[1:], "bare": bare.epochs[1:]}
     ratios = [
         100 * (median(ours) / median(theirs) - 1)
@@ -113,10 +113,10 @@ def shorten(config: Benchmark, device: torch.device, **options: object) -> Bench
     return config.model_copy(update={"trainer": trainer})
 
 
-def build_with_clock(
+def set_up_with_clock(
     config: Benchmark, reader: Reader, data: PreparedData, clock: Clock
-) -> tuple[Components, SliceDataModule]:
-    """Build what a run needs, always alike, with an optimizer whose steps a clock notes."""
+) -> TrainingSetup:
+    """Set up a training, always alike, with an optimizer whose steps a clock notes."""
     torch.manual_seed(config.seed)
     parts = build_components(config, reader)
     build = parts.optimizer
@@ -126,7 +126,8 @@ def build_with_clock(
         optimizer.register_step_post_hook(clock.tick)
         return optimizer
 
-    return dataclasses.replace(parts, optimizer=timed), make_datamodule(config, data, parts)
+    parts = dataclasses.replace(parts, optimizer=timed)
+    return TrainingSetup(config, data, parts, make_loaders(config, data, parts))
 
 
 class BareLoop:

@@ -30,7 +30,7 @@ from attnseg.training.callbacks.checkpoints import LastCheckpoint
 from attnseg.training.callbacks.history import History
 from attnseg.training.fit import fit
 from attnseg.training.module import SegmentationModule
-from scripts.benchmarks.overhead import Clock, build_with_clock, shorten
+from scripts.benchmarks.overhead import Clock, set_up_with_clock, shorten
 
 COLUMNS = {
     "label": "model and data",
@@ -61,13 +61,13 @@ def measure_safety(config: Benchmark, device: torch.device, precisions: Sequence
     with tempfile.TemporaryDirectory() as place, timed(CHECKS) as calls:
         folder = RunFolder(place)
 
-        def watch(rows: object) -> None:
+        def end_epoch(rows: object) -> None:
             checks.append(sum(calls) / len(clock.steps))
             calls.clear()
             clock.end_epoch()
 
-        parts, datamodule = build_with_clock(config, reader, data, clock)
-        fit(config, folder, data, parts, datamodule, Stopping(), ProcessGroup(1), watch=watch)
+        setup = set_up_with_clock(config, reader, data, clock)
+        fit(setup, folder, ProcessGroup(1), Stopping(), on_epoch=end_epoch)
         kept = folder.last_checkpoint
         size, saves = kept.stat().st_size, save_times(kept, config.repeats)
     step = median(taken for epoch in clock.epochs[1:] for taken in epoch)

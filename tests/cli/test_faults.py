@@ -50,7 +50,7 @@ def test_an_output_folder_that_cannot_be_made(call, tmp_path):
 
 
 def test_a_bug_of_ours_says_so_and_keeps_the_traceback(call, monkeypatch):
-    monkeypatch.setattr("attnseg.training.train.load", lambda *a: [][0])
+    monkeypatch.setattr("attnseg.training.setup.load_dataset", lambda *a: [][0])
     answer = call("experiment=smoke")
     assert answer.code == 1
     assert "IndexError: list index out of range; this is a bug of ours" in answer.err

@@ -98,7 +98,7 @@ def test_a_damaged_checkpoint_is_noticed_and_training_starts_over(call, tmp_path
 
 
 def test_a_run_that_was_trained_but_not_scored_is_only_scored(call, tmp_path, monkeypatch):
-    monkeypatch.setattr("attnseg.training.train.report", lambda *a: 1 / 0)
+    monkeypatch.setattr("attnseg.training.train.evaluate_run", lambda *a: 1 / 0)
     assert call("experiment=smoke").code == 1
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
@@ -113,7 +113,7 @@ def test_a_run_that_was_trained_but_not_scored_is_only_scored(call, tmp_path, mo
 
 
 def test_a_run_that_keeps_failing_is_not_tried_for_ever(call, tmp_path, monkeypatch):
-    monkeypatch.setattr("attnseg.training.train.report", lambda *a: 1 / 0)
+    monkeypatch.setattr("attnseg.training.train.evaluate_run", lambda *a: 1 / 0)
     for _ in range(2):
         assert call("experiment=smoke", "trainer.attempts=2").code == 1
     answer = call("experiment=smoke", "trainer.attempts=2")
@@ -164,7 +164,7 @@ def test_a_lock_is_held_by_one_and_freed_by_death(tmp_path):
 
 def test_status_of_runs(call, tmp_path, monkeypatch):
     assert call("experiment=smoke").code == 0
-    monkeypatch.setattr("attnseg.training.train.report", lambda *a: 1 / 0)
+    monkeypatch.setattr("attnseg.training.train.evaluate_run", lambda *a: 1 / 0)
     assert call("experiment=smoke", "seed=1").code == 1
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)

@@ -27,12 +27,12 @@ SPACE = "search.space={optimizer.lr:{low:1e-4,high:1e-2,log:true}}"
 SMOKE = ("experiment=smoke", "trainer.limit_batches=2", "logger=none")
 
 
-def pretend(config, claimed, watch):
+def pretend(config, on_folder, on_epoch):
     """Train in no time: the better, the nearer the learning rate is to 1e-3; goes on if cut off."""
     lr = config.optimizer.lr
     folder = Path(config.paths.outputs, "phantom", "model", config.choices["attn"], f"{lr:.9f}")
     folder.mkdir(parents=True, exist_ok=True)
-    claimed(folder)
+    on_folder(folder)
     with (folder / "began").open("a") as file:
         file.write("x")
     rows = RunFolder(folder).history_rows()
@@ -40,7 +40,7 @@ def pretend(config, claimed, watch):
         time.sleep(0.02)
         rows.append({"epoch": epoch, "val/dice": epoch * min(lr, 1e-6 / lr), "val/loss": lr})
         pd.DataFrame(rows).to_csv(folder / "history.csv", index=False)
-        watch(rows)
+        on_epoch(rows)
     return folder
 
 
@@ -49,7 +49,7 @@ def search(call, monkeypatch, tmp_path):
     """Call the search with pretended training; return answer and table of trials."""
 
     def run(*options, train=pretend):
-        monkeypatch.setattr("attnseg.search.search.train", train)
+        monkeypatch.setattr("attnseg.search.trial.train", train)
         answer = call(*SMOKE, "search.name=one", *options, command=cli.search)
         path = tmp_path / "outputs/searches/one/trials.csv"
         return answer, pd.read_csv(path) if path.exists() else None
@@ -167,12 +167,12 @@ def test_trials_behind_the_others_are_pruned(search):
 
 
 def test_a_curve_that_begins_at_zero_is_told_as_it_is(search, tmp_path):
-    def at_first_nothing(config, claimed, watch):
+    def at_first_nothing(config, on_folder, on_epoch):
         folder = tmp_path / "outputs/phantom/model/qkv" / str(config.optimizer.lr)
         folder.mkdir(parents=True)
         rows = [{"epoch": epoch, "val/dice": value} for epoch, value in ((1, 0.0), (2, 0.5))]
         pd.DataFrame(rows).to_csv(folder / "history.csv", index=False)
-        watch(rows[:1])
+        on_epoch(rows[:1])
         return folder
 
     search(SPACE, "search.trials=1", train=at_first_nothing)
@@ -204,7 +204,7 @@ def worker(options):
 
 def test_three_processes_do_exactly_the_trials(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("attnseg.search.search.train", pretend)
+    monkeypatch.setattr("attnseg.search.trial.train", pretend)
     options = (*SMOKE, SPACE, "search.name=one", "search.trials=9", "search.pruner=none")
     context = multiprocessing.get_context("fork")
     processes = [context.Process(target=worker, args=(options,)) for _ in range(3)]
@@ -221,14 +221,14 @@ def test_three_processes_do_exactly_the_trials(monkeypatch, tmp_path):
 
 
 def test_a_killed_trial_goes_on_and_one_that_never_gets_on_is_given_up(search, tmp_path):
-    def killed_once(config, claimed, watch):
+    def killed_once(config, on_folder, on_epoch):
         def die(rows):
-            watch(rows)
+            on_epoch(rows)
             if len(rows) == 1 and not (tmp_path / "died").exists():
                 (tmp_path / "died").touch()
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        return pretend(config, claimed, die)
+        return pretend(config, on_folder, die)
 
     answer, table = search(SPACE, "search.trials=2", train=killed_once)
     assert answer.code == 0, answer.err
@@ -236,7 +236,7 @@ def test_a_killed_trial_goes_on_and_one_that_never_gets_on_is_given_up(search, t
     assert list(table["status"]) == ["done", "done"]
     assert sorted(p.read_text() for p in tmp_path.glob("outputs/**/began")) == ["x", "xx"]
 
-    def killed_always(config, claimed, watch):
+    def killed_always(config, on_folder, on_epoch):
         os.kill(os.getpid(), signal.SIGKILL)
 
     answer, table = search(SPACE, "search.trials=3", train=killed_always)
@@ -247,10 +247,10 @@ def test_a_killed_trial_goes_on_and_one_that_never_gets_on_is_given_up(search, t
 
 
 def test_what_fails_for_its_parameters_is_noted_and_what_ails_the_machine_stops_the_search(search):
-    def high_ones_fail(config, claimed, watch):
+    def high_ones_fail(config, on_folder, on_epoch):
         if config.optimizer.lr > 2e-3:
             raise ConfigError("training: the loss became nan; lower optimizer.lr")
-        return pretend(config, claimed, watch)
+        return pretend(config, on_folder, on_epoch)
 
     answer, table = search(SPACE, "search.trials=6", train=high_ones_fail)
     assert answer.code == 0, answer.err
@@ -259,7 +259,7 @@ def test_what_fails_for_its_parameters_is_noted_and_what_ails_the_machine_stops_
     assert list(table["status"] == "failed") == list(failed)
     assert set(table["reason"][failed]) == {"training: the loss became nan; lower optimizer.lr"}
 
-    def disk_full(config, claimed, watch):
+    def disk_full(config, on_folder, on_epoch):
         raise ResourceError("outputs: no space left on device; free some")
 
     answer, table = search(SPACE, "search.trials=8", train=disk_full)
@@ -273,7 +273,7 @@ def test_what_fails_for_its_parameters_is_noted_and_what_ails_the_machine_stops_
 
 
 def test_a_search_in_which_everything_fails_ends(search):
-    def fail(config, claimed, watch):
+    def fail(config, on_folder, on_epoch):
         raise ConfigError("model.size: no such size; choose another")
 
     answer, table = search(SPACE, "search.trials=20", train=fail)
@@ -294,7 +294,7 @@ def test_a_run_that_is_watched_can_be_ended_and_goes_on_later(tmp_path, monkeypa
             raise EndedEarly("pruned after 2 of 3 epochs")
 
     with pytest.raises(EndedEarly):
-        train(config, watch=watch)
+        train(config, on_epoch=watch)
     (path,) = tmp_path.glob("outputs/*/*/*/*/run.json")
     facts = json.loads(path.read_text())
     assert (facts["status"], facts["reason"]) == ("stopped", "pruned after 2 of 3 epochs")

@@ -54,7 +54,7 @@ def test_a_temporary_folder_that_is_missing_is_not_needed(call, monkeypatch):
 
 
 def test_a_bug_of_ours_with_nowhere_to_keep_its_traceback(call, monkeypatch):
-    monkeypatch.setattr("attnseg.training.train.load", lambda *a: [][0])
+    monkeypatch.setattr("attnseg.training.setup.load_dataset", lambda *a: [][0])
     with monkeypatch.context() as patch:
         patch.setattr(tempfile, "tempdir", "/nope")
         answer = call("experiment=smoke")

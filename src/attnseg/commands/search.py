@@ -19,14 +19,14 @@ def run(options: Search, invocation: Invocation) -> None:
         SystemExit: a trial ended the search.
     """
     require("search", "search", "optuna")
-    from attnseg.search.search import search
+    from attnseg.search.search import run_search
 
     def compose_trial(more: Sequence[str]) -> Config:
         sealed = [*invocation.overrides, "trainer.open_test=false", *more]
         raw = invocation.compose(sealed)
         return parse_config({key: value for key, value in raw.items() if key != "search"})
 
-    if code := search(options, compose_trial, list(invocation.overrides), invocation.report):
+    if code := run_search(options, compose_trial, list(invocation.overrides), invocation.report):
         raise SystemExit(code)
 
 

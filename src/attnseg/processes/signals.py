@@ -3,8 +3,10 @@
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, Self
 
 ECHO = 1.0  # Seconds in which SLURM's signal may arrive again, forwarded by the parent process.
 SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGINT)
@@ -38,6 +40,22 @@ class Stopping:
         self.asked = 0
         self._since = 0.0
         self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        self.install()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.restore()
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Record a first signal instead of answering it, while the block runs."""
+        self.deferring = True
+        try:
+            yield
+        finally:
+            self.deferring = False
 
     def install(self) -> None:
         """Install the handler, again if other code has replaced it."""

@@ -1,4 +1,4 @@
-"""What a search has found: a table, the importance of the parameters, plots, the best one."""
+"""The report of a search: table, importance of parameters, plots, and the best trial's options."""
 
 import csv
 import logging
@@ -23,9 +23,9 @@ from rich.table import Table
 from attnseg.files import write_text
 
 log = logging.getLogger(__name__)
-SHOWN = 10  # trials in the printed table
-ENOUGH = 10  # completed trials from which importance is more than a guess
-MARKS = {
+PRINTED_TRIALS = 10
+ENOUGH_TRIALS = 10  # With fewer completed trials, importance is little more than a guess.
+TRIAL_MARKERS = {
     TrialState.COMPLETE: ("o", "C0", "completed"),
     TrialState.PRUNED: ("x", "0.5", "pruned, the last value"),
 }
@@ -37,91 +37,91 @@ STATES = {
 }
 
 
-def report(
+def write_report(
     study: optuna.Study,
     folder: Path,
     choices: Mapping[str, str],
     keys: Sequence[str],
     monitor: str,
-    words: Sequence[str],
+    overrides: Sequence[str],
 ) -> int:
-    """Print and write what there is.
+    """Print the best trials and write table, plots and the best trial's experiment.
 
     Args:
-        study: of the search.
-        folder: for `trials.csv`, `search.png` and `experiment/best.yaml`.
-        choices: the name chosen in each group of the configuration.
-        keys: what was searched.
-        monitor: name of the value that decides.
-        words: overrides of the command line.
+        study: study of the search.
+        folder: receives `trials.csv`, `search.png` and `experiment/best.yaml`.
+        choices: name chosen in each configuration group.
+        keys: searched keys.
+        monitor: name of the score that decides.
+        overrides: overrides of the command line.
 
     Returns:
-        How many trials have ended.
+        The number of trials that have ended.
     """
     trials = study.get_trials(deepcopy=False)
-    up = study.direction == optuna.study.StudyDirection.MAXIMIZE
+    maximize = study.direction == optuna.study.StudyDirection.MAXIMIZE
     done = [trial for trial in trials if trial.state == TrialState.COMPLETE]
-    order = sorted(done, key=lambda trial: -_value(trial) if up else _value(trial))
+    order = sorted(done, key=lambda trial: -_score(trial) if maximize else _score(trial))
     rest = [trial for trial in trials if trial.state != TrialState.COMPLETE]
     write_csv(folder / "trials.csv", trials, keys, monitor)
-    weights = importance(study, done, keys)
-    show([*order, *rest], keys, monitor, weights)
-    draw(folder / "search.png", trials, order, keys, monitor, weights, up)
+    importance = parameter_importance(study, done, keys)
+    print_trials([*order, *rest], keys, monitor, importance)
+    draw_search(folder / "search.png", trials, order, keys, monitor, importance, maximize)
     if order:
-        write_best(folder, order[0], len(trials), choices, monitor, words)
+        write_best(folder, order[0], len(trials), choices, monitor, overrides)
     log.info("Written: %s", folder)
     return sum(trial.state.is_finished() for trial in trials)
 
 
-def _value(trial: FrozenTrial) -> float:
+def _score(trial: FrozenTrial) -> float:
     return math.nan if trial.value is None else trial.value
 
 
-def importance(
+def parameter_importance(
     study: optuna.Study, done: Sequence[FrozenTrial], keys: Sequence[str]
 ) -> dict[str, float]:
-    """Return each parameter's share in what makes trials good (PED-ANOVA); empty if unknown."""
+    """Return each parameter's importance for good scores (PED-ANOVA); empty with too few trials."""
     varying = [key for key in keys if len({trial.params[key] for trial in done}) > 1]
-    if len(done) < ENOUGH or len({trial.value for trial in done}) < 2:
+    if len(done) < ENOUGH_TRIALS or len({trial.value for trial in done}) < 2:
         return {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return optuna.importance.get_param_importances(study, params=varying)
 
 
-def show(
+def print_trials(
     trials: Sequence[FrozenTrial],
     keys: Sequence[str],
     monitor: str,
-    weights: Mapping[str, float],
+    importance: Mapping[str, float],
 ) -> None:
-    """Print the best trials and, if known, the importance of the parameters."""
+    """Print the best trials and the importance of the parameters."""
     table = Table()
     names = [key.rpartition(".")[2] for key in keys]
-    named = names if len(set(names)) == len(names) else keys
-    for column in ("trial", "status", f"best {monitor}", "epochs", *named, "run"):
+    columns = names if len(set(names)) == len(names) else keys
+    for column in ("trial", "status", f"best {monitor}", "epochs", *columns, "run"):
         table.add_column(column, justify="left" if column in ("status", "run") else "right")
-    for trial in trials[:SHOWN]:
+    for trial in trials[:PRINTED_TRIALS]:
         table.add_row(
             str(trial.number + 1),
             STATES.get(trial.state, ""),
             "" if trial.value is None else f"{trial.value:.4f}",
             str(len(trial.intermediate_values)),
-            *(_short(trial.params.get(key, "")) for key in keys),
+            *(_format_cell(trial.params.get(key, "")) for key in keys),
             Path(trial.user_attrs.get("run", "")).name,
         )
     console = Console()
     console.print(table)
     counts = [sum(trial.state == state for trial in trials) for state in STATES]
-    said = [f"{n} {name}" for n, name in zip(counts, STATES.values(), strict=True) if n]
-    hidden = f"; the first {SHOWN} are shown" if len(trials) > SHOWN else ""
-    console.print(f"{', '.join(said) or 'no trials'}{hidden}", highlight=False)
-    shares = ", ".join(f"{key} {weight:.2f}" for key, weight in weights.items())
-    unknown = f"given from {ENOUGH} completed trials on"
+    states = [f"{n} {name}" for n, name in zip(counts, STATES.values(), strict=True) if n]
+    hidden = f"; the first {PRINTED_TRIALS} are shown" if len(trials) > PRINTED_TRIALS else ""
+    console.print(f"{', '.join(states) or 'no trials'}{hidden}", highlight=False)
+    shares = ", ".join(f"{key} {weight:.2f}" for key, weight in importance.items())
+    unknown = f"given from {ENOUGH_TRIALS} completed trials on"
     console.print(f"Importance: {shares or unknown}", highlight=False)
 
 
-def _short(value: object) -> str:
+def _format_cell(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
@@ -150,7 +150,7 @@ def write_best(
     count: int,
     choices: Mapping[str, str],
     monitor: str,
-    words: Sequence[str],
+    overrides: Sequence[str],
 ) -> None:
     """Write the best trial's parameters as an experiment, and print the command that uses it."""
     groups = {key: value for key, value in best.params.items() if key in choices}
@@ -167,25 +167,25 @@ def write_best(
     text = yaml.safe_dump({"defaults": defaults, **values} if defaults else values, sort_keys=False)
     file = folder / "experiment" / "best.yaml"
     file.parent.mkdir(exist_ok=True)
-    head = f"# @package _global_\n# Best of {count} trials by {monitor}, {_value(best):.4f}.\n"
+    head = f"# @package _global_\n# Best of {count} trials by {monitor}, {_score(best):.4f}.\n"
     write_text(file, head + text)
-    own = ("search", "experiment", "trainer.open_test")
-    kept = [word for word in words if not word.lstrip("+~").startswith(own)]
+    dropped = ("search", "experiment", "trainer.open_test")
+    kept = [override for override in overrides if not override.lstrip("+~").startswith(dropped)]
     program = ["python", "train.py"] if sys.argv[0].endswith(".py") else ["attnseg", "train"]
     command = [*program, "--config-dir", str(folder), "experiment=best", *kept]
     log.info("To train the best and open the test set: %s", shlex.join(command))
 
 
-def draw(
+def draw_search(
     path: Path,
     trials: Sequence[FrozenTrial],
     order: Sequence[FrozenTrial],
     keys: Sequence[str],
     monitor: str,
-    weights: Mapping[str, float],
-    up: bool,
+    importance: Mapping[str, float],
+    maximize: bool,
 ) -> None:
-    """Draw values over trials, curves over epochs, and values over each parameter."""
+    """Draw scores over trials, validation curves, and scores over each parameter."""
     count = 2 + len(keys)
     columns = 2 if count == 4 else 3
     rows = math.ceil(count / columns)
@@ -193,11 +193,11 @@ def draw(
     axes: list[Axes] = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axis in axes[count:]:
         axis.set_axis_off()
-    _draw_history(axes[0], trials, monitor, up)
-    _draw_curves(axes[1], trials, order, monitor)
+    _draw_scores_by_trial(axes[0], trials, monitor, maximize)
+    _draw_validation_curves(axes[1], trials, order, monitor)
     for axis, key in zip(axes[2:], keys, strict=False):
-        _draw_parameter(axis, trials, key)
-        axis.set_xlabel(f"{key} (importance {weights[key]:.2f})" if key in weights else key)
+        _draw_scores_by_parameter(axis, trials, key)
+        axis.set_xlabel(f"{key} (importance {importance[key]:.2f})" if key in importance else key)
         axis.set_ylabel(f"best {monitor}")
     counts = ", ".join(
         f"{sum(trial.state == state for trial in trials)} {name}"
@@ -212,15 +212,17 @@ def _ended(trials: Sequence[FrozenTrial], state: TrialState) -> list[FrozenTrial
     return [trial for trial in trials if trial.state == state and trial.value is not None]
 
 
-def _draw_history(axis: Axes, trials: Sequence[FrozenTrial], monitor: str, up: bool) -> None:
-    for state, (marker, colour, label) in MARKS.items():
+def _draw_scores_by_trial(
+    axis: Axes, trials: Sequence[FrozenTrial], monitor: str, maximize: bool
+) -> None:
+    for state, (marker, colour, label) in TRIAL_MARKERS.items():
         if shown := _ended(trials, state):
             numbers = [trial.number + 1 for trial in shown]
-            axis.plot(numbers, [_value(t) for t in shown], marker, color=colour, label=label)
+            axis.plot(numbers, [_score(t) for t in shown], marker, color=colour, label=label)
     best: list[float] = []
     done = _ended(trials, TrialState.COMPLETE)
     for trial in done:
-        best.append((max if up else min)([_value(trial), *best[-1:]]))
+        best.append((max if maximize else min)([_score(trial), *best[-1:]]))
     if best:
         numbers = [*(trial.number + 1 for trial in done), len(trials)]
         axis.step(numbers, [*best, best[-1]], where="post", color="C1", label="best so far")
@@ -231,7 +233,7 @@ def _draw_history(axis: Axes, trials: Sequence[FrozenTrial], monitor: str, up: b
         axis.legend(fontsize=8, framealpha=0.4)
 
 
-def _draw_curves(
+def _draw_validation_curves(
     axis: Axes, trials: Sequence[FrozenTrial], order: Sequence[FrozenTrial], monitor: str
 ) -> None:
     for trial in trials:
@@ -252,18 +254,18 @@ def _draw_curves(
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def _draw_parameter(axis: Axes, trials: Sequence[FrozenTrial], key: str) -> None:
+def _draw_scores_by_parameter(axis: Axes, trials: Sequence[FrozenTrial], key: str) -> None:
     categorical = False
-    for state, (marker, colour, _) in MARKS.items():
+    for state, (marker, colour, _) in TRIAL_MARKERS.items():
         shown = [trial for trial in _ended(trials, state) if key in trial.params]
         if not shown:
             continue
-        drawn = [trial.distributions[key] for trial in shown]
-        categorical |= any(isinstance(one, CategoricalDistribution) for one in drawn)
+        distributions = [trial.distributions[key] for trial in shown]
+        categorical |= any(isinstance(one, CategoricalDistribution) for one in distributions)
         values = [str(t.params[key]) if categorical else t.params[key] for t in shown]
-        heights = [_value(trial) for trial in shown]
+        heights = [_score(trial) for trial in shown]
         axis.plot(values, heights, marker, color=colour, clip_on=False)
-        for one in drawn[:1]:
+        for one in distributions[:1]:
             if isinstance(one, FloatDistribution | IntDistribution):
                 if one.log:
                     axis.set_xscale("log")

@@ -1,4 +1,4 @@
-"""The end of a run: validation and test cases scored once, tables, files and pictures."""
+"""The end of a run: scores validation and test cases once and writes tables and pictures."""
 
 import logging
 from typing import Any
@@ -6,86 +6,90 @@ from typing import Any
 import pandas as pd
 import torch
 
-from attnseg.config.training import Config
 from attnseg.data.labels import Masks
 from attnseg.data.store import StoredCase
-from attnseg.evaluation import summary as results
+from attnseg.evaluation import summary
 from attnseg.evaluation.kept_slices import KeptSlices
 from attnseg.evaluation.pictures import Pictures
 from attnseg.evaluation.scoring import make_segmenter, score_cases
-from attnseg.metrics.profiles.profile import Profile
 from attnseg.models.model import SegmentationModel
-from attnseg.preparation.datasets import PreparedData, slice_view
+from attnseg.preparation.datasets import slice_view
 from attnseg.runs.active_run import ActiveRun
 from attnseg.runs.run_folder import write_scores
+from attnseg.training.setup import TrainingSetup
 
 log = logging.getLogger(__name__)
 
 
-def report(
-    config: Config,
-    run: ActiveRun,
-    data: PreparedData,
-    model: SegmentationModel,
-    profile: Profile,
-) -> None:
-    """Score the validation cases and, if configured, open and score the test cases, once."""
-    reader = data.reader
+def evaluate_run(run: ActiveRun, setup: TrainingSetup, model: SegmentationModel) -> None:
+    """Score the validation cases and, if `trainer.open_test` is set, the test cases, once.
+
+    Args:
+        run: receives cases, metrics, previews and pictures.
+        setup: of the run.
+        model: with its best weights; is moved to the run's device.
+    """
+    config, data, profile = setup.config, setup.data, setup.components.profile
     device = torch.device("cuda" if config.trainer.accelerator == "gpu" else "cpu")
     model.to(device).eval()
-    scored = {} if data.watermark else {"val": data.val}
+    cases_by_split = {} if data.watermark else {"val": data.val}
     if config.trainer.open_test or data.watermark:
-        scored["test"] = data.test.open(str(run.folder), "scored after training")
-    mark = {"watermark": data.watermark} if data.watermark else {}
-    frames, tables = {}, {}
-    metrics: dict[str, Any] = {**mark, "profile": profile.describe()}
-    shown = list(scored)[-1]
-    segmenter = make_segmenter(model, reader.labels, slice_view(config), config.dataset.batch_size)
-    kept = KeptSlices(reader.labels)
+        cases_by_split["test"] = data.test.open(str(run.folder), "scored after training")
+    drawn_split = list(cases_by_split)[-1]
+    labels = data.reader.labels
+    segmenter = make_segmenter(model, labels, slice_view(config), config.dataset.batch_size)
+    kept = KeptSlices(labels)
     pictures = None
     if config.trainer.keep_pictures:
-        pictures = Pictures(run.folder.pictures, shown, reader.labels)
+        pictures = Pictures(run.folder.pictures, drawn_split, labels)
 
-    def keep(case: StoredCase, truth: Masks, prediction: Masks) -> None:
+    def keep_slices(case: StoredCase, truth: Masks, prediction: Masks) -> None:
         kept.add(case, truth, prediction)
         if pictures is not None:
             pictures.add(case, truth, prediction)
 
-    for split, members in scored.items():
-        frames[split] = score_cases(
-            segmenter, members, [profile], split, on_case=keep if split == shown else None
-        )
-        tables[split] = profile.summarise(frames[split])
-        metrics[split] = results.summary(profile, tables[split], frames[split])
-    write_scores(run.folder, pd.concat(frames.values()).assign(**mark), metrics)
+    mark = {"watermark": data.watermark} if data.watermark else {}
+    metrics: dict[str, Any] = {**mark, "profile": profile.describe()}
+    scores, tables = {}, {}
+    for split, cases in cases_by_split.items():
+        on_case = keep_slices if split == drawn_split else None
+        scores[split] = score_cases(segmenter, cases, [profile], split, on_case=on_case)
+        tables[split] = profile.summarise(scores[split])
+        metrics[split] = summary.summary(profile, tables[split], scores[split])
+    write_scores(run.folder, pd.concat(scores.values()).assign(**mark), metrics)
     if pictures is not None:
         pictures.close()
-    draw_previews(run, data, profile, kept, frames[shown], shown)
+    draw_previews(run, setup, kept, scores[drawn_split], drawn_split)
     for split, table in tables.items():
-        results.show(profile, split, table, frames[split], data.watermark)
-    run.save(test_set={"digest": data.test.digest, "openings": data.test.count_openings()})
+        summary.show(profile, split, table, scores[split], data.watermark)
+    openings = data.test.count_openings()
+    run.save(test_set={"digest": data.test.digest, "openings": openings})
     if config.trainer.open_test:
-        log.info("Openings of these test cases so far: %d", data.test.count_openings())
+        log.info("Openings of these test cases so far: %d", openings)
     else:
         log.info("The test set stays sealed (trainer.open_test=false)")
 
 
 def draw_previews(
-    run: ActiveRun,
-    data: PreparedData,
-    profile: Profile,
-    kept: KeptSlices,
-    scores: pd.DataFrame,
-    split: str,
+    run: ActiveRun, setup: TrainingSetup, kept: KeptSlices, scores: pd.DataFrame, split: str
 ) -> None:
-    """Draw the best, the median and the worst case by the mean over their classes."""
-    order = results.ranked(profile, scores)
+    """Draw the best, the median and the worst case by their mean over classes.
+
+    Args:
+        run: receives the pictures.
+        setup: of the run.
+        kept: predicted slices of the split's cases.
+        scores: rows of the split, from `score_cases`.
+        split: name of the split.
+    """
+    profile, watermark = setup.components.profile, setup.data.watermark
+    order = summary.ranked(profile, scores)
     if order.empty:
         return
-    mark = "" if data.watermark is None else f"\n{data.watermark.split(':')[0]}"
+    mark = "" if watermark is None else f"\n{watermark.split(':')[0]}"
     metric = profile.label(profile.metrics[0])
-    for label, at in (("best", 0), ("median", len(order) // 2), ("worst", len(order) - 1)):
+    for rank, at in (("best", 0), ("median", len(order) // 2), ("worst", len(order) - 1)):
         name = str(order.index[at])
-        title = f"{label} {split} case {name}: mean {metric} {order.iloc[at]:.3f} "
+        title = f"{rank} {split} case {name}: mean {metric} {order.iloc[at]:.3f} "
         title += f"({profile.name}){mark}"
-        kept.draw(run.folder.previews / f"{label}.png", title, name)
+        kept.draw(run.folder.previews / f"{rank}.png", title, name)

@@ -1,0 +1,124 @@
+"""Everything that a training process checks and builds before its first step."""
+
+import hashlib
+from dataclasses import dataclass
+
+import pytorch_lightning as pl
+import torch
+
+from attnseg.config.components import Components, build_components
+from attnseg.config.training import Config
+from attnseg.data.datamodule import SliceDataModule
+from attnseg.errors import ConfigError
+from attnseg.models.model import SegmentationModel
+from attnseg.preparation.datasets import PreparedData, load_dataset, open_reader, slice_view
+from attnseg.processes.signals import leave_to_the_main_process
+from attnseg.training.auto_batch import find_largest_batch
+
+
+@dataclass(frozen=True)
+class TrainingSetup:
+    """A training run before its first step.
+
+    Attributes:
+        config: configuration, with the batch size that `trainer.auto_batch` found, if it is set.
+        data: the prepared dataset.
+        components: model, loss, optimizer, schedule, transforms and metric profile.
+        loaders: batches for training and validation.
+    """
+
+    config: Config
+    data: PreparedData
+    components: Components
+    loaders: SliceDataModule
+
+    @property
+    def split_digest(self) -> str:
+        """SHA-256 of the roles of all cases."""
+        return hashlib.sha256(self.data.split.encode()).hexdigest()
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of the network's input."""
+        return network_input_shape(self.config, self.data)
+
+
+def set_up_training(config: Config) -> TrainingSetup:
+    """Seed all random numbers, build the components, prepare the dataset and its loaders.
+
+    Raises:
+        ConfigError: an option is wrong, or a batch is larger than the training set.
+        DataError: the dataset is broken or does not fit its reader.
+        ResourceError: not even a batch of one slice fits into memory.
+    """
+    reader = open_reader(config)
+    pl.seed_everything(config.seed, workers=True, verbose=False)
+    components = build_components(config, reader)
+    data = load_dataset(config, reader)
+    if config.trainer.auto_batch:
+        shape = network_input_shape(config, data)
+        largest = find_largest_batch(config, components, shape, reader.labels)
+        config = config.revise("dataset", batch_size=min(largest, count_slices(data)))
+    return TrainingSetup(config, data, components, make_loaders(config, data, components))
+
+
+def make_loaders(config: Config, data: PreparedData, components: Components) -> SliceDataModule:
+    """Return the loaders for training and validation.
+
+    Raises:
+        ConfigError: the batches of all processes hold more slices than there are.
+    """
+    slices, processes = count_slices(data), config.trainer.devices
+    if slices // processes < config.dataset.batch_size and processes > 1:
+        raise ConfigError(
+            f"dataset.batch_size: {config.dataset.batch_size} in each of {processes} processes is "
+            f"more than the {slices} training slices; use at most {slices // processes}"
+        )
+    return SliceDataModule(
+        data.train,
+        data.val,
+        slice_view(config),
+        components.transforms,
+        config.dataset.batch_size,
+        config.trainer.num_workers,
+        config.seed,
+        config.dataset.foreground,
+        config.trainer.loader_timeout or 0,
+        leave_to_the_main_process,
+    )
+
+
+def count_slices(data: PreparedData) -> int:
+    """Return the number of training slices."""
+    return sum(case.shape[0] for case in data.train)
+
+
+def network_input_shape(config: Config, data: PreparedData) -> tuple[int, int, int]:
+    """Return channels, height and width of the network's input."""
+    height, width = config.dataset.image_size
+    return data.reader.channels * config.dataset.slices, height, width
+
+
+def check_devices(config: Config, processes: int) -> None:
+    """Refuse devices that this machine lacks.
+
+    Args:
+        config: of the run.
+        processes: number of the run's processes on this machine.
+
+    Raises:
+        ConfigError: there are no GPUs, or too few.
+    """
+    if config.trainer.accelerator == "gpu":
+        gpus = torch.cuda.device_count()
+        if gpus == 0:
+            raise ConfigError("trainer.accelerator: no GPU found on this machine; use trainer=cpu")
+        if processes > gpus:
+            raise ConfigError(f"trainer.devices: {processes} asked for, {gpus} found")
+
+
+def checkpoint_bytes(config: Config, model: SegmentationModel) -> int:
+    """Return the disk space for the best and the last checkpoint and one that is being written."""
+    # Weights and the optimizer's two moments; the moving average of the weights, if it is kept.
+    copies = 3 if config.trainer.ema_decay is None else 4
+    return 3 * copies * sum(p.numel() * p.element_size() for p in model.parameters())
