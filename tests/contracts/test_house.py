@@ -20,7 +20,9 @@ ROOT = Path(__file__).parents[2] / "src" / "attnseg"
 LARGEST_ROOM = 0.17  # of all lines
 LONGEST_FILE = 450  # lines
 LONGEST_FUNCTION = 60  # lines
-LONG_FUNCTIONS: dict[str, str] = {}  # why each is whole
+LONG_FUNCTIONS = {  # why each is not divided
+    "predict.dicom:write_segmentation": "one call of highdicom, most of it keyword arguments",
+}
 SHARED_NAMES = 15  # top-level names that may stand in several files
 QUESTION = re.compile(r"(what|whether|which|how|where|when|who|why)\b", re.IGNORECASE)
 
@@ -136,7 +138,8 @@ def shared_names() -> dict[str, list[str]]:
     for module, (_, tree) in modules().items():
         kinds = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
         for name in {node.name for node in tree.body if isinstance(node, kinds)}:
-            places[name].append(module)
+            if not name.startswith("__"):
+                places[name].append(module)
     return {name: found for name, found in sorted(places.items()) if len(found) > 1}
 
 
@@ -194,7 +197,7 @@ def test_no_circle_between_modules():
 
 def test_no_file_and_no_function_is_too_long():
     assert long_files() == {}
-    assert long_functions().keys() == LONG_FUNCTIONS.keys()
+    assert long_functions().keys() <= LONG_FUNCTIONS.keys(), long_functions()
 
 
 def test_a_name_says_what_it_is_without_its_module():

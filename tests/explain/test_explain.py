@@ -17,7 +17,7 @@ from attnseg.explain.run_attention import RunAttention
 from attnseg.explain.selection import choose_layers, choose_point
 from attnseg.explain.spread import mean_scores, measure_spread, sample_queries, score_asymmetry
 from attnseg.explain.token_weights import weight_columns, weights_of_token
-from tests.contracts.pairs import each_pair
+from tests.contracts.pairs import each_pair, mixings
 from tests.contracts.test_models import SIZE, make
 
 HEADS, GRID, WIDTH = 2, (3, 4), 5
@@ -48,7 +48,7 @@ def explicit(name, mix, q, k):
     return (mix.temperature * q.mT @ k).softmax(2)
 
 
-@pytest.mark.parametrize("name", ["softmax", "positional_softmax", "efficient", "transpose"])
+@pytest.mark.parametrize("name", mixings())
 def test_maps_are_the_explicit_weights(name):
     mix = make_mixing(name, WIDTH, HEADS, 0.7, {})
     here = make_record(mix)
