@@ -81,7 +81,7 @@ def parts(**changes: bytes) -> dict[str, bytes]:
 
 def write(path: Path, facts: Mapping[str, object] = {}, **changes: bytes) -> Path:
     """Write a capsule as ours are."""
-    path.write_bytes(capsule.pack(path, parts(**changes), facts))
+    path.write_bytes(capsule.pack_capsule(path, parts(**changes), facts))
     return path
 
 
@@ -105,7 +105,7 @@ def forge(path: Path, change) -> Path:
         for entry, data in change(entries):
             archive.writestr(entry, data, entry.compress_type)
         archive.comment = b"0" * 64
-    path.write_bytes(capsule.seal(buffer.getvalue()))
+    path.write_bytes(capsule.add_seal(buffer.getvalue()))
     return path
 
 

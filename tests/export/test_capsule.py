@@ -12,7 +12,7 @@ import pytest
 
 from attnseg import cli
 from attnseg.errors import CheckpointError
-from attnseg.predict.capsule import GOLDEN_OUTPUT, MANIFEST, MODEL, Capsule, verify
+from attnseg.predict.capsule import GOLDEN_OUTPUT, MANIFEST, MODEL, Capsule, verify_capsule
 from tests.export import made
 from tests.safety.test_network import FORBID
 
@@ -25,7 +25,7 @@ def test_round_trip(tmp_path):
     images = np.random.default_rng(1).random((3, 1, *made.SIZE), np.float32)
     expected = images * np.arange(3, dtype=np.float32)[:, None, None]
     assert np.abs(capsule.network(1)(images) - expected).max() < 1e-6
-    assert verify(path) < 1e-6
+    assert verify_capsule(path) < 1e-6
 
 
 def test_the_same_parts_make_the_same_file(tmp_path):
@@ -138,13 +138,13 @@ def test_attacks(tmp_path, attack):
     """With the right seal: these are no accidents."""
     path = made.forge(tmp_path / "c.zip", ATTACKS[attack])
     with pytest.raises(CheckpointError, match=r"c\.zip"):
-        verify(path)
+        verify_capsule(path)
     assert [p.name for p in tmp_path.iterdir()] == ["c.zip"]
 
 
 def test_the_forger_can_also_make_a_sound_one(tmp_path):
     """Else every attack would be refused for one reason."""
-    assert verify(made.forge(tmp_path / "c.zip", lambda entries: entries)) < 1e-6
+    assert verify_capsule(made.forge(tmp_path / "c.zip", lambda entries: entries)) < 1e-6
 
 
 CONTENTS = {
@@ -165,7 +165,7 @@ CONTENTS = {
 @pytest.mark.parametrize("content", CONTENTS)
 def test_contents_that_do_not_fit(tmp_path, content):
     with pytest.raises(CheckpointError, match=r"c\.zip"):
-        verify(made.write(tmp_path / "c.zip", **CONTENTS[content]))
+        verify_capsule(made.write(tmp_path / "c.zip", **CONTENTS[content]))
 
 
 @pytest.mark.parametrize("data", [b"", b"PK\x03\x04", b"<!DOCTYPE html>", b"version https://git"])

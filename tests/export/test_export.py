@@ -14,11 +14,12 @@ from attnseg.config.nodes import Component
 from attnseg.config.training import Model
 from attnseg.errors import CheckpointError, ConfigError
 from attnseg.export import export as exporting
-from attnseg.export.export import made_up
+from attnseg.export.export import make_images
 from attnseg.files import file_digest
 from attnseg.predict.capsule import Capsule
 from attnseg.predict.exported import Exported
 from attnseg.runs.reopen import load_network
+from attnseg.runs.run_folder import RunFolder
 from tests.export import made
 from tests.faults.runs import attempt, run_of
 
@@ -55,8 +56,8 @@ def cli_export(run, *options):
 
 def test_every_file_computes_the_same(run, folder):
     exported = Exported(folder)
-    images = made_up(exported.spec, 3)
-    expected = load_network(run)(images)
+    images = make_images(exported.spec, 3)
+    expected = load_network(RunFolder(run))(images)
     assert np.abs(exported.network(1)(images) - expected).max() < 1e-4
     program = torch.export.load(folder / "model.pt2").module()
     assert np.abs(program(torch.from_numpy(images)).detach().numpy() - expected).max() < 1e-4
@@ -154,8 +155,8 @@ def test_a_capsule_of_a_run(run, folder, tmp_path, call):
     assert answer.code == 0, answer.err
     assert "the weights have none" in answer.out  # no licence
     capsule = Capsule(path)
-    images = made_up(capsule.spec, 3)
-    assert np.abs(capsule.network(1)(images) - load_network(run)(images)).max() < 1e-4
+    images = make_images(capsule.spec, 3)
+    assert np.abs(capsule.network(1)(images) - load_network(RunFolder(run))(images)).max() < 1e-4
     assert capsule.values("postprocessing.json")["largest_component"] is True
     card = capsule.text("MODEL_CARD.md")
     for text in (

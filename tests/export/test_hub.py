@@ -8,7 +8,7 @@ import pytest
 from attnseg import cli
 from attnseg.errors import ConfigError, ResourceError
 from attnseg.predict.capsule import Capsule
-from attnseg.predict.hub import fetch, publish
+from attnseg.predict.hub import fetch_capsule, publish_capsule
 from tests.export import made
 
 
@@ -40,19 +40,19 @@ def hub(monkeypatch, tmp_path):
 
 def test_a_folder(tmp_path, hub):
     path = made.write(tmp_path / "c.zip")
-    publish(str(path), str(tmp_path / "shared" / "models"))
-    found = fetch(str(tmp_path / "shared" / "models"))
+    publish_capsule(str(path), str(tmp_path / "shared" / "models"))
+    found = fetch_capsule(str(tmp_path / "shared" / "models"))
     assert found.read_bytes() == path.read_bytes()
     card = (tmp_path / "shared/models/README.md").read_text()
     assert card.startswith("---\nlibrary_name: attnseg\n") and card.endswith("# A card\n")
-    assert fetch(str(path)) == path
+    assert fetch_capsule(str(path)) == path
     assert hub == []
 
 
 def test_the_hub(tmp_path, hub):
     path = made.write(tmp_path / "c.zip")
-    publish(str(path), "hf://some/body")
-    assert Capsule(fetch("hf://some/body@v1")).digest == Capsule(path).digest
+    publish_capsule(str(path), "hf://some/body")
+    assert Capsule(fetch_capsule("hf://some/body@v1")).digest == Capsule(path).digest
     assert hub == [
         ("create", "some/body", True),
         ("upload", "some/body", "capsule.zip", None),
@@ -63,13 +63,13 @@ def test_the_hub(tmp_path, hub):
 
 def test_a_hub_that_has_it_not(hub):
     with pytest.raises(ResourceError, match=r"^hf://no/body: 404 not found; "):
-        fetch("hf://no/body")
+        fetch_capsule("hf://no/body")
 
 
 @pytest.mark.parametrize("place", ["hf://nobody", "hf://a/b/c", "https://example.org/c.zip"])
 def test_places_that_cannot_be(hub, place):
     with pytest.raises(ConfigError):
-        fetch(place)
+        fetch_capsule(place)
     assert hub == []
 
 
@@ -83,4 +83,4 @@ def test_a_damaged_capsule_is_not_published(call, tmp_path, hub):
 def test_without_the_client(monkeypatch, call, tmp_path):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install 'attnseg\[hub\]'"):
-        fetch("hf://some/body")
+        fetch_capsule("hf://some/body")

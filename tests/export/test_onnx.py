@@ -10,8 +10,15 @@ from torch import nn
 
 from attnseg.api import create_model
 from attnseg.errors import CheckpointError, ConfigError
-from attnseg.export.export import TOLERANCE, difference, latencies, made_up, onnx_bytes, trace
-from attnseg.predict.onnx import OnnxNetwork, messages
+from attnseg.export.export import (
+    TOLERANCE,
+    largest_difference,
+    make_images,
+    measure_latencies,
+    onnx_bytes,
+    trace_model,
+)
+from attnseg.predict.onnx import OnnxNetwork, walk_messages
 from attnseg.runs.reopen import TorchNetwork
 from tests.contracts.groups import names
 from tests.export import made
@@ -27,16 +34,16 @@ def exported(model: str, attn: str, size=SIZE, **options):
     torch.manual_seed(0)
     net = create_model(model, attn=attn, num_classes=4, image_size=size, size="tiny", **options)
     spec = made.spec(model=model, attn=attn, classes=("a", "b", "c"), size=size)
-    return net.eval(), onnx_bytes(trace(net, spec)), spec
+    return net.eval(), onnx_bytes(trace_model(net, spec)), spec
 
 
 def assert_equal(net, data, spec):
     torch_network, network = TorchNetwork(net), OnnxNetwork(data, 1, spec)
-    images = made_up(spec, 8)
-    apart = difference(torch_network, network, images)
+    images = make_images(spec, 8)
+    apart = largest_difference(torch_network, network, images)
     assert apart <= TOLERANCE
     assert np.abs(network(images)).max() > 100 * TOLERANCE  # else any answer would do
-    return apart, latencies({"PyTorch": torch_network, "ONNX": network}, images[:1])
+    return apart, measure_latencies({"PyTorch": torch_network, "ONNX": network}, images[:1])
 
 
 @pytest.mark.parametrize("attn", names("attn"))
@@ -56,7 +63,7 @@ def shapes(data: bytes) -> list[tuple[int, ...]]:
     model = onnx.shape_inference.infer_shapes(
         onnx.load_model_from_string(data), strict_mode=True, data_prop=True
     )
-    found = [tuple(m.dims) for m in messages(model) if isinstance(m, onnx.TensorProto)]
+    found = [tuple(m.dims) for m in walk_messages(model) if isinstance(m, onnx.TensorProto)]
     for value in (*model.graph.value_info, *model.graph.output):
         found.append(tuple(d.dim_value for d in value.type.tensor_type.shape.dim))
     return found
@@ -97,13 +104,13 @@ class NoGraph(nn.Module):
 
 def test_an_operator_that_cannot_be_exported_is_named():
     with pytest.raises(ConfigError, match=r"bessel_j0.*; leave onnx out") as caught:
-        onnx_bytes(trace(NoOperator(), made.spec()))
+        onnx_bytes(trace_model(NoOperator(), made.spec()))
     assert str(caught.value).count("\n") == 0
 
 
 def test_a_model_that_cannot_be_traced():
     with pytest.raises(ConfigError, match="cannot be traced") as caught:
-        trace(NoGraph(), made.spec())
+        trace_model(NoGraph(), made.spec())
     assert str(caught.value).count("\n") == 0
 
 

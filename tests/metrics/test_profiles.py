@@ -2,6 +2,7 @@
 
 import importlib.util
 import math
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from attnseg.metrics.profiles.isic import ISIC
 from attnseg.metrics.profiles.isic_pooled import ISICPooled
 from attnseg.metrics.profiles.monai import MONAI
 from attnseg.metrics.profiles.nnunet import NNUNet
-from attnseg.metrics.profiles.profile import VOLUMES, Profile, resamples
+from attnseg.metrics.profiles.profile import VOLUMES, Profile, resample_patients
 from attnseg.metrics.profiles.strict import Strict
 from attnseg.metrics.profiles.transunet import TransUNet
 from attnseg.metrics.profiles.uw_madison import UWMadison
@@ -43,13 +44,15 @@ PROFILES: dict[str, Profile] = {
 }
 
 
-@pytest.mark.parametrize(("at", "state"), enumerate(STATES))
-@pytest.mark.parametrize("name", TABLE)
-def test_truth_table(name, at, state):
-    scores = PROFILES[name].score(*STATES[state], SPACING)
-    kinds = {k.removesuffix("_mm").removesuffix("_voxels"): v for k, v in scores.items()}
-    found = [kinds.get(metric) for metric in ("dice", "hd95", "nsd")]
-    assert found == [pytest.approx(v, nan_ok=True) for v in TABLE[name][at]]
+def test_truth_table():
+    wrong = []
+    for name, (at, state) in product(TABLE, enumerate(STATES)):
+        scores = PROFILES[name].score(*STATES[state], SPACING)
+        quantities = {k.removesuffix("_mm").removesuffix("_voxels"): v for k, v in scores.items()}
+        found = [quantities.get(metric) for metric in ("dice", "hd95", "nsd")]
+        if found != [pytest.approx(v, nan_ok=True) for v in TABLE[name][at]]:
+            wrong.append((name, state, found))
+    assert not wrong
 
 
 def test_the_page_has_the_truth_table():
@@ -223,7 +226,7 @@ def test_intervals_hold_the_mean_and_shrink_with_patients(name):
 
 
 def test_the_bootstrap_draws_patients_not_cases():
-    weights = resamples(["a", "a", "b"], 0)
+    weights = resample_patients(["a", "a", "b"], 0)
     assert (weights[:, 0] == weights[:, 1]).all()
     assert set(weights[:, 0] + weights[:, 2]) == {2}
     assert weights[:, 2].mean() == pytest.approx(1, abs=0.1)
@@ -245,19 +248,38 @@ def test_interval_of_a_mean_agrees_with_theory():
     assert mean["dice"] - mean["dice_low"] == pytest.approx(error, rel=0.15)
 
 
-@pytest.mark.parametrize("name", PROFILES)
-def test_a_profile_says_what_it_does(name):
-    described = PROFILES[name].describe()
-    assert {"name", "digest", "version", "unit", "missed", "spurious", "both_empty"} <= set(
-        described
-    )
+def test_profiles_say_what_they_do():
     assert len({profile.digest for profile in PROFILES.values()}) == len(PROFILES)
     assert Strict().digest != Strict(nsd_tolerance_mm=2).digest
-    for metric in PROFILES[name].metrics:
-        label = PROFILES[name].label(metric)
-        assert "{" not in label
-        if metric.name.startswith(("hd", "assd", "nsd")):
-            assert "mm" in label or "voxels" in label
+    needed = {"name", "digest", "version", "unit", "missed", "spurious", "both_empty", "metrics"}
+    wrong = []
+    for name, profile in PROFILES.items():
+        described = profile.describe()
+        wrong += [(name, key) for key in needed - set(described)]
+        if described["metrics"].keys() != {metric.name for metric in profile.metrics}:
+            wrong.append((name, described["metrics"]))
+        for metric in profile.metrics:
+            label = profile.label(metric)
+            far = metric.name.startswith(("hd", "assd", "nsd"))
+            if "{" in label or (far and "mm" not in label and "voxels" not in label):
+                wrong.append((name, label))
+            facts = {"label": label, "unit": metric.unit, "up": metric.up}
+            if described["metrics"][metric.name] != facts:
+                wrong.append((name, facts))
+            if metric.unit and not metric.name.endswith(f"_{metric.unit}"):
+                wrong.append((name, metric))
+    assert not wrong
+
+
+def test_directions_and_units_by_hand():
+    metrics = Strict().describe()["metrics"]
+    assert metrics["hd95_mm"] == {"label": "HD95 (mm)", "unit": "mm", "up": False}
+    assert metrics["dice"] == {"label": "Dice", "unit": "", "up": True}
+    assert metrics["volume_error"]["up"] is None  # 0 is best
+    assert TransUNet().describe()["metrics"]["hd95_voxels"]["unit"] == "voxels"
+    assert {name for name, facts in metrics.items() if facts["up"] is False} == {
+        "hd95_mm", "hd_mm", "assd_mm", "ece", "brier",
+    }  # fmt: skip
 
 
 def test_missed_organs_help_transunet_and_hurt_strict():

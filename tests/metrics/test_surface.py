@@ -217,43 +217,72 @@ def nearest(a, b):
     return pairs.min(1), pairs.min(0)
 
 
-@pytest.mark.parametrize("seed", range(200))
-def test_brute_force_agrees(seed):
-    a, b, spacing, tolerance = random_case(seed)
-    d = surface_distances(a, b, spacing)
+def disagreements(seeds, measure):
+    """Return the seeds and metrics whose values differ from those expected.
+
+    Args:
+        seeds: of random cases.
+        measure: returns our values and the expected ones, by metric, of a random case.
+    """
+    wrong = []
+    for seed in seeds:
+        ours, expected = measure(*random_case(seed))
+        assert ours.keys() == expected.keys()
+        wrong += [
+            (seed, name, value, expected[name])
+            for name, value in ours.items()
+            if value != pytest.approx(expected[name], rel=1e-6)
+        ]
+    return wrong
+
+
+def measure_by_brute_force(a, b, spacing, tolerance):
+    d, elements = surface_distances(a, b, spacing), surface_elements(a, b, spacing)
     slow = nearest(slow_surface(a, spacing), slow_surface(b, spacing))
     together = np.concatenate(slow)
-    assert hd(d) == pytest.approx(together.max(), rel=1e-6)
-    assert hd95(d) == pytest.approx(max(np.percentile(s, 95) for s in slow), rel=1e-6)
-    assert hd95_pooled(d) == pytest.approx(np.percentile(together, 95), rel=1e-6)
-    assert assd(d) == pytest.approx(together.mean(), rel=1e-6)
-    assert nsd_voxels(d, tolerance) == pytest.approx((together <= tolerance).mean(), rel=1e-6)
-
     (points_a, weights_a), (points_b, weights_b) = (slow_elements(m, spacing) for m in (a, b))
     within = np.concatenate(nearest(points_a, points_b)) <= tolerance
-    expected = np.average(within, weights=np.concatenate([weights_a, weights_b]))
-    assert nsd(surface_elements(a, b, spacing), tolerance) == pytest.approx(expected, rel=1e-6)
+    return measured(d, elements, tolerance), {
+        "hd": together.max(),
+        "hd95": max(np.percentile(s, 95) for s in slow),
+        "hd95_pooled": np.percentile(together, 95),
+        "assd": together.mean(),
+        "nsd_voxels": (together <= tolerance).mean(),
+        "nsd": np.average(within, weights=np.concatenate([weights_a, weights_b])),
+    }
 
 
-@pytest.mark.parametrize("seed", range(50))
-def test_monai_agrees(seed):
-    a, b, spacing, tolerance = random_case(seed)
+def measured(d, elements, tolerance):
+    return {
+        "hd": hd(d),
+        "hd95": hd95(d),
+        "hd95_pooled": hd95_pooled(d),
+        "assd": assd(d),
+        "nsd_voxels": nsd_voxels(d, tolerance),
+        "nsd": nsd(elements, tolerance),
+    }
+
+
+def measure_by_monai(a, b, spacing, tolerance):
     masks = [torch.from_numpy(mask[None, None]) for mask in (a, b)]
     common = {"include_background": True, "spacing": [spacing]}
     d, elements = surface_distances(a, b, spacing), surface_elements(a, b, spacing)
     theirs = {
         "hd95": compute_hausdorff_distance(*masks, percentile=95, **common),
         "assd": compute_average_surface_distance(*masks, symmetric=True, **common),
-        "voxels": compute_surface_dice(*masks, [tolerance], **common),
+        "nsd_voxels": compute_surface_dice(*masks, [tolerance], **common),
         "nsd": compute_surface_dice(*masks, [tolerance], use_subvoxels=True, **common),
     }
-    ours = {
-        "hd95": hd95(d),
-        "assd": assd(d),
-        "voxels": nsd_voxels(d, tolerance),
-        "nsd": nsd(elements, tolerance),
-    }
-    assert ours == pytest.approx({k: v.item() for k, v in theirs.items()}, rel=1e-6)
+    ours = measured(d, elements, tolerance)
+    return {name: ours[name] for name in theirs}, {k: v.item() for k, v in theirs.items()}
+
+
+def test_brute_force_agrees():
+    assert not disagreements(range(200), measure_by_brute_force)
+
+
+def test_monai_agrees():
+    assert not disagreements(range(50), measure_by_monai)
 
 
 # Several classes

@@ -7,8 +7,8 @@ import nibabel as nib
 import numpy as np
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
+from attnseg.predict.folder import OutputOptions, segment_folder
 from attnseg.predict.postprocess import Rule
-from attnseg.predict.predict import Wanted, predict
 from attnseg.predict.segment import Member, Segmenter
 from attnseg.predict.spec import InferenceSpec
 
@@ -78,7 +78,8 @@ def segment(
     network = network or Threshold(made)
     all_rules = {name: Rule() for name in made.classes} | (rules or {})
     segmenter = Segmenter(made.labels, [Member(network, made.view)], **(how or {}))
-    predict(segmenter, [made], Wanted(all_rules, **(wanted or {})), place, output, "test")
+    options = OutputOptions(all_rules, **(wanted or {}))
+    segment_folder(segmenter, [made], options, place, output, "test")
     return network
 
 

@@ -15,8 +15,8 @@ from PIL import Image
 
 from attnseg.data.readers import rle
 from attnseg.errors import ConfigError, DataError, InUseError, ResourceError
-from attnseg.predict import predict as whole
-from attnseg.predict import record
+from attnseg.predict import folder
+from attnseg.predict import manifest as manifests
 from attnseg.predict.postprocess import Rule
 from tests.predict.made import TILTED, Threshold, organ, segment, spec
 from tests.predict.test_dicom import write as write_series
@@ -87,7 +87,7 @@ def test_twenty_good_and_five_bad(tmp_path, capfd):
     assert "series/1.dcm" in masks(tmp_path / "out")
     for item in found["items"]:
         for path, digest in item["outputs"].items():
-            assert record.file_digest(tmp_path / "out" / path) == digest
+            assert manifests.file_digest(tmp_path / "out" / path) == digest
 
 
 def test_the_manifest_has_volumes_in_ml(tmp_path):
@@ -297,7 +297,7 @@ def kill_in_rename(number):
 
 
 def kill_in_note(number):
-    add = record.Record.add
+    add = manifests.Manifest.add
 
     def note(self, item):
         if len(item["name"]) and item["name"] == f"{number}":
@@ -305,7 +305,7 @@ def kill_in_note(number):
             os.kill(os.getpid(), signal.SIGKILL)
         add(self, item)
 
-    record.Record.add = note
+    manifests.Manifest.add = note
     return Threshold(spec())
 
 
@@ -352,7 +352,10 @@ def test_killed_and_repeated(tmp_path, kill):
 
 def test_two_processes_and_one_output(tmp_path):
     nifti(tmp_path / "in/a.nii.gz")
-    with record.Record(tmp_path / "out", "0"), pytest.raises(InUseError, match="another process"):
+    with (
+        manifests.Manifest(tmp_path / "out", "0"),
+        pytest.raises(InUseError, match="another process"),
+    ):
         segment(tmp_path / "in", tmp_path / "out")
     segment(tmp_path / "in", tmp_path / "out")
 
@@ -360,7 +363,7 @@ def test_two_processes_and_one_output(tmp_path):
 def test_more_memory_than_there_is(tmp_path, monkeypatch):
     nifti(tmp_path / "in/large.nii.gz", shape=(40, 30, 20))
     nifti(tmp_path / "in/small.nii.gz")
-    monkeypatch.setattr(whole, "free_memory", lambda: 10000)
+    monkeypatch.setattr(folder, "free_memory", lambda: 10000)
     with pytest.raises(DataError, match=r"large.nii.gz: 20x30x40 voxels and 1 classes need"):
         segment(tmp_path / "in", tmp_path / "out")
     assert masks(tmp_path / "out") == ["small.nii.gz"]
@@ -372,7 +375,7 @@ def test_more_memory_than_there_is(tmp_path, monkeypatch):
     monkeypatch.undo()
     with pytest.raises(DataError, match="2 problems"):
         segment(tmp_path / "in", tmp_path / "full", Full(spec()))
-    assert whole.free_memory() > 1e6
+    assert folder.free_memory() > 1e6
 
 
 def test_a_full_disk_names_the_file_and_keeps_what_is_done(tmp_path, monkeypatch):

@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 
 from attnseg.errors import CheckpointError, ConfigError
+from attnseg.predict.folder import check_specs_agree
 from attnseg.predict.masks import resize_logits, to_probabilities
-from attnseg.predict.postprocess import Rule, clean
-from attnseg.predict.predict import common
+from attnseg.predict.postprocess import Rule, clean_mask
 from attnseg.predict.scan import make_scan
 from attnseg.predict.segment import Member, Segmenter, tile_starts, tile_weights
 from tests.predict.made import WINDOW, Constant, Threshold, organ, spec
@@ -196,29 +196,34 @@ def blobs():
 )
 def test_components_go_by_size(rule, left):
     mask = blobs()
-    assert clean(mask, rule, (5.0, 4.0, 3.0)).sum() == left
+    assert clean_mask(mask, rule, (5.0, 4.0, 3.0)).sum() == left
     assert mask.sum() == 15
-    assert (clean(mask, rule, (5.0, 4.0, 3.0)) <= mask).all()
+    assert (clean_mask(mask, rule, (5.0, 4.0, 3.0)) <= mask).all()
 
 
 def test_a_volume_needs_the_size_of_a_voxel():
     with pytest.raises(ValueError, match="size of a voxel"):
-        clean(blobs(), Rule(min_ml=1), None)
-    assert clean(blobs(), Rule(min_pixels=2), None).sum() == 14
+        clean_mask(blobs(), Rule(min_ml=1), None)
+    assert clean_mask(blobs(), Rule(min_pixels=2), None).sum() == 14
 
 
 def test_runs_that_do_not_fit_are_both_named():
     other = spec(run="fedcba9876", classes=("liver", "spleen"))
     with pytest.raises(ConfigError, match=r"0123456789 .*organ.* fedcba9876 .*liver,spleen"):
-        common([spec(), spec(), other])
-    assert common([spec(), spec(size=(8, 8), slices=3)]).size == (24, 30)
+        check_specs_agree([spec(), spec(), other])
+    assert check_specs_agree([spec(), spec(size=(8, 8), slices=3)]).size == (24, 30)
 
 
 def test_a_scan_unlike_the_training_is_told():
     image = np.zeros((3, 5, 5, 1), np.int16)
     trained = spec(spacing=((3.0, 1.0, 1.0), (5.0, 1.5, 1.5)))
-    assert len(make_scan(image, (3.0, 4.0, 4.0), None, WINDOW).unlike(trained)) == 2
-    assert make_scan(image + 50, (9.0, 0.6, 2.9), None, WINDOW).unlike(trained) == []
+    assert (
+        len(make_scan(image, (3.0, 4.0, 4.0), None, WINDOW).differences_from_training(trained)) == 2
+    )
+    assert (
+        make_scan(image + 50, (9.0, 0.6, 2.9), None, WINDOW).differences_from_training(trained)
+        == []
+    )
 
 
 def test_percentiles_are_those_of_a_prepared_case():

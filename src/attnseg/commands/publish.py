@@ -17,9 +17,9 @@ class Publish(Node):
 
 def run(options: Publish) -> None:
     """Publish a capsule."""
-    from attnseg.predict.hub import publish
+    from attnseg.predict.hub import publish_capsule
 
-    publish(options.capsule, options.to)
+    publish_capsule(options.capsule, options.to)
 
 
 COMMAND = Command("publish", __doc__, Publish, run)

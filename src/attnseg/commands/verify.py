@@ -23,11 +23,11 @@ class Verify(Node):
 
 def run(options: Verify) -> None:
     """Verify a capsule."""
-    from attnseg.predict.capsule import verify
-    from attnseg.predict.hub import fetch
+    from attnseg.predict.capsule import verify_capsule
+    from attnseg.predict.hub import fetch_capsule
 
     require("backend", "predict", "onnx", "onnxruntime")
-    verify(fetch(options.capsule), options.threads)
+    verify_capsule(fetch_capsule(options.capsule), options.threads)
 
 
 def as_capsule(words: list[str]) -> list[str]:

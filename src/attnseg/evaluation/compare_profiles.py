@@ -1,4 +1,4 @@
-"""The same predictions under several conventions, side by side, and which cases tell them apart."""
+"""Compares metric profiles on the same predictions and lists the cases where they disagree."""
 
 import math
 from collections.abc import Sequence
@@ -9,21 +9,21 @@ from rich.console import Console
 from rich.table import Table
 
 from attnseg.errors import ConfigError
-from attnseg.evaluation import summary as results
 from attnseg.evaluation.evaluate import FinishedRun, build_profiles
 from attnseg.evaluation.options import Evaluate
+from attnseg.evaluation.summary import format_interval, format_value
 from attnseg.files import write_text
-from attnseg.metrics.profiles.profile import VOLUMES, Metric, Profile
+from attnseg.metrics.profiles.profile import VOLUMES, Profile
 from attnseg.runs.run_folder import RunFolder
 
-SHOWN = 12  # cases in the table
+SHOWN = 12  # rows of the printed table
 
 
 def metrics_diff(config: Evaluate) -> pd.DataFrame:
-    """Score a run under several profiles and print what differs, and where.
+    """Score a run under several profiles; print where they differ and write `differences.csv`.
 
     Returns:
-        The cases and classes whose numbers differ, largest difference first.
+        The rows of `find_differences`.
 
     Raises:
         ConfigError: fewer than two profiles, or no run.
@@ -34,9 +34,9 @@ def metrics_diff(config: Evaluate) -> pd.DataFrame:
     finished = FinishedRun(RunFolder(config.run), config)
     cases = finished.cases(config, f"metrics_diff {' '.join(config.profile)}")
     scores = finished.score(config, cases, profiles)
-    show_means(profiles, scores, config.split)
-    differing = differences(profiles, scores)
-    show_cases(profiles, differing, scores)
+    print_means(profiles, scores, config.split)
+    differing = find_differences(profiles, scores)
+    print_differences(profiles, differing, scores)
     folder = Path(config.outputs or finished.folder.evaluation) / config.split
     folder.mkdir(parents=True, exist_ok=True)
     text = differing.to_csv(index=False, lineterminator="\n")
@@ -44,13 +44,8 @@ def metrics_diff(config: Evaluate) -> pd.DataFrame:
     return differing
 
 
-def kind(metric: Metric) -> str:
-    """Return what a metric measures, whatever its unit: hd95 of hd95_mm and hd95_voxels."""
-    return metric.name.removesuffix("_mm").removesuffix("_voxels")
-
-
-def show_means(profiles: Sequence[Profile], scores: pd.DataFrame, split: str) -> None:
-    """Print the mean of every profile and metric, and what it leaves out."""
+def print_means(profiles: Sequence[Profile], scores: pd.DataFrame, split: str) -> None:
+    """Print every profile's mean of every metric, and the numbers of cases that it leaves out."""
     patients, cases = scores["patient"].nunique(), scores["case"].nunique()
     table = Table(
         title=f"{split}: {cases} cases of {patients} patients, the same predictions by profile",
@@ -68,54 +63,55 @@ def show_means(profiles: Sequence[Profile], scores: pd.DataFrame, split: str) ->
             if metric.shown and metric.name in summary:
                 columns = (metric.name, f"{metric.name}_low", f"{metric.name}_high")
                 value, *ends = (
-                    results.number(metric, float(mean.get(column, math.nan))) for column in columns
+                    format_value(metric, float(mean.get(column, math.nan))) for column in columns
                 )
                 label = profile.label(metric)
-                table.add_row(title, label, value, results.between(*ends), counts)
+                table.add_row(title, label, value, format_interval(*ends), counts)
                 title = ""
     Console().print(table)
 
 
-def differences(profiles: Sequence[Profile], scores: pd.DataFrame) -> pd.DataFrame:
-    """Return cases and classes whose numbers differ between profiles.
+def find_differences(profiles: Sequence[Profile], scores: pd.DataFrame) -> pd.DataFrame:
+    """Return the cases and classes whose numbers differ between profiles.
 
     Returns:
-        A row per case, class and kind of metric (see `kind`) that two profiles or more have: a
-        column per profile, `spread` (share of the largest number, 1 where one profile leaves the
-        case out) and `why`. Largest spread first.
+        A row per case, class and metric (regardless of its unit) that two profiles or more have,
+        with a column per profile, `spread` (see `relative_spread`) and `why` (see
+        `explain_difference`); the largest spread first.
     """
-    kinds = {(p.name, m.name): kind(m) for p in profiles for m in p.metrics}
+    quantities = {(p.name, m.name): m.quantity for p in profiles for m in p.metrics}
     numbers: dict[tuple[str, str, str], dict[str, float]] = {}
     voxels: dict[tuple[str, str], dict[str, float]] = {}
     for row in scores[["case", "class", "metric", "profile", "value"]].to_numpy().tolist():
         case, name, metric, profile, value = row
         if metric in VOLUMES:
             voxels.setdefault((case, name), {})[metric] = value
-        elif (profile, metric) in kinds:
-            place = (case, name, kinds[profile, metric])
-            numbers.setdefault(place, {})[profile] = value
+        elif (profile, metric) in quantities:
+            key = (case, name, quantities[profile, metric])
+            numbers.setdefault(key, {})[profile] = value
     rows = []
-    for (case, name, what), found in numbers.items():
-        apart = spread(list(found.values()))
-        if len(found) > 1 and apart > 1e-6:
-            key = {"case": case, "class": name, "metric": what}
-            rows.append({**key, **found, "spread": apart, "why": why(voxels[case, name])})
+    for (case, name, quantity), by_profile in numbers.items():
+        spread = relative_spread(list(by_profile.values()))
+        if len(by_profile) > 1 and spread > 1e-6:
+            labels = {"case": case, "class": name, "metric": quantity}
+            why = explain_difference(voxels[case, name])
+            rows.append({**labels, **by_profile, "spread": spread, "why": why})
     columns = ["case", "class", "metric", *(p.name for p in profiles), "spread", "why"]
     return pd.DataFrame(rows, columns=columns).sort_values(
         ["spread", "case", "class"], ascending=[False, True, True], kind="stable"
     )
 
 
-def spread(values: list[float]) -> float:
-    """Return how far numbers lie apart, as a share of the largest; 1 if some are undefined."""
+def relative_spread(values: list[float]) -> float:
+    """Return the range of numbers as a share of the largest; 1 if some are undefined (NaN)."""
     known = [abs(value) for value in values if not math.isnan(value)]
     if len(known) < len(values):
         return 1.0 if known else 0.0
     return (max(known) - min(known)) / max(known) if max(known) else 0.0
 
 
-def why(voxels: dict[str, float]) -> str:
-    """Return what is special of a case and class."""
+def explain_difference(voxels: dict[str, float]) -> str:
+    """Return why profiles differ: an empty mask of a case and class, or else their definitions."""
     true, predicted = (voxels[name] > 0 for name in VOLUMES)
     if true and predicted:
         return "definition"
@@ -124,8 +120,10 @@ def why(voxels: dict[str, float]) -> str:
     return "both empty"
 
 
-def show_cases(profiles: Sequence[Profile], differing: pd.DataFrame, scores: pd.DataFrame) -> None:
-    """Print how often profiles differ and why, and the cases where they differ most."""
+def print_differences(
+    profiles: Sequence[Profile], differing: pd.DataFrame, scores: pd.DataFrame
+) -> None:
+    """Print how often profiles differ for each reason, and the rows that differ most."""
     console = Console()
     total = scores[["case", "class"]].drop_duplicates().shape[0]
     for reason, rows in differing.groupby("why"):
@@ -141,17 +139,16 @@ def show_cases(profiles: Sequence[Profile], differing: pd.DataFrame, scores: pd.
     for column in ("case", "class", "metric", *names, "why"):
         table.add_column(column, justify="right" if column in names else "left")
     for row in shown.to_dict("records"):
-        numbers = [with_unit(p, row["metric"], row[p.name]) for p in profiles]
+        numbers = [format_with_unit(p, row["metric"], row[p.name]) for p in profiles]
         table.add_row(row["case"], row["class"], row["metric"], *numbers, row["why"])
     if len(differing) > SHOWN:
         table.caption = f"and {len(differing) - SHOWN} more in differences.csv"
     console.print(table)
 
 
-def with_unit(profile: Profile, what: str, value: float) -> str:
-    """Return a number with the unit that the profile has for this kind of metric."""
-    metric = next((m for m in profile.metrics if kind(m) == what), None)
+def format_with_unit(profile: Profile, quantity: str, value: float) -> str:
+    """Format a value with the unit that the profile has for this quantity."""
+    metric = next((m for m in profile.metrics if m.quantity == quantity), None)
     if metric is None or math.isnan(value):
         return "-"
-    unit = next((u for u in ("mm", "voxels") if metric.name.endswith(f"_{u}")), "")
-    return f"{results.number(metric, value)} {unit}".strip()
+    return f"{format_value(metric, value)} {metric.unit}".strip()

@@ -1,4 +1,4 @@
-"""Scoring what is finished: a run under any profiles, or anybody's masks against the truth."""
+"""The `evaluate` command: scores a finished run, or two folders of masks, under metric profiles."""
 
 import copy
 import hashlib
@@ -17,12 +17,12 @@ from attnseg.config.nodes import Component
 from attnseg.config.training import Config, parse_config
 from attnseg.data.store import StoredCase
 from attnseg.errors import ConfigError, DataError
-from attnseg.evaluation import summary as results
 from attnseg.evaluation.kept_slices import KeptSlices
 from attnseg.evaluation.mask_folders import score_folders
 from attnseg.evaluation.options import Evaluate, Reopen
 from attnseg.evaluation.pipelines import DESCRIBED
 from attnseg.evaluation.scoring import OnCase, make_segmenter, score_cases
+from attnseg.evaluation.summary import convert_summary, print_summary, rank_cases
 from attnseg.metrics.profiles.profile import Profile
 from attnseg.models.model import SegmentationModel
 from attnseg.predict.segment import Segmenter
@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 
 def evaluate(config: Evaluate) -> pd.DataFrame:
-    """Score as configured; print tables, write files.
+    """Score a run or two folders of masks; print tables, write files.
 
     Returns:
         The rows that `cases.csv` holds.
@@ -45,12 +45,12 @@ def evaluate(config: Evaluate) -> pd.DataFrame:
     """
     profiles = build_profiles(config.profile)
     if config.pred is not None and config.truth is not None:
-        what = f"{config.pred} against {config.truth}"
+        source = f"{config.pred} against {config.truth}"
         scores = score_folders(
             Path(config.pred), Path(config.truth), profiles, config.classes, config.patient
         )
         folder = Path(config.outputs or "outputs/evaluation")
-        publish(folder, what, scores, profiles, {}, None)
+        write_evaluation(folder, source, scores, profiles, {}, None)
         return scores
     finished = FinishedRun(RunFolder(config.run or ""), config)
     cases = finished.cases(config, f"evaluate {' '.join(config.profile)}")
@@ -61,7 +61,7 @@ def evaluate(config: Evaluate) -> pd.DataFrame:
         "run": finished.folder.name,
         "pipeline": f"{config.pipeline}: {DESCRIBED[config.pipeline]}",
     }
-    publish(folder, config.split, scores, profiles, facts, finished.data.watermark)
+    write_evaluation(folder, config.split, scores, profiles, facts, finished.data.watermark)
     if kept is not None:  # Other sizes than the image's own cannot be drawn on it.
         draw_worst(kept, config, folder, profiles[0], scores)
     log.info("Written: %s", folder)
@@ -69,13 +69,13 @@ def evaluate(config: Evaluate) -> pd.DataFrame:
 
 
 def build_profiles(profiles: Mapping[str, Component]) -> list[Profile]:
-    """Build the profiles asked for."""
+    """Build the configured profiles."""
     return [build(f"profile.{name}", node) for name, node in profiles.items()]
 
 
-def publish(
+def write_evaluation(
     folder: Path,
-    what: str,
+    source: str,
     scores: pd.DataFrame,
     profiles: Sequence[Profile],
     facts: dict[str, Any],
@@ -87,18 +87,18 @@ def publish(
     for profile in profiles:
         own = scores[scores["profile"] == profile.name]
         table = profile.summarise(own)
-        results.show(profile, what, table, own, watermark)
-        found = results.summary(profile, table, own)
-        metrics["profiles"][profile.name] = {"profile": profile.describe(), **found}
+        print_summary(profile, source, table, own, watermark)
+        summary = convert_summary(profile, table, own)
+        metrics["profiles"][profile.name] = {"profile": profile.describe(), **summary}
     write_scores(folder, scores.assign(**mark), metrics)
 
 
 class FinishedRun:
-    """A run folder opened again: its data, checked to be the same, and its best weights.
+    """A reopened run: its data, checked to be those of the training, and its best weights.
 
     Args:
         folder: the run folder.
-        options: where the data are, if they have moved, and the device.
+        options: the data's folders, if they have moved, and the device.
 
     Raises:
         ConfigError: not a finished run folder, or no GPU.
@@ -126,14 +126,15 @@ class FinishedRun:
                     f"{folder}: the {what} is not that of the run any more; give the dataset "
                     "it was trained on as root=DIR"
                 )
-        pl.seed_everything(self.config.seed, workers=True, verbose=False)  # as training began
+        # The model starts from the same weights as in training.
+        pl.seed_everything(self.config.seed, workers=True, verbose=False)
         self.model: SegmentationModel = build_components(self.config, reader).model
-        if self.config.trainer.max_epochs:  # else the initial weights were scored
+        if self.config.trainer.max_epochs:  # Otherwise the initial weights were scored.
             load_weights(self.model, folder.best_checkpoint)
         self.model.to(torch.device(options.device)).eval()
 
     def cases(self, options: Reopen, purpose: str) -> list[StoredCase]:
-        """Return the cases to score; the test set's opening goes on record."""
+        """Return the cases of a split; an opening of the test set is recorded."""
         if options.split == "val":
             return self.data.val
         cases = self.data.test.open(str(self.folder), purpose)
@@ -162,7 +163,7 @@ def draw_worst(
     kept: KeptSlices, options: Evaluate, folder: Path, profile: Profile, scores: pd.DataFrame
 ) -> None:
     """Draw the cases with the worst scores, `worst-1.png` the worst of all."""
-    order = results.ranked(profile, scores)
+    order = rank_cases(profile, scores)
     for place, name in enumerate(reversed(order.index[-options.worst :]), 1):
         title = f"{options.split} case {name}: mean {profile.label(profile.metrics[0])} "
         title += f"{order[name]:.3f} ({profile.name})"

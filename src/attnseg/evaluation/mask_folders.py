@@ -1,4 +1,4 @@
-"""Scoring anybody's masks: a folder of label maps against a folder with the truth."""
+"""Scores a folder of label maps, made by any program, against a folder with the truth."""
 
 import re
 from collections.abc import Sequence
@@ -41,16 +41,16 @@ def score_folders(
         Rows as of `score_cases`.
 
     Raises:
-        DataError: files without a partner, of another place or size, or unreadable; all at once.
+        DataError: files without a partner, on another grid, or unreadable; names them all.
     """
-    pairs = matched(pred, truth)
+    pairs = pair_files(pred, truth)
     problems = Problems()
     maps: dict[str, tuple[Any, Any, Any]] = {}
     for name, files in track(list(pairs.items()), "Reading", "cases"):
         with problems.gathered():
             maps[name] = read_pair(*files)
     problems.stop()
-    labels = Labels(tuple(classes or _labels(maps)))
+    labels = Labels(tuple(classes or _number_labels(maps)))
     rows = []
     for case, (true, predicted, spacing) in track(list(maps.items()), "Scoring", "cases"):
         truths = labels.split(true)
@@ -61,8 +61,8 @@ def score_folders(
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-def matched(pred: Path, truth: Path) -> dict[str, tuple[Path, Path]]:
-    """Return truth and prediction by case.
+def pair_files(pred: Path, truth: Path) -> dict[str, tuple[Path, Path]]:
+    """Return the files of truth and prediction by case.
 
     Raises:
         DataError: a folder is missing or empty, or a file has no partner.
@@ -92,7 +92,7 @@ def case_name(path: Path) -> str:
 
 
 def patient_of(name: str, pattern: str | None) -> str:
-    """Return whose a case is: a regular expression's group, or the case itself."""
+    """Return the patient of a case: the group of the pattern in its name, or else its name."""
     match = re.search(pattern, name) if pattern else None
     return match[1] if match and match.groups() else name
 
@@ -103,26 +103,26 @@ def read_pair(
     """Return two label maps `[S, H, W]` and their spacing.
 
     Raises:
-        DataError: they are not label maps, or not of the same place.
+        DataError: they are not label maps, or not on the same grid.
     """
     if truth.name.endswith(VOLUMES) != pred.name.endswith(VOLUMES):
         raise DataError(f"{pred}: of another kind than {truth.name}; convert one of them")
     if truth.name.endswith(VOLUMES):
         first, second = read_nifti(truth), read_nifti(pred)
         check_same_grid(first, second, (truth, pred))
-        return _whole(truth, first.voxels), _whole(pred, second.voxels), first.spacing
+        return _to_label_map(truth, first.voxels), _to_label_map(pred, second.voxels), first.spacing
     pictures = [read_picture(path, (*GREY8, *GREY16, *BINARY)) for path in (truth, pred)]
     if pictures[0].shape != pictures[1].shape:
         raise DataError(
             f"{pred}: {shape_text(pictures[1].shape)} pixels, but {truth.name} has "
             f"{shape_text(pictures[0].shape)}; resize it to the truth's size"
         )
-    maps = [_whole(path, p)[None] for path, p in zip((truth, pred), pictures, strict=True)]
+    maps = [_to_label_map(path, p)[None] for path, p in zip((truth, pred), pictures, strict=True)]
     return maps[0], maps[1], None
 
 
-def _whole(path: Path, labels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Return labels as small whole numbers; 0 and 255 are 0 and 1."""
+def _to_label_map(path: Path, labels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Return labels as uint8; a mask of 0 and 255 becomes one of 0 and 1."""
     values = np.unique(labels)
     if labels.dtype.kind == "f" or values[-1] > 255 or values[0] < 0:
         raise DataError(f"{path}: values {values[:5].tolist()} are no labels; give a label map")
@@ -131,7 +131,7 @@ def _whole(path: Path, labels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return labels.astype(np.uint8)
 
 
-def _labels(maps: dict[str, tuple[Any, Any, Any]]) -> list[str]:
+def _number_labels(maps: dict[str, tuple[Any, Any, Any]]) -> list[str]:
     top = max(int(labels.max()) for truth, pred, _ in maps.values() for labels in (truth, pred))
     if top == 0:
         raise DataError("truth: every mask is empty; nothing to score")

@@ -1,8 +1,8 @@
-"""Slices of the scored cases, small, so that runs can be looked at side by side without the data.
+"""Keeps small pictures of scored cases, so that runs can be viewed side by side without the data.
 
 `pictures/` holds, for each slice, the image as JPEG and the masks as PNG files whose pixels are as
-in `Case.mask`: class indices, or bits where classes overlap. `index.json` says what is what, and is
-written last. The slices follow from the truth alone: all variants show the same ones.
+in `Case.mask`: class indices, or bits where classes overlap. `index.json` lists them, and is
+written last. The truth alone determines the slices, so all variants show the same ones.
 """
 
 import json
@@ -19,16 +19,16 @@ from attnseg.drawing.cases import pixel_aspect, slice_image
 from attnseg.files import write_text
 from attnseg.predict.overlay import slices_to_show
 
-LONGEST = 256  # pixels of a side
-QUALITY = 85  # of JPEG: hardly seen in a slice, a sixth of a PNG file
+LONGEST = 256  # pixels along the longer side
+QUALITY = 85  # of JPEG: artefacts are hardly visible, and files are a sixth of a PNG's size
 
 
 class Pictures:
-    """The pictures of one run.
+    """Writes the pictures of one run.
 
     Args:
-        folder: is made.
-        split: what the cases are.
+        folder: of the pictures; created if missing.
+        split: of the cases, `val` or `test`.
         labels: foreground classes.
     """
 
@@ -44,7 +44,7 @@ class Pictures:
         folder.mkdir(parents=True, exist_ok=True)
 
     def add(self, case: StoredCase, truth: Masks, prediction: Masks) -> None:
-        """Keep the slices of one case.
+        """Write the slices of one case.
 
         Args:
             case: prepared.
@@ -54,7 +54,7 @@ class Pictures:
         number, slices = len(self.index["cases"]), []
         width, height = _size(case)
         for at in slices_to_show(truth):
-            # Not by the case's name, which may hold anything.
+            # The case's name may hold characters that no file name can.
             name = f"{number:04}-{at:04}"
             image = cv2.resize(slice_image(case, at), (width, height), interpolation=cv2.INTER_AREA)
             pixels = np.rint(image * 255).astype(np.uint8)
@@ -72,12 +72,12 @@ class Pictures:
         )
 
     def close(self) -> None:
-        """Write what is there."""
+        """Write the index of all pictures."""
         write_text(self.folder / "index.json", json.dumps(self.index, indent=1) + "\n")
 
 
 def _size(case: StoredCase) -> tuple[int, int]:
-    """Return width and height that a slice is kept at: pixels square, never enlarged."""
+    """Return width and height of a slice's picture, with square pixels and never enlarged."""
     height, width = case.shape[1] * pixel_aspect(case), float(case.shape[2])
     shrink = min(1.0, LONGEST / max(height, width))
     return max(1, round(width * shrink)), max(1, round(height * shrink))

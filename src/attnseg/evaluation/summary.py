@@ -1,4 +1,4 @@
-"""Tables, files and pictures of how predictions did on whole cases."""
+"""Tables and files that sum up the scores of cases."""
 
 import math
 from typing import Any
@@ -10,13 +10,13 @@ from rich.table import Table
 from attnseg.metrics.profiles.profile import VOLUMES, Metric, Profile
 
 
-def summary(profile: Profile, table: pd.DataFrame, scores: pd.DataFrame) -> dict[str, Any]:
-    """Return a table of `Profile.summarise` as plain values; undefined numbers are null.
+def convert_summary(profile: Profile, table: pd.DataFrame, scores: pd.DataFrame) -> dict[str, Any]:
+    """Convert a table of `Profile.summarise` to plain values for JSON; undefined ones are `None`.
 
     Args:
         profile: that made the table.
-        table: the table.
-        scores: what it was made of.
+        table: from `profile.summarise(scores)`.
+        scores: rows of `score_cases`.
     """
     rows = {}
     for name, row in table.iterrows():
@@ -45,16 +45,16 @@ def _plain(value: float) -> float | None:
     return None if math.isnan(value) else float(value)
 
 
-def show(
+def print_summary(
     profile: Profile,
-    what: str,
+    source: str,
     table: pd.DataFrame,
     scores: pd.DataFrame,
     watermark: str | None = None,
 ) -> None:
-    """Print a table of `Profile.summarise`; what it was made of says how many cases."""
+    """Print a table of `Profile.summarise` under a title with the numbers of cases and patients."""
     cases, patients = scores["case"].nunique(), scores["patient"].nunique()
-    title = f"{what}: {cases} cases of {patients} patients, profile {profile.title}"
+    title = f"{source}: {cases} cases of {patients} patients, profile {profile.title}"
     printed = Table()
     printed.add_column("class", no_wrap=True)
     metrics = [m for m in profile.metrics if m.shown and m.name in table]
@@ -65,32 +65,32 @@ def show(
         counts = ", ".join(f"{row[count]:.0f}" for count in ("undefined", "missed", "spurious"))
         if name == "mean":
             printed.add_section()
-        numbers = [number(metric, row[metric.name]) for metric in metrics]
+        numbers = [format_value(metric, row[metric.name]) for metric in metrics]
         printed.add_row(str(name), *numbers, counts)
     mean = table.loc["mean"].astype(float).to_dict()
     if any(f"{m.name}_low" in table for m in metrics):
         for end in ("low", "high"):
-            ends = [number(m, mean[f"{m.name}_{end}"]) for m in metrics]
+            ends = [format_value(m, mean[f"{m.name}_{end}"]) for m in metrics]
             printed.add_row(f"95 % {end}", *ends, "")
     if watermark is not None:
         printed.caption, printed.caption_justify = watermark, "left"
     console = Console()
-    console.print(title, highlight=False)  # not the table's own, which wraps at its width
+    console.print(title, highlight=False)  # A title of the table would wrap at its width.
     console.print(printed)
 
 
-def number(metric: Metric, value: float) -> str:
-    """Return a number as tables have it."""
+def format_value(metric: Metric, value: float) -> str:
+    """Format a value for tables; `-` if undefined."""
     return "-" if math.isnan(value) else f"{value:.{metric.digits}f}"
 
 
-def between(low: str, high: str) -> str:
-    """Return an interval as tables have it."""
+def format_interval(low: str, high: str) -> str:
+    """Format an interval from its formatted ends."""
     return "-" if low == "-" else f"{low} to {high}"
 
 
-def ranked(profile: Profile, scores: pd.DataFrame) -> pd.Series:
-    """Return each case's mean over classes of the profile's first per-class metric, best first."""
+def rank_cases(profile: Profile, scores: pd.DataFrame) -> pd.Series:
+    """Return the mean over classes of the profile's first per-class metric by case, best first."""
     own = scores[scores["profile"] == profile.name]
     names = set(own["metric"]) - set(VOLUMES)
     first = next((m for m in profile.metrics if m.name in names), None)

@@ -12,8 +12,8 @@ from attnseg.config.errors import nearest
 from attnseg.data.labels import Masks
 from attnseg.data.store import StoredCase
 from attnseg.errors import ConfigError, DataError
-from attnseg.evaluation import summary
 from attnseg.evaluation.evaluate import FinishedRun
+from attnseg.evaluation.summary import rank_cases
 from attnseg.explain.options import Explain
 from attnseg.runs.run_folder import RunFolder
 
@@ -71,7 +71,7 @@ def find_median_case(run: FinishedRun, cases: dict[str, StoredCase], split: str)
     except DataError as error:
         raise DataError(f"{run.folder.cases_file}: cannot be read; give case=NAME") from error
     ((name, node),) = run.config.profile.items()
-    order = summary.ranked(build(f"profile.{name}", node), scores[scores["split"] == split])
+    order = rank_cases(build(f"profile.{name}", node), scores[scores["split"] == split])
     ranked = [str(case) for case in order.index if case in cases] or sorted(cases)
     return ranked[len(ranked) // 2]
 

@@ -1,4 +1,4 @@
-"""Packing a finished run as a capsule."""
+"""The `capsule` command: packs a finished run into a capsule."""
 
 import io
 import json
@@ -16,15 +16,22 @@ from attnseg.config.errors import parse_options
 from attnseg.config.nodes import Component
 from attnseg.data.splits import ROLES
 from attnseg.errors import AttnsegError, ConfigError
-from attnseg.export.export import export, made_up
-from attnseg.export.model_card import model_card
+from attnseg.export.export import export, make_images
+from attnseg.export.model_card import render_model_card
 from attnseg.export.options import Capsule, Export
 from attnseg.files import replacing
 from attnseg.metrics.profiles.profile import Profile
-from attnseg.predict.capsule import GOLDEN_INPUT, GOLDEN_OUTPUT, MODEL, SPEC, pack, verify
+from attnseg.predict.capsule import (
+    GOLDEN_INPUT,
+    GOLDEN_OUTPUT,
+    MODEL,
+    SPEC,
+    pack_capsule,
+    verify_capsule,
+)
 from attnseg.predict.exported import Exported
 from attnseg.predict.spec import InferenceSpec
-from attnseg.runs.predictors import rules_of
+from attnseg.runs.predictors import build_rules
 from attnseg.runs.reopen import read_spec
 from attnseg.runs.run_folder import RunFolder
 
@@ -32,20 +39,20 @@ log = logging.getLogger(__name__)
 
 GOLDEN = 2  # images
 NO_LICENCE = (
-    "No licence was chosen for these weights: ask whoever made this capsule before you use them or "
-    "pass them on.\nThe data that they were trained on have terms of their own.\n"
+    "These weights have no licence. Ask the makers of this capsule before you use the weights or "
+    "pass them on.\nThe data that the weights were trained on have terms of their own.\n"
 )
 
 
 def pack_run(config: Capsule) -> Path:
-    """Pack a run as configured, and verify the file.
+    """Pack a run into a capsule, and verify the file.
 
     Returns:
         The file.
 
     Raises:
         ConfigError: not a finished run, or a text file that cannot be read.
-        CheckpointError: what was exported does not compute the same.
+        CheckpointError: the export does not compute what the run does.
     """
     run, output = RunFolder(config.run), Path(config.output)
     if output.suffix != ".zip":
@@ -56,13 +63,15 @@ def pack_run(config: Capsule) -> Path:
     if licence is None:
         log.warning("license: none given; the capsule will say that the weights have none")
     spec = read_spec(run)
-    rules_of(config.postprocess, spec.classes)  # names classes that there are
+    build_rules(
+        config.postprocess, spec.classes
+    )  # This refuses names of classes that do not exist.
     exported = open_export(run, spec)
     network = exported.network()
-    images = made_up(spec, GOLDEN)
+    images = make_images(spec, GOLDEN)
     metrics = run.metrics
     profile = profile_of(run.raw_config)
-    card = model_card(spec, run.facts, metrics, counts_of(run), profile, use)
+    card = render_model_card(spec, run.facts, metrics, counts_of(run), profile, use)
     parts = {
         MODEL: exported.read(MODEL),
         SPEC: spec.to_json().encode(),
@@ -76,14 +85,14 @@ def pack_run(config: Capsule) -> Path:
     }
     made = {"run": spec.run, "made_with": f"attnseg {version('attnseg')}"}
     with replacing(output) as file:
-        file.write(pack(output, parts, made))
-    verify(output)
+        file.write(pack_capsule(output, parts, made))
+    verify_capsule(output)
     log.info("Written: %s, %.2f MB", output, output.stat().st_size / 1e6)
     return output
 
 
 def open_export(run: RunFolder, spec: InferenceSpec) -> Exported:
-    """Return a run's export to ONNX, made now unless it is there with these weights."""
+    """Return a run's ONNX export, after exporting it if that of these weights is missing."""
     try:
         found = Exported(run.export)
         if found.spec == spec:

@@ -1,4 +1,4 @@
-"""A finished run as files for other programs: ONNX, torch.export, safetensors, 8-bit ONNX."""
+"""The `export` command: writes a run as ONNX, 8-bit ONNX, torch.export and safetensors files."""
 
 import contextlib
 import importlib.util
@@ -27,7 +27,6 @@ from torch import nn
 from torch.export import Dim, ExportedProgram
 
 from attnseg.data.slicing import network_input
-from attnseg.data.store import StoredCase
 from attnseg.errors import AttnsegError, CheckpointError, ConfigError, first_line, require
 from attnseg.evaluation.evaluate import FinishedRun, build_profiles
 from attnseg.evaluation.scoring import score_cases
@@ -44,93 +43,110 @@ from attnseg.runs.run_folder import RunFolder
 log = logging.getLogger(__name__)
 
 Images = NDArray[np.float32]
-TOLERANCE = 1e-4  # of logits, between PyTorch and what was exported
-SLICES = 8  # that are compared
-REPEATS = 30  # of a timing
+TOLERANCE = 1e-4  # largest difference of logits between PyTorch and an export
+SLICES = 8  # that the comparison uses
+REPEATS = 30  # of each timing
 ONNX, INT8, TORCH, SAFETENSORS = "model.onnx", "model.int8.onnx", "model.pt2", "weights.safetensors"
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What exports are compared on.
+class Samples:
+    """The images that exports are compared on.
 
     Attributes:
         images: `[B, C, H, W]` in [-1, 1].
-        what: where they are from.
-        finished: the run with its data; `None` if they are not here.
+        source: where they are from, for messages.
+        finished: the run with its data; `None` if the data are not on this machine.
     """
 
     images: Images
-    what: str
+    source: str
     finished: FinishedRun | None
 
 
 def export(config: Export) -> Path:
-    """Export as configured; print a table, write `RUN/export/`.
+    """Export a run in the configured formats; print a table, write `RUN/export/`.
 
     Returns:
         The folder.
 
     Raises:
         ConfigError: not a finished run, or an operator that cannot be exported.
-        CheckpointError: what was exported does not compute the same; it is not kept.
+        CheckpointError: an exported network does not compute the same; its file is not kept.
     """
     if "onnx" in config.formats:
         require("formats", "export", *NEEDED, otherwise="leave onnx out")
     run = RunFolder(config.run)
     spec, model = read_spec(run), load_model(run)
-    seen = look(run, spec, config)
+    samples = choose_samples(run, spec, config)
     folder = run.export
     folder.mkdir(exist_ok=True)
     for name in ("export.json", ONNX, INT8, TORCH, SAFETENSORS, "weights.json"):
-        (folder / name).unlink(missing_ok=True)  # of an earlier export; the facts first
+        # Files of an earlier export go, the facts about them first.
+        (folder / name).unlink(missing_ok=True)
     write_text(folder / "recipe.json", spec.to_json())
-    threads = torch.get_num_threads()
-    networks: dict[str, Network] = {"PyTorch": TorchNetwork(model)}
-    facts: dict[str, Any] = {"run": spec.run, "compared_on": seen.what, "tolerance": TOLERANCE}
     if "safetensors" in config.formats:
         write_safetensors(folder, run, spec, model)
-    if {"torch", "onnx"} & set(config.formats):
-        program = trace(model, spec)
-        if "torch" in config.formats:
-            networks["torch.export"] = TorchNetwork(program.module())  # type: ignore[arg-type]
-            check("torch", networks, "torch.export", seen)
-            write_bytes(folder / TORCH, program_bytes(program))
-        if "onnx" in config.formats:
-            data = onnx_bytes(program)
-            networks["ONNX"] = OnnxNetwork(data, threads, spec, ONNX)
-            check("onnx", networks, "ONNX", seen)
-            write_bytes(folder / ONNX, data)
-            if config.int8:
-                write_bytes(folder / INT8, quantised(folder / ONNX))
-                networks["ONNX int8"] = OnnxNetwork(folder / INT8, threads, spec)
+    networks = write_networks(folder, spec, model, samples, config)
+    facts: dict[str, Any] = {"run": spec.run, "compared_on": samples.source, "tolerance": TOLERANCE}
     facts["differences"] = {
-        name: difference(networks["PyTorch"], network, seen.images)
+        name: largest_difference(networks["PyTorch"], network, samples.images)
         for name, network in networks.items()
         if name != "PyTorch"
     }
-    facts["milliseconds"] = latencies(networks, seen.images[:1])
-    facts["threads"] = threads
+    facts["milliseconds"] = measure_latencies(networks, samples.images[:1])
+    facts["threads"] = torch.get_num_threads()
     if config.int8:
-        facts["validation"] = dice(networks, seen, build_profiles(config.profile)[0], spec)
-    facts["versions"] = {
-        name: version(name)
-        for name in ("attnseg", "torch", *NEEDED)
-        if importlib.util.find_spec(name) is not None
-    }
+        (profile,) = build_profiles(config.profile)
+        facts["validation"] = score_networks(networks, samples, profile, spec)
+    packages = ("attnseg", "torch", *NEEDED)
+    installed = [name for name in packages if importlib.util.find_spec(name) is not None]
+    facts["versions"] = {name: version(name) for name in installed}
     facts["files"] = {
         path.name: {"sha256": file_digest(path), "bytes": path.stat().st_size}
         for path in sorted(folder.iterdir())
     }
-    show(facts, folder, list(networks))
+    print_export(facts, folder, list(networks))
     write_text(folder / "export.json", json.dumps(facts, indent=1, allow_nan=False) + "\n")
     log.info("Written: %s", folder)
     return folder
 
 
-def look(run: RunFolder, spec: InferenceSpec, config: Export) -> Seen:
-    """Return what exports are compared on: slices of the validation cases, else made-up ones."""
+def write_networks(
+    folder: Path, spec: InferenceSpec, model: nn.Module, samples: Samples, config: Export
+) -> dict[str, Network]:
+    """Write the network as torch.export and ONNX files, as configured.
+
+    Returns:
+        Every form of the network by name, PyTorch's own first.
+
+    Raises:
+        ConfigError: as for `export`.
+        CheckpointError: as for `export`.
+    """
+    threads = torch.get_num_threads()
+    networks: dict[str, Network] = {"PyTorch": TorchNetwork(model)}
+    if not {"torch", "onnx"} & set(config.formats):
+        return networks
+    program = trace_model(model, spec)
+    if "torch" in config.formats:
+        networks["torch.export"] = TorchNetwork(program.module())
+        check_same_logits("torch", networks, "torch.export", samples)
+        write_bytes(folder / TORCH, program_bytes(program))
+    if "onnx" in config.formats:
+        data = onnx_bytes(program)
+        networks["ONNX"] = OnnxNetwork(data, threads, spec, ONNX)
+        check_same_logits("onnx", networks, "ONNX", samples)
+        write_bytes(folder / ONNX, data)
+        if config.int8:
+            write_bytes(folder / INT8, quantise_onnx(folder / ONNX))
+            networks["ONNX int8"] = OnnxNetwork(folder / INT8, threads, spec)
+    return networks
+
+
+def choose_samples(run: RunFolder, spec: InferenceSpec, config: Export) -> Samples:
+    """Return slices of the validation cases, or made-up images if the data are not here."""
     try:
         finished = FinishedRun(run, config)
     except AttnsegError as error:
@@ -140,23 +156,17 @@ def look(run: RunFolder, spec: InferenceSpec, config: Export) -> Seen:
                 "int8: the Dice it costs is measured on the validation data, which are not here; "
                 "give them as root=DIR, or int8=false"
             ) from error
-        return Seen(made_up(spec, SLICES), f"{SLICES} made-up images", None)
-    cases = finished.data.val
-    every = [(case, index) for case in cases for index in range(case.shape[0])]
-    chosen = np.linspace(0, len(every) - 1, min(SLICES, len(every))).round().astype(int)
-    images = [slice_of(spec, *every[at]) for at in chosen]
-    return Seen(np.stack(images), f"{len(images)} validation slices", finished)
+        return Samples(make_images(spec, SLICES), f"{SLICES} made-up images", None)
+    slices = [(case, index) for case in finished.data.val for index in range(case.shape[0])]
+    chosen = np.linspace(0, len(slices) - 1, min(SLICES, len(slices))).round().astype(int)
+    images = [network_input(spec.view.image(*slices[at])) for at in chosen]
+    return Samples(np.stack(images), f"{len(images)} validation slices", finished)
 
 
-def slice_of(spec: InferenceSpec, case: StoredCase, index: int) -> Images:
-    """Return a slice as the network takes it, `[C, H, W]`."""
-    return network_input(spec.view.image(case, index))
+def make_images(spec: InferenceSpec, count: int) -> Images:
+    """Return made-up images `[count, C, H, W]` in [-1, 1], the same every time.
 
-
-def made_up(spec: InferenceSpec, count: int) -> Images:
-    """Return images like no patient's, the same every time: `[count, C, H, W]` in [-1, 1].
-
-    Soft blobs on a gradient, so that a network has something to find.
+    They show soft blobs, so that a network has something to segment.
     """
     rng = np.random.default_rng(0)
     height, width = spec.size
@@ -168,22 +178,22 @@ def made_up(spec: InferenceSpec, count: int) -> Images:
     return np.asarray(np.clip(blobs, 0, 1) * 2 - 1, np.float32)
 
 
-def trace(model: nn.Module, spec: InferenceSpec) -> ExportedProgram:
-    """Trace a model into one graph, the number of images free.
+def trace_model(model: nn.Module, spec: InferenceSpec) -> ExportedProgram:
+    """Trace a model into one graph that takes any number of images.
 
-    With gradients on: KV+Pos then carries its bias as one more channel. Without them it is a mask,
-    which the exporter would store for every block, tokens times tokens.
+    Gradients are enabled because KV+Pos then carries its bias as one more channel. Without them its
+    bias is a mask, which the exporter would store for every block, tokens times tokens.
 
     Raises:
         ConfigError: something in it cannot be traced.
     """
     example = torch.zeros(2, spec.in_channels, *spec.size)
     try:
-        with torch.enable_grad(), silence():
+        with torch.enable_grad(), silenced_exporters():
             return torch.export.export(
                 model, (example,), dynamic_shapes=({0: Dim("batch")},), strict=False
             )
-    except Exception as error:  # whatever a model does, the tracer passes on
+    except Exception as error:  # The tracer passes on whatever a model raises.
         raise ConfigError(
             f"formats: the model cannot be traced ({first_line(error)[:200]}); use "
             "formats=safetensors"
@@ -197,7 +207,7 @@ def onnx_bytes(program: ExportedProgram) -> bytes:
         ConfigError: one of its operators has no translation, or the file would be too large.
     """
     try:
-        with silence():
+        with silenced_exporters():
             translated = torch.onnx.export(
                 program,
                 (),
@@ -209,9 +219,9 @@ def onnx_bytes(program: ExportedProgram) -> bytes:
             )
             assert translated is not None
             return bytes(translated.model_proto.SerializeToString())
-    except Exception as error:  # its errors have several roots
+    except Exception as error:  # Its errors have several base classes.
         found = re.search(
-            r"(?:aten|prims|\w+)(?:\.|::)\w+(?:\.\w+)?(?=[\s'\"\],)>])", str(causes(error))
+            r"(?:aten|prims|\w+)(?:\.|::)\w+(?:\.\w+)?(?=[\s'\"\],)>])", join_causes(error)
         )
         operator = found[0] if found else first_line(error)[:200]
         raise ConfigError(
@@ -219,27 +229,27 @@ def onnx_bytes(program: ExportedProgram) -> bytes:
         ) from error
 
 
-def causes(error: BaseException) -> str:
-    """Return what an exception and all behind it say, the first cause first."""
-    said: list[str] = []
-    found: BaseException | None = error
-    while found is not None:
-        said.insert(0, str(found))
-        found = found.__cause__ or found.__context__
-    return "\n".join(said)
+def join_causes(error: BaseException) -> str:
+    """Return the messages of an exception and all its causes, the first cause first."""
+    messages: list[str] = []
+    cause: BaseException | None = error
+    while cause is not None:
+        messages.insert(0, str(cause))
+        cause = cause.__cause__ or cause.__context__
+    return "\n".join(messages)
 
 
 def program_bytes(program: ExportedProgram) -> bytes:
     """Return a program as `torch.export.load` reads it."""
     buffer = io.BytesIO()
-    with silence():
+    with silenced_exporters():
         torch.export.save(program, buffer)
     return buffer.getvalue()
 
 
 @contextlib.contextmanager
-def silence() -> Iterator[None]:
-    """Keep the exporters' remarks about themselves off the terminal."""
+def silenced_exporters() -> Iterator[None]:
+    """Suppress the exporters' warnings about themselves."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
@@ -253,25 +263,27 @@ def silence() -> Iterator[None]:
                 logger.setLevel(level)
 
 
-def quantised(path: Path) -> bytes:
-    """Return an ONNX model with 8-bit weights of its matrix products, their inputs as they come.
+def quantise_onnx(path: Path) -> bytes:
+    """Return an ONNX model whose matrix products have 8-bit weights and inputs.
 
-    Convolutions stay as they are: their 8-bit kernels on CPUs are slower than the others.
+    Convolutions stay as they are, because their 8-bit kernels on CPUs are slower.
     """
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".int8-") as folder, silence():
+    temporary = tempfile.TemporaryDirectory(dir=path.parent, prefix=".int8-")
+    with temporary as folder, silenced_exporters():
         target = Path(folder, INT8)
         root = logging.getLogger()
         level = root.level
-        root.setLevel(logging.ERROR)  # its advice to prepare the model first is for other ways
+        # It advises a preparation that dynamic quantisation does not need.
+        root.setLevel(logging.ERROR)
         try:
             quantize_dynamic(
                 path,
                 target,
                 op_types_to_quantize=["MatMul", "Gemm"],
                 per_channel=True,
-                reduce_range=True,  # 7 bits: processors without VNNI clip sums of 8-bit products
+                reduce_range=True,  # 7 bits: without VNNI, sums of 8-bit products overflow.
                 weight_type=QuantType.QInt8,
             )
         finally:
@@ -280,18 +292,17 @@ def quantised(path: Path) -> bytes:
 
 
 def write_safetensors(folder: Path, run: RunFolder, spec: InferenceSpec, model: nn.Module) -> None:
-    """Write the weights, and in `weights.json` what the model is built with."""
-    plain = run.raw_config
-    built = {
-        "model": plain["model"],
-        "attn": plain["attn"],
+    """Write the weights, and to `weights.json` the arguments that the model is built with."""
+    arguments = {
+        "model": run.raw_config["model"],
+        "attn": run.raw_config["attn"],
         "in_channels": spec.in_channels,
         "num_classes": spec.labels.channels,
         "image_size": spec.size,
     }
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     write_bytes(folder / SAFETENSORS, safetensors.torch.save(state))
-    write_text(folder / "weights.json", json.dumps(built, indent=1) + "\n")
+    write_text(folder / "weights.json", json.dumps(arguments, indent=1) + "\n")
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -300,8 +311,8 @@ def write_bytes(path: Path, data: bytes) -> None:
         file.write(data)
 
 
-def difference(first: Network, second: Network, images: Images) -> float:
-    """Return the largest difference of the logits of two networks; batches of 1, 2 and the rest."""
+def largest_difference(first: Network, second: Network, images: Images) -> float:
+    """Return the largest difference of two networks' logits, in batches of 1, 2 and the rest."""
     largest = 0.0
     for batch in (images[:1], images[1:3], images[3:]):
         if len(batch):
@@ -310,21 +321,21 @@ def difference(first: Network, second: Network, images: Images) -> float:
     return largest
 
 
-def check(key: str, networks: dict[str, Network], name: str, seen: Seen) -> None:
-    """Refuse what does not compute what the model does.
+def check_same_logits(key: str, networks: dict[str, Network], name: str, samples: Samples) -> None:
+    """Check that a network computes the logits that PyTorch does.
 
     Raises:
-        CheckpointError: says by how much.
+        CheckpointError: they differ by more than the tolerance.
     """
-    apart = difference(networks["PyTorch"], networks[name], seen.images)
+    apart = largest_difference(networks["PyTorch"], networks[name], samples.images)
     if not apart <= TOLERANCE:
         raise CheckpointError(
-            f"formats: {key}: logits differ from PyTorch's by {apart:.2g} on {seen.what}, more "
-            f"than {TOLERANCE}; nothing was kept, leave {key} out of formats"
+            f"formats: {key}: logits differ from PyTorch's by {apart:.2g} on {samples.source}, "
+            f"more than {TOLERANCE}; nothing was kept, leave {key} out of formats"
         )
 
 
-def latencies(networks: dict[str, Network], image: Images) -> dict[str, float]:
+def measure_latencies(networks: dict[str, Network], image: Images) -> dict[str, float]:
     """Return the median milliseconds of each network for one image, measured in alternation."""
     spent: dict[str, list[float]] = {name: [] for name in networks}
     for _ in range(REPEATS):
@@ -332,22 +343,21 @@ def latencies(networks: dict[str, Network], image: Images) -> dict[str, float]:
             started = time.perf_counter()
             network(image)
             spent[name].append(1e3 * (time.perf_counter() - started))
-    return {name: round(statistics.median(found), 3) for name, found in spent.items()}
+    return {name: round(statistics.median(times), 3) for name, times in spent.items()}
 
 
-def dice(
-    networks: dict[str, Network], seen: Seen, profile: Profile, spec: InferenceSpec
+def score_networks(
+    networks: dict[str, Network], samples: Samples, profile: Profile, spec: InferenceSpec
 ) -> dict[str, Any]:
     """Score networks on the validation cases.
 
     Returns:
-        The profile's name and digest, and of each network the mean of the profile's first metric
-        and those of the classes.
+        The profile's name and digest, and each network's means of the profile's first metric.
     """
-    assert seen.finished is not None  # `look` has checked
-    cases = seen.finished.data.val
+    assert samples.finished is not None  # `choose_samples` has refused int8 without data.
+    cases = samples.finished.data.val
     scored: dict[str, Any] = {}
-    metric, batch_size = profile.metrics[0], seen.finished.config.dataset.batch_size
+    metric, batch_size = profile.metrics[0], samples.finished.config.dataset.batch_size
     for name in ("PyTorch", "ONNX", "ONNX int8"):
         segmenter = Segmenter(spec.labels, [Member(networks[name], spec.view)], batch_size)
         scores = score_cases(segmenter, cases, [profile], f"val, {name}")
@@ -363,8 +373,8 @@ def dice(
     }
 
 
-def show(facts: dict[str, Any], folder: Path, names: list[str]) -> None:
-    """Print what was exported, how far it is from PyTorch, and how long it takes."""
+def print_export(facts: dict[str, Any], folder: Path, names: list[str]) -> None:
+    """Print size, difference from PyTorch and latency of each export."""
     files = {"torch.export": TORCH, "ONNX": ONNX, "ONNX int8": INT8}
     validation = facts.get("validation")
     table = Table()

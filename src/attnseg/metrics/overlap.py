@@ -1,4 +1,4 @@
-"""Metrics of two masks that only count voxels."""
+"""Metrics of two masks that count voxels, and the lesion-wise F1 score."""
 
 from dataclasses import dataclass
 
@@ -12,13 +12,13 @@ Mask = NDArray[np.bool_]
 
 
 def ratio(numerator: float, denominator: float) -> float:
-    """Return a quotient, NaN for 0 / 0."""
+    """Return a quotient, NaN where the denominator is 0."""
     return numerator / denominator if denominator else float("nan")
 
 
 @dataclass(frozen=True)
 class Overlap:
-    """The confusion matrix of one class, in voxels; every ratio is NaN where it is 0 / 0.
+    """The confusion matrix of one class in voxels. A ratio is NaN where it would be 0 / 0.
 
     Attributes:
         tp: in truth and prediction.
@@ -76,11 +76,11 @@ class Overlap:
 
 
 def lesion_f1(truth: Mask, prediction: Mask) -> float:
-    """F1 of connected components, with all diagonal neighbours connected.
+    """Return the F1 score of connected components, NaN if both masks are empty.
 
-    A true component is found, and a predicted one right, if a voxel of it is in the other mask.
-    With true components that were found as tp, missed ones as fn, and wrong ones as fp:
-    2 tp / (2 tp + fp + fn). NaN if both masks are empty.
+    Voxels that touch at a corner are connected. A true component is detected, and a predicted one
+    right, if one of its voxels is in the other mask. The score is 2 tp / (2 tp + fp + fn), where tp
+    are the detected true components, fn the missed ones, and fp the wrong predicted ones.
     """
     either = truth | prediction
     if not either.any():
@@ -90,7 +90,7 @@ def lesion_f1(truth: Mask, prediction: Mask) -> float:
     connected = np.ones((3,) * truth.ndim, bool)
     true, number = ndimage.label(truth, connected)
     predicted, predicted_number = ndimage.label(prediction, connected)
-    found = len(np.unique(true[prediction & truth]))
+    detected = len(np.unique(true[prediction & truth]))
     right = len(np.unique(predicted[prediction & truth]))
-    missed, wrong = number - found, predicted_number - right
-    return ratio(2 * found, 2 * found + missed + wrong)
+    missed, wrong = number - detected, predicted_number - right
+    return ratio(2 * detected, 2 * detected + missed + wrong)

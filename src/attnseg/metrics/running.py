@@ -1,4 +1,4 @@
-"""Cheap metrics for every epoch: counts per case, no distances."""
+"""The Dice that is computed after every epoch, from counts per case and class."""
 
 from typing import Any
 
@@ -8,11 +8,11 @@ from torchmetrics import Metric
 
 
 class CaseDice(Metric):
-    """Dice per case in 3D from slices in any order, under the empty-mask rule of `strict`.
+    """Computes Dice per case in 3D, from slices in any order.
 
-    Counts are kept at the network's resolution, so that the figure steers training and is not the
-    one to report. A class absent from a case and its prediction is left out of the mean; one that
-    is missed or spurious scores 0.
+    Voxels are counted at the network's resolution, so the figure is for monitoring training and not
+    for reporting. As in `strict`, a class absent from both a case and its prediction is left out of
+    the mean, and one that is missed or spurious scores 0.
 
     Args:
         cases: number of cases that slices belong to.

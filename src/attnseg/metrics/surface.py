@@ -48,7 +48,7 @@ class SurfaceElements:
 
 
 def surface_distances(a: Mask, b: Mask, spacing: Sequence[float]) -> Distances:
-    """Measure between surface voxels.
+    """Measure the distances between surface voxels.
 
     A surface voxel belongs to the mask and shares a face with the outside; the outside of the array
     counts as outside the mask.
@@ -70,7 +70,7 @@ def surface_distances(a: Mask, b: Mask, spacing: Sequence[float]) -> Distances:
 
 
 def surface_elements(a: Mask, b: Mask, spacing: Sequence[float]) -> SurfaceElements:
-    """Measure between surface elements.
+    """Measure the distances between surface elements.
 
     Elements lie at the corners of voxels whose 2 x 2 x 2 (2D: 2 x 2) voxels are neither all inside
     nor all outside the mask. Which of them are inside determines the area (length) of surface that
@@ -106,36 +106,36 @@ def surface_elements(a: Mask, b: Mask, spacing: Sequence[float]) -> SurfaceEleme
 
 
 def hd(d: Distances) -> float:
-    """Hausdorff distance, mm."""
+    """Return the Hausdorff distance, mm."""
     return float(max(d.a_to_b.max(), d.b_to_a.max()))
 
 
 def hd95(d: Distances) -> float:
-    """95th percentile Hausdorff distance, mm: the larger of the two directions' percentiles.
+    """Return the 95th percentile Hausdorff distance, mm: the larger of the two directions' values.
 
-    So does MONAI; see `hd95_pooled` for the other convention.
+    MONAI uses this convention, too; see `hd95_pooled` for the other one.
     """
     return float(max(np.percentile(d.a_to_b, 95), np.percentile(d.b_to_a, 95)))
 
 
 def hd95_pooled(d: Distances) -> float:
-    """95th percentile of both directions' distances together, mm, as medpy's `hd95`."""
+    """Return the 95th percentile of both directions' distances together, mm, as medpy does."""
     return float(np.percentile(np.concatenate([d.a_to_b, d.b_to_a]), 95))
 
 
 def assd(d: Distances) -> float:
-    """Average symmetric surface distance, mm: the mean over all surface voxels of both masks.
+    """Return the average symmetric surface distance, mm, over all surface voxels of both masks.
 
-    So does MONAI; medpy's `assd` averages the means of the two directions.
+    MONAI does the same; medpy's `assd` averages the means of the two directions.
     """
     return float((d.a_to_b.sum() + d.b_to_a.sum()) / (d.a_to_b.size + d.b_to_a.size))
 
 
 def nsd(elements: SurfaceElements, tolerance: float) -> float:
-    """Normalised surface distance: share of both surfaces within `tolerance` mm of the other.
+    """Return the share of both surfaces that lies within `tolerance` mm of the other surface.
 
-    DeepMind's definition (see `surface_elements`). MONAI's differs by default, in 2D and 3D: it
-    counts surface voxels, as `nsd_voxels` does; with `use_subvoxels=True` it agrees.
+    This is DeepMind's definition of the normalised surface distance (see `surface_elements`). By
+    default, MONAI counts surface voxels, as `nsd_voxels` does; with `use_subvoxels=True` it agrees.
     """
     within = (
         elements.weights_a[_within(elements.a_to_b, tolerance)].sum()
@@ -145,13 +145,13 @@ def nsd(elements: SurfaceElements, tolerance: float) -> float:
 
 
 def nsd_voxels(d: Distances, tolerance: float) -> float:
-    """Share of both masks' surface voxels within `tolerance` mm of the other, not weighted."""
+    """Return the share of both masks' surface voxels within `tolerance` mm of the other mask."""
     within = _within(d.a_to_b, tolerance).sum() + _within(d.b_to_a, tolerance).sum()
     return float(within / (d.a_to_b.size + d.b_to_a.size))
 
 
 def _prepare(a: Mask, b: Mask, spacing: Sequence[float]) -> tuple[Mask, Mask, Floats]:
-    """Check, drop axes of length 1, crop to the box that holds both masks."""
+    """Check two masks, drop axes of length 1, and crop both to the box that holds them."""
     if a.shape != b.shape or not a.any() or not b.any():
         raise ValueError(f"need two masks of one shape, not empty; got {a.shape} and {b.shape}")
     if len(spacing) != a.ndim:
@@ -185,9 +185,9 @@ def _surface(mask: Mask) -> Mask:
 
 
 def _codes(mask: Mask) -> NDArray[np.uint8]:
-    """Return which of the voxels around each corner are inside, one bit each `[n + 1, ...]`.
+    """Return for each corner `[n + 1, ...]` a bit per adjacent voxel, set if it is in the mask.
 
-    The first voxel in C order is the highest bit, as DeepMind's table has it.
+    The first voxel in C order is the highest bit, as in DeepMind's table.
     """
     codes = np.pad(mask, 1).view(np.uint8)
     for step, axis in enumerate(reversed(range(mask.ndim))):
@@ -198,7 +198,7 @@ def _codes(mask: Mask) -> NDArray[np.uint8]:
 
 
 def _points(at: Mask, voxel: Floats) -> Floats:
-    """Return where the mask is true `[n, axes]`, mm."""
+    """Return the positions `[n, axes]`, mm, at which a mask is true."""
     return np.multiply(np.argwhere(at), voxel, dtype=np.float64)
 
 

@@ -1,4 +1,4 @@
-"""All classes of one case scored at once."""
+"""Scores all classes of a case at the same time."""
 
 import os
 from collections.abc import Callable
@@ -21,26 +21,26 @@ def score_classes(
 ) -> list[Scores]:
     """Score every class of a case, in one thread per core.
 
-    Memory: the masks of a label map are made when their class is scored, so that no more than one
-    pair per core exists at a time.
+    The masks of a label map are made when their class is scored, so that memory holds no more than
+    one pair per core.
 
     Args:
-        truth: booleans `[classes, S, H, W]`, or a label map `[S, H, W]` of integers, where 0 is the
-            background and `k` class `k - 1`.
-        prediction: either, too.
-        score: takes a class's index and its true and predicted masks `[S, H, W]`. They are whole,
-            because what a missed organ scores may depend on the size of the image.
+        truth: booleans `[classes, S, H, W]`, or a label map `[S, H, W]` of integers, in which 0 is
+            the background and `k` is class `k - 1`.
+        prediction: the same, in either form.
+        score: takes a class's index and its true and predicted masks `[S, H, W]`. They are not
+            cropped, because the score of a missed organ may depend on the size of the image.
         classes: number of foreground classes.
 
     Returns:
-        What `score` returned for each class, in order.
+        The results of `score` for each class, in order.
     """
 
-    def one(index: int) -> Scores:
+    def score_class(index: int) -> Scores:
         return score(index, _class_mask(truth, index), _class_mask(prediction, index))
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(pool.map(one, range(classes)))
+        return list(pool.map(score_class, range(classes)))
 
 
 def _class_mask(volume: NDArray[Any], index: int) -> Mask:

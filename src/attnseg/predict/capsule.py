@@ -1,9 +1,9 @@
-"""A capsule: a trained network with all that is needed to use and to verify it, in one file.
+"""Capsules: a trained network in one file, with everything needed to use and to verify it.
 
-A zip archive of data alone, nothing in it runs. `manifest.json` lists every other file with size
-and SHA-256, and the archive's last 64 bytes are the SHA-256 of all before them, so that a single
-flipped bit is noticed. A stranger may have made it: names and sizes are checked before anything is
-read, and nothing is unpacked to the disk.
+A capsule is a zip archive of data alone; nothing in it runs. `manifest.json` lists every other file
+with size and SHA-256, and the archive's last 64 bytes are the SHA-256 of all before them, so that a
+single flipped bit is noticed. A stranger may have made it, so names and sizes are checked before
+anything is read, and nothing is unpacked to the disk.
 """
 
 import hashlib
@@ -35,21 +35,21 @@ PARTS = (
     MODEL, SPEC, "postprocessing.json", "profile.json", "metrics.json", "MODEL_CARD.md",
     "LICENSE", GOLDEN_INPUT, GOLDEN_OUTPUT,
 )  # fmt: skip
-TOLERANCE = 1e-4  # of logits: other processors round otherwise
-MOST_TOLERANCE = 1e-2  # that a manifest may ask for
+TOLERANCE = 1e-4  # of logits, because other processors round differently
+MOST_TOLERANCE = 1e-2  # largest tolerance that a manifest may ask for
 MOST_FILES = 64
 MOST_BYTES = 8 << 30
 MOST_TEXT = 64 << 20
-MOST_RATIO = 200  # of a file to what it takes in the archive
+MOST_RATIO = 200  # largest compression ratio of a file
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
 SHA256 = re.compile("[0-9a-f]{64}")
-DIGITS = 64  # of the seal
+DIGITS = 64  # hexadecimal digits of the seal
 ADVICE = "get the file again from where it was made"
 
 
 @dataclass(frozen=True)
-class Part:
-    """What a manifest says of a file.
+class Entry:
+    """The manifest's entry for a file.
 
     Attributes:
         sha256: digest.
@@ -61,7 +61,7 @@ class Part:
 
 
 class Capsule:
-    """A capsule that has been checked as a whole; its files are checked again as they are read.
+    """An opened capsule, checked as a whole; its files are checked again when they are read.
 
     Args:
         path: of the file.
@@ -69,7 +69,7 @@ class Capsule:
     Attributes:
         path: of the file.
         digest: SHA-256 that seals it.
-        manifest: what it says of itself.
+        manifest: its `manifest.json`.
         spec: how images become masks.
 
     Raises:
@@ -78,7 +78,7 @@ class Capsule:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.digest = sealed(path)
+        self.digest = check_seal(path)
         with self._archive() as archive:
             entries = check_entries(archive, path)
             self.manifest = self._parse(self._bounded(archive, entries[MANIFEST], MOST_TEXT))
@@ -90,14 +90,14 @@ class Capsule:
 
     @property
     def names(self) -> list[str]:
-        """Files but the manifest."""
+        """Names of all files but the manifest."""
         return sorted(self._parts)
 
     def read(self, name: str) -> bytes:
         """Return a file.
 
         Raises:
-            CheckpointError: it is not that of the manifest.
+            CheckpointError: its size or digest is not that of the manifest.
         """
         part = self._parts[name]
         with self._archive() as archive:
@@ -165,7 +165,7 @@ class Capsule:
             raise self._bad(GOLDEN_OUTPUT, "not of the spec's shape")
         apart = float(np.abs(self.network(threads)(images) - expected).max())
         tolerance = float(self.manifest["tolerance"])
-        if not apart <= tolerance:  # a NaN is no answer either
+        if not apart <= tolerance:  # This refuses NaN, too.
             raise CheckpointError(
                 f"{self.path}: logits differ from the golden ones by {apart:.2g}, more than "
                 f"{tolerance}; do not use it on this machine, and tell who made it"
@@ -186,7 +186,7 @@ class Capsule:
         try:
             with archive.open(entry) as file:
                 return file.read(most + 1)
-        except Exception as error:  # made to harm, a file can have zipfile raise anything
+        except Exception as error:  # A malicious file can make zipfile raise anything.
             raise self._bad(entry.filename, f"cannot be read ({first_line(error)[:80]})") from error
 
     def _parse(self, data: bytes, name: str = MANIFEST) -> dict[str, Any]:
@@ -202,11 +202,11 @@ class Capsule:
         return CheckpointError(f"{self.path}, {name[:80]}: {what}; {ADVICE}")
 
 
-def sealed(path: Path) -> str:
-    """Return the SHA-256 that ends a file, which is that of all before it.
+def check_seal(path: Path) -> str:
+    """Return the SHA-256 that ends a file.
 
     Raises:
-        CheckpointError: it is not.
+        CheckpointError: it is not the SHA-256 of everything before it.
     """
     try:
         with path.open("rb") as file:
@@ -232,10 +232,10 @@ def sealed(path: Path) -> str:
 
 
 def check_entries(archive: zipfile.ZipFile, path: Path) -> dict[str, zipfile.ZipInfo]:
-    """Refuse an archive whose entries could reach or fill anything; return them by name.
+    """Return the entries of an archive by name, if none can escape it or fill the disk.
 
     Raises:
-        CheckpointError: says which and why.
+        CheckpointError: names the entry and the reason.
     """
     entries = archive.infolist()
     total = sum(entry.file_size for entry in entries)
@@ -248,7 +248,7 @@ def check_entries(archive: zipfile.ZipFile, path: Path) -> dict[str, zipfile.Zip
     for entry in entries:
         name = entry.filename
         what = None
-        # Beyond a NUL, zipfile drops what the archive says; the other name is what it says.
+        # zipfile cuts a name at a NUL; orig_filename is what the archive really says.
         if entry.orig_filename != name or not NAME.fullmatch(name):
             what = "a name that leads elsewhere"
         elif name.lower() in {other.lower() for other in found}:
@@ -270,11 +270,11 @@ def check_entries(archive: zipfile.ZipFile, path: Path) -> dict[str, zipfile.Zip
     return found
 
 
-def check_manifest(values: Mapping[str, Any], entries: set[str], path: Path) -> dict[str, Part]:
-    """Return what a manifest says of each file.
+def check_manifest(values: Mapping[str, Any], entries: set[str], path: Path) -> dict[str, Entry]:
+    """Return a manifest's entry for each file.
 
     Raises:
-        CheckpointError: it is not one, or not of these entries.
+        CheckpointError: it is no manifest, or not of these entries.
     """
 
     def bad(what: str) -> CheckpointError:
@@ -300,12 +300,12 @@ def check_manifest(values: Mapping[str, Any], entries: set[str], path: Path) -> 
             raise bad(f"no SHA-256 of {name[:80]}")
         if type(size) is not int or not 0 <= size <= MOST_BYTES:
             raise bad(f"no size of {name[:80]}")
-        parts[name] = Part(digest, size)
+        parts[name] = Entry(digest, size)
     return parts
 
 
-def verify(path: Path, threads: int = 0) -> float:
-    """Check a capsule and replay its golden input; print what it is.
+def verify_capsule(path: Path, threads: int = 0) -> float:
+    """Check a capsule, replay its golden input, and print a summary.
 
     Args:
         path: of the file.
@@ -333,13 +333,13 @@ def verify(path: Path, threads: int = 0) -> float:
     return apart
 
 
-def pack(path: Path, parts: Mapping[str, bytes], facts: Mapping[str, Any]) -> bytes:
+def pack_capsule(path: Path, parts: Mapping[str, bytes], facts: Mapping[str, Any]) -> bytes:
     """Return a capsule's bytes; the same parts give the same ones.
 
     Args:
         path: of the file to be, for messages.
         parts: every file but the manifest.
-        facts: what the manifest says beside them.
+        facts: further keys of the manifest.
     """
     files = {
         name: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
@@ -351,15 +351,15 @@ def pack(path: Path, parts: Mapping[str, bytes], facts: Mapping[str, Any]) -> by
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         for name, data in {MANIFEST: text.encode(), **dict(sorted(parts.items()))}.items():
-            entry = zipfile.ZipInfo(name)  # of 1980, whenever it is packed
+            entry = zipfile.ZipInfo(name)  # It is dated 1980, whenever the capsule is made.
             entry.external_attr = (stat.S_IFREG | 0o644) << 16
             packed = zipfile.ZIP_STORED if name == MODEL else zipfile.ZIP_DEFLATED
             archive.writestr(entry, data, packed)
         archive.comment = b"0" * DIGITS
-    return seal(buffer.getvalue())
+    return add_seal(buffer.getvalue())
 
 
-def seal(data: bytes) -> bytes:
-    """Return an archive with its last 64 bytes, a comment, become the SHA-256 of all before."""
+def add_seal(data: bytes) -> bytes:
+    """Return an archive whose last 64 bytes, its comment, are the SHA-256 of all before them."""
     body = data[:-DIGITS]
     return body + hashlib.sha256(body).hexdigest().encode()

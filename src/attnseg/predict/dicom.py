@@ -1,4 +1,7 @@
-"""DICOM series in, DICOM segmentation objects out; pydicom and highdicom where they are needed."""
+"""Reads DICOM series and writes DICOM segmentations.
+
+pydicom and highdicom are imported only where they are needed.
+"""
 
 import importlib.util
 import re
@@ -19,33 +22,33 @@ from attnseg.errors import ConfigError, DataError, Problems, first_line
 SUFFIX = ".dcm"
 NEEDED = ("pydicom", "highdicom")
 UID = re.compile(r"[0-9.]{1,64}")
-# A DICOMDIR, and segmentations, which have pixels, too.
-OTHERS = ("1.2.840.10008.1.3.10", "1.2.840.10008.5.1.4.1.1.66.4")
-GAP = 0.1  # share by which distances between slices may differ
-TURN = 1e-3  # by which direction cosines of one series may differ
-LABEL_LENGTH = 64  # letters of a segment's name
-SAME = ("Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation")
+# Media directories and segmentations; the latter have pixels, too.
+NO_IMAGES = ("1.2.840.10008.1.3.10", "1.2.840.10008.5.1.4.1.1.66.4")
+GAP = 0.1  # relative tolerance of the distances between slices
+TURN = 1e-3  # tolerance of the direction cosines of one series
+LABEL_LENGTH = 64  # characters that DICOM allows in a segment label
+EQUAL_TAGS = ("Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation")
 TAGS = [
-    *SAME, "SeriesInstanceUID", "MediaStorageSOPClassUID", "NumberOfFrames", "PixelSpacing",
+    *EQUAL_TAGS, "SeriesInstanceUID", "MediaStorageSOPClassUID", "NumberOfFrames", "PixelSpacing",
     "ImagePositionPatient", "ImageOrientationPatient", "SliceThickness",
 ]  # fmt: skip
 TO_RAS = np.array([-1.0, -1.0, 1.0])  # DICOM's x and y run to the left and the back
 Series = tuple[Path, str, tuple[Path, ...], bool]
 
 
-def group(paths: Sequence[Path], problems: Problems) -> tuple[list[Series], list[Path]]:
+def group_series(paths: Sequence[Path], problems: Problems) -> tuple[list[Series], list[Path]]:
     """Group files by series.
 
     Args:
         paths: DICOM files.
-        problems: is told of files that cannot be read.
+        problems: receives files that cannot be read.
 
     Returns:
-        Of each series its folder, UID, files and whether no other has the folder; and the files
-        that hold no image.
+        For each series its folder, UID, files, and whether it is alone in the folder; then the
+        files that hold no image.
 
     Raises:
-        ConfigError: what reads DICOM is not installed.
+        ConfigError: pydicom or highdicom is not installed.
     """
     found: dict[str, list[Path]] = defaultdict(list)
     others = []
@@ -56,9 +59,9 @@ def group(paths: Sequence[Path], problems: Problems) -> tuple[list[Series], list
         )
     for path in paths:
         with problems.gathered():
-            header = read(path, TAGS)
+            header = read_dicom(path, TAGS)
             uid = str(header.get("SeriesInstanceUID", ""))
-            if header.file_meta.get("MediaStorageSOPClassUID") in OTHERS:
+            if header.file_meta.get("MediaStorageSOPClassUID") in NO_IMAGES:
                 others.append(path)
             elif not UID.fullmatch(uid):
                 raise DataError(f"{path}: no usable SeriesInstanceUID; restore the file")
@@ -66,7 +69,7 @@ def group(paths: Sequence[Path], problems: Problems) -> tuple[list[Series], list
                 found[uid].append(path)
             else:
                 others.append(path)
-    folders = {uid: _common(files) for uid, files in found.items()}
+    folders = {uid: _common_folder(files) for uid, files in found.items()}
     return [
         (folders[uid], uid, tuple(files), list(folders.values()).count(folders[uid]) == 1)
         for uid, files in found.items()
@@ -88,12 +91,12 @@ def read_series(
     Raises:
         DataError: slices are missing, doubled or unlike each other, or a file cannot be decoded.
     """
-    headers = [read(path, TAGS) for path in files]
+    headers = [read_dicom(path, TAGS) for path in files]
     first = headers[0]
     for path, header in zip(files, headers, strict=True):
         if int(header.get("NumberOfFrames") or 1) > 1:
             raise DataError(f"{path}: several frames in one file; convert it to one file per slice")
-        for tag in SAME:
+        for tag in EQUAL_TAGS:
             if header.get(tag) != first.get(tag):
                 raise DataError(
                     f"{path}: {tag} {header.get(tag)}, but {files[0].name} of the same series has "
@@ -109,12 +112,12 @@ def read_series(
     order, affine = _geometry(files, headers)
     ordered = tuple(files[at] for at in order)
     check_axes(ordered[0], affine)
-    planes = [_pixels(path, shape[1:]) for path in ordered]
+    planes = [_read_pixels(path, shape[1:]) for path in ordered]
     voxels = to_smallest_dtype(np.stack(planes))
     return voxels.transpose(2, 1, 0), affine, ordered
 
 
-def read(path: Path, tags: list[str] | None = None, pixels: bool = False) -> Any:  # noqa: ANN401
+def read_dicom(path: Path, tags: list[str] | None = None, pixels: bool = False) -> Any:  # noqa: ANN401
     """Read a file, or some of its header.
 
     Raises:
@@ -122,7 +125,7 @@ def read(path: Path, tags: list[str] | None = None, pixels: bool = False) -> Any
     """
     import pydicom
 
-    # What is used is checked here; of the rest there is nothing to tell.
+    # The values that are used are checked here; warnings about others would only distract.
     pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
     try:
         return pydicom.dcmread(path, stop_before_pixels=not pixels, specific_tags=tags)
@@ -199,9 +202,9 @@ def _geometry(
     return order, affine
 
 
-def _pixels(path: Path, shape: tuple[int, ...]) -> NDArray[Any]:
-    """Return a slice `[rows, columns]`, bright where it shall be, rescaled."""
-    header = read(path, pixels=True)
+def _read_pixels(path: Path, shape: tuple[int, ...]) -> NDArray[Any]:
+    """Return a slice `[rows, columns]`, rescaled, with MONOCHROME1 inverted."""
+    header = read_dicom(path, pixels=True)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -250,41 +253,25 @@ def write_segmentation(
         files: of the series, in the order of the slices.
         classes: names of the segments.
         algorithm: name and version.
-        identity: the same for the same masks of the same series.
+        identity: digest of the masks' origin, from which the UIDs are derived.
 
     Raises:
         DataError: the series lacks what a segmentation must repeat of it.
     """
     import highdicom as hd
-    from pydicom.sr.codedict import codes
     from pydicom.uid import generate_uid
 
     name, version = algorithm
-    described = [
-        hd.seg.SegmentDescription(
-            segment_number=number,
-            segment_label=_label(label),
-            segmented_property_category=codes.SCT.SpatialAndRelationalConcept,
-            segmented_property_type=hd.sr.CodedConcept(
-                f"class{number}", "99ATTNSEG", _label(label)
-            ),
-            algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
-            algorithm_identification=hd.AlgorithmIdentificationSequence(
-                name=name, version=version, family=codes.DCM.ArtificialIntelligence
-            ),
-        )
-        for number, label in enumerate(classes, 1)
-    ]
     frames = np.ascontiguousarray(masks.transpose(3, 2, 1, 0), np.uint8)
-    sources = [read(path) for path in files]
+    sources = [read_dicom(path) for path in files]
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of empty masks
+            warnings.simplefilter("ignore")  # highdicom warns of empty masks.
             segmentation = hd.seg.Segmentation(
                 source_images=sources,
                 pixel_array=frames,
                 segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
-                segment_descriptions=described,
+                segment_descriptions=_describe_segments(classes, name, version),
                 series_instance_uid=generate_uid(entropy_srcs=[identity, "series"]),
                 series_number=1,
                 sop_instance_uid=generate_uid(entropy_srcs=[identity, "instance"]),
@@ -303,11 +290,33 @@ def write_segmentation(
         ) from error
 
 
+def _describe_segments(classes: Sequence[str], name: str, version: str) -> list[Any]:
+    """Return the description of each class's segment, with the algorithm that made it."""
+    import highdicom as hd
+    from pydicom.sr.codedict import codes
+
+    return [
+        hd.seg.SegmentDescription(
+            segment_number=number,
+            segment_label=_label(label),
+            segmented_property_category=codes.SCT.SpatialAndRelationalConcept,
+            segmented_property_type=hd.sr.CodedConcept(
+                f"class{number}", "99ATTNSEG", _label(label)
+            ),
+            algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
+            algorithm_identification=hd.AlgorithmIdentificationSequence(
+                name=name, version=version, family=codes.DCM.ArtificialIntelligence
+            ),
+        )
+        for number, label in enumerate(classes, 1)
+    ]
+
+
 def _label(name: str) -> str:
     return name.replace("\\", "/")[:LABEL_LENGTH]
 
 
-def _common(files: Sequence[Path]) -> Path:
+def _common_folder(files: Sequence[Path]) -> Path:
     """Return the folder that holds all files, in it or below."""
     folder = files[0].parent
     while not all(path.is_relative_to(folder) for path in files):

@@ -1,4 +1,4 @@
-"""What an export left in a run folder, checked and opened without torch."""
+"""Opens the export of a run without torch, and checks its files."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ class Exported:
         folder: `RUN/export`.
 
     Attributes:
-        facts: what `export.json` says.
+        facts: content of `export.json`.
         spec: how images become masks.
 
     Raises:
@@ -50,10 +50,10 @@ class Exported:
         path = self.folder / name
         try:
             data = path.read_bytes()
-            said = self._files[name]["sha256"]
+            expected = self._files[name]["sha256"]
         except (OSError, KeyError, TypeError) as error:
             raise CheckpointError(f"{path}: missing; run attnseg export again") from error
-        if hashlib.sha256(data).hexdigest() != said:
+        if hashlib.sha256(data).hexdigest() != expected:
             raise CheckpointError(
                 f"{path}: changed since it was exported; run attnseg export again"
             )

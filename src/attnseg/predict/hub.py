@@ -1,4 +1,7 @@
-"""Capsules where others find them: a folder, or the Hugging Face Hub, which is asked only here."""
+"""Publishes and fetches capsules, in a folder or on the Hugging Face Hub.
+
+No other module of the package contacts the Hub.
+"""
 
 import logging
 import re
@@ -22,8 +25,8 @@ tags: [attnseg, medical]
 """
 
 
-def publish(capsule: str, to: str) -> None:
-    """Check a capsule, and put it and its model card into a folder or on the Hub.
+def publish_capsule(capsule: str, to: str) -> None:
+    """Check a capsule, and copy it and its model card to a folder or the Hub.
 
     Args:
         capsule: file.
@@ -31,7 +34,7 @@ def publish(capsule: str, to: str) -> None:
 
     Raises:
         CheckpointError: not a capsule.
-        ConfigError: no such place can be, or the client is not installed.
+        ConfigError: the place is malformed, or the Hub's client is not installed.
         ResourceError: the Hub does not take it.
     """
     checked = Capsule(Path(capsule))
@@ -39,14 +42,14 @@ def publish(capsule: str, to: str) -> None:
         checked.read(name)
     card = (HEADER + checked.text("MODEL_CARD.md")).encode()
     if not to.startswith(SCHEME):
-        folder = local(to, "to")
+        folder = to_local_path(to, "to")
         folder.mkdir(parents=True, exist_ok=True)
         for name, data in ((FILE, Path(capsule).read_bytes()), (CARD, card)):
             with replacing(folder / name) as file:
                 file.write(data)
         log.info("Published: %s, sealed with %s", folder / FILE, checked.digest)
         return
-    owner_and_name, revision = repository(to, "to")
+    owner_and_name, revision = parse_repository(to, "to")
     check_client()
     from huggingface_hub import HfApi
 
@@ -61,44 +64,52 @@ def publish(capsule: str, to: str) -> None:
                 revision=revision,
                 commit_message=f"{name} of {checked.spec.run}",
             )
-    except Exception as error:  # its own errors and its client's have no common root
-        raise unanswered(to, error) from error
+    except Exception as error:  # Its errors have no common base class.
+        raise request_error(to, error) from error
     log.info("Published: %s, sealed with %s", to, checked.digest)
 
 
-def fetch(place: str) -> Path:
-    """Return the file of a capsule, from the Hub if that is where it is.
+def fetch_capsule(place: str) -> Path:
+    """Return the file of a capsule, downloaded from the Hub if necessary.
 
     Args:
         place: file, folder that it was published in, or `hf://owner/name@revision`, the latest
             without a revision.
 
     Raises:
-        ConfigError: no such place can be, or the client is not installed.
+        ConfigError: the place is malformed, or the Hub's client is not installed.
         ResourceError: the Hub does not have it.
     """
     if not place.startswith(SCHEME):
-        path = local(place, "capsule")
+        path = to_local_path(place, "capsule")
         return path / FILE if path.is_dir() else path
-    owner_and_name, revision = repository(place, "capsule")
+    owner_and_name, revision = parse_repository(place, "capsule")
     check_client()
     from huggingface_hub import hf_hub_download
 
     try:
         return Path(hf_hub_download(owner_and_name, FILE, revision=revision))
-    except Exception as error:  # as above
-        raise unanswered(place, error) from error
+    except Exception as error:  # Its errors have no common base class.
+        raise request_error(place, error) from error
 
 
-def local(place: str, key: str) -> Path:
-    """Return a path, which a URL is not."""
+def to_local_path(place: str, key: str) -> Path:
+    """Return a place as a path.
+
+    Raises:
+        ConfigError: it is a URL.
+    """
     if re.match(r"\w+://", place):
         raise ConfigError(f"{key}: {place} is no place we know; give a file or hf://owner/name")
     return Path(place)
 
 
-def repository(place: str, key: str) -> tuple[str, str | None]:
-    """Return owner and name, and the revision."""
+def parse_repository(place: str, key: str) -> tuple[str, str | None]:
+    """Return `owner/name`, and the revision if given.
+
+    Raises:
+        ConfigError: the place is not `hf://owner/name` or `hf://owner/name@revision`.
+    """
     match = REPOSITORY.fullmatch(place)
     if match is None:
         raise ConfigError(f"{key}: {place} names no repository; give hf://owner/name")
@@ -106,12 +117,16 @@ def repository(place: str, key: str) -> tuple[str, str | None]:
 
 
 def check_client() -> None:
-    """Refuse to go on without the Hub's client."""
+    """Check that the Hub's client is installed.
+
+    Raises:
+        ConfigError: it is not.
+    """
     require("hf://", "hub", "huggingface_hub", otherwise="give a file")
 
 
-def unanswered(place: str, error: Exception) -> ResourceError:
-    """Return what a failed request means to the person at the terminal."""
+def request_error(place: str, error: Exception) -> ResourceError:
+    """Return the error to raise for a failed request."""
     return ResourceError(
         f"{place}: {first_line(error)[:200]}; check the name, the network and your login there"
     )

@@ -1,4 +1,4 @@
-"""Items in: decoded and checked against what the network takes."""
+"""Decoding of items, and checks that the network can take them."""
 
 import numpy as np
 
@@ -7,7 +7,7 @@ from attnseg.data.readers.pictures import GREY8, GREY16, RGB, read_picture
 from attnseg.data.readers.uw_madison import read_scan
 from attnseg.errors import DataError, Problems
 from attnseg.predict.dicom import read_series
-from attnseg.predict.inputs import HEAD, Item, picture_format
+from attnseg.predict.inputs import HEAD, Item, detect_picture_format
 from attnseg.predict.scan import Scan, make_scan
 from attnseg.predict.spec import InferenceSpec
 
@@ -16,8 +16,8 @@ def read_item(item: Item, spec: InferenceSpec) -> tuple[Item, Scan]:
     """Decode an item.
 
     Args:
-        item: from `find`.
-        spec: says channels, plane and window.
+        item: from `find_inputs`.
+        spec: determines channels, plane and window.
 
     Returns:
         The item, its files in the order of the slices; and the scan.
@@ -26,9 +26,9 @@ def read_item(item: Item, spec: InferenceSpec) -> tuple[Item, Scan]:
         DataError: a file is broken, or not what the network was trained on.
     """
     if item.kind == "nifti":
-        return item, _nifti(item, spec)
+        return item, _read_nifti_item(item, spec)
     if item.kind == "picture":
-        return item, _picture(item, spec)
+        return item, _read_picture_item(item, spec)
     if spec.channels != 1:
         raise DataError(
             f"{item.place}: 1 channel instead of {spec.channels}; give what was trained on"
@@ -42,7 +42,7 @@ def read_item(item: Item, spec: InferenceSpec) -> tuple[Item, Scan]:
     return Item(item.kind, item.name, files), make_scan(image, spacing, affine, spec.window)
 
 
-def _nifti(item: Item, spec: InferenceSpec) -> Scan:
+def _read_nifti_item(item: Item, spec: InferenceSpec) -> Scan:
     if len(item.files) == 1:
         volume = read_nifti(item.files[0], spec.plane, spec.channels)
         voxels = volume.voxels if spec.channels > 1 else volume.voxels[..., None]
@@ -64,14 +64,14 @@ def _nifti(item: Item, spec: InferenceSpec) -> Scan:
     return make_scan(voxels, volumes[0].spacing, volumes[0].affine, spec.window)
 
 
-def _picture(item: Item, spec: InferenceSpec) -> Scan:
+def _read_picture_item(item: Item, spec: InferenceSpec) -> Scan:
     path = item.files[0]
     if spec.channels not in (1, 3):
         raise DataError(
             f"{path}: a picture, but the network takes {spec.channels} channels; give NIfTI files"
         )
     with path.open("rb") as file:
-        kind = picture_format(file.read(HEAD))
+        kind = detect_picture_format(file.read(HEAD))
     modes = RGB if spec.channels == 3 else (*GREY8, *GREY16)
     pixels = read_picture(path, modes, kind)
     if min(pixels.shape[:2]) < 2:

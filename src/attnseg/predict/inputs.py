@@ -1,6 +1,6 @@
-"""What there is to segment: files and folder trees, their kinds found by content.
+"""The search for images in a file or folder tree, their kinds determined by content.
 
-An item is what becomes one result: a NIfTI file, or several that are channels of one image
+An item becomes one result. It is a NIfTI file, or several that are channels of one image
 (`NAME_0000.nii.gz`, `NAME_0001.nii.gz`); a DICOM series; a picture; or a scan folder of the
 UW-Madison download. Hidden files are passed over.
 """
@@ -17,15 +17,15 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from attnseg.data.readers.pictures import SUFFIXES
-from attnseg.data.readers.uw_madison import SCAN_FOLDER_NAME, SLICE_FILE_NAME, parse_slice_name
+from attnseg.data.readers.uw_madison import find_scan_folder, sort_slices
 from attnseg.errors import DataError, Problems, first_line
 from attnseg.predict.dicom import SUFFIX as DICOM
-from attnseg.predict.dicom import group
+from attnseg.predict.dicom import group_series
 from attnseg.predict.spec import InferenceSpec
 
 Kind = Literal["nifti", "dicom", "picture", "scan"]
 VOLUMES = (".nii", ".nii.gz")
-PICTURES = {  # how each format begins, by Pillow's name
+PICTURES = {  # the first bytes of each format, and Pillow's name for it
     b"\x89PNG\r\n\x1a\n": "PNG",
     b"\xff\xd8\xff": "JPEG",
     b"II*\0": "TIFF",
@@ -33,17 +33,17 @@ PICTURES = {  # how each format begins, by Pillow's name
     b"BM": "BMP",
 }
 CHANNEL = re.compile(r"(.+)_(\d{4})")
-HEAD = 352  # bytes of a NIfTI header, up to the word that says so
+HEAD = 352  # bytes of a NIfTI header, its magic string included
 
 
 @dataclass(frozen=True)
 class Item:
-    """What becomes one result.
+    """An image, or several files that make up one.
 
     Attributes:
-        kind: what it is.
-        name: of its results, below the folder of each sort of result; without a suffix.
-        files: all that it is read from, in order.
+        kind: of the files.
+        name: path of its results below `masks/`, `overlays/` and so on, without a suffix.
+        files: that it is read from, in order.
     """
 
     kind: Kind
@@ -52,76 +52,77 @@ class Item:
 
     @property
     def place(self) -> Path:
-        """What messages name."""
+        """File or folder that messages name."""
         folder = self.kind == "dicom" or self.kind == "scan"
         return self.files[0].parent if folder and len(self.files) > 1 else self.files[0]
 
 
 @dataclass
-class Found:
-    """What a search found.
+class Inputs:
+    """The result of a search.
 
     Attributes:
         items: to be segmented, by name.
-        problems: what cannot be, a line each.
-        others: files of other kinds.
+        problems: files that cannot be segmented, a line each.
+        skipped: files of other kinds.
     """
 
     items: list[Item] = field(default_factory=list)
     problems: Problems = field(default_factory=Problems)
-    others: list[Path] = field(default_factory=list)
+    skipped: list[Path] = field(default_factory=list)
 
 
-def find(place: Path, output: Path, spec: InferenceSpec) -> Found:
-    """List what there is to segment.
+def find_inputs(source: Path, output: Path, spec: InferenceSpec) -> Inputs:
+    """Find all images that can be segmented.
 
     Args:
-        place: a file, or a folder with all below it.
-        output: folder that is passed over.
+        source: a file, or a folder with everything below it.
+        output: folder that is not searched.
         spec: says whether slices are scans, and how many channels an image has.
 
     Raises:
-        DataError: nothing is there.
+        DataError: there is none.
     """
-    if not place.exists():
-        raise DataError(f"{place}: no such file or folder; correct input")
-    root = place if place.is_dir() else place.parent
-    found = Found()
+    if not source.exists():
+        raise DataError(f"{source}: no such file or folder; correct input")
+    root = source if source.is_dir() else source.parent
+    inputs = Inputs()
     by_kind: dict[str, list[Path]] = defaultdict(list)
-    for path in walk(place, output.resolve()) if place.is_dir() else [place]:
-        with found.problems.gathered():
-            kind = kind_of(path)
+    for path in walk_files(source, output.resolve()) if source.is_dir() else [source]:
+        with inputs.problems.gathered():
+            kind = detect_kind(path)
             if kind is None:
-                found.others.append(path)
+                inputs.skipped.append(path)
             else:
                 by_kind[kind].append(path)
     if spec.volumetric and spec.channels == 1:
-        slices = {path for path in by_kind["picture"] if scan_of(path)}
-        found.items += _scans(slices, root, found.problems)
+        slices = {path for path in by_kind["picture"] if find_scan_folder(path)}
+        inputs.items += _group_scans(slices, root, inputs.problems)
         by_kind["picture"] = [path for path in by_kind["picture"] if path not in slices]
-    for name, files in _channels(by_kind["nifti"], root, spec.channels):
-        found.items.append(Item("nifti", name, files))
+    for name, files in _group_channels(by_kind["nifti"], root, spec.channels):
+        inputs.items.append(Item("nifti", name, files))
     for path in by_kind["picture"]:
-        found.items.append(Item("picture", _name(path, root), (path,)))
-    series, others = group(by_kind["dicom"], found.problems)
-    found.others += others
+        inputs.items.append(Item("picture", _result_name(path, root), (path,)))
+    series, skipped = group_series(by_kind["dicom"], inputs.problems)
+    inputs.skipped += skipped
     for folder, uid, paths, alone in series:
-        name = _name(folder / "x", root).rpartition("/")[0] or root.absolute().name or "series"
+        name = _result_name(folder / "x", root).rpartition("/")[0]
+        name = name or root.absolute().name or "series"
         if not alone:
             name += f"/{uid}"
-        found.items.append(Item("dicom", name, paths))
-    if not found.items and not found.problems.found:
-        raise DataError(f"{place}: no NIfTI file, DICOM series or picture in it; correct input")
-    found.items = _told_apart(found.items, found.problems)
-    return found
+        inputs.items.append(Item("dicom", name, paths))
+    if not inputs.items and not inputs.problems.found:
+        raise DataError(f"{source}: no NIfTI file, DICOM series or picture in it; correct input")
+    inputs.items = _make_names_unique(inputs.items, inputs.problems)
+    return inputs
 
 
-def walk(root: Path, skip: Path) -> Iterator[Path]:
-    """Yield the files below a folder by name; each folder once, however links lead to it.
+def walk_files(root: Path, skip: Path) -> Iterator[Path]:
+    """Yield the files below a folder by name; each folder once, whatever links lead to it.
 
     Args:
         root: folder.
-        skip: folder that is not entered, resolved.
+        skip: folder that is not searched, resolved.
     """
     seen: set[tuple[int, int]] = set()
     for folder, folders, files in os.walk(root, followlinks=True):
@@ -130,29 +131,29 @@ def walk(root: Path, skip: Path) -> Iterator[Path]:
             path = Path(folder, name)
             try:
                 state = path.stat()
-            except OSError:  # gone since it was listed
+            except OSError:  # It was removed since it was listed.
                 continue
             identity = state.st_dev, state.st_ino
             if name.startswith(".") or path.resolve() == skip or identity in seen:
                 continue
             seen.add(identity)
-            if not root.resolve().is_relative_to(path.resolve()):  # a link upwards
+            if not root.resolve().is_relative_to(path.resolve()):  # Otherwise it is a link upwards.
                 kept.append(name)
         folders[:] = kept
         yield from (Path(folder, name) for name in sorted(files) if not name.startswith("."))
 
 
-def kind_of(path: Path) -> str | None:
-    """Return what a file is by its content: nifti, dicom or picture; `None` for anything else.
+def detect_kind(path: Path) -> str | None:
+    """Return the kind of a file by its content, nifti, dicom or picture; `None` for any other.
 
     Raises:
-        DataError: it cannot be read, or is not what the end of its name says.
+        DataError: it cannot be read, or its content is not of the kind that its suffix says.
     """
-    if not path.name.isprintable():  # or no text at all
+    if not path.name.isprintable():  # It may not even be text.
         raise DataError(f"{path.parent}: a file of the name {path.name!a}; rename it")
     expected = path.name.lower().endswith((*VOLUMES, *SUFFIXES, DICOM))
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for
+        if not stat.S_ISREG(path.stat().st_mode):  # Reading a pipe would wait forever.
             raise DataError(f"{path}: not a file; remove it")
         with path.open("rb") as file:
             head = file.read(HEAD)
@@ -171,7 +172,7 @@ def kind_of(path: Path) -> str | None:
         return "nifti"
     if head[128:132] == b"DICM":
         return "dicom"
-    if picture_format(head):
+    if detect_picture_format(head):
         return "picture"
     if expected:
         what = "empty" if not head else "no NIfTI, DICOM or picture by its content"
@@ -179,46 +180,37 @@ def kind_of(path: Path) -> str | None:
     return None
 
 
-def picture_format(head: bytes) -> str | None:
-    """Return Pillow's name of a picture's format by how it begins; `None` if it is none."""
+def detect_picture_format(head: bytes) -> str | None:
+    """Return Pillow's name of a picture's format by its first bytes; `None` for other files."""
     return next((name for magic, name in PICTURES.items() if head.startswith(magic)), None)
 
 
-def scan_of(path: Path) -> Path | None:
-    """Return the scan folder `caseN_dayM` that a slice of the UW-Madison download lies in."""
-    folder = path.absolute().parent
-    if folder.name == "scans" and SCAN_FOLDER_NAME.fullmatch(folder.parent.name):
-        return path.parent if SLICE_FILE_NAME.fullmatch(path.name) else None
-    return None
-
-
-def _scans(slices: set[Path], root: Path, problems: Problems) -> Iterator[Item]:
+def _group_scans(slices: set[Path], root: Path, problems: Problems) -> Iterator[Item]:
+    """Yield the scans of the UW-Madison download that slices belong to."""
     by_folder: dict[Path, list[Path]] = defaultdict(list)
     for path in slices:
         by_folder[path.parent].append(path)
     for folder in sorted(by_folder):
         with problems.gathered():
-            files = sorted(
-                by_folder[folder], key=lambda path: (parse_slice_name(path)[0], path.name)
-            )
+            files = sort_slices(by_folder[folder])
             scan = folder.absolute().parent
             inside = scan.is_relative_to(root.absolute()) and scan != root.absolute()
             name = scan.relative_to(root.absolute()).as_posix() if inside else scan.name
             yield Item("scan", name, tuple(files))
 
 
-def _channels(
+def _group_channels(
     paths: Sequence[Path], root: Path, channels: int
 ) -> Iterator[tuple[str, tuple[Path, ...]]]:
-    """Yield name and files of each image; files count as channels if there is one numbered 0000."""
+    """Yield name and files of each image; numbered files are its channels if 0000 is there."""
     numbered: dict[str, dict[str, Path]] = defaultdict(dict)
     for path in paths:
-        name = _name(path, root)
+        name = _result_name(path, root)
         match = CHANNEL.fullmatch(name)
         if match:
             numbered[match[1]][match[2]] = path
     for path in paths:
-        name = _name(path, root)
+        name = _result_name(path, root)
         match = CHANNEL.fullmatch(name)
         group = numbered[match[1]] if match else {}
         together = "0000" in group and (channels > 1 or len(group) == 1)
@@ -228,7 +220,7 @@ def _channels(
             yield match[1], tuple(group[number] for number in sorted(group))
 
 
-def _name(path: Path, root: Path) -> str:
+def _result_name(path: Path, root: Path) -> str:
     """Return a file's path below the root without its suffix."""
     relative = path.relative_to(root)
     lower = relative.name.lower()
@@ -237,8 +229,8 @@ def _name(path: Path, root: Path) -> str:
     return PurePosixPath(*relative.parts[:-1], stem).as_posix()
 
 
-def _told_apart(items: list[Item], problems: Problems) -> list[Item]:
-    """Return the items by name; those of equal names keep the suffix of their file."""
+def _make_names_unique(items: list[Item], problems: Problems) -> list[Item]:
+    """Return the items by name; pictures and NIfTI files of equal names keep their suffix."""
     counts = Counter(item.name.casefold() for item in items)
     apart = []
     for item in items:

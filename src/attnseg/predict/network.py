@@ -1,4 +1,4 @@
-"""What segments, whatever it runs on."""
+"""The interface of a trained network, whatever library computes it."""
 
 from typing import Protocol
 

@@ -1,4 +1,4 @@
-"""A network that ONNX Runtime runs: no torch, and nothing that a stranger's graph could reach."""
+"""Runs ONNX graphs without torch, after checking that they reach nothing outside themselves."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,12 +15,12 @@ ADVICE = "export the run again"
 
 
 class OnnxNetwork:
-    """A `Network` over ONNX Runtime, on the CPU.
+    """A `Network` that ONNX Runtime computes on the CPU.
 
     Args:
         model: file, or its bytes.
         threads: of one computation; 0 for one per core.
-        spec: what the graph must fit; `None` for any.
+        spec: that the graph must fit; `None` for any graph.
         name: of the model in messages; by default its path.
 
     Attributes:
@@ -29,7 +29,8 @@ class OnnxNetwork:
         outputs: channels of the logits.
 
     Raises:
-        CheckpointError: not such a graph, or one that refers to other files.
+        CheckpointError: not an ONNX graph, one of another shape, or one that refers to other
+            files.
     """
 
     def __init__(
@@ -46,12 +47,12 @@ class OnnxNetwork:
         check_graph(data, self.name)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
-        options.log_severity_level = 4  # what is wrong, we say
+        options.log_severity_level = 4  # Faults are reported below, in one line.
         try:
             self._session = onnxruntime.InferenceSession(
                 data, options, providers=["CPUExecutionProvider"]
             )
-        except Exception as error:  # it has a dozen classes for a bad graph
+        except Exception as error:  # It has a dozen error classes for a bad graph.
             raise CheckpointError(
                 f"{self.name}: cannot be loaded ({first_line(error)[:200]}); {ADVICE}"
             ) from error
@@ -105,14 +106,14 @@ class OnnxNetwork:
 
 
 def check_graph(data: bytes, name: str) -> None:
-    """Refuse a graph that is damaged, reads other files, or needs operators of others.
+    """Refuse a graph that is damaged, reads other files, or uses operators outside ONNX itself.
 
     Args:
         data: of an ONNX file.
         name: of it, for messages.
 
     Raises:
-        CheckpointError: says what is wrong.
+        CheckpointError: names the fault.
     """
     import onnx
     from google.protobuf.message import DecodeError
@@ -123,7 +124,7 @@ def check_graph(data: bytes, name: str) -> None:
         raise CheckpointError(f"{name}: not an ONNX model; {ADVICE}") from error
     if not model.graph.node:
         raise CheckpointError(f"{name}: an empty ONNX model; {ADVICE}")
-    for message in messages(model):
+    for message in walk_messages(model):
         if isinstance(message, onnx.TensorProto) and (
             message.external_data or message.data_location == onnx.TensorProto.EXTERNAL
         ):
@@ -137,7 +138,7 @@ def check_graph(data: bytes, name: str) -> None:
             )
 
 
-def messages(message: Any) -> Iterator[Any]:  # noqa: ANN401
+def walk_messages(message: Any) -> Iterator[Any]:  # noqa: ANN401
     """Yield a protobuf message and all within it."""
     waiting = [message]
     while waiting:

@@ -1,4 +1,4 @@
-"""A picture of an item's masks: three slices with outlines, and the classes' colours."""
+"""Overlays: up to three slices of an image with outlined masks, and a legend of the classes."""
 
 from collections.abc import Sequence
 
@@ -10,18 +10,18 @@ from PIL import Image, ImageColor, ImageDraw, ImageFont
 from attnseg.data.labels import Masks
 from attnseg.predict.scan import Scan
 
-# Okabe and Ito's colours, told apart with any colour vision.
+# The palette of Okabe and Ito, distinguishable with any colour vision.
 COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#F0E442", "#D55E00", "#0072B2", "#999999")
 SLICES = 3
-LONGEST = 640  # pixels of a drawn slice
-LEAST = 320  # smaller ones are enlarged
+LONGEST = 640  # pixels along the longer side of a drawn slice
+LEAST = 320  # smaller slices are enlarged to this
 OPACITY = 0.3
-ROW = 22  # pixels of a line of the legend
+ROW = 22  # height of a line of the legend, pixels
 FONT = 14
 
 
-def draw(scan: Scan, masks: Masks, classes: Sequence[str]) -> NDArray[np.uint8]:
-    """Draw slices with much to see, side by side.
+def draw_overlay(scan: Scan, masks: Masks, classes: Sequence[str]) -> NDArray[np.uint8]:
+    """Draw the slices that show most of the masks, side by side.
 
     Args:
         scan: that was segmented.
@@ -32,15 +32,15 @@ def draw(scan: Scan, masks: Masks, classes: Sequence[str]) -> NDArray[np.uint8]:
         Picture `[H, W, 3]`.
     """
     chosen = slices_to_show(masks)
-    drawn = np.hstack([_slice(scan, masks, index) for index in chosen])
+    drawn = np.hstack([_draw_slice(scan, masks, index) for index in chosen])
     numbers = [f"slice {index + 1}" for index in chosen] if scan.shape[0] > 1 else []
-    return np.vstack([drawn, _legend(drawn.shape[1], numbers, masks, classes)])
+    return np.vstack([drawn, _draw_legend(drawn.shape[1], numbers, masks, classes)])
 
 
 def slices_to_show(masks: Masks) -> list[int]:
-    """Return up to `SLICES` slices in order: what shows most in each third of the organs."""
+    """Return the fullest slice of each third of the slices that show a class; three at most."""
     area = masks.sum((2, 3)).astype(float)
-    # Each class counts the same, however large it is.
+    # Every class has the same weight, however large it is.
     seen = (area / np.maximum(area.max(1, keepdims=True), 1)).sum(0)
     filled = np.flatnonzero(seen)
     if filled.size == 0:
@@ -49,7 +49,7 @@ def slices_to_show(masks: Masks) -> list[int]:
     return [int(part[seen[part].argmax()]) for part in parts]
 
 
-def _slice(scan: Scan, masks: Masks, index: int) -> NDArray[np.uint8]:
+def _draw_slice(scan: Scan, masks: Masks, index: int) -> NDArray[np.uint8]:
     shown = scan.scaled(np.array([index]))[0]
     if shown.shape[2] != 3:
         shown = shown[..., :1].repeat(3, 2)
@@ -70,7 +70,7 @@ def _slice(scan: Scan, masks: Masks, index: int) -> NDArray[np.uint8]:
     return np.asarray(drawn.round(), np.uint8)
 
 
-def _legend(
+def _draw_legend(
     width: int, numbers: Sequence[str], masks: Masks, classes: Sequence[str]
 ) -> NDArray[np.uint8]:
     font = ImageFont.load_default(FONT)

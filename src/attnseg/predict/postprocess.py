@@ -1,4 +1,4 @@
-"""What is done to masks after the network: components that cannot be an organ go."""
+"""Postprocessing of masks: connected components that are too small to be an organ are removed."""
 
 from dataclasses import dataclass
 
@@ -9,12 +9,12 @@ from scipy import ndimage
 
 @dataclass(frozen=True)
 class Rule:
-    """What holds for a class.
+    """The postprocessing of one class.
 
     Attributes:
         largest: keep the largest component only.
-        min_ml: smaller components go.
-        min_pixels: components of fewer voxels, or pixels of a picture, go.
+        min_ml: components with a smaller volume are removed.
+        min_pixels: components with fewer voxels, or pixels of a picture, are removed.
     """
 
     largest: bool = False
@@ -23,22 +23,22 @@ class Rule:
 
     @property
     def idle(self) -> bool:
-        """Whether nothing is done."""
+        """Whether the rule changes nothing."""
         return not self.largest and self.min_ml <= 0 and self.min_pixels <= 1
 
 
-def clean(
+def clean_mask(
     mask: NDArray[np.bool_], rule: Rule, spacing: tuple[float, float, float] | None
 ) -> NDArray[np.bool_]:
-    """Remove components of a mask; voxels that touch at a corner are of one component.
+    """Remove components of a mask; voxels that touch at a corner belong to one component.
 
     Args:
         mask: `[S, H, W]`.
-        rule: what goes.
+        rule: which components are removed.
         spacing: voxel size, mm; `None` if unknown.
 
     Raises:
-        ValueError: a volume is asked for and the spacing unknown.
+        ValueError: the rule has a volume, but the spacing is unknown.
     """
     if rule.idle or not mask.any():
         return mask
@@ -46,7 +46,7 @@ def clean(
     if rule.min_ml > 0:
         if spacing is None:
             raise ValueError("min_ml needs the size of a voxel")
-        # A component of just the limit stays, whatever the last bit of the division says.
+        # A component of exactly the limit stays, whatever rounding does to the quotient.
         least = max(least, int(np.ceil(rule.min_ml * 1000 / float(np.prod(spacing)) - 1e-6)))
     labels, _ = ndimage.label(mask, np.ones((3, 3, 3)))
     sizes = np.bincount(labels.ravel())

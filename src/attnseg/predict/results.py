@@ -1,9 +1,7 @@
-"""Masks out: in the kind of file, place, size and orientation of what they were made of."""
+"""Writing of results, with the file format, size and orientation of the input."""
 
 import contextlib
-import csv
 import gzip
-import io
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,9 +17,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from attnseg.data.labels import Floats, Masks
-from attnseg.data.readers import rle
 from attnseg.data.readers.nifti import from_slices
-from attnseg.data.readers.uw_madison import TABLE_COLUMNS
+from attnseg.data.readers.uw_madison import encode_table
 from attnseg.errors import ResourceError
 from attnseg.files import replacing
 from attnseg.predict.dicom import write_segmentation
@@ -29,14 +26,14 @@ from attnseg.predict.inputs import Item
 from attnseg.predict.scan import Scan
 from attnseg.predict.spec import InferenceSpec
 
-COMMENT = 6  # code of a NIfTI extension
-WHITE = 65535  # of a 16-bit picture: a probability or uncertainty of 1
+COMMENT = 6  # code of NIfTI extensions that hold plain text
+WHITE = 65535  # of a 16-bit picture, for a probability or uncertainty of 1
 Write = Callable[[BinaryIO], object]
 
 
 @dataclass(frozen=True)
-class Results:
-    """Where the results of an item go, and how they are written.
+class ResultWriter:
+    """Writes the results of one item.
 
     Attributes:
         output: folder of all results.
@@ -59,40 +56,44 @@ class Results:
 
         Args:
             masks: `[classes, S, H, W]`.
-            version: of the program.
-            identity: the same for the same masks of the same input.
+            version: of this program.
+            identity: digest of the input and the settings, from which DICOM UIDs are derived.
 
         Returns:
             The files.
         """
         if self.item.kind == "nifti":
             end = ".nii.gz" if self.item.files[0].name.lower().endswith(".gz") else ".nii"
-            return [self._volume("masks", end, self._merged(masks), self._described())]
+            return [self._write_volume("masks", end, self._as_voxels(masks), self._meaning())]
         if self.item.kind == "dicom":
-            ordered = np.stack([self._to_file(mask) for mask in masks])
+            ordered = np.stack([self._to_file_order(mask) for mask in masks])
             algorithm = (f"{self.spec.model} with {self.spec.attn}, {self.spec.run}", version)
             files, classes = self.item.files, self.spec.classes
 
             def write(file: BinaryIO) -> None:
                 write_segmentation(file, ordered, files, classes, algorithm, identity)
 
-            return [self._write("masks", ".dcm", write)]
+            return [self._write_file("masks", ".dcm", write)]
         if self.item.kind == "scan":
-            return [self._write("masks", ".csv", lambda file: file.write(self._codes(masks)))]
+            name, files = self.item.name.rpartition("/")[2], self.item.files
+            table = encode_table(name, files, self.spec.classes, masks)
+            return [self._write_file("masks", ".csv", lambda file: file.write(table))]
         if self.spec.labels.one_per_pixel:
-            return [self._png("masks", "", self._merged(masks)[0], self._described())]
+            return [self._write_png("masks", "", self._as_voxels(masks)[0], self._meaning())]
         return [
-            self._png("masks", f".{quote(name, safe=' ')}", 255 * mask[0].astype(np.uint8), name)
+            self._write_png(
+                "masks", f".{quote(name, safe=' ')}", 255 * mask[0].astype(np.uint8), name
+            )
             for name, mask in zip(self.spec.classes, masks, strict=True)
         ]
 
-    def write_values(self, what: str, values: Floats) -> list[Path]:
+    def write_values(self, folder: str, values: Floats) -> list[Path]:
         """Write probabilities `[classes, S, H, W]`, or an uncertainty `[S, H, W]`.
 
         Pictures become 16-bit PNG files, scans NIfTI files of float32.
 
         Args:
-            what: name of the folder.
+            folder: name of the folder below the output.
             values: from 0 to 1.
 
         Returns:
@@ -100,42 +101,42 @@ class Results:
         """
         if self.item.kind != "picture":
             volume = values if values.ndim == 3 else np.moveaxis(values, 0, -1)
-            return [self._volume(what, ".nii.gz", volume, self._described())]
+            return [self._write_volume(folder, ".nii.gz", volume, self._meaning())]
         pixels = np.rint(values * WHITE).astype(np.uint16)
         if values.ndim == 3:
-            return [self._png(what, "", pixels[0], what)]
+            return [self._write_png(folder, "", pixels[0], folder)]
         return [
-            self._png(what, f".{quote(name, safe=' ')}", shown[0], name)
+            self._write_png(folder, f".{quote(name, safe=' ')}", shown[0], name)
             for name, shown in zip(self.spec.classes, pixels, strict=True)
         ]
 
     def write_overlay(self, picture: NDArray[np.uint8]) -> list[Path]:
         """Write a picture `[H, W, 3]` of the result; return the file."""
-        return [self._png("overlays", "", picture, self._described())]
+        return [self._write_png("overlays", "", picture, self._meaning())]
 
-    def _merged(self, masks: Masks) -> NDArray[np.uint8]:
+    def _as_voxels(self, masks: Masks) -> NDArray[np.uint8]:
         """Return a label map `[S, H, W]`, or `[S, H, W, classes]` if classes overlap."""
         labels = self.spec.labels
         if labels.one_per_pixel:
             return labels.merge(masks)
         return np.moveaxis(masks, 0, -1).astype(np.uint8)
 
-    def _described(self) -> str:
-        """Return what the values, or the last axis, of a file mean, as JSON."""
+    def _meaning(self) -> str:
+        """Return, as JSON, the classes that the values or the last axis of a file stand for."""
         classes = self.spec.classes
         first = 1 if self.spec.labels.one_per_pixel else 0
         meaning = {str(number): name for number, name in enumerate(classes, first)}
         key = "labels" if self.spec.labels.one_per_pixel else "volumes"
         return json.dumps({key: meaning, "run": self.spec.run}, ensure_ascii=False)
 
-    def _to_file(self, slices: NDArray[Any]) -> NDArray[Any]:
-        """Return slices in the order of the file they come from."""
+    def _to_file_order(self, slices: NDArray[Any]) -> NDArray[Any]:
+        """Return slices `[S, H, W, ...]` with the axes of the file that they come from."""
         if self.scan.affine is None:  # a scan of pictures: columns, rows, slices
             return slices.transpose(2, 1, 0, *range(3, slices.ndim))
         return from_slices(slices, self.scan.affine, self.spec.plane)
 
-    def _volume(self, folder: str, end: str, slices: NDArray[Any], described: str) -> Path:
-        voxels = self._to_file(slices)
+    def _write_volume(self, folder: str, end: str, slices: NDArray[Any], meaning: str) -> Path:
+        voxels = self._to_file_order(slices)
         image: Any
         if self.item.kind == "nifti":
             original: Any = nib.load(self.item.files[0])
@@ -144,7 +145,7 @@ class Results:
             for key in ("cal_min", "cal_max", "scl_slope", "scl_inter"):
                 header[key] = 0
             header.set_data_shape(voxels.shape)
-            # Without an affine, those of the header stay, and their codes.
+            # Without an affine of its own, the image keeps those of the header, and their codes.
             image = type(original)(voxels, None, header, dtype=voxels.dtype)
         else:
             affine = self.scan.affine
@@ -155,7 +156,7 @@ class Results:
             image.header.set_xyzt_units("mm")
         image.header["descrip"] = b"attnseg"
         image.header.set_intent("label" if folder == "masks" and voxels.ndim == 3 else "none")
-        image.header.extensions.append(Nifti1Extension(COMMENT, described.encode()))
+        image.header.extensions.append(Nifti1Extension(COMMENT, meaning.encode()))
 
         def write(file: BinaryIO) -> None:
             if not end.endswith(".gz"):
@@ -164,38 +165,29 @@ class Results:
             with gzip.GzipFile("", "wb", 6, file, mtime=0) as packed:
                 image.to_stream(packed)
 
-        return self._write(folder, end, write)
+        return self._write_file(folder, end, write)
 
-    def _codes(self, masks: Masks) -> bytes:
-        text = io.StringIO()
-        table = csv.writer(text, lineterminator="\n")
-        table.writerow(TABLE_COLUMNS)
-        scan = self.item.name.rpartition("/")[2]
-        for index, path in enumerate(self.item.files):
-            number = path.name.split("_")[1]
-            for name, mask in zip(self.spec.classes, masks, strict=True):
-                table.writerow((f"{scan}_slice_{number}", name, rle.encode(mask[index])))
-        return text.getvalue().encode()
-
-    def _png(self, folder: str, end: str, pixels: NDArray[Any], described: str) -> Path:
+    def _write_png(self, folder: str, end: str, pixels: NDArray[Any], meaning: str) -> Path:
         text = PngInfo()
-        text.add_itxt("Description", described)
+        text.add_itxt("Description", meaning)
         image = Image.fromarray(pixels)
-        return self._write(folder, f"{end}.png", lambda file: image.save(file, "PNG", pnginfo=text))
+        return self._write_file(
+            folder, f"{end}.png", lambda file: image.save(file, "PNG", pnginfo=text)
+        )
 
-    def _write(self, folder: str, end: str, write: Write) -> Path:
+    def _write_file(self, folder: str, end: str, write: Write) -> Path:
         path = self.output / folder / f"{self.item.name}{end}"
-        with written(path), replacing(path) as file:
+        with reporting_write_errors(path), replacing(path) as file:
             write(file)
         return path
 
 
 @contextlib.contextmanager
-def written(path: Path) -> Iterator[None]:
-    """Make a file's folder, and name the file if it cannot be written.
+def reporting_write_errors(path: Path) -> Iterator[None]:
+    """Create a file's folder, and turn errors while it is written into one that names it.
 
     Raises:
-        ResourceError: the disk is full, say.
+        ResourceError: the file cannot be written, for example because the disk is full.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -210,7 +202,7 @@ def written(path: Path) -> Iterator[None]:
 def volumes_ml(
     counts: Sequence[int], spacing: tuple[float, float, float] | None
 ) -> list[float] | None:
-    """Return volumes in ml of numbers of voxels; `None` if their size is unknown."""
+    """Convert numbers of voxels to volumes in ml; `None` if the voxel size (mm) is unknown."""
     if spacing is None:
         return None
     return [round(count * float(np.prod(spacing)) / 1000, 6) for count in counts]

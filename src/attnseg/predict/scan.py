@@ -1,4 +1,4 @@
-"""An image that was read to be segmented."""
+"""A decoded image that is to be segmented, and its scaling to [0, 1]."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -38,8 +38,8 @@ class Scan:
         """Return slices in [0, 1], between `low` and `high`: `[n, H, W, C]`."""
         return scale_intensities(self.image[index], self.low, self.high)
 
-    def unlike(self, spec: InferenceSpec) -> list[str]:
-        """Return in which ways the scan looks unlike those that a network was trained on."""
+    def differences_from_training(self, spec: InferenceSpec) -> list[str]:
+        """Return warnings where the scan is unlike those that the network was trained on."""
         found = []
         if self.spacing is not None and spec.spacing is not None:
             least, most = spec.spacing
@@ -68,7 +68,7 @@ def make_scan(
     affine: NDArray[np.float64] | None,
     fixed: tuple[float, float] | None,
 ) -> Scan:
-    """Return a scan that is scaled as the cases of the training were.
+    """Return a scan, scaled in the same way as the training cases.
 
     Args:
         image: `[S, H, W, C]`.

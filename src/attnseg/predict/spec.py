@@ -23,7 +23,7 @@ from attnseg.data.readers.nifti import PLANES
 from attnseg.data.slicing import SliceView
 from attnseg.errors import CheckpointError
 
-VERSION = 1
+VERSION: Literal[1] = 1
 
 
 def _check_printable(text: str) -> str:

@@ -1,6 +1,6 @@
 """Opens the networks that predict: runs by PyTorch or ONNX Runtime, or a capsule.
 
-Torch is imported only if it is what runs.
+Torch is imported only if it runs the networks.
 """
 
 import importlib.util
@@ -12,10 +12,9 @@ from typing import Any, TypeVar
 from attnseg.config.errors import nearest, parse_options
 from attnseg.config.prediction import Postprocess, Predict
 from attnseg.errors import ConfigError, DataError, require
+from attnseg.predict.folder import OutputOptions, check_specs_agree, segment_folder
 from attnseg.predict.network import Network
 from attnseg.predict.postprocess import Rule
-from attnseg.predict.predict import Wanted, common
-from attnseg.predict.predict import predict as segment_all
 from attnseg.predict.segment import Member, Segmenter
 from attnseg.predict.spec import InferenceSpec
 from attnseg.runs.run_folder import RunFolder, list_run_folders
@@ -33,25 +32,25 @@ def predict_as_configured(config: Predict) -> None:
     """
     options = config.postprocess
     if config.capsule is not None:
-        spec, network, said = by_capsule(config.capsule, config.threads)
+        spec, network, postprocessing = open_capsule(config.capsule, config.threads)
         specs, networks = [spec], [network]
-        if options == Postprocess():  # nothing else was asked for
-            options = parse_options(Postprocess, said)
+        if options == Postprocess():  # No option was given.
+            options = parse_options(Postprocess, postprocessing)
     else:
-        runs = list_runs(config)
-        by_backend = by_onnx if config.backend == "onnx" else by_torch
-        specs, networks = by_backend(runs, config)
-    spec = common(specs)
-    rules = rules_of(options, spec.classes)
+        runs = list_voting_runs(config)
+        open_networks = open_onnx_networks if config.backend == "onnx" else open_torch_networks
+        specs, networks = open_networks(runs, config)
+    spec = check_specs_agree(specs)
+    rules = build_rules(options, spec.classes)
     members = [Member(network, own.view) for network, own in zip(networks, specs, strict=True)]
     segmenter = Segmenter(spec.labels, members, config.batch_size, config.flips, config.tiles)
-    wanted = Wanted(rules, config.probabilities, config.uncertainty, config.overlays)
+    outputs = OutputOptions(rules, config.probabilities, config.uncertainty, config.overlays)
     backend = "onnx" if config.capsule is not None else config.backend
-    segment_all(segmenter, specs, wanted, Path(config.input), Path(config.output), backend)
+    segment_folder(segmenter, specs, outputs, Path(config.input), Path(config.output), backend)
 
 
-def list_runs(config: Predict) -> list[RunFolder]:
-    """Return the run folders that predict.
+def list_voting_runs(config: Predict) -> list[RunFolder]:
+    """Return the runs whose networks vote.
 
     Raises:
         ConfigError: a study without finished runs, or of several variants.
@@ -87,10 +86,15 @@ def list_runs(config: Predict) -> list[RunFolder]:
     return [run for _, run in done]
 
 
-def by_torch(
+def open_torch_networks(
     runs: Sequence[RunFolder], config: Predict
 ) -> tuple[list[InferenceSpec], list[Network]]:
-    """Return runs as networks of PyTorch."""
+    """Return specs and PyTorch networks of runs.
+
+    Raises:
+        ConfigError: torch is not installed, or the runs do not fit each other.
+        CheckpointError: weights are missing, damaged or do not fit.
+    """
     if importlib.util.find_spec("torch") is None:
         raise ConfigError("backend: torch is not installed; use backend=onnx or install it")
     import torch
@@ -100,14 +104,14 @@ def by_torch(
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     specs = [read_spec(run) for run in runs]
-    common(specs)  # before the weights are read
+    check_specs_agree(specs)  # This comes before the weights are read.
     return specs, [load_network(run, config.device) for run in runs]
 
 
-def by_onnx(
+def open_onnx_networks(
     runs: Sequence[RunFolder], config: Predict
 ) -> tuple[list[InferenceSpec], list[Network]]:
-    """Return what was exported of runs, by ONNX Runtime.
+    """Return specs and ONNX networks of exported runs.
 
     Raises:
         ConfigError: ONNX Runtime is not installed, or a run was not exported.
@@ -121,8 +125,8 @@ def by_onnx(
     return specs, [export.network(config.threads or 0) for export in exported]
 
 
-def by_capsule(place: str, threads: int | None) -> tuple[InferenceSpec, Network, dict[str, Any]]:
-    """Return a capsule's network, and what it says of postprocessing.
+def open_capsule(place: str, threads: int | None) -> tuple[InferenceSpec, Network, dict[str, Any]]:
+    """Return a capsule's spec, its network, and its postprocessing options.
 
     Raises:
         ConfigError: ONNX Runtime is not installed.
@@ -130,18 +134,18 @@ def by_capsule(place: str, threads: int | None) -> tuple[InferenceSpec, Network,
     """
     require("backend", "predict", "onnx", "onnxruntime")
     from attnseg.predict.capsule import Capsule
-    from attnseg.predict.hub import fetch
+    from attnseg.predict.hub import fetch_capsule
 
-    capsule = Capsule(fetch(place))
+    capsule = Capsule(fetch_capsule(place))
     network = capsule.network(threads or 0)
     return capsule.spec, network, capsule.values("postprocessing.json")
 
 
-def rules_of(options: Postprocess, classes: Sequence[str]) -> dict[str, Rule]:
-    """Return what is done to the masks of each class.
+def build_rules(options: Postprocess, classes: Sequence[str]) -> dict[str, Rule]:
+    """Return the postprocessing of each class.
 
     Raises:
-        ConfigError: names a class that there is not.
+        ConfigError: an option names a class that does not exist.
     """
     largest = options.largest_component
     named = largest if isinstance(largest, list) else list(classes) if largest else []
@@ -154,13 +158,17 @@ def rules_of(options: Postprocess, classes: Sequence[str]) -> dict[str, Rule]:
             if name not in classes:
                 raise ConfigError(f"postprocess.{key}: no class {name!r}; {nearest(name, classes)}")
     return {
-        name: Rule(name in named, _of(options.min_ml, name, 0.0), _of(options.min_pixels, name, 0))
+        name: Rule(
+            name in named,
+            _value_for(options.min_ml, name, 0.0),
+            _value_for(options.min_pixels, name, 0),
+        )
         for name in classes
     }
 
 
-def _of(value: Number | dict[str, Number] | None, name: str, default: Number) -> Number:
-    """Return a class's own number, or that of all."""
+def _value_for(value: Number | dict[str, Number] | None, name: str, default: Number) -> Number:
+    """Return a class's own value, or the one for all classes."""
     if isinstance(value, dict):
         return value.get(name, default)
     return default if value is None else value

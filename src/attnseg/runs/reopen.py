@@ -5,6 +5,7 @@ import json
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from attnseg.config.budget import build_model
 from attnseg.config.training import Config
@@ -64,14 +65,14 @@ class TorchNetwork:
     """A `Network` computed by PyTorch.
 
     Args:
-        model: in evaluation mode.
+        model: in evaluation mode; takes `[B, C, H, W]` and returns `[B, K, H, W]`.
         device: `cpu` or `cuda`.
 
     Raises:
         ConfigError: there is no such device.
     """
 
-    def __init__(self, model: SegmentationModel, device: str = "cpu") -> None:
+    def __init__(self, model: nn.Module, device: str = "cpu") -> None:
         if device == "cuda" and not torch.cuda.is_available():
             raise ConfigError("device: no GPU found on this machine; use device=cpu")
         if device == "cpu":

@@ -8,10 +8,10 @@ import torch
 
 from attnseg.data.labels import Masks
 from attnseg.data.store import StoredCase
-from attnseg.evaluation import summary
 from attnseg.evaluation.kept_slices import KeptSlices
 from attnseg.evaluation.pictures import Pictures
 from attnseg.evaluation.scoring import make_segmenter, score_cases
+from attnseg.evaluation.summary import convert_summary, print_summary, rank_cases
 from attnseg.models.model import SegmentationModel
 from attnseg.preparation.datasets import slice_view
 from attnseg.runs.active_run import ActiveRun
@@ -55,13 +55,13 @@ def evaluate_run(run: ActiveRun, setup: TrainingSetup, model: SegmentationModel)
         on_case = keep_slices if split == drawn_split else None
         scores[split] = score_cases(segmenter, cases, [profile], split, on_case=on_case)
         tables[split] = profile.summarise(scores[split])
-        metrics[split] = summary.summary(profile, tables[split], scores[split])
+        metrics[split] = convert_summary(profile, tables[split], scores[split])
     write_scores(run.folder, pd.concat(scores.values()).assign(**mark), metrics)
     if pictures is not None:
         pictures.close()
     draw_previews(run, setup, kept, scores[drawn_split], drawn_split)
     for split, table in tables.items():
-        summary.show(profile, split, table, scores[split], data.watermark)
+        print_summary(profile, split, table, scores[split], data.watermark)
     openings = data.test.count_openings()
     run.save(test_set={"digest": data.test.digest, "openings": openings})
     if config.trainer.open_test:
@@ -83,7 +83,7 @@ def draw_previews(
         split: name of the split.
     """
     profile, watermark = setup.components.profile, setup.data.watermark
-    order = summary.ranked(profile, scores)
+    order = rank_cases(profile, scores)
     if order.empty:
         return
     mark = "" if watermark is None else f"\n{watermark.split(':')[0]}"

@@ -11,10 +11,11 @@ mask (see `attnseg.data.readers.rle`) or an empty one. Slices are 3 mm thick.
 """
 
 import csv
+import io
 import logging
 import re
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -84,7 +85,7 @@ class UWMadison(Reader):
                 files = sorted(slices[scan], key=lambda path: parse_slice_name(path)[0])
                 refs.append(CaseRef(match[1], scan, tuple(files)))
         problems.stop()
-        known = {slice_id(ref, path) for ref in refs for path in ref.files}
+        known = {slice_id(ref.case, path) for ref in refs for path in ref.files}
         if orphans := [name for name in self._read_table() if name not in known]:
             log.warning(
                 "%s: %d slices without an image, %s the first", self.table, len(orphans), orphans[0]
@@ -94,7 +95,7 @@ class UWMadison(Reader):
     def source(self, ref: CaseRef) -> str:
         """Return the scan's rows of `train.csv`."""
         masks = self._read_table()
-        ids = (slice_id(ref, path) for path in ref.files)
+        ids = (slice_id(ref.case, path) for path in ref.files)
         return "\n".join(f"{i},{masks[i]}" for i in ids if i in masks)
 
     def read(self, ref: CaseRef) -> Case:
@@ -116,7 +117,7 @@ class UWMadison(Reader):
                 mask |= rle.decode(text, (shape[0], shape[1])).astype(np.uint8) << bit
             except ValueError as error:
                 problems.found.append(
-                    f"{self.table}: {slice_id(ref, path)}, {self.classes[bit]}: {error}; "
+                    f"{self.table}: {slice_id(ref.case, path)}, {self.classes[bit]}: {error}; "
                     "correct the row or exclude the scan"
                 )
         problems.stop()
@@ -124,11 +125,11 @@ class UWMadison(Reader):
 
     def _slice_codes(self, ref: CaseRef, path: Path) -> list[str]:
         """Return the run-length code of each class in a slice."""
-        rows = self._read_table().get(slice_id(ref, path), {})
+        rows = self._read_table().get(slice_id(ref.case, path), {})
         missing = [name for name in self.classes if name not in rows]
         if missing:
             raise DataError(
-                f"{self.table}: no row for {slice_id(ref, path)}, {missing[0]}; "
+                f"{self.table}: no row for {slice_id(ref.case, path)}, {missing[0]}; "
                 "add it or remove the image"
             )
         return [rows[name] for name in self.classes]
@@ -260,6 +261,43 @@ def parse_slice_name(path: Path) -> tuple[int, int, int, float, float]:
     return int(match[1]), int(match[2]), int(match[3]), float(match[4]), float(match[5])
 
 
-def slice_id(ref: CaseRef, path: Path) -> str:
+def slice_id(scan: str, path: Path) -> str:
     """Return a slice's id in `train.csv`; its number is written as in the file name."""
-    return f"{ref.case}_slice_{path.name.split('_')[1]}"
+    return f"{scan}_slice_{path.name.split('_')[1]}"
+
+
+def find_scan_folder(path: Path) -> Path | None:
+    """Return the folder `caseN_dayM/scans` that a slice's file lies in; `None` for other files."""
+    folder = path.absolute().parent
+    if folder.name == "scans" and SCAN_FOLDER_NAME.fullmatch(folder.parent.name):
+        return path.parent if SLICE_FILE_NAME.fullmatch(path.name) else None
+    return None
+
+
+def sort_slices(files: Iterable[Path]) -> list[Path]:
+    """Return a scan's files by slice number.
+
+    Raises:
+        DataError: a file name is not one of the dataset's.
+    """
+    return sorted(files, key=lambda path: (parse_slice_name(path)[0], path.name))
+
+
+def encode_table(
+    scan: str, files: Sequence[Path], classes: Sequence[str], masks: NDArray[np.bool_]
+) -> bytes:
+    """Return masks as a table with the columns of `train.csv`.
+
+    Args:
+        scan: its name, `caseN_dayM`.
+        files: of the slices, in order.
+        classes: names.
+        masks: `[classes, S, H, W]`.
+    """
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(TABLE_COLUMNS)
+    for index, path in enumerate(files):
+        for name, mask in zip(classes, masks, strict=True):
+            table.writerow((slice_id(scan, path), name, rle.encode(mask[index])))
+    return text.getvalue().encode()

@@ -1,4 +1,4 @@
-"""`isic`: the official metric of ISIC 2018 Task 1 (https://challenge.isic-archive.com, 2018)."""
+"""The profile `isic`: the official metric of ISIC 2018 Task 1 (https://challenge.isic-archive.com)."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -9,7 +9,7 @@ from attnseg.metrics.profiles.profile import Mask, Metric, Profile, Spacing
 
 @dataclass(frozen=True)
 class ISIC(Profile):
-    """Mean over pictures; a Jaccard index below 0.65 counts as 0.
+    """Averages over pictures; a Jaccard index below 0.65 counts as 0.
 
     Attributes:
         threshold: of the Jaccard index.

@@ -1,6 +1,6 @@
-"""`isic_pooled`: how the code that BCDU-Net began scores ISIC 2018.
+"""The profile `isic_pooled`: scores ISIC 2018 as the code of BCDU-Net and its followers does.
 
-One confusion matrix over all pixels of all test pictures (https://github.com/rezazad68/BCDU-Net,
+It pools all pixels of all test pictures in one confusion matrix (https://github.com/rezazad68/BCDU-Net,
 DAE-Former, D-LKA): large lesions count more than small ones, and pictures that failed are hidden.
 """
 
@@ -18,7 +18,7 @@ COUNTS = ("tp", "fp", "fn", "tn")
 
 @dataclass(frozen=True)
 class ISICPooled(Profile):
-    """DSC, SE, SP and ACC of all pixels together."""
+    """Computes DSC, SE, SP and ACC of all pixels together."""
 
     name: ClassVar = "isic_pooled"
     metrics: ClassVar = (

@@ -1,8 +1,8 @@
-"""`monai`: the defaults of MONAI's metrics (https://monai.io), which leave missed organs out.
+"""The profile `monai`: the defaults of MONAI's metrics (https://monai.io).
 
-`DiceMetric` ignores classes that are not in the truth, `HausdorffDistanceMetric` gives no number
-where either mask is empty, `SurfaceDiceMetric` counts voxels. Each case is averaged over its
-classes first, then the cases.
+They leave missed organs out: `DiceMetric` ignores classes that are not in the truth,
+`HausdorffDistanceMetric` gives no number where either mask is empty, and `SurfaceDiceMetric` counts
+voxels. Each case is averaged over its classes first, then the cases are averaged.
 """
 
 from collections.abc import Mapping
@@ -28,10 +28,11 @@ NAN = float("nan")
 
 @dataclass(frozen=True)
 class MONAI(Profile):
-    """Dice, HD95 and NSD as `monai.metrics` has them.
+    """Computes Dice, HD95 and NSD as `monai.metrics` does.
 
     Attributes:
-        nsd_tolerance_mm: distance up to which surfaces agree; MONAI has no default, 3 mm is ours.
+        nsd_tolerance_mm: distance up to which surfaces agree; MONAI has no default; 3 mm is that
+            of `strict`.
     """
 
     nsd_tolerance_mm: float = 3.0

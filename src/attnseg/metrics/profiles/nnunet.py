@@ -1,4 +1,4 @@
-"""`nnunet`: how nnU-Net v2 evaluates predictions (https://github.com/MIC-DKFZ/nnUNet)."""
+"""The profile `nnunet`: scores as nnU-Net v2 does (https://github.com/MIC-DKFZ/nnUNet)."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -9,7 +9,7 @@ from attnseg.metrics.profiles.profile import Mask, Metric, Profile, Spacing
 
 @dataclass(frozen=True)
 class NNUNet(Profile):
-    """Dice and IoU; a class absent from both masks is left out."""
+    """Computes Dice and IoU; a class absent from both masks is left out."""
 
     name: ClassVar = "nnunet"
     metrics: ClassVar = (Metric("dice", "Dice"), Metric("jaccard", "Jaccard"))

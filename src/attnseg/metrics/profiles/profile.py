@@ -1,8 +1,8 @@
-"""What a metric profile is: a convention with a name, a digest, and one way to average.
+"""The base of metric profiles: named conventions that score cases and average the scores.
 
-A profile scores a case, then averages. Scores are rows of class, metric and value; a value is NaN
-where the profile leaves it undefined. Averaging takes weights of the cases, so that the same code
-gives the figure and, with the patients drawn anew, its interval.
+Scores are rows of class, metric and value; a value is NaN where the profile leaves it undefined.
+Averaging takes a weight for each case, so that the same code computes a mean and, with resampled
+patients, its confidence interval.
 """
 
 import hashlib
@@ -22,8 +22,8 @@ Values = NDArray[np.float64]
 Spacing = tuple[float, float, float] | None
 Score = tuple[str, str, float]  # class, metric, value
 
-DRAWS = 1000  # of the bootstrap
-VOLUMES = ("truth_voxels", "predicted_voxels")  # that every case and class is scored with
+DRAWS = 1000  # bootstrap samples
+VOLUMES = ("truth_voxels", "predicted_voxels")  # scored for every case and class by any profile
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Metric:
 
 @dataclass(frozen=True)
 class Profile:
-    """Base of the profiles; a subclass states its rules and scores one class of one case.
+    """Base of the profiles. A subclass states its rules and scores one class of one case.
 
     Attributes:
         version: raised whenever the definition of a number changes.
@@ -69,11 +69,11 @@ class Profile:
 
     name: ClassVar[str]
     metrics: ClassVar[tuple[Metric, ...]]
-    rules: ClassVar[Mapping[str, str]]  # the convention in words
+    rules: ClassVar[Mapping[str, str]]  # the convention, in prose
 
     @property
     def digest(self) -> str:
-        """Eight hexadecimal digits that change with anything that changes a number."""
+        """Eight hexadecimal digits that change whenever a score could change."""
         text = json.dumps([self.name, asdict(self)], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
@@ -115,7 +115,7 @@ class Profile:
         raise NotImplementedError
 
     def of_class(self, name: str) -> "Profile":
-        """Return the profile with the options that hold for one class."""
+        """Return the profile with the options of one class."""
         return self
 
     def score_case(
@@ -130,12 +130,12 @@ class Profile:
             classes: names.
         """
 
-        def one(at: int, true: Mask, predicted: Mask) -> dict[str, float]:
+        def score_class(at: int, true: Mask, predicted: Mask) -> dict[str, float]:
             scores = self.of_class(classes[at]).score(true, predicted, spacing)
             voxels = (np.count_nonzero(true), np.count_nonzero(predicted))
             return {**scores, **dict(zip(VOLUMES, map(float, voxels), strict=True))}
 
-        found = score_classes(truth, prediction, one, len(classes))
+        found = score_classes(truth, prediction, score_class, len(classes))
         return [
             (name, metric, float(value))
             for name, scores in zip(classes, found, strict=True)
@@ -158,11 +158,11 @@ class Profile:
         ]
 
     def reduce(self, raw: Mapping[str, Values], weights: Values) -> dict[str, Values]:
-        """Average over cases, then over classes; what is undefined is left out.
+        """Average over cases, then over classes; undefined values are left out.
 
         Args:
             raw: values `[cases, classes]` by metric, NaN where undefined.
-            weights: of the cases, `[B, cases]`.
+            weights: of the cases, `[B, cases]`, one row per average.
 
         Returns:
             By metric, `[B, classes + 1]`; the last column is over all classes.
@@ -187,15 +187,17 @@ class Profile:
             patients; `cases`, `undefined` (the first metric's cases left out), `missed` (true, but
             nothing predicted) and `spurious` (predicted, but nothing true).
         """
-        raw, patients, classes = matrices(scores)
+        raw, patients, classes = to_matrices(scores)
         table = pd.DataFrame(index=[*classes, "mean"])
         figures = self.reduce(raw, np.ones((1, len(patients))))
-        draws = self.reduce(raw, resamples(patients, seed)) if len(set(patients)) > 1 else {}
+        draws = (
+            self.reduce(raw, resample_patients(patients, seed)) if len(set(patients)) > 1 else {}
+        )
         for metric in self.metrics:
             if metric.name in figures:
                 table[metric.name] = figures[metric.name][0]
                 if metric.name in draws:
-                    low, high = interval(draws[metric.name])
+                    low, high = percentile_interval(draws[metric.name])
                     table[f"{metric.name}_low"], table[f"{metric.name}_high"] = low, high
         truth, predicted = (raw[name] for name in VOLUMES)
         counts = {
@@ -210,12 +212,12 @@ class Profile:
         return table
 
     def undefined(self, raw: Mapping[str, Values]) -> NDArray[np.bool_]:
-        """Return which cases and classes the profile leaves out, `[cases, classes]`."""
+        """Return whether the profile leaves out each case and class, `[cases, classes]`."""
         first = raw.get(self.metrics[0].name)
         return np.isnan(first) if first is not None else np.zeros_like(raw[VOLUMES[0]], bool)
 
 
-def matrices(scores: pd.DataFrame) -> tuple[dict[str, Values], list[str], list[str]]:
+def to_matrices(scores: pd.DataFrame) -> tuple[dict[str, Values], list[str], list[str]]:
     """Return values `[cases, classes]` by metric, the patient of each case, and the classes."""
     cases, classes = (list(dict.fromkeys(scores[name])) for name in ("case", "class"))
     patient = dict(zip(scores["case"], scores["patient"], strict=True))
@@ -229,7 +231,7 @@ def matrices(scores: pd.DataFrame) -> tuple[dict[str, Values], list[str], list[s
 
 
 def weighted_mean(values: Values, weights: Values) -> Values:
-    """Return the mean over cases `[B, classes]` of what is defined; NaN of nothing."""
+    """Return the weighted mean over cases `[B, classes]`; undefined values are left out."""
     known = ~np.isnan(values)
     count = weights @ known
     with np.errstate(invalid="ignore"):
@@ -237,15 +239,15 @@ def weighted_mean(values: Values, weights: Values) -> Values:
 
 
 def with_mean(each: Values) -> Values:
-    """Add a last column: the mean of those that are defined."""
+    """Append a column with the mean of each row, leaving undefined values out."""
     known = ~np.isnan(each)
     count = known.sum(1)
     mean = np.where(known, each, 0).sum(1) / np.where(count, count, np.nan)
     return np.concatenate([each, mean[:, None]], 1)
 
 
-def resamples(patients: Sequence[str], seed: int) -> Values:
-    """Draw as many patients as there are, with replacement; return weights `[DRAWS, cases]`."""
+def resample_patients(patients: Sequence[str], seed: int) -> Values:
+    """Resample the patients with replacement; return weights of the cases `[DRAWS, cases]`."""
     names, at = np.unique(np.asarray(patients), return_inverse=True)
     drawn = np.random.default_rng(seed).multinomial(
         len(names), np.full(len(names), 1 / len(names)), DRAWS
@@ -253,8 +255,8 @@ def resamples(patients: Sequence[str], seed: int) -> Values:
     return drawn[:, at].astype(float)
 
 
-def interval(draws: Values) -> tuple[Values, Values]:
-    """Return the 2.5th and 97.5th percentile `[classes + 1]` of what is defined."""
+def percentile_interval(draws: Values) -> tuple[Values, Values]:
+    """Return the 2.5th and 97.5th percentiles `[classes + 1]` of the defined values."""
     columns = [column[~np.isnan(column)] for column in draws.T]
     ends = [np.percentile(c, (2.5, 97.5)) if len(c) else (np.nan, np.nan) for c in columns]
     low, high = np.array(ends).T

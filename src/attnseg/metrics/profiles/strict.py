@@ -1,4 +1,4 @@
-"""`strict`, the default: a convention that does not flatter."""
+"""The profile `strict`, our default, which gives missed and invented organs the worst score."""
 
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
@@ -21,12 +21,13 @@ NAN = float("nan")
 
 @dataclass(frozen=True)
 class Strict(Profile):
-    """Missed and invented organs are the worst there is; nothing is awarded.
+    """Scores missed and invented organs as the worst possible prediction.
 
     Attributes:
-        nsd_tolerance_mm: distance up to which surfaces agree. 3 mm is ours: the slice thickness of
-            the UW-Madison scans, below which a surface cannot be placed along the axis.
-        nsd_tolerances_mm: by class, where it is another one.
+        nsd_tolerance_mm: distance up to which surfaces agree. The default, 3 mm, is the slice
+            thickness of the UW-Madison scans, which limits how exactly a surface can be placed
+            along the axis.
+        nsd_tolerances_mm: by class, for classes with a tolerance of their own.
     """
 
     nsd_tolerance_mm: float = 3.0

@@ -1,8 +1,9 @@
-"""`transunet`: how TransUNet's published code scores Synapse, and all code that copied it.
+"""The profile `transunet`: scores Synapse as TransUNet's published code and its copies do.
 
-Bug for bug `calculate_metric_percase` of https://github.com/Beckschen/TransUNet (arXiv 2102.04306)
-and DAE-Former (arXiv 2212.13504): an organ that was missed has a distance of 0, an invented one a
-Dice of 1, and distances are in voxels, though papers print mm. For comparison with such tables.
+It reproduces `calculate_metric_percase` of https://github.com/Beckschen/TransUNet (arXiv
+2102.04306) and DAE-Former (arXiv 2212.13504) bug for bug: a missed organ has a distance of 0, an
+invented one a Dice of 1, and distances are in voxels, although papers print mm. Use it only to
+compare with their tables.
 """
 
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from attnseg.metrics.surface import hd95_pooled, surface_distances
 
 @dataclass(frozen=True)
 class TransUNet(Profile):
-    """Dice and HD95 as in the published code for Synapse."""
+    """Computes Dice and HD95 as the published code for Synapse does."""
 
     name: ClassVar = "transunet"
     metrics: ClassVar = (

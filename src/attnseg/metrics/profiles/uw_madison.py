@@ -1,10 +1,11 @@
-"""`uw_madison`: the score of the UW-Madison GI Tract competition, 0.4 Dice + 0.6 (1 - Hausdorff).
+"""The profile `uw_madison`: the score of the UW-Madison GI Tract competition.
 
-Kaggle's own code is not public. Dice is averaged over slices and classes, those empty in both masks
-left out, as a host of the competition said (an early text of the page gave them 1, the last one 0);
-the Hausdorff distance is of the three classes together, per scan, in coordinates divided by the
-volume's shape, and divided by its largest value sqrt(3), as in
-https://github.com/openai/mle-bench (uw-madison-gi-tract-image-segmentation).
+The score is 0.4 Dice + 0.6 (1 - Hausdorff). Kaggle's own code is not public. Dice is averaged over
+slices and classes without those empty in both masks, as a host of the competition said
+(an early text of the page gave them 1, the last one 0). The Hausdorff distance is computed per scan
+for the three classes together, in coordinates divided by the volume's shape, and divided by its
+largest value sqrt(3), as in https://github.com/openai/mle-bench
+(uw-madison-gi-tract-image-segmentation).
 """
 
 import math
@@ -18,13 +19,13 @@ from attnseg.metrics.overlap import Overlap
 from attnseg.metrics.profiles.profile import Mask, Metric, Profile, Score, Spacing, Values
 from attnseg.metrics.surface import hd, surface_distances
 
-EXCESS = 10  # a prediction so many times larger than the truth has the largest distance
+EXCESS = 10  # a prediction this many times larger than the truth gets the largest distance
 ALL = "all classes"
 
 
 @dataclass(frozen=True)
 class UWMadison(Profile):
-    """The competition's score and its two parts."""
+    """Computes the competition's score and its two parts."""
 
     name: ClassVar = "uw_madison"
     metrics: ClassVar = (

@@ -1,0 +1,289 @@
+"""Segmentation of every image in a folder: decode, segment, clean, write, update the manifest."""
+
+import hashlib
+import json
+import logging
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+
+from attnseg.data.reader import shape_text
+from attnseg.errors import ConfigError, DataError, listed
+from attnseg.memory import free_memory
+from attnseg.predict.images import read_item
+from attnseg.predict.inputs import Inputs, Item, find_inputs
+from attnseg.predict.manifest import Facts, Manifest, digest_files
+from attnseg.predict.overlay import draw_overlay
+from attnseg.predict.postprocess import Rule, clean_mask
+from attnseg.predict.results import ResultWriter, volumes_ml
+from attnseg.predict.scan import Scan
+from attnseg.predict.segment import Segmenter
+from attnseg.predict.spec import InferenceSpec
+from attnseg.progress import track
+
+log = logging.getLogger(__name__)
+
+VERSION = 1  # raised whenever the same input and options would give another result
+PACKAGES = (
+    "attnseg", "numpy", "scipy", "opencv-python-headless", "nibabel", "pydicom", "highdicom",
+    "pillow", "torch", "onnxruntime",
+)  # fmt: skip
+SHARED = ("classes", "multilabel", "channels", "window", "volumetric", "plane")
+# Memory per voxel while an item is worked on: masks, their copies in file order, label maps.
+BYTES_PER_CLASS, BYTES_PER_PROBABILITY = 3, 8
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """What is written for each item.
+
+    Attributes:
+        rules: postprocessing of the masks, by class.
+        probabilities: whether to write them.
+        uncertainty: whether to write it.
+        overlays: whether to draw the masks on the image.
+    """
+
+    rules: Mapping[str, Rule]
+    probabilities: bool = False
+    uncertainty: bool = False
+    overlays: bool = True
+
+
+def segment_folder(
+    segmenter: Segmenter,
+    specs: Sequence[InferenceSpec],
+    options: OutputOptions,
+    source: Path,
+    output: Path,
+    backend: str,
+) -> None:
+    """Segment every image that is found; leave the results and a manifest.
+
+    Args:
+        segmenter: of one network or several.
+        specs: of these networks.
+        options: what is written for each image.
+        source: file or folder.
+        output: folder.
+        backend: that runs the networks, for the manifest.
+
+    Raises:
+        ConfigError: networks that do not fit each other, or an output that is not safe.
+        DataError: some of the input cannot be segmented; the rest is done.
+        ResourceError: the output cannot be written.
+    """
+    spec = check_specs_agree(specs)
+    check_output(source, output)
+    inputs = find_inputs(source, output, spec)
+    if skipped := inputs.skipped:
+        log.info("Passed over, of other kinds: %d files, %s the first", len(skipped), skipped[0])
+    started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
+    settings = describe_settings(segmenter, specs, options, backend)
+    root = source if source.is_dir() else source.parent
+    with Manifest(output, digest_settings(settings)) as manifest:
+        items = FolderRun(segmenter, options, spec, root, manifest).segment_items(inputs)
+        seconds = round(time.monotonic() - clock, 2)
+        manifest.close(
+            {
+                "input": str(source),
+                "command": sys.argv,
+                "started": started,
+                "seconds": seconds,
+                "versions": installed_versions(),
+                "settings": manifest.settings,
+                **settings,
+                "items": items,
+                "failed": inputs.problems.found,
+                "passed_over": [str(path.relative_to(root)) for path in skipped],
+            }
+        )
+    log.info("%d items in %.0f s: %s", len(items), seconds, output)
+    if failed := inputs.problems.found:
+        done = f"{len(items)} others are done: {output}"
+        raise listed(DataError(*failed), "input", done)
+
+
+@dataclass(frozen=True)
+class FolderRun:
+    """Segments one item after the other.
+
+    Attributes:
+        segmenter: of one network or several.
+        options: what is written for each item.
+        spec: that all networks share.
+        root: folder that paths in the manifest are relative to.
+        manifest: of the output.
+    """
+
+    segmenter: Segmenter
+    options: OutputOptions
+    spec: InferenceSpec
+    root: Path
+    manifest: Manifest
+
+    def segment_items(self, inputs: Inputs) -> list[Facts]:
+        """Segment every item that is not done yet.
+
+        Problems are added to those of the inputs.
+
+        Returns:
+            The entries of all items that went well, those of an earlier run included.
+        """
+        entries, earlier = [], 0
+        for item in track(inputs.items, "Segmenting", "items"):
+            with inputs.problems.gathered():
+                digest = _digest_item(item)
+                if entry := self.manifest.find_done(item.name, digest):
+                    earlier += 1
+                else:
+                    entry = self._segment_item(item, digest)
+                    self.manifest.add(entry)
+                entries.append(entry)
+        if earlier:
+            log.info("%d items were done before", earlier)
+        return entries
+
+    def _segment_item(self, item: Item, digest: str) -> Facts:
+        """Segment an item and write its results; return its entry in the manifest."""
+        clock = time.monotonic()
+        options, classes = self.options, self.spec.classes
+        try:
+            item, scan = read_item(item, self.spec)
+            self._check_feasible(item, scan)
+            warnings = scan.differences_from_training(self.spec)
+            for warning in warnings:
+                log.warning("%s: %s", item.name, warning)
+            segmented = self.segmenter(scan, options.probabilities, options.uncertainty)
+            for mask, name in zip(segmented.masks, classes, strict=True):
+                mask[:] = clean_mask(mask, options.rules[name], scan.spacing)
+            writer = ResultWriter(self.manifest.output, item, scan, self.spec)
+            identity = digest + self.manifest.settings
+            files = writer.write_masks(segmented.masks, installed_versions()["attnseg"], identity)
+            if segmented.probabilities is not None:
+                files += writer.write_values("probabilities", segmented.probabilities)
+            if segmented.uncertainty is not None:
+                files += writer.write_values("uncertainty", segmented.uncertainty)
+            if options.overlays:
+                files += writer.write_overlay(draw_overlay(scan, segmented.masks, classes))
+        except MemoryError as error:
+            raise DataError(
+                f"{item.place}: not enough memory; lower batch_size, crop it or use a machine that "
+                "has more"
+            ) from error
+        counts = [int(np.count_nonzero(mask)) for mask in segmented.masks]
+        volumes = volumes_ml(counts, scan.spacing)
+        return {
+            "name": item.name,
+            "kind": item.kind,
+            "files": [str(path.relative_to(self.root)) for path in item.files],
+            "digest": digest,
+            "settings": self.manifest.settings,
+            "shape": list(scan.shape),
+            "spacing_mm": None if scan.spacing is None else list(scan.spacing),
+            "voxels": dict(zip(classes, counts, strict=True)),
+            "ml": None if volumes is None else dict(zip(classes, volumes, strict=True)),
+            "warnings": warnings,
+            "seconds": round(time.monotonic() - clock, 3),
+            "outputs": self.manifest.digest_results(files),
+        }
+
+    def _check_feasible(self, item: Item, scan: Scan) -> None:
+        """Refuse an item whose masks cannot be cleaned as asked, or would not fit into memory.
+
+        The check comes first because the system ends a process that takes too much.
+
+        Raises:
+            DataError: names the item.
+        """
+        if scan.spacing is None and any(rule.min_ml > 0 for rule in self.options.rules.values()):
+            raise DataError(
+                f"{item.place}: pixels of unknown size, of which postprocess.min_ml says nothing; "
+                "use postprocess.min_pixels"
+            )
+        classes = len(self.spec.classes)
+        each = BYTES_PER_CLASS + BYTES_PER_PROBABILITY * self.options.probabilities
+        needed = int(np.prod(scan.shape, dtype=np.int64)) * classes * each
+        free = free_memory()
+        if free is not None and needed > free:
+            raise DataError(
+                f"{item.place}: {shape_text(scan.shape)} voxels and {classes} classes need "
+                f"{needed / 1e9:.1f} GB of memory and {free / 1e9:.1f} GB are free; crop it or use "
+                "a machine that has more"
+            )
+
+
+def _digest_item(item: Item) -> str:
+    try:
+        return digest_files(item.files)
+    except OSError as error:
+        raise DataError(f"{item.place}: {error.strerror}; restore it") from error
+
+
+def check_specs_agree(specs: Sequence[InferenceSpec]) -> InferenceSpec:
+    """Return the first spec, if networks of all these specs can vote.
+
+    Raises:
+        ConfigError: names two runs and what differs.
+    """
+    first = specs[0]
+    for other in specs[1:]:
+        for name in SHARED:
+            mine, its = getattr(first, name), getattr(other, name)
+            if mine != its:
+                raise ConfigError(
+                    f"run: {first.run} has {name} {_as_text(mine)} and {other.run} {_as_text(its)};"
+                    " runs that vote must agree"
+                )
+    return first
+
+
+def check_output(source: Path, output: Path) -> None:
+    """Refuse an output that is the input or holds it: nothing of the input is ever overwritten.
+
+    Raises:
+        ConfigError: names the output.
+    """
+    root = (source if source.is_dir() else source.parent).resolve()
+    if root.is_relative_to(output.resolve()):
+        raise ConfigError(f"output: {output} is or holds the input; give another folder")
+
+
+def describe_settings(
+    segmenter: Segmenter, specs: Sequence[InferenceSpec], options: OutputOptions, backend: str
+) -> Facts:
+    """Return everything but the input that determines the results, as plain containers."""
+    return {
+        "version": VERSION,
+        "backend": backend,
+        "recipes": [spec.model_dump() for spec in specs],
+        "flips": sorted(segmenter.flips),
+        "tiles": segmenter.tiles,
+        **asdict(options),
+    }
+
+
+def digest_settings(settings: Facts) -> str:
+    """Return the SHA-256 of settings."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def installed_versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that take part, if installed."""
+    versions = {"python": ".".join(map(str, sys.version_info[:3]))}
+    for name in PACKAGES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return versions
+
+
+def _as_text(value: object) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
