@@ -258,7 +258,7 @@ def test_a_run_that_cannot_predict(place, run, capfd):
         "before runs noted": (facts, kept, 2),
         "unlike its SHA-256": ({**facts, "data": data}, kept[:-1] + b"x", 4),
         "weights of another model": ({**facts, "data": {**data, "channels": 2}}, kept, 4),
-        "not a spec": ({**facts, "data": {**data, "classes": []}}, kept, 4),
+        "not an inference spec": ({**facts, "data": {**data, "classes": []}}, kept, 4),
         "best.ckpt: not found": ({**facts, "data": data}, None, 4),
     }
     for message, (told, weights, code) in broken.items():

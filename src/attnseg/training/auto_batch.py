@@ -44,6 +44,7 @@ def find_largest_batch(
     """
     gpu = config.trainer.accelerator == "gpu"
     device = torch.device("cuda" if gpu else "cpu")
+    free: int | None
     step = partial(_train_on_zeros, components, device, config.trainer.precision, image, labels)
     if gpu:
         state = {name: value.cpu().clone() for name, value in components.model.state_dict().items()}
