@@ -13,6 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from attnseg.config.build import locate
 from attnseg.config.training import parse_config
 from attnseg.errors import ConfigError, ResourceError
+from attnseg.runs.run_folder import RunFolder
 from attnseg.training.loggers.run_loggers import RunLoggers, final_scores
 from tests.contracts.groups import compose
 
@@ -33,7 +34,7 @@ def config(*overrides):
 
 def begin(folder, *overrides):
     loggers = RunLoggers(config(*overrides))
-    loggers.open(folder)
+    loggers.open(RunFolder(folder))
     return loggers
 
 
@@ -106,6 +107,7 @@ def no_network(monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", lambda *a, **k: pytest.fail(f"looked up {a}"))
 
 
+@pytest.mark.full  # Importing W&B and MLflow takes 6 to 8 s.
 def test_each_epoch_is_told_once_though_the_process_dies_twice(tmp_path, no_network):
     import wandb
 
