@@ -22,6 +22,7 @@ LONGEST_FILE = 450  # lines
 LONGEST_FUNCTION = 60  # lines
 LONG_FUNCTIONS = {  # why each is not divided
     "predict.dicom:write_segmentation": "one call of highdicom, most of it keyword arguments",
+    "export.export:export": "the formats in the order in which each builds on the one before",
 }
 SHARED_NAMES = 15  # top-level names that may stand in several files
 QUESTION = re.compile(r"(what|whether|which|how|where|when|who|why)\b", re.IGNORECASE)

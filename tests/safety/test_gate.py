@@ -10,6 +10,11 @@ ROOT = Path(__file__).parents[2]
 FILES = sorted([ROOT / "train.py", *ROOT.glob("scripts/**/*.py"), *ROOT.glob("src/**/*.py")])
 
 HUB = ROOT / "src/attnseg/predict/hub.py"  # the one file that may ask the network, if it is told to
+EXCEPTIONS = {
+    HUB: "huggingface_hub",
+    # It edits the SVG that matplotlib has just drawn, in which names of files are escaped.
+    ROOT / "src/attnseg/study/figures.py": "xml.etree",
+}
 BUILTINS = {"eval", "exec", "compile", "__import__"}
 # What runs code, opens a shell or a connection, or trusts an archive or XML.
 FORBIDDEN = (
@@ -181,7 +186,7 @@ def test_our_code_passes():
         f"{path.relative_to(ROOT)}:{line}"
         for path in FILES
         for line in findings(path.read_text())
-        if not (path == HUB and line.endswith(": huggingface_hub"))
+        if line.partition(": ")[2] != EXCEPTIONS.get(path)
     ]
     assert violations == []
 
