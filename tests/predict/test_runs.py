@@ -17,6 +17,7 @@ from attnseg import cli
 from attnseg.data.readers import rle
 from attnseg.evaluation.evaluate import FinishedRun
 from attnseg.evaluation.options import Evaluate
+from attnseg.runs.run_folder import RunFolder
 from tests.predict.made import TILTED, organ, spec
 
 CLASSES = ("large_bowel", "small_bowel", "stomach")
@@ -68,9 +69,9 @@ def evaluated(run: Path) -> FinishedRun:
     keys = set(Evaluate.model_fields) - {"choices", "profile"}
     options = dict.fromkeys(keys) | {
         "choices": {}, "profile": {}, "split": "val", "pipeline": "native", "worst": 0,
-        "device": "cpu",
+        "device": "cpu", "run": str(run),
     }  # fmt: skip
-    return FinishedRun(run, Evaluate.model_validate(options))
+    return FinishedRun(RunFolder(run), Evaluate.model_validate(options))
 
 
 def test_the_masks_are_those_that_evaluation_scores(place, run):
