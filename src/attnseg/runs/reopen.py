@@ -1,6 +1,7 @@
 """The network of a finished run, opened again for prediction without its dataset."""
 
 import json
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,10 +16,12 @@ from attnseg.models.model import SegmentationModel
 from attnseg.predict.spec import VERSION, InferenceSpec
 from attnseg.processes.malloc import keep_freed_memory
 from attnseg.runs.checkpoints import load_weights
-from attnseg.runs.run_folder import RunFolder
+
+if TYPE_CHECKING:  # which imports this module to build a run's network
+    from attnseg.runs.run_folder import RunFolder
 
 
-def read_spec(run: RunFolder) -> InferenceSpec:
+def read_spec(run: "RunFolder") -> InferenceSpec:
     """Return the inference spec of a finished run.
 
     Raises:
@@ -28,7 +31,7 @@ def read_spec(run: RunFolder) -> InferenceSpec:
     return _open(run)[1]
 
 
-def load_network(run: RunFolder, device: str = "cpu") -> "TorchNetwork":
+def load_network(run: "RunFolder", device: str = "cpu") -> "TorchNetwork":
     """Return the network of a finished run, with its best weights.
 
     Args:
@@ -42,7 +45,7 @@ def load_network(run: RunFolder, device: str = "cpu") -> "TorchNetwork":
     return TorchNetwork(load_model(run), device)
 
 
-def load_model(run: RunFolder) -> SegmentationModel:
+def load_model(run: "RunFolder") -> SegmentationModel:
     """Return the model of a finished run with its best weights, in evaluation mode.
 
     Raises:
@@ -87,7 +90,7 @@ class TorchNetwork:
         return np.asarray(logits.float().cpu().numpy())
 
 
-def _open(run: RunFolder) -> tuple[Config, InferenceSpec]:
+def _open(run: "RunFolder") -> tuple[Config, InferenceSpec]:
     config, facts = run.require_done().config, run.facts
     if facts.data is None:
         raise ConfigError(
