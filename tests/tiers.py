@@ -15,7 +15,7 @@ import pytest
 SMOKE = (
     "tests/cli/test_train.py::test_run_folder_is_complete",
     "tests/cli/test_resume.py::test_killed_once_and_resumed_to_the_same_end",
-    "tests/predict/test_runs.py::test_the_masks_are_those_that_evaluation_scores",
+    "tests/prediction/test_runs.py::test_the_masks_are_those_that_evaluation_scores",
     "tests/cli/test_readme.py::",  # composes what the documents tell people to type
 )
 STARTERS = {

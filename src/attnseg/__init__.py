@@ -10,7 +10,7 @@ __all__ = [
     "list_attentions",
     "list_models",
     "load_run",
-    "predict_images",
+    "predict",
     "train",
 ]
 

@@ -55,7 +55,7 @@ def evaluate(**options: Any) -> "pd.DataFrame":  # noqa: ANN401
     return evaluate_as_configured(parse_keywords(evaluate_command.COMMAND, options))
 
 
-def predict_images(**options: Any) -> Path:  # noqa: ANN401
+def predict(**options: Any) -> Path:  # noqa: ANN401
     """Segment images as `attnseg predict` does, and return the folder of the masks.
 
     Raises:

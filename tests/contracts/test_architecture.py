@@ -12,7 +12,7 @@ from attnseg.config.training import Dataset
 ROOT = Path(attnseg.__file__).parent
 BASE = {"errors", "files", "memory", "progress"}
 LEARNING = {"models", "losses", "metrics", "layers", "schedules"}
-SLICES = {"data", "drawing", "predict"} | BASE
+SLICES = {"data", "drawing", "prediction"} | BASE
 RUNS = {"runs", "processes", "config"} | LEARNING | SLICES
 # Bottom to top: a room may only be allowed what stands above it here, so no circle can arise.
 ALLOWED = {  # and itself
@@ -28,8 +28,8 @@ ALLOWED = {  # and itself
     "schedules": set(),
     "data": {"errors", "progress"},
     "phantoms": {"data", "errors", "progress"},
-    "predict": {"data"} | BASE,
-    "drawing": {"data", "predict"},
+    "prediction": {"data"} | BASE,
+    "drawing": {"data", "prediction"},
     "config": {"data"} | LEARNING | BASE,
     "processes": {"config"} | BASE,
     "runs": RUNS,
@@ -106,7 +106,7 @@ def test_the_bottom_needs_torch_only(package):
 
 def test_prediction_needs_nothing_of_training():
     barred = {"torch", "pytorch_lightning", "hydra", "omegaconf", "albumentations", "monai"}
-    for path in (ROOT / "predict").glob("*.py"):
+    for path in (ROOT / "prediction").glob("*.py"):
         assert not {name.split(".")[0] for name in imports(path)} & barred, path
 
 

@@ -14,7 +14,7 @@ from attnseg.data.labels import Labels
 from attnseg.data.readers.uw_madison import UWMadison
 from attnseg.drawing import cases as drawing
 from attnseg.evaluation.kept_slices import KeptSlices
-from attnseg.predict.overlay import slices_to_show
+from attnseg.prediction.overlay import slices_to_show
 from attnseg.runs.reopen import TorchNetwork
 
 

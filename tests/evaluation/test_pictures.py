@@ -10,7 +10,7 @@ from attnseg.data.labels import Labels
 from attnseg.data.readers.uw_madison import UWMadison
 from attnseg.data.store import prepare_cases
 from attnseg.evaluation.pictures import LONGEST, Pictures
-from attnseg.predict.overlay import slices_to_show
+from attnseg.prediction.overlay import slices_to_show
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from attnseg.predict import capsule
-from attnseg.predict.capsule import GOLDEN_INPUT, GOLDEN_OUTPUT, MANIFEST, MODEL, SPEC
-from attnseg.predict.spec import InferenceSpec
+from attnseg.prediction import capsule
+from attnseg.prediction.capsule import GOLDEN_INPUT, GOLDEN_OUTPUT, MANIFEST, MODEL, SPEC
+from attnseg.prediction.spec import InferenceSpec
 
 SIZE = (16, 24)
 

@@ -12,7 +12,7 @@ import pytest
 
 from attnseg import cli
 from attnseg.errors import CheckpointError
-from attnseg.predict.capsule import GOLDEN_OUTPUT, MANIFEST, MODEL, Capsule, verify_capsule
+from attnseg.prediction.capsule import GOLDEN_OUTPUT, MANIFEST, MODEL, Capsule, verify_capsule
 from tests.export import made
 from tests.safety.test_network import FORBID
 

@@ -16,8 +16,8 @@ from attnseg.errors import CheckpointError, ConfigError
 from attnseg.export import export as exporting
 from attnseg.export.export import make_images
 from attnseg.files import file_digest
-from attnseg.predict.capsule import Capsule
-from attnseg.predict.exported import Exported
+from attnseg.prediction.capsule import Capsule
+from attnseg.prediction.exported import Exported
 from attnseg.runs.reopen import load_network
 from attnseg.runs.run_folder import RunFolder
 from tests.export import made

@@ -7,8 +7,8 @@ import pytest
 
 from attnseg import cli
 from attnseg.errors import ConfigError, ResourceError
-from attnseg.predict.capsule import Capsule
-from attnseg.predict.hub import fetch_capsule, publish_capsule
+from attnseg.prediction.capsule import Capsule
+from attnseg.prediction.hub import fetch_capsule, publish_capsule
 from tests.export import made
 
 

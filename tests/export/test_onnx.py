@@ -18,7 +18,7 @@ from attnseg.export.export import (
     onnx_bytes,
     trace_model,
 )
-from attnseg.predict.onnx import OnnxNetwork, walk_messages
+from attnseg.prediction.onnx import OnnxNetwork, walk_messages
 from attnseg.runs.reopen import TorchNetwork
 from tests.contracts.groups import names
 from tests.export import made

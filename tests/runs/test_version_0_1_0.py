@@ -15,7 +15,7 @@ import pytest
 
 from attnseg import cli
 from attnseg.runs.run_folder import RunFolder, list_run_folders
-from tests.predict.test_runs import read_codes
+from tests.prediction.test_runs import read_codes
 
 WRITTEN = Path(__file__).with_name("version_0_1_0")
 MASKS = WRITTEN / "case1_day0.csv"

@@ -9,7 +9,9 @@ import pytest
 ROOT = Path(__file__).parents[2]
 FILES = sorted([ROOT / "train.py", *ROOT.glob("scripts/**/*.py"), *ROOT.glob("src/**/*.py")])
 
-HUB = ROOT / "src/attnseg/predict/hub.py"  # the one file that may ask the network, if it is told to
+HUB = (
+    ROOT / "src/attnseg/prediction/hub.py"
+)  # the one file that may ask the network, if it is told to
 EXCEPTIONS = {
     HUB: "huggingface_hub",
     # It edits the SVG that matplotlib has just drawn, in which names of files are escaped.

@@ -17,7 +17,7 @@ class Publish(Node):
 
 def run(options: Publish) -> None:
     """Publish a capsule."""
-    from attnseg.predict.hub import publish_capsule
+    from attnseg.prediction.hub import publish_capsule
 
     publish_capsule(options.capsule, options.to)
 

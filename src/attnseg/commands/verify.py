@@ -23,8 +23,8 @@ class Verify(Node):
 
 def run(options: Verify) -> None:
     """Verify a capsule."""
-    from attnseg.predict.capsule import verify_capsule
-    from attnseg.predict.hub import fetch_capsule
+    from attnseg.prediction.capsule import verify_capsule
+    from attnseg.prediction.hub import fetch_capsule
 
     require("backend", "predict", "onnx", "onnxruntime")
     verify_capsule(fetch_capsule(options.capsule), options.threads)

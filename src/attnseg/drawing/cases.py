@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from attnseg.data.labels import Masks
 from attnseg.data.store import StoredCase
-from attnseg.predict.overlay import COLOURS
+from attnseg.prediction.overlay import COLOURS
 
 
 def draw_comparison(

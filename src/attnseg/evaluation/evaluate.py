@@ -25,7 +25,7 @@ from attnseg.evaluation.scoring import OnCase, make_segmenter, score_cases
 from attnseg.evaluation.summary import convert_summary, print_summary, rank_cases
 from attnseg.metrics.profiles.profile import Profile
 from attnseg.models.model import SegmentationModel
-from attnseg.predict.segment import Segmenter
+from attnseg.prediction.segment import Segmenter
 from attnseg.preparation.datasets import PreparedData, load_dataset, open_reader, slice_view
 from attnseg.processes.malloc import keep_freed_memory
 from attnseg.runs.checkpoints import load_weights

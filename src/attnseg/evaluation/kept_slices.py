@@ -9,7 +9,7 @@ import numpy as np
 from attnseg.data.labels import Labels, Masks
 from attnseg.data.store import StoredCase
 from attnseg.drawing.cases import draw_comparison
-from attnseg.predict.overlay import slices_to_show
+from attnseg.prediction.overlay import slices_to_show
 
 
 @dataclass(frozen=True)

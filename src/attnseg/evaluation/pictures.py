@@ -17,7 +17,7 @@ from attnseg.data.labels import Labels, Masks
 from attnseg.data.store import StoredCase
 from attnseg.drawing.cases import pixel_aspect, slice_image
 from attnseg.files import write_text
-from attnseg.predict.overlay import slices_to_show
+from attnseg.prediction.overlay import slices_to_show
 
 LONGEST = 256  # pixels along the longer side
 QUALITY = 85  # of JPEG: artefacts are hardly visible, and files are a sixth of a PNG's size

@@ -12,7 +12,7 @@ from attnseg.data.labels import Floats, Masks
 from attnseg.data.slicing import network_input
 from attnseg.data.store import StoredCase
 from attnseg.metrics.calibration import Calibration
-from attnseg.predict.segment import Segmenter
+from attnseg.prediction.segment import Segmenter
 
 Pipeline = Literal["native", "zoom", "network_size"]
 

@@ -11,7 +11,7 @@ from attnseg.evaluation.pipelines import Pipeline, segment_case
 from attnseg.metrics.calibration import Calibration
 from attnseg.metrics.profiles.profile import Profile
 from attnseg.models.model import SegmentationModel
-from attnseg.predict.segment import Member, Segmenter
+from attnseg.prediction.segment import Member, Segmenter
 from attnseg.progress import track
 from attnseg.runs.reopen import TorchNetwork
 

@@ -20,7 +20,7 @@ from attnseg.explain.run_attention import RunAttention
 from attnseg.explain.spread import mean_scores
 from attnseg.explain.token_weights import TokenWeights
 from attnseg.files import replacing
-from attnseg.predict.overlay import COLOURS
+from attnseg.prediction.overlay import COLOURS
 
 PANELS_PER_ROW = 6
 PANEL_INCHES = 2.2

@@ -21,7 +21,7 @@ from attnseg.export.model_card import render_model_card
 from attnseg.export.options import Capsule, Export
 from attnseg.files import replacing
 from attnseg.metrics.profiles.profile import Profile
-from attnseg.predict.capsule import (
+from attnseg.prediction.capsule import (
     GOLDEN_INPUT,
     GOLDEN_OUTPUT,
     MODEL,
@@ -29,8 +29,8 @@ from attnseg.predict.capsule import (
     pack_capsule,
     verify_capsule,
 )
-from attnseg.predict.exported import Exported
-from attnseg.predict.spec import InferenceSpec
+from attnseg.prediction.exported import Exported
+from attnseg.prediction.spec import InferenceSpec
 from attnseg.runs.predictors import build_rules
 from attnseg.runs.reopen import read_spec
 from attnseg.runs.run_folder import RunFolder

@@ -33,10 +33,10 @@ from attnseg.evaluation.scoring import score_cases
 from attnseg.export.options import Export
 from attnseg.files import file_digest, replacing, write_text
 from attnseg.metrics.profiles.profile import Profile
-from attnseg.predict.network import Network
-from attnseg.predict.onnx import OnnxNetwork
-from attnseg.predict.segment import Member, Segmenter
-from attnseg.predict.spec import InferenceSpec
+from attnseg.prediction.network import Network
+from attnseg.prediction.onnx import OnnxNetwork
+from attnseg.prediction.segment import Member, Segmenter
+from attnseg.prediction.spec import InferenceSpec
 from attnseg.runs.reopen import TorchNetwork, load_model, read_spec
 from attnseg.runs.run_folder import RunFolder
 

@@ -7,7 +7,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from attnseg.evaluation.summary import format_interval, format_value
 from attnseg.metrics.profiles.profile import Profile
-from attnseg.predict.spec import InferenceSpec
+from attnseg.prediction.spec import InferenceSpec
 from attnseg.runs.facts import RunFacts
 
 

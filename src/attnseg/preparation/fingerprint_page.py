@@ -16,7 +16,7 @@ from attnseg.drawing.cases import (
     pixel_aspect,
     slice_image,
 )
-from attnseg.predict.overlay import COLOURS
+from attnseg.prediction.overlay import COLOURS
 from attnseg.preparation.fingerprint import Fingerprint, class_volume
 
 SAMPLES = 8

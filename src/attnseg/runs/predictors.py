@@ -12,11 +12,11 @@ from typing import Any, TypeVar
 from attnseg.config.errors import nearest, parse_options
 from attnseg.config.prediction import Postprocess, Predict
 from attnseg.errors import ConfigError, DataError, require
-from attnseg.predict.folder import OutputOptions, check_specs_agree, segment_folder
-from attnseg.predict.network import Network
-from attnseg.predict.postprocess import Rule
-from attnseg.predict.segment import Member, Segmenter
-from attnseg.predict.spec import InferenceSpec
+from attnseg.prediction.folder import OutputOptions, check_specs_agree, segment_folder
+from attnseg.prediction.network import Network
+from attnseg.prediction.postprocess import Rule
+from attnseg.prediction.segment import Member, Segmenter
+from attnseg.prediction.spec import InferenceSpec
 from attnseg.runs.run_folder import RunFolder, list_run_folders
 
 log = logging.getLogger(__name__)
@@ -118,7 +118,7 @@ def open_onnx_networks(
         CheckpointError: a file is not the one that was exported.
     """
     require("backend", "predict", "onnx", "onnxruntime")
-    from attnseg.predict.exported import Exported
+    from attnseg.prediction.exported import Exported
 
     exported = [Exported(run.export) for run in runs]
     specs = [export.spec for export in exported]
@@ -133,8 +133,8 @@ def open_capsule(place: str, threads: int | None) -> tuple[InferenceSpec, Networ
         CheckpointError: not a capsule, damaged, or made to harm.
     """
     require("backend", "predict", "onnx", "onnxruntime")
-    from attnseg.predict.capsule import Capsule
-    from attnseg.predict.hub import fetch_capsule
+    from attnseg.prediction.capsule import Capsule
+    from attnseg.prediction.hub import fetch_capsule
 
     capsule = Capsule(fetch_capsule(place))
     network = capsule.network(threads or 0)

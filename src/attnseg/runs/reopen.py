@@ -13,7 +13,7 @@ from attnseg.config.training import Config
 from attnseg.errors import CheckpointError, ConfigError
 from attnseg.files import file_digest
 from attnseg.models.model import SegmentationModel
-from attnseg.predict.spec import VERSION, InferenceSpec
+from attnseg.prediction.spec import VERSION, InferenceSpec
 from attnseg.processes.malloc import keep_freed_memory
 from attnseg.runs.checkpoints import load_weights
 

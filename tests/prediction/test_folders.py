@@ -15,11 +15,11 @@ from PIL import Image
 
 from attnseg.data.readers import rle
 from attnseg.errors import ConfigError, DataError, InUseError, ResourceError
-from attnseg.predict import folder
-from attnseg.predict import manifest as manifests
-from attnseg.predict.postprocess import Rule
-from tests.predict.made import TILTED, Threshold, organ, segment, spec
-from tests.predict.test_dicom import write as write_series
+from attnseg.prediction import folder
+from attnseg.prediction import manifest as manifests
+from attnseg.prediction.postprocess import Rule
+from tests.prediction.made import TILTED, Threshold, organ, segment, spec
+from tests.prediction.test_dicom import write as write_series
 
 SIZE = (24, 30)  # three times a slice: exact at the middle of each pixel
 
@@ -379,7 +379,7 @@ def test_more_memory_than_there_is(tmp_path, monkeypatch):
 
 
 def test_a_full_disk_names_the_file_and_keeps_what_is_done(tmp_path, monkeypatch):
-    from attnseg.predict import results
+    from attnseg.prediction import results
 
     for number in range(3):
         nifti(tmp_path / f"in/{number}.nii.gz", number)
@@ -416,10 +416,10 @@ class Barrier:
             raise ImportError(f"{name} is barred")
 
 sys.meta_path.insert(0, Barrier())
-from tests.predict.made import segment
+from tests.prediction.made import segment
 segment(Path(sys.argv[1]), Path(sys.argv[2]), wanted={"probabilities": True}, size=(16, 20))
-import attnseg.predict, pkgutil, importlib
-for module in pkgutil.iter_modules(attnseg.predict.__path__, "attnseg.predict."):
+import attnseg.prediction, pkgutil, importlib
+for module in pkgutil.iter_modules(attnseg.prediction.__path__, "attnseg.prediction."):
     importlib.import_module(module.name)
 import attnseg.commands.predict
 """

@@ -6,10 +6,10 @@ from attnseg.data.readers.nifti import check_same_grid, read_nifti, to_slices, t
 from attnseg.data.readers.pictures import GREY8, GREY16, RGB, read_picture
 from attnseg.data.readers.uw_madison import read_scan
 from attnseg.errors import DataError, Problems
-from attnseg.predict.dicom import read_series
-from attnseg.predict.inputs import HEAD, Item, detect_picture_format
-from attnseg.predict.scan import Scan, make_scan
-from attnseg.predict.spec import InferenceSpec
+from attnseg.prediction.dicom import read_series
+from attnseg.prediction.inputs import HEAD, Item, detect_picture_format
+from attnseg.prediction.scan import Scan, make_scan
+from attnseg.prediction.spec import InferenceSpec
 
 
 def read_item(item: Item, spec: InferenceSpec) -> tuple[Item, Scan]:

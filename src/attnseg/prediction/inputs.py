@@ -19,9 +19,9 @@ from typing import Literal
 from attnseg.data.readers.pictures import SUFFIXES
 from attnseg.data.readers.uw_madison import find_scan_folder, sort_slices
 from attnseg.errors import DataError, Problems, first_line
-from attnseg.predict.dicom import SUFFIX as DICOM
-from attnseg.predict.dicom import group_series
-from attnseg.predict.spec import InferenceSpec
+from attnseg.prediction.dicom import SUFFIX as DICOM
+from attnseg.prediction.dicom import group_series
+from attnseg.prediction.spec import InferenceSpec
 
 Kind = Literal["nifti", "dicom", "picture", "scan"]
 VOLUMES = (".nii", ".nii.gz")

@@ -16,15 +16,15 @@ import numpy as np
 from attnseg.data.reader import shape_text
 from attnseg.errors import ConfigError, DataError, listed
 from attnseg.memory import free_memory
-from attnseg.predict.images import read_item
-from attnseg.predict.inputs import Inputs, Item, find_inputs
-from attnseg.predict.manifest import Facts, Manifest, digest_files
-from attnseg.predict.overlay import draw_overlay
-from attnseg.predict.postprocess import Rule, clean_mask
-from attnseg.predict.results import ResultWriter, volumes_ml
-from attnseg.predict.scan import Scan
-from attnseg.predict.segment import Segmenter
-from attnseg.predict.spec import InferenceSpec
+from attnseg.prediction.images import read_item
+from attnseg.prediction.inputs import Inputs, Item, find_inputs
+from attnseg.prediction.manifest import Facts, Manifest, digest_files
+from attnseg.prediction.overlay import draw_overlay
+from attnseg.prediction.postprocess import Rule, clean_mask
+from attnseg.prediction.results import ResultWriter, volumes_ml
+from attnseg.prediction.scan import Scan
+from attnseg.prediction.segment import Segmenter
+from attnseg.prediction.spec import InferenceSpec
 from attnseg.progress import track
 
 log = logging.getLogger(__name__)

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from attnseg.errors import CheckpointError, ConfigError
-from attnseg.predict.onnx import OnnxNetwork
-from attnseg.predict.spec import InferenceSpec
+from attnseg.prediction.onnx import OnnxNetwork
+from attnseg.prediction.spec import InferenceSpec
 
 ONNX, INT8, SPEC, FACTS = "model.onnx", "model.int8.onnx", "recipe.json", "export.json"
 

@@ -6,12 +6,12 @@ import torch
 import torch.nn.functional as F
 
 from attnseg.errors import CheckpointError, ConfigError
-from attnseg.predict.folder import check_specs_agree
-from attnseg.predict.masks import resize_logits, to_probabilities
-from attnseg.predict.postprocess import Rule, clean_mask
-from attnseg.predict.scan import make_scan
-from attnseg.predict.segment import Member, Segmenter, tile_starts, tile_weights
-from tests.predict.made import WINDOW, Constant, Threshold, organ, spec
+from attnseg.prediction.folder import check_specs_agree
+from attnseg.prediction.masks import resize_logits, to_probabilities
+from attnseg.prediction.postprocess import Rule, clean_mask
+from attnseg.prediction.scan import make_scan
+from attnseg.prediction.segment import Member, Segmenter, tile_starts, tile_weights
+from tests.prediction.made import WINDOW, Constant, Threshold, organ, spec
 
 
 def scan(shape=(2, 12, 14), spacing=None):

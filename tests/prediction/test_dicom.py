@@ -20,8 +20,8 @@ from pydicom.uid import (
 )
 
 from attnseg.errors import ConfigError, DataError
-from attnseg.predict.dicom import read_series
-from tests.predict.made import organ, segment
+from attnseg.prediction.dicom import read_series
+from tests.prediction.made import organ, segment
 
 SPACING = (0.8, 1.4)  # rows, columns: from row to row, from column to column
 STEP = 2.5

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from attnseg.data.slicing import scale_intensities
 from attnseg.data.store import PERCENTILES, intensity_window
-from attnseg.predict.spec import InferenceSpec
+from attnseg.prediction.spec import InferenceSpec
 
 
 @dataclass(frozen=True)

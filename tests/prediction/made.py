@@ -7,10 +7,10 @@ import nibabel as nib
 import numpy as np
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
-from attnseg.predict.folder import OutputOptions, segment_folder
-from attnseg.predict.postprocess import Rule
-from attnseg.predict.segment import Member, Segmenter
-from attnseg.predict.spec import InferenceSpec
+from attnseg.prediction.folder import OutputOptions, segment_folder
+from attnseg.prediction.postprocess import Rule
+from attnseg.prediction.segment import Member, Segmenter
+from attnseg.prediction.spec import InferenceSpec
 
 DIGEST = "0" * 64
 # Between 100 and 200, a tilted grid of unlike spacings.

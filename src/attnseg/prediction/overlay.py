@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from attnseg.data.labels import Masks
-from attnseg.predict.scan import Scan
+from attnseg.prediction.scan import Scan
 
 # The palette of Okabe and Ito, distinguishable with any colour vision.
 COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#F0E442", "#D55E00", "#0072B2", "#999999")

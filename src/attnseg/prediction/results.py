@@ -21,10 +21,10 @@ from attnseg.data.readers.nifti import from_slices
 from attnseg.data.readers.uw_madison import encode_table
 from attnseg.errors import ResourceError
 from attnseg.files import replacing
-from attnseg.predict.dicom import write_segmentation
-from attnseg.predict.inputs import Item
-from attnseg.predict.scan import Scan
-from attnseg.predict.spec import InferenceSpec
+from attnseg.prediction.dicom import write_segmentation
+from attnseg.prediction.inputs import Item
+from attnseg.prediction.scan import Scan
+from attnseg.prediction.spec import InferenceSpec
 
 COMMENT = 6  # code of NIfTI extensions that hold plain text
 WHITE = 65535  # of a 16-bit picture, for a probability or uncertainty of 1

@@ -18,7 +18,7 @@ from attnseg.data.readers import rle
 from attnseg.evaluation.evaluate import FinishedRun
 from attnseg.evaluation.options import Evaluate
 from attnseg.runs.run_folder import RunFolder
-from tests.predict.made import TILTED, organ, spec
+from tests.prediction.made import TILTED, organ, spec
 
 CLASSES = ("large_bowel", "small_bowel", "stomach")
 

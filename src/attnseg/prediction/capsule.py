@@ -22,11 +22,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attnseg.errors import CheckpointError, first_line
-from attnseg.predict.network import Network
-from attnseg.predict.onnx import OnnxNetwork
-from attnseg.predict.spec import InferenceSpec
+from attnseg.prediction.network import Network
+from attnseg.prediction.onnx import OnnxNetwork
+from attnseg.prediction.spec import InferenceSpec
 
-log = logging.getLogger("attnseg.predict")
+log = logging.getLogger("attnseg.prediction")
 
 VERSION = 1
 MANIFEST, MODEL, SPEC = "manifest.json", "model.onnx", "recipe.json"

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attnseg.errors import CheckpointError, ConfigError, first_line
-from attnseg.predict.spec import InferenceSpec
+from attnseg.prediction.spec import InferenceSpec
 
 DOMAINS = ("", "ai.onnx")  # operators of ONNX itself, as exports have
 ADVICE = "export the run again"

@@ -6,8 +6,8 @@ import re
 import pytest
 
 from attnseg.errors import CheckpointError
-from attnseg.predict.spec import InferenceSpec
-from tests.predict.made import spec
+from attnseg.prediction.spec import InferenceSpec
+from tests.prediction.made import spec
 
 WRONG = {
     "version": [2, None, "1"],

@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from attnseg.errors import ConfigError, InUseError
 from attnseg.files import file_digest, remove_unfinished, write_text
-from attnseg.predict.results import reporting_write_errors
+from attnseg.prediction.results import reporting_write_errors
 
 MANIFEST = "manifest.json"
 JOURNAL = "progress.jsonl"

@@ -10,8 +10,8 @@ from nibabel.orientations import io_orientation
 from PIL import Image
 
 from attnseg.data.readers.nifti import from_slices, read_nifti, to_slices
-from attnseg.predict.spec import InferenceSpec
-from tests.predict.made import TILTED, Threshold, organ, reoriented, segment, spec
+from attnseg.prediction.spec import InferenceSpec
+from tests.prediction.made import TILTED, Threshold, organ, reoriented, segment, spec
 
 ALL = ["".join(p) for pairs in product("RL", "AP", "SI") for p in permutations(pairs)]
 PLANES = {"axial": (0, 1), "coronal": (0, 2), "sagittal": (1, 2)}

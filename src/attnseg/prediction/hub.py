@@ -9,9 +9,9 @@ from pathlib import Path
 
 from attnseg.errors import ConfigError, ResourceError, first_line, require
 from attnseg.files import replacing
-from attnseg.predict.capsule import Capsule
+from attnseg.prediction.capsule import Capsule
 
-log = logging.getLogger("attnseg.predict")
+log = logging.getLogger("attnseg.prediction")
 
 FILE, CARD = "capsule.zip", "README.md"
 SCHEME = "hf://"

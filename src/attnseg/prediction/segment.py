@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from attnseg.data.labels import Floats, Labels, Masks
 from attnseg.data.slicing import Slices, SliceView, network_input
 from attnseg.errors import CheckpointError
-from attnseg.predict.masks import resize_logits, to_probabilities, to_uncertainty
-from attnseg.predict.network import Network
+from attnseg.prediction.masks import resize_logits, to_probabilities, to_uncertainty
+from attnseg.prediction.network import Network
 
 Flip = Literal["h", "v"]
 SIGMA = 1 / 8  # of the Gaussian that weights a tile, as a share of the tile's side
