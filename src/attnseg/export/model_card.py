@@ -31,7 +31,7 @@ def render_model_card(
     """
     environment = Environment(
         loader=PackageLoader("attnseg.export"),
-        autoescape=False,
+        autoescape=True,  # Names of a run are text, not HTML for a page that shows the card.
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
