@@ -18,10 +18,7 @@ def run_in_child(function: Callable[[], int]) -> int:
     """Call a function in a fork of this process, and wait for its end.
 
     Signals that ask this process to stop are forwarded to the child. If this process is killed, the
-    child receives SIGTERM (on Linux).
-
-    Args:
-        function: returns an exit code; may raise SystemExit.
+    child receives SIGTERM (on Linux). The function returns an exit code or raises SystemExit.
 
     Returns:
         The child's exit code, or the negative number of the signal that killed it.

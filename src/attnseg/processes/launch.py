@@ -41,19 +41,14 @@ class ProcessGroup:
         world: number of processes that the run is configured for.
         config_text: the configuration, which identifies the run among the processes.
 
-    Attributes:
-        leads: whether this process is the first.
-        world: number of processes.
-        machines: number of machines they are on.
-        per_machine: number of processes on each.
-
     Raises:
         ConfigError: another number of processes was started.
     """
 
     def __init__(self, world: int, config_text: str = "") -> None:
-        self.world = self.per_machine = world
-        self.machines, self.leads = 1, True
+        self.leads = True  # whether this process is the first
+        self.machines = 1  # number of machines that the processes are on
+        self.per_machine = world  # number of processes on each machine
         self._store: Store | None = None
         self._key = f"attnseg/{hashlib.sha256(config_text.encode()).hexdigest()}"
         environment = cluster_environment()

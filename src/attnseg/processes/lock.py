@@ -29,11 +29,7 @@ class Lock:
         self._released = threading.Event()
 
     def take(self) -> str | None:
-        """Take the lock.
-
-        Returns:
-            `None` if this process holds it now, else a description of the holder.
-        """
+        """Take the lock; return `None` if this process holds it now, else who holds it."""
         while True:
             file = self.path.open("a+")
             try:

@@ -4,7 +4,6 @@ import ctypes
 import sys
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h of the GNU C library
-_NEVER = -1
 
 
 def keep_freed_memory() -> None:
@@ -19,4 +18,4 @@ def keep_freed_memory() -> None:
     library = ctypes.CDLL(None)
     if hasattr(library, "gnu_get_libc_version"):
         library.mallopt(_M_MMAP_MAX, 0)
-        library.mallopt(_M_TRIM_THRESHOLD, _NEVER)
+        library.mallopt(_M_TRIM_THRESHOLD, -1)  # never

@@ -13,15 +13,11 @@ SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGINT)
 
 
 class Stopped(BaseException):
-    """Raised when training has stopped on request and has saved a checkpoint.
-
-    Args:
-        number: of the signal.
-    """
+    """Raised when training has stopped on request and has saved a checkpoint."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
-        self.number = number
+        self.number = number  # of the signal
 
 
 class Stopping:
@@ -29,15 +25,11 @@ class Stopping:
 
     While `deferring`, the first signal is only recorded, and training stops at its next step. A
     second signal ends the run immediately, unless it is an echo of the first.
-
-    Attributes:
-        deferring: whether the first signal is only recorded.
-        asked: number of the recorded signal; 0 if none.
     """
 
     def __init__(self) -> None:
         self.deferring = False
-        self.asked = 0
+        self.asked = 0  # number of the recorded signal; 0 if none
         self._since = 0.0
         self._before: dict[int, Any] = {}
 
@@ -77,10 +69,8 @@ class Stopping:
         now = time.monotonic()
         if self.deferring and not self.asked:
             self.asked, self._since = number, now
-            return
-        if self.deferring and number == self.asked and now - self._since < ECHO:
-            return
-        raise ending(number)
+        elif not (self.deferring and number == self.asked and now - self._since < ECHO):
+            raise ending(number)
 
 
 def ending(number: int) -> BaseException:

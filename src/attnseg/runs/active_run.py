@@ -34,11 +34,6 @@ class ActiveRun:
         config: of the run; kept in the folder.
         identity: from `run_id`.
 
-    Attributes:
-        folder: the run folder.
-        facts: its `run.json`, as far as it is known.
-        finished: whether the run was done before.
-
     Raises:
         ConfigError: the run has failed too often.
         ResourceError: the folder cannot be made.
@@ -67,8 +62,8 @@ class ActiveRun:
             before = RunFolder(self.folder).facts
         except DataError:  # A new run, or one whose facts were lost.
             before = RunFacts(status="new")
-        self.facts = before
-        self.finished = before.status == "done"
+        self.facts = before  # `run.json`, as far as it is known
+        self.finished = before.status == "done"  # in an earlier attempt
         if self.finished:
             self.lock.release()
             return
@@ -98,7 +93,9 @@ class ActiveRun:
 
     def note_device(self, config: Config) -> None:
         """Note the name of the device; this wakes a GPU up, so only once it is leased."""
-        self.facts.machine["device"] = _name_device(config)
+        name = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+        on_gpu = config.trainer.accelerator == "gpu"
+        self.facts.machine["device"] = torch.cuda.get_device_name() if on_gpu else name
         self.save()
 
     def _check_attempts(self, attempts: list[Attempt], most: int) -> None:
@@ -144,21 +141,15 @@ class ActiveRun:
 
 
 def _new_folder(parent: Path, identity: str) -> Path:
-    number = 1
+    """Make the folder of a repeated run, with the first number that is free."""
+    folder, number = parent / identity, 1
     while True:
-        folder = parent / (identity if number == 1 else f"{identity}-{number}")
         try:
             folder.mkdir()
+            return folder
         except FileExistsError:
             number += 1
-            continue
-        return folder
-
-
-def _name_device(config: Config) -> str:
-    if config.trainer.accelerator == "gpu":
-        return torch.cuda.get_device_name()
-    return f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+            folder = parent / f"{identity}-{number}"
 
 
 def read_git_state() -> GitState | None:

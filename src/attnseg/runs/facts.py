@@ -42,58 +42,33 @@ class RunFacts(BaseModel):
 
     A fact that a run has not noted, since it is unfinished or older than the fact, has its default
     here. Facts that this version does not know are kept.
-
-    Attributes:
-        id: ten hexadecimal digits of configuration, data and split.
-        status: `running`, `done`, `stopped` or `failed`.
-        reason: why it stopped or failed.
-        started: time of the first attempt, ISO 8601 in UTC.
-        attempts: every start, the last one at the end.
-        command: of the last attempt.
-        choices: the name chosen in each configuration group, such as `model` and `attn`.
-        seed: of the training.
-        git: state of the code; `None` outside a clone.
-        versions: of the packages, by name.
-        machine: that the last attempt ran on.
-        seconds: spent in `fit`, `evaluate` and in `total`, over all attempts.
-        profile: the metric profile, with its name and digest.
-        data: what the training data decided about the network's input, as prediction needs it.
-        data_digest: SHA-256 of all cases.
-        split_digest: SHA-256 of `split.csv`.
-        parameters: numbers of weights: `total` and the model's parts.
-        macs: multiply-accumulates for one slice.
-        watermark: a mark that must stand beside every number, if any.
-        best_epoch: counted from 1.
-        checkpoints: SHA-256 by file name.
-        test_set: set once the run has been scored.
-        peak_memory_bytes: of training and scoring.
     """
 
     model_config = ConfigDict(extra="allow")
 
-    id: str = ""
-    status: str
-    reason: str | None = None
-    started: str | None = None
-    attempts: list[Attempt] = []
-    command: list[str] | None = None
-    choices: dict[str, str] = {}
-    seed: int = 0
-    git: GitState | None = None
-    versions: dict[str, str] = {}
-    machine: Machine = {}
-    seconds: dict[str, float] = {}
-    profile: dict[str, Any] = {}
-    data: dict[str, Any] | None = None
-    data_digest: str = ""
-    split_digest: str = ""
-    parameters: dict[str, Any] = {}
-    macs: int = 0
-    watermark: str | None = None
-    best_epoch: int | None = None
-    checkpoints: dict[str, str] = {}
-    test_set: OpenedTestSet = {"digest": "", "openings": 0}
-    peak_memory_bytes: int | None = None
+    id: str = ""  # ten hexadecimal digits of configuration, data and split
+    status: str  # `running`, `done`, `stopped` or `failed`
+    reason: str | None = None  # why it stopped or failed
+    started: str | None = None  # time of the first attempt, ISO 8601 in UTC
+    attempts: list[Attempt] = []  # every start, the last one at the end
+    command: list[str] | None = None  # of the last attempt
+    choices: dict[str, str] = {}  # the name chosen in each configuration group
+    seed: int = 0  # of the training
+    git: GitState | None = None  # state of the code; `None` outside a clone
+    versions: dict[str, str] = {}  # of the packages, by name
+    machine: Machine = {}  # of the last attempt
+    seconds: dict[str, float] = {}  # in `fit`, in `evaluate` and in `total`, over all attempts
+    profile: dict[str, Any] = {}  # the metric profile, with its name and digest
+    data: dict[str, Any] | None = None  # from `describe_input`, for prediction
+    data_digest: str = ""  # SHA-256 of all cases
+    split_digest: str = ""  # SHA-256 of `split.csv`
+    parameters: dict[str, Any] = {}  # numbers of weights: `total` and the model's parts
+    macs: int = 0  # multiply-accumulates for one slice
+    watermark: str | None = None  # a mark that must stand beside every number, if any
+    best_epoch: int | None = None  # counted from 1
+    checkpoints: dict[str, str] = {}  # SHA-256 by file name
+    test_set: OpenedTestSet = {"digest": "", "openings": 0}  # set once the run has been scored
+    peak_memory_bytes: int | None = None  # of training and scoring
 
     @classmethod
     def from_json(cls, text: str) -> "RunFacts":

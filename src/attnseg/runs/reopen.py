@@ -34,10 +34,6 @@ def read_spec(run: "RunFolder") -> InferenceSpec:
 def load_network(run: "RunFolder", device: str = "cpu") -> "TorchNetwork":
     """Return the network of a finished run, with its best weights.
 
-    Args:
-        run: a finished run.
-        device: `cpu` or `cuda`.
-
     Raises:
         ConfigError: as `read_spec`, or there is no such device.
         CheckpointError: the weights are missing, damaged or do not fit.
@@ -53,13 +49,8 @@ def load_model(run: "RunFolder") -> SegmentationModel:
         CheckpointError: as `load_network`.
     """
     config, spec = _open(run)
-    model = build_model(
-        config.model,
-        config.attn,
-        spec.in_channels,
-        spec.labels.channels,
-        spec.size,
-    )
+    channels = (spec.in_channels, spec.labels.channels)
+    model = build_model(config.model, config.attn, *channels, spec.size)
     load_weights(model, run.best_checkpoint)
     return model.eval()
 

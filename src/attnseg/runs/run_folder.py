@@ -2,10 +2,11 @@
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self
 
 import yaml
 
@@ -21,58 +22,35 @@ if TYPE_CHECKING:
     from attnseg.models.model import SegmentationModel
 
 CASE_COLUMNS = ("split", "patient", "case", "class", "metric", "profile")  # of text
-T = TypeVar("T")
 
 
 class RunFolder(os.PathLike[str]):
     """The folder of one run.
 
     Every file is read when it is first asked for, and kept; open the folder anew to see what a run
-    in progress has written since. Reading needs no torch, except for `model`.
-
-    Args:
-        path: of the folder, which need not exist.
-
-    Attributes:
-        path: of the folder.
-        name: the run's id, with a number if the run was repeated.
-        facts_file: `run.json`, by which a folder is known to hold a run.
-        config_file: the configuration as YAML.
-        history_file: a row per epoch.
-        cases_file: a row per case, class and metric.
-        metrics_file: means and intervals.
-        split_file: role and digest of each case.
-        log_file: messages of all attempts.
-        lock_file: held while a process trains the run.
-        best_checkpoint: the weights that are evaluated.
-        last_checkpoint: the state from which a run that was cut off goes on.
-        checkpoints: folder of both.
-        previews: folder of the best, median and worst case, drawn.
-        pictures: folder of the slices that the comparison's page shows.
-        evaluation: folder of later scores, with a folder for each split.
-        attention: folder of attention maps.
-        export: folder of the network in other formats.
+    in progress has written since. Properties raise a `DataError` if their file cannot be read.
+    Reading needs no torch, except for `model`. The folder need not exist.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        self.name = self.path.name
-        self.facts_file = self.path / "run.json"
+        self.name = self.path.name  # the run's id, with a number if the run was repeated
+        self.facts_file = self.path / "run.json"  # by which a folder is known to hold a run
         self.config_file = self.path / "config.yaml"
-        self.history_file = self.path / "history.csv"
-        self.cases_file = self.path / "cases.csv"
-        self.metrics_file = self.path / "metrics.json"
-        self.split_file = self.path / "split.csv"
-        self.log_file = self.path / "run.log"
-        self.lock_file = self.path / "lock"
+        self.history_file = self.path / "history.csv"  # a row per epoch
+        self.cases_file = self.path / "cases.csv"  # a row per case, class and metric
+        self.metrics_file = self.path / "metrics.json"  # means and intervals
+        self.split_file = self.path / "split.csv"  # role and digest of each case
+        self.log_file = self.path / "run.log"  # messages of all attempts
+        self.lock_file = self.path / "lock"  # held while a process trains the run
         self.checkpoints = self.path / "checkpoints"
-        self.best_checkpoint = self.checkpoints / "best.ckpt"
-        self.last_checkpoint = self.checkpoints / "last.ckpt"
-        self.previews = self.path / "previews"
-        self.pictures = self.path / "pictures"
-        self.evaluation = self.path / "evaluation"
-        self.attention = self.path / "attention"
-        self.export = self.path / "export"
+        self.best_checkpoint = self.checkpoints / "best.ckpt"  # the weights that are evaluated
+        self.last_checkpoint = self.checkpoints / "last.ckpt"  # from which a run is resumed
+        self.previews = self.path / "previews"  # the best, median and worst case, drawn
+        self.pictures = self.path / "pictures"  # slices for the comparison's page
+        self.evaluation = self.path / "evaluation"  # later scores, with a folder for each split
+        self.attention = self.path / "attention"  # attention maps
+        self.export = self.path / "export"  # the network in other formats
 
     def __fspath__(self) -> str:
         return str(self.path)
@@ -101,87 +79,54 @@ class RunFolder(os.PathLike[str]):
 
     @cached_property
     def facts(self) -> RunFacts:
-        """`run.json`.
-
-        Raises:
-            DataError: it cannot be read.
-        """
-        return self._read(self.facts_file, RunFacts.from_json)
+        """`run.json`."""
+        with _reading(self.facts_file):
+            return RunFacts.from_json(self.facts_file.read_text())
 
     @property
     def status(self) -> str:
-        """`done`, `training`, `cut off`, `stopped` or `failed`.
-
-        Raises:
-            DataError: `run.json` cannot be read.
-        """
+        """`done`, `training`, `cut off`, `stopped` or `failed`."""
         if self.facts.status == "running":
             return "training" if is_held(self.lock_file) else "cut off"
         return self.facts.status
 
     @cached_property
     def raw_config(self) -> Mapping[str, Any]:
-        """`config.yaml` as plain containers, with the options of the version that wrote it.
-
-        Raises:
-            DataError: it cannot be read.
-        """
-        return self._read(self.config_file, lambda text: _mapping(yaml.safe_load(text)))
+        """`config.yaml` as plain containers, with the options of the version that wrote it."""
+        with _reading(self.config_file):
+            return _mapping(yaml.safe_load(self.config_file.read_text()))
 
     @property
     def config(self) -> Config:
         """The configuration, checked.
 
         Raises:
-            DataError: a file cannot be read.
             ConfigError: this version does not know an option.
         """
         return parse_config({**self.raw_config, "choices": self.facts.choices})
 
     @cached_property
     def metrics(self) -> Mapping[str, Any]:
-        """`metrics.json`: profile, and means and intervals for each split that was scored.
-
-        Raises:
-            DataError: it cannot be read.
-        """
-        return self._read(self.metrics_file, lambda text: _mapping(json.loads(text)))
+        """`metrics.json`: profile, and means and intervals for each split that was scored."""
+        with _reading(self.metrics_file):
+            return _mapping(json.loads(self.metrics_file.read_text()))
 
     @cached_property
     def cases(self) -> "pd.DataFrame":
-        """`cases.csv`: a row per case, class and metric; an undefined `value` is NaN.
-
-        Raises:
-            DataError: it cannot be read, or a column is missing.
-        """
-        import pandas as pd
-
-        text = {name: str for name in CASE_COLUMNS}
-        try:  # A patient may be called 007 or NA: only an empty value is undefined.
-            table = pd.read_csv(
-                self.cases_file, dtype=text, keep_default_na=False, na_values={"value": [""]}
-            )
-        except (OSError, ValueError) as error:
-            raise _unreadable(self.cases_file, error) from error
+        """`cases.csv`: a row per case, class and metric; an undefined `value` is NaN."""
+        # A patient may be called 007 or NA: only an empty value is undefined.
+        options = {"keep_default_na": False, "na_values": {"value": [""]}}
+        table = _read_table(self.cases_file, dtype=dict.fromkeys(CASE_COLUMNS, str), **options)
         if missing := [name for name in (*CASE_COLUMNS, "value") if name not in table]:
             raise DataError(f"{self.cases_file}: no column {', '.join(missing)}; train again")
         return table
 
     @cached_property
     def history(self) -> "pd.DataFrame":
-        """`history.csv`: a row per epoch; empty before the first one ends.
-
-        Raises:
-            DataError: it cannot be read.
-        """
+        """`history.csv`: a row per epoch; empty before the first one ends."""
         import pandas as pd
 
-        try:
-            return pd.read_csv(self.history_file)
-        except FileNotFoundError:
-            return pd.DataFrame()
-        except (OSError, ValueError) as error:
-            raise _unreadable(self.history_file, error) from error
+        return _read_table(self.history_file) if self.history_file.exists() else pd.DataFrame()
 
     def history_rows(self) -> list[Mapping[str, float | str]]:
         """Return the history as a mapping per epoch; an undefined value is NaN."""
@@ -191,17 +136,8 @@ class RunFolder(os.PathLike[str]):
 
     @cached_property
     def split(self) -> "pd.DataFrame":
-        """`split.csv`: patient, case, role and digest, all as text.
-
-        Raises:
-            DataError: it cannot be read.
-        """
-        import pandas as pd
-
-        try:
-            return pd.read_csv(self.split_file, dtype=str, keep_default_na=False)
-        except (OSError, ValueError) as error:
-            raise _unreadable(self.split_file, error) from error
+        """`split.csv`: patient, case, role and digest, all as text."""
+        return _read_table(self.split_file, dtype=str, keep_default_na=False)
 
     def model(self) -> "SegmentationModel":
         """Return the model with its best weights, in evaluation mode.
@@ -270,12 +206,6 @@ class RunFolder(os.PathLike[str]):
             raise ConfigError(f"{self}: the run is {facts.status}, not done; train it first")
         return self
 
-    def _read(self, path: Path, parse: Callable[[str], T]) -> T:
-        try:
-            return parse(path.read_text())
-        except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-            raise _unreadable(path, error) from error
-
 
 def list_run_folders(root: Path, pattern: str = "**") -> list[RunFolder]:
     """Return the run folders below a folder that a glob pattern names, sorted by path."""
@@ -298,5 +228,17 @@ def _mapping(node: object) -> Mapping[str, Any]:
     return node
 
 
-def _unreadable(path: Path, error: Exception) -> DataError:
-    return DataError(f"{path}: cannot be read ({first_line(error)}); train again")
+def _read_table(path: Path, **options: Any) -> "pd.DataFrame":  # noqa: ANN401
+    import pandas as pd  # Most commands that open runs read no table.
+
+    with _reading(path):
+        return pd.read_csv(path, **options)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn the errors of a file that is missing or damaged into a `DataError`."""
+    try:
+        yield
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise DataError(f"{path}: cannot be read ({first_line(error)}); train again") from error

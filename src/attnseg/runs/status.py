@@ -3,7 +3,6 @@
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -15,28 +14,16 @@ from attnseg.runs.sweep_jobs import Job, list_ledgers
 
 @dataclass(frozen=True)
 class State:
-    """State of one run, or of a job that has no run folder yet.
+    """State of one run, or of a job that has no run folder yet."""
 
-    Attributes:
-        name: of the run folder below the outputs, or the overrides that are specific to a job.
-        status: `done`, `training`, `cut off`, `stopped`, `failed`, `killed`, `pending` or
-            `unreadable`.
-        epoch: number of epochs done.
-        epochs: number of epochs configured; `None` if not known yet.
-        left: estimated seconds of training left; `None` if it is not training.
-        score: of the test set, or of the validation cases if the test set is sealed.
-        measure: split, metric and profile of the score.
-        reason: cause of a failure.
-    """
-
-    name: str
-    status: str
-    epoch: int = 0
-    epochs: int | None = None
-    left: float | None = None
-    score: str = ""
-    measure: str = ""
-    reason: str = ""
+    name: str  # of the run folder below the outputs, or the overrides that are specific to a job
+    status: str  # of `RunFolder.status` or `Job.status`, or `unreadable`
+    epoch: int = 0  # number of epochs done
+    epochs: int | None = None  # number of epochs configured; `None` if not known yet
+    left: float | None = None  # estimated seconds of training left; `None` if it is not training
+    score: str = ""  # of the test set, or of the validation cases if the test set is sealed
+    measure: str = ""  # split, metric and profile of the score
+    reason: str = ""  # cause of a failure
 
 
 def print_status(outputs: Path) -> None:
@@ -49,19 +36,18 @@ def print_status(outputs: Path) -> None:
         raise DataError(f"{outputs}: no such folder; give that of the runs as paths.outputs=DIR")
     jobs = [job for ledger in list_ledgers(outputs) for job in ledger.jobs()]
     waiting = [job_state(job) for job in jobs if job.folder is None]
-    print_states([*list_states(outputs), *waiting])
-
-
-def list_states(outputs: Path) -> list[State]:
-    """Return the state of every run folder below `outputs`."""
     runs = list_run_folders(outputs, "*/*/*/*")
-    return [run_state(run, str(run.path.relative_to(outputs))) for run in runs]
+    print_states([*(run_state(run, str(run.path.relative_to(outputs))) for run in runs), *waiting])
 
 
 def run_state(run: RunFolder, name: str) -> State:
     """Return the state of one run; `unreadable` if a file is missing or damaged."""
     try:
-        return _read_state(run, name)
+        status, epochs = run.status, int(run.raw_config["trainer"]["max_epochs"])
+        done, left = len(run.history), None
+        if status == "training" and done:
+            left = float(run.history["seconds"].mean()) * (epochs - done)
+        return State(name, status, done, epochs, left, *_read_score(run), run.facts.reason or "")
     except DataError as error:
         return State(name, "unreadable", reason=str(error))
     except (ValueError, LookupError, TypeError) as error:
@@ -69,20 +55,10 @@ def run_state(run: RunFolder, name: str) -> State:
         return State(name, "unreadable", reason=f"{type(error).__name__}: {reason}")
 
 
-def _read_state(run: RunFolder, name: str) -> State:
-    status, epochs = run.status, int(run.raw_config["trainer"]["max_epochs"])
-    done, left = len(run.history), None
-    if status == "training" and done:
-        left = float(run.history["seconds"].mean()) * (epochs - done)
-    return State(name, status, done, epochs, left, *_read_score(run), run.facts.reason or "")
-
-
 def job_state(job: Job, same: Collection[str] = ()) -> State:
     """Return the state of a sweep's job, which is that of its run if it has one.
 
-    Args:
-        job: of a sweep.
-        same: overrides that all jobs have, which are left out of the name.
+    Its name is made of its overrides without `same`, those that all jobs have.
     """
     name = " ".join(override for override in job.overrides if override not in same)
     run = None if job.folder is None else RunFolder(job.folder)
@@ -113,10 +89,11 @@ def print_states(states: Sequence[State]) -> None:
     table = Table()
     columns = [name for name in (rows[0] if rows else ()) if any(row[name] for row in rows)]
     for name in columns:
-        numeric = name in ("epochs", "left", header)
-        side: Literal["left", "right"] = "right" if numeric else "left"
         table.add_column(
-            name, justify=side, overflow="fold", no_wrap=name not in ("reason", header)
+            name,
+            justify="right" if name in ("epochs", "left", header) else "left",
+            overflow="fold",
+            no_wrap=name not in ("reason", header),
         )
     for row in rows:
         table.add_row(*(row[name] for name in columns))

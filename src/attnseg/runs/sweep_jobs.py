@@ -13,36 +13,22 @@ FOLDER = ".sweep"  # Below the outputs; it has a folder for every sweep.
 
 @dataclass(frozen=True)
 class Job:
-    """One job of a sweep.
+    """One job of a sweep."""
 
-    Attributes:
-        number: counted from 0.
-        overrides: of the command line.
-        status: `pending`, `running`, `done`, `stopped`, `failed` or `killed`.
-        folder: the run folder, once there is one.
-        reason: cause of a failure.
-        code: exit code.
-        seconds: duration of the last attempt.
-    """
-
-    number: int
-    overrides: tuple[str, ...]
-    status: str = "pending"
-    folder: Path | None = None
-    reason: str = ""
-    code: int | None = None
-    seconds: float | None = None
+    number: int  # counted from 0
+    overrides: tuple[str, ...]  # of the command line
+    status: str = "pending"  # or `running`, `done`, `stopped`, `failed` or `killed`
+    folder: Path | None = None  # of the run, once there is one
+    reason: str = ""  # cause of a failure
+    code: int | None = None  # exit code
+    seconds: float | None = None  # duration of the last attempt
 
 
 class Ledger:
-    """Reads and writes the jobs of one sweep; each job is written by the process that runs it.
-
-    Args:
-        folder: of the sweep.
-    """
+    """Reads and writes the jobs of one sweep; each job is written by the process that runs it."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.folder = folder  # of the sweep
 
     def open(self, jobs: Sequence[Sequence[str]]) -> None:
         """Add the jobs that are not in the ledger yet as pending."""

@@ -12,17 +12,11 @@ from attnseg.runs.run_folder import RunFolder
 
 @dataclass(frozen=True)
 class Variant:
-    """Runs that differ in seed and fold only.
+    """Runs that differ in seed and fold only."""
 
-    Attributes:
-        name: made of the values that distinguish it from the other variants.
-        key: values of all keys that variants are grouped by.
-        runs: in the order given.
-    """
-
-    name: str
-    key: tuple[str, ...]
-    runs: tuple[RunFolder, ...]
+    name: str  # made of the values that distinguish it from the other variants
+    key: tuple[str, ...]  # values of all keys that variants are grouped by
+    runs: tuple[RunFolder, ...]  # in the order given
 
     @property
     def seeds(self) -> set[int]:
