@@ -45,17 +45,16 @@ class Abdomen(Body):
 
     def _add_skeleton(self, at: Place) -> None:
         """Add the spine, the ribs and the muscles around them."""
-        column = self._ellipsoid(at(0, 0, 63, 0.5), (23, 17, 1e4))
+        self.spine = self._ellipsoid(at(0, 0, 63, 0.5), (23, 17, 1e4))
         self.canal = self._ellipsoid(at(0, 0, 84, 0.5), (9, 7, 1e4))
         arch = self._ellipsoid(at(0, 0, 84, 0.5), (14, 12, 1e4))
         spinous = self._ellipsoid(at(0, 0, 94, 0.5), (3.5, 8, 1e4))
         transverse = self._ellipsoid(at(0, 0, 82, 0.5), (36, 4, 1e4))
-        self.spine = column
         self.arch = overlap(union(arch, spinous, transverse), -self.canal)
         psoas = [self._ellipsoid(at(0, s * 31, 57, 0.3), (14, 16, 95)) for s in (-1, 1)]
         back = [self._ellipsoid(at(0, s * 29, 88, 0.5), (24, 12, 1e4)) for s in (-1, 1)]
         self.muscle = union(self.cavity - 10, *psoas, *back)
-        x, y, z = self.x[None, None, :], self.y[None, :, None], self.z[:, None, None]
+        x, y, z = self.axes
         # Ribs are oblique: their cross-section moves along the wall from slice to slice.
         turns = np.arctan2(y * 1.4, x) * 7 / np.pi + z / 22 * np.sign(x)
         along = (turns - np.rint(turns)) * 46
@@ -65,14 +64,14 @@ class Abdomen(Body):
 
     def _add_chest(self, at: Place) -> None:
         """Add the two domes of the diaphragm, and lungs and heart above them."""
-        x, y = self.x[None, None, :] / self.girth, self.y[None, :, None] / self.depth
+        x, y = self.axes[0] / self.girth, self.axes[1] / self.depth
         heights = [
             top - 0.44 * ((x - middle) / 86) ** 2 - 0.4 * ((y + 8) / 92) ** 2
             for top, middle in ((1.13, -52), (1.08, 58))
         ]
-        above = self.z[:, None, None] - np.maximum(*heights) * self.HEIGHT
-        # Halving the height gives about the distance to the sloping diaphragm, for soft edges.
-        self.diaphragm = 0.5 * above
+        # Halving the height above it gives about the distance to the sloping diaphragm, for soft
+        # edges.
+        self.diaphragm = 0.5 * (self.axes[2] - np.maximum(*heights) * self.HEIGHT)
         heart = self._ellipsoid(at(0, 18, -44, 1.04), (58, 36, 40))
         mediastinum = self._ellipsoid(at(0, 0, 26, 0.5), (30, 22, 1e4))
         self.lungs = overlap(self.cavity + 3, -self.diaphragm, -mediastinum)
@@ -97,11 +96,9 @@ class Abdomen(Body):
         """Move an organ's outline by smooth noise with a standard deviation of `by` mm."""
         widths = (1, 18 / self.spacing, 18 / self.spacing)
         noise = ndimage.gaussian_filter(anatomy.standard_normal(self.shape), widths)
-        uneven: Field = organ + by * noise / noise.std()
-        return uneven
+        return np.asarray(organ + by * noise / noise.std())
 
     def _joined(self, first: Field, second: Field) -> Field:
         """Return the union of two organs with a rounded transition."""
         round_mm = 6.0
-        joined: Field = -round_mm * np.logaddexp(-first / round_mm, -second / round_mm)
-        return joined
+        return np.asarray(-round_mm * np.logaddexp(-first / round_mm, -second / round_mm))

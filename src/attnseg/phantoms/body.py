@@ -60,6 +60,18 @@ class Body:
         self.large_bowel = self._large_bowel(at, anatomy.uniform(0.9, 1.1))
         self.small_bowel = self._small_bowel(at)
 
+    @property
+    def axes(self) -> tuple[Field, Field, Field]:
+        """The coordinates x, y and z, each along its axis of an array `[S, H, W]`."""
+        return self.x[None, None, :], self.y[None, :, None], self.z[:, None, None]
+
+    def label_map(self, *organs: tuple[int, Field]) -> NDArray[np.uint8]:
+        """Return the label map `[S, H, W]` of numbered organs; later ones cover earlier ones."""
+        labels = np.zeros(self.shape, np.uint8)
+        for number, organ in organs:
+            labels[organ < 0] = number
+        return labels
+
     def _places(self, offsets: Field) -> Place:
         """Return the function that places organs, each shifted by its row of `offsets`, mm."""
 
@@ -100,13 +112,9 @@ class Body:
         return loops
 
     def _ellipsoid(self, centre: Point, radii: Point) -> Field:
-        x, y, z = (
-            (axis - c) / r
-            for axis, c, r in zip((self.x, self.y, self.z), centre, radii, strict=True)
-        )
-        squared = x[None, None, :] ** 2 + y[None, :, None] ** 2 + z[:, None, None] ** 2
-        distance: Field = (np.sqrt(squared) - 1) * min(radii)
-        return distance
+        x, y, z = ((axis - c) / r for axis, c, r in zip(self.axes, centre, radii, strict=True))
+        squared = x**2 + y**2 + z**2
+        return np.asarray((np.sqrt(squared) - 1) * min(radii))
 
     def _tube(self, points: list[Point], radii: Iterable[float]) -> Field:
         """Return the distance to a tube along a line of points, evaluated near the tube only."""
@@ -150,14 +158,13 @@ class Body:
 
     def mr(self, tissues: Iterable[Tissue], walls: Iterable[Wall]) -> NDArray[np.uint16]:
         """Return an MR-like image `[S, H, W]`, 16-bit, from grey values between 0 and 1."""
-        rng = self.today
         image = self.paint(0.02, tissues)
         for field, wall in walls:
             image += np.clip(1 - np.abs(field + 2) / 2.5, 0, 1) * 0.7 * (wall - image)
         image = ndimage.gaussian_filter(image, (0, 0.5, 0.5)) * self._bias()
-        noise = rng.normal(0, 0.03, (2, *self.shape))
+        noise = self.today.normal(0, 0.03, (2, *self.shape))
         magnitude = np.sqrt((image + noise[0]) ** 2 + noise[1] ** 2)  # Rician
-        brightness = rng.uniform(900, 2400)
+        brightness = self.today.uniform(900, 2400)
         return np.asarray(np.clip(magnitude * brightness, 0, 65535), np.uint16)
 
     def paint(self, air: float, tissues: Iterable[Tissue]) -> Field:
@@ -171,9 +178,9 @@ class Body:
 
     def _bias(self) -> Field:
         """Return a smooth multiplicative bias field."""
-        x, y = self.x[None, None, :] / 150, self.y[None, :, None] / 110
+        x, y = self.axes[0] / 150, self.axes[1] / 110
         a, b, c, d = self.today.uniform(-0.16, 0.16, 4)
-        log: Field = a * x + b * y + c * x * y + d * (x * x + y * y - 0.5)
+        log = a * x + b * y + c * x * y + d * (x * x + y * y - 0.5)
         return np.broadcast_to(np.exp(log), self.shape)
 
 

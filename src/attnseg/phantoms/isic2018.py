@@ -11,8 +11,7 @@ cover parts of some pictures.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +21,7 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 
 from attnseg.phantoms.body import Field
-from attnseg.phantoms.phantom import make_once, preset_of
+from attnseg.phantoms.phantom import make_preset
 from attnseg.progress import track
 
 FOLDER_ROLES = ("Training", "Validation", "Test")
@@ -55,19 +54,8 @@ ISIC2018_PRESETS = {
 
 
 def make_isic2018(root: Path, preset: str = "demo", seed: int = 0) -> None:
-    """Write a phantom of ISIC 2018 Task 1 to `root`, unless it already exists there.
-
-    Args:
-        root: root folder of the phantom, for its reader.
-        preset: one of `ISIC2018_PRESETS`.
-        seed: another seed gives other pictures.
-
-    Raises:
-        ValueError: there is no such preset.
-        DataError: `root` holds other files, or another phantom.
-    """
-    spec = replace(preset_of(ISIC2018_PRESETS, preset), seed=seed)
-    make_once(root, {"version": 1, **asdict(spec)}, partial(_write_isic2018, spec))
+    """Write a phantom of ISIC 2018 Task 1 to `root`; see `make_preset`."""
+    make_preset(root, ISIC2018_PRESETS, preset, seed, _write_isic2018)
 
 
 def _write_isic2018(spec: IsicSpec, root: Path) -> None:
@@ -91,12 +79,7 @@ def _write_isic2018(spec: IsicSpec, root: Path) -> None:
 def make_picture(
     seed: int, number: int, frame: tuple[int, int]
 ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    """Draw one picture.
-
-    Args:
-        seed: seed of the phantom.
-        number: number of the picture.
-        frame: width and height, pixels.
+    """Draw one picture; `frame` is its width and height in pixels.
 
     Returns:
         Image `[H, W, 3]` and the lesion's mask `[H, W]`, a single component.
@@ -149,8 +132,7 @@ class _Canvas:
         for wave in range(1, 9):
             size = rng.normal(0, 0.16 / wave)
             border += size * np.cos(wave * angle + rng.uniform(0, 2 * np.pi))
-        edge: Field = np.hypot(along, across) - radius * np.clip(border, 0.4, 1.6)
-        return edge
+        return np.asarray(np.hypot(along, across) - radius * np.clip(border, 0.4, 1.6))
 
     def draw_skin(self) -> None:
         """Draw skin of one tone, with blotches, fine furrows and light from one side."""
@@ -171,16 +153,15 @@ class _Canvas:
         rng = self.rng
         soft = rng.uniform(0.02, 0.07)
         inside = 1 / (1 + np.exp(np.clip((edge + 0.4 * soft) / (0.4 * soft), -50, 50)))
-        tan, brown, black = ([0.66, 0.45, 0.32], [0.42, 0.25, 0.17], [0.20, 0.12, 0.11])
         depth = rng.uniform(0.25, 0.75) + 0.28 * self.noise(0.22) + 0.1 * self.noise(0.08)
         depth += np.clip(-edge, 0, 0.4)  # The lesion is darker towards its middle.
-        stops = np.array([tan, brown, black])
+        # From tan over brown to black.
+        stops = np.array([[0.66, 0.45, 0.32], [0.42, 0.25, 0.17], [0.20, 0.12, 0.11]])
         colour = np.stack([np.interp(depth, (0.1, 0.75, 1.5), stops[:, c]) for c in range(3)], -1)
         if rng.random() < 0.35:
             veil = np.clip(self.noise(0.2) - 0.6, 0, 1)[..., None]  # bluish-white veil
             colour += 0.5 * veil * (np.array([0.52, 0.52, 0.58]) - colour)
-        strength = rng.uniform(0.65, 0.95)
-        self._stain(colour, inside * strength)
+        self._stain(colour, inside * rng.uniform(0.65, 0.95))
         self._stain([0.25, 0.14, 0.10], inside * self._network(rng.uniform(0.05, 0.08)) * 0.35)
         self._stain([0.17, 0.09, 0.08], inside * self._globules() * 0.6)
 
@@ -193,8 +174,7 @@ class _Canvas:
         holes[rows, columns] = 0
         far = ndimage.distance_transform_edt(holes) / self.unit
         lines = ndimage.gaussian_filter(np.clip(far / mesh - 0.45, 0, 0.4) / 0.4, 0.5)
-        patches: Field = lines * np.clip(0.5 + 0.8 * self.noise(0.25), 0, 1)
-        return patches
+        return np.asarray(lines * np.clip(0.5 + 0.8 * self.noise(0.25), 0, 1))
 
     def _globules(self) -> Field:
         """Return dots that are scattered over one part of the picture."""
@@ -261,8 +241,7 @@ class _Canvas:
         """Return noise `[H, W]` of standard deviation 1, in patches of about `size` units."""
         white = self.rng.standard_normal((self.height, self.width))
         smooth = ndimage.gaussian_filter(white, size * self.unit / 2)
-        noise: Field = smooth / smooth.std()
-        return noise
+        return np.asarray(smooth / smooth.std())
 
     def _stain(self, colour: Sequence[float] | Field, opacity: Field) -> None:
         """Blend a colour into the picture with an opacity `[H, W]`."""
@@ -285,5 +264,4 @@ class _Canvas:
 def _curve(start: Field, control: Field, end: Field) -> Field:
     """Return 24 points `[24, 2]` of a quadratic Bezier curve."""
     t = np.linspace(0, 1, 24)[:, None]
-    curve: Field = (1 - t) ** 2 * start + 2 * t * (1 - t) * control + t**2 * end
-    return curve
+    return np.asarray((1 - t) ** 2 * start + 2 * t * (1 - t) * control + t**2 * end)

@@ -9,8 +9,6 @@ region_based_training.md.
 """
 
 import json
-from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +17,7 @@ from numpy.typing import NDArray
 
 from attnseg.phantoms.abdomen import Abdomen
 from attnseg.phantoms.body import union
-from attnseg.phantoms.phantom import make_once, preset_of
+from attnseg.phantoms.phantom import make_preset
 from attnseg.phantoms.scan import ScanSpec, save_scan, tilted_affine
 from attnseg.progress import track
 
@@ -33,44 +31,27 @@ NNUNET_PRESETS = {
 
 
 def make_nnunet(root: Path, preset: str = "demo", seed: int = 0) -> None:
-    """Write a phantom in nnU-Net's raw format to `root`, unless it already exists there.
+    """Write a phantom in nnU-Net's raw format to `root`; see `make_preset`.
 
-    Args:
-        root: the dataset's folder (`DatasetXXX_Name`), which will hold `dataset.json`.
-        preset: one of `NNUNET_PRESETS`.
-        seed: another seed gives other anatomies.
-
-    Raises:
-        ValueError: there is no such preset.
-        DataError: `root` holds other files, or another phantom.
+    `root` is the dataset's folder (`DatasetXXX_Name`), which will hold `dataset.json`.
     """
-    spec = replace(preset_of(NNUNET_PRESETS, preset), seed=seed)
-    make_once(root, {"version": 1, **asdict(spec)}, partial(_write_nnunet, spec))
+    make_preset(root, NNUNET_PRESETS, preset, seed, _write_nnunet)
 
 
 def make_mr(
     seed: int, case: int, shape: tuple[int, int, int], spacing: float
 ) -> tuple[list[NDArray[np.int16]], NDArray[np.uint8]]:
-    """Draw one patient's two scans.
-
-    Args:
-        seed: seed of the phantom.
-        case: number of the case.
-        shape: slices, height, width.
-        spacing: in-plane pixel size, mm.
+    """Draw one patient's two scans; `spacing` is in-plane, mm.
 
     Returns:
-        T1- and T2-weighted images and label map, each `[S, H, W]`, from the feet up, front to back
-        and the patient's right to the left.
+        T1- and T2-weighted images and label map, each `[S, H, W]`, oriented as in `Case`.
     """
     body = Abdomen(default_rng([seed, case]), default_rng([seed, case, 1]), shape, spacing)
     # T1 and T2: fluid is dark in the first and bright in the second.
     images = [_draw_weighting(body, 0), _draw_weighting(body, 1)]
-    label = np.zeros(shape, np.uint8)
-    label[body.large_bowel < 0] = LARGE_BOWEL
-    label[body.small_bowel < 0] = SMALL_BOWEL
-    label[body.stomach < 0] = STOMACH
-    return images, label
+    return images, body.label_map(
+        (LARGE_BOWEL, body.large_bowel), (SMALL_BOWEL, body.small_bowel), (STOMACH, body.stomach)
+    )
 
 
 def _draw_weighting(body: Abdomen, weighting: int) -> NDArray[np.int16]:
@@ -112,9 +93,8 @@ def _write_nnunet(spec: ScanSpec, root: Path) -> None:
         width, height, spacing, distance = spec.frames[case % len(spec.frames)]
         shape = (spec.slices, height, width)
         images, label = make_mr(spec.seed, case, shape, spacing)
-        affine = tilted_affine(
-            default_rng([spec.seed, case, 2]), shape, (distance, spacing, spacing)
-        )
+        rng = default_rng([spec.seed, case, 2])
+        affine = tilted_affine(rng, shape, (distance, spacing, spacing))
         part = "Tr" if case < spec.train else "Ts"
         name, axes = f"ABD_{case + 1:03d}", MR_AXES[case % len(MR_AXES)]
         for channel, image in enumerate(images):

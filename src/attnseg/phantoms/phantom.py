@@ -1,40 +1,57 @@
-"""Creation of phantoms: made once, complete or not at all, and never over other files."""
+"""Creation of phantoms: made once, complete or not at all, and never over other files.
+
+The makers of all phantoms end in `make_preset`. A phantom's specification is a dataclass that
+decides all of its bytes and has a field `seed`; another seed gives other anatomies or pictures.
+"""
 
 import json
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from attnseg.errors import DataError
 
 SPEC_FILE = "phantom.json"
-Spec = TypeVar("Spec")
+VERSION = 1  # to be raised whenever the same specification gives other bytes
+Spec = TypeVar("Spec", bound=Any)
 
 
-def preset_of(presets: Mapping[str, Spec], name: str) -> Spec:
-    """Return the preset of a name.
-
-    Raises:
-        ValueError: there is no such preset; lists the existing ones.
-    """
-    if name not in presets:
-        raise ValueError(f"no preset {name!r}; choose one of {', '.join(presets)}")
-    return presets[name]
-
-
-def make_once(root: Path, spec: Mapping[str, object], write: Callable[[Path], None]) -> None:
-    """Make a phantom at `root`, unless the same one exists there.
+def make_preset(
+    root: Path,
+    presets: Mapping[str, Spec],
+    name: str,
+    seed: int,
+    write: Callable[[Spec, Path], None],
+    **options: str,
+) -> None:
+    """Make a preset's phantom at `root`, unless the same one exists there.
 
     Args:
         root: root folder of the phantom, for its reader.
-        spec: everything that decides the phantom's bytes; kept in `phantom.json`. Its `version` is
-            raised whenever the same options give other bytes.
-        write: writes the phantom's files to an empty folder.
+        presets: specification by name.
+        name: the preset to make.
+        seed: replaces the preset's own.
+        write: writes the phantom of a specification to an empty folder.
+        options: what else decides the phantom's bytes.
 
     Raises:
+        ValueError: there is no such preset.
         DataError: `root` holds other files, or another phantom.
+    """
+    if name not in presets:
+        raise ValueError(f"no preset {name!r}; choose one of {', '.join(presets)}")
+    spec = replace(presets[name], seed=seed)
+    everything = {"version": VERSION, **options, **asdict(spec)}
+    make_once(root, everything, lambda folder: write(spec, folder))
+
+
+def make_once(root: Path, spec: Mapping[str, object], write: Callable[[Path], None]) -> None:
+    """Let `write` fill a folder and rename it to `root`, unless the same phantom exists there.
+
+    `spec` is everything that decides the phantom's bytes; it is kept in `phantom.json`.
     """
     expected = json.dumps(spec, indent=1)
     if root.exists():

@@ -36,12 +36,12 @@ class ScanSpec:
 def tilted_affine(
     rng: Generator, shape: tuple[int, int, int], spacing: tuple[float, float, float]
 ) -> Field:
-    """Return the affine of a scan whose patient lies tilted by a few degrees.
+    """Return the affine of a scan whose patient lies tilted by a few degrees, for `save_scan`.
 
     Args:
         rng: draws angles and position.
         shape: slices, height, width.
-        spacing: voxel size along slices, height and width, mm.
+        spacing: voxel size along these, mm.
 
     Returns:
         `[4, 4]` from voxel indices along width, height and slices to mm (NIfTI's axes: right,
@@ -57,13 +57,9 @@ def tilted_affine(
 
 
 def save_scan(path: Path, scan: NDArray[np.generic], affine: Field, axes: str) -> None:
-    """Write a scan as NIfTI.
+    """Write a scan `[S, H, W]`, oriented as in `Case`, as NIfTI.
 
-    Args:
-        path: the file.
-        scan: `[S, H, W]`, from the feet up, front to back, right to left.
-        affine: affine from `tilted_affine`.
-        axes: directions of the axes of the file's array: `RAS` is right, front, up.
+    `axes` are the directions of the axes of the file's array: `RAS` is right, front, up.
     """
     turn = ornt_transform(axcodes2ornt("LPS"), axcodes2ornt(tuple(axes)))
     array = scan.transpose(2, 1, 0)

@@ -11,7 +11,6 @@ rows run from the patient's right to the left, columns from front to back. (mmse
 tools/dataset_converters/synapse.py obtains this by transposing and flipping the raw arrays.)
 """
 
-from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from scipy import ndimage
 
 from attnseg.phantoms.abdomen import Abdomen
 from attnseg.phantoms.body import Field, overlap, union
-from attnseg.phantoms.phantom import make_once, preset_of
+from attnseg.phantoms.phantom import make_preset
 from attnseg.phantoms.scan import ScanSpec, save_scan, tilted_affine
 from attnseg.progress import track
 
@@ -44,39 +43,26 @@ SYNAPSE_PRESETS = {
 
 
 def make_synapse(root: Path, preset: str = "demo", seed: int = 0, layout: str = "raw") -> None:
-    """Write a phantom of the Synapse abdomen to `root`, unless it already exists there.
+    """Write a phantom of the Synapse abdomen to `root`; see `make_preset`.
 
-    Args:
-        root: root folder of the phantom, for its reader.
-        preset: one of `SYNAPSE_PRESETS`.
-        seed: another seed gives other anatomies.
-        layout: `raw` or `package`; the scans are the same.
+    The scans of the two `LAYOUTS` are the same.
 
     Raises:
         ValueError: there is no such preset or layout.
-        DataError: `root` holds other files, or another phantom.
     """
     if layout not in LAYOUTS:
         raise ValueError(f"no layout {layout!r}; choose one of {', '.join(LAYOUTS)}")
-    spec = replace(preset_of(SYNAPSE_PRESETS, preset), seed=seed)
-    everything = {"version": 1, "layout": layout, **asdict(spec)}
-    make_once(root, everything, partial(_write_synapse, spec, layout))
+    write = partial(_write_synapse, layout)
+    make_preset(root, SYNAPSE_PRESETS, preset, seed, write, layout=layout)
 
 
 def make_ct(
     seed: int, case: int, shape: tuple[int, int, int], spacing: float
 ) -> tuple[NDArray[np.int16], NDArray[np.uint8]]:
-    """Draw one CT scan.
-
-    Args:
-        seed: seed of the phantom.
-        case: number of the case.
-        shape: slices, height, width.
-        spacing: in-plane pixel size, mm.
+    """Draw one CT scan; `spacing` is in-plane, mm.
 
     Returns:
-        Image `[S, H, W]` in HU and label map `[S, H, W]` of the 13 organs, from the feet up, front
-        to back and the patient's right to the left.
+        Image `[S, H, W]` in HU and label map `[S, H, W]` of the 13 organs, oriented as in `Case`.
     """
     today = default_rng([seed, case, 1])
     body = Abdomen(default_rng([seed, case]), today, shape, spacing)
@@ -84,9 +70,7 @@ def make_ct(
 
 
 def _organ_labels(body: Abdomen) -> NDArray[np.uint8]:
-    """Return the label map of the 13 organs; later ones cover earlier ones."""
-    label = np.zeros(body.shape, np.uint8)
-    for number, organ in (
+    return body.label_map(
         (6, body.liver),
         (7, body.stomach),
         (1, body.spleen),
@@ -100,9 +84,7 @@ def _organ_labels(body: Abdomen) -> NDArray[np.uint8]:
         (5, body.oesophagus),
         (12, body.right_adrenal),
         (13, body.left_adrenal),
-    ):
-        label[organ < 0] = number
-    return label
+    )
 
 
 def _draw_image(body: Abdomen, rng: Generator) -> NDArray[np.int16]:
@@ -156,52 +138,49 @@ def _draw_image(body: Abdomen, rng: Generator) -> NDArray[np.int16]:
 
 def _table(body: Abdomen) -> Field:
     """Return the curved table of the scanner under the patient's back."""
-    x, y = body.x[None, None, :], body.y[None, :, None]
+    x, y, _ = body.axes
     plate = np.abs(y - (108 * body.depth + 9 - 0.0009 * x**2)) - 2.5
     return np.broadcast_to(plate, body.shape)
 
 
 def _strands(body: Abdomen, rng: Generator) -> Field:
     """Return the fine vessels in the fat of the abdominal cavity."""
-    widths = (0.7, 9 / body.spacing, 9 / body.spacing)
-    noise = ndimage.gaussian_filter(rng.standard_normal(body.shape), widths)
-    return overlap((np.abs(noise / noise.std()) - 0.15) * 8, body.cavity + 12)
+    return overlap((np.abs(_smooth_noise(body, rng, 0.7, 9)) - 0.15) * 8, body.cavity + 12)
 
 
 def _gas(body: Abdomen, rng: Generator) -> Field:
     """Return pockets of gas in the large bowel."""
-    widths = (1, 10 / body.spacing, 10 / body.spacing)
-    noise = ndimage.gaussian_filter(rng.standard_normal(body.shape), widths)
-    return overlap((0.5 - noise / noise.std()) * 10, body.large_bowel + 5)
+    return overlap((0.5 - _smooth_noise(body, rng, 1, 10)) * 10, body.large_bowel + 5)
 
 
 def _bubble(body: Abdomen) -> Field:
     """Return the gas in the stomach, which collects in front of a patient lying on the back."""
-    level = body.y[None, :, None] + 46 * body.depth
-    return overlap(level, body.stomach + 5)
+    return overlap(body.axes[1] + 46 * body.depth, body.stomach + 5)
 
 
 def _branches(body: Abdomen, rng: Generator) -> Field:
     """Return the veins of the liver."""
-    widths = (1.5, 14 / body.spacing, 14 / body.spacing)
-    first, second = (
-        ndimage.gaussian_filter(rng.standard_normal(body.shape), widths) for _ in range(2)
-    )
     # The points where two smooth fields are both near zero form lines in space.
-    line = np.hypot(first / first.std(), second / second.std())
+    line = np.hypot(*(_smooth_noise(body, rng, 1.5, 14) for _ in range(2)))
     return overlap((line - 0.28) * 12, body.liver + 5)
 
 
-def _write_synapse(spec: ScanSpec, layout: str, root: Path) -> None:
+def _smooth_noise(body: Abdomen, rng: Generator, slices: float, width_mm: float) -> Field:
+    """Return noise of standard deviation 1, smoothed over slices and within them."""
+    widths = (slices, width_mm / body.spacing, width_mm / body.spacing)
+    noise = ndimage.gaussian_filter(rng.standard_normal(body.shape), widths)
+    return np.asarray(noise / noise.std())
+
+
+def _write_synapse(layout: str, spec: ScanSpec, root: Path) -> None:
     cases = [(c, "train") for c in TRAIN[: spec.train]] + [(c, "test") for c in TEST[: spec.test]]
     for turn, (case, role) in enumerate(track(cases, "Making the phantom", "scans")):
         width, height, spacing, distance = spec.frames[turn % len(spec.frames)]
         shape = (spec.slices, height, width)
         image, label = make_ct(spec.seed, case, shape, spacing)
         if layout == "raw":
-            affine = tilted_affine(
-                default_rng([spec.seed, case, 2]), shape, (distance, spacing, spacing)
-            )
+            rng = default_rng([spec.seed, case, 2])
+            affine = tilted_affine(rng, shape, (distance, spacing, spacing))
             folder = root / "RawData" / "Training"
             axes = CT_AXES[turn % len(CT_AXES)]
             for kind, scan in (("img", image), ("label", label)):

@@ -6,8 +6,7 @@ stomach and the loops of the bowel. Slices look like MRI: soft edges, a bias fie
 a brightness that varies from scan to scan. The same specification gives the same bytes.
 """
 
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,7 @@ from PIL import Image
 from attnseg.data.readers import rle
 from attnseg.data.readers.uw_madison import TABLE_COLUMNS, UWMadison
 from attnseg.phantoms.body import Body
-from attnseg.phantoms.phantom import make_once, preset_of
+from attnseg.phantoms.phantom import make_preset
 from attnseg.progress import track
 
 
@@ -50,19 +49,8 @@ UW_MADISON_PRESETS = {
 
 
 def make_uw_madison(root: Path, preset: str = "demo", seed: int = 0) -> None:
-    """Write a phantom in the UW-Madison layout to `root`, unless it already exists there.
-
-    Args:
-        root: root folder of the phantom, for its reader.
-        preset: one of `UW_MADISON_PRESETS`.
-        seed: another seed gives other anatomies.
-
-    Raises:
-        ValueError: there is no such preset.
-        DataError: `root` holds other files, or another phantom.
-    """
-    spec = replace(preset_of(UW_MADISON_PRESETS, preset), seed=seed)
-    make_once(root, {"version": 1, **asdict(spec)}, partial(_write_uw_madison, spec))
+    """Write a phantom in the UW-Madison layout to `root`; see `make_preset`."""
+    make_preset(root, UW_MADISON_PRESETS, preset, seed, _write_uw_madison)
 
 
 def _write_uw_madison(spec: PhantomSpec, root: Path) -> None:
@@ -88,14 +76,7 @@ def _write_uw_madison(spec: PhantomSpec, root: Path) -> None:
 def make_mr_scan(
     seed: int, patient: int, day: int, shape: tuple[int, int, int], spacing: float
 ) -> tuple[NDArray[np.uint16], NDArray[np.bool_]]:
-    """Draw one scan.
-
-    Args:
-        seed: seed of the phantom.
-        patient: number of the patient, from 0.
-        day: number of the scan, from 0.
-        shape: slices, height, width.
-        spacing: in-plane pixel size, mm.
+    """Draw the scan of a patient on a day, both numbered from 0; `spacing` is in-plane, mm.
 
     Returns:
         Image `[S, H, W]` and masks `[3, S, H, W]` in the order of `UWMadison.labels`.
