@@ -263,7 +263,8 @@ def test_profiles_say_what_they_do():
             far = metric.name.startswith(("hd", "assd", "nsd"))
             if "{" in label or (far and "mm" not in label and "voxels" not in label):
                 wrong.append((name, label))
-            facts = {"label": label, "unit": metric.unit, "up": metric.up}
+            digits = 2 if metric.unit else 4
+            facts = {"label": label, "unit": metric.unit, "up": metric.up, "digits": digits}
             if described["metrics"][metric.name] != facts:
                 wrong.append((name, facts))
             if metric.unit and not metric.name.endswith(f"_{metric.unit}"):
@@ -273,8 +274,10 @@ def test_profiles_say_what_they_do():
 
 def test_directions_and_units_by_hand():
     metrics = Strict().describe()["metrics"]
-    assert metrics["hd95_mm"] == {"label": "HD95 (mm)", "unit": "mm", "up": False}
-    assert metrics["dice"] == {"label": "Dice", "unit": "", "up": True}
+    assert metrics["hd95_mm"] == {
+        "label": "HD95 (mm)", "unit": "mm", "up": False, "digits": 2,
+    }  # fmt: skip
+    assert metrics["dice"] == {"label": "Dice", "unit": "", "up": True, "digits": 4}
     assert metrics["volume_error"]["up"] is None  # 0 is best
     assert TransUNet().describe()["metrics"]["hd95_voxels"]["unit"] == "voxels"
     assert {name for name, facts in metrics.items() if facts["up"] is False} == {
