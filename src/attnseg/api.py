@@ -1,4 +1,8 @@
-"""The Python interface: commands, models and attentions by the names of the command line."""
+"""The Python interface: commands, models and attentions by the names of the command line.
+
+Every function raises an `AttnsegError` if an option is wrong, or if the data, the machine or a file
+is at fault; `ConfigError` and the like are classes of it.
+"""
 
 import json
 from collections.abc import Callable, Mapping
@@ -20,6 +24,7 @@ from attnseg.config.folder import list_choices
 from attnseg.config.nodes import Component
 from attnseg.models.model import SegmentationModel
 from attnseg.models.pretrained import load_file_into
+from attnseg.runs.predictors import predict_as_configured
 from attnseg.runs.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -32,9 +37,6 @@ def train(**options: Any) -> RunFolder:  # noqa: ANN401
     Args:
         options: named as on the command line, parts as dictionaries:
             `train(model="setr", attn="kv", trainer={"max_epochs": 1})`.
-
-    Raises:
-        AttnsegError: an option is wrong, or the data, the machine or a file is at fault.
     """
     from attnseg.training.train import train as train_as_configured
 
@@ -46,9 +48,6 @@ def evaluate(**options: Any) -> "pd.DataFrame":  # noqa: ANN401
 
     Returns:
         A row per case, class, metric and profile.
-
-    Raises:
-        AttnsegError: as for `train`.
     """
     from attnseg.evaluation.evaluate import evaluate as evaluate_as_configured
 
@@ -56,22 +55,14 @@ def evaluate(**options: Any) -> "pd.DataFrame":  # noqa: ANN401
 
 
 def predict(**options: Any) -> Path:  # noqa: ANN401
-    """Segment images as `attnseg predict` does, and return the folder of the masks.
-
-    Raises:
-        AttnsegError: as for `train`.
-    """
+    """Segment images as `attnseg predict` does, and return the folder of the masks."""
     parsed = parse_keywords(predict_command.COMMAND, options)
-    predict_command.run(parsed)
+    predict_as_configured(parsed)
     return Path(parsed.output)
 
 
 def compare(**options: Any) -> object:  # noqa: ANN401
-    """Compare finished runs as `attnseg compare` does, and return the comparison.
-
-    Raises:
-        AttnsegError: as for `train`.
-    """
+    """Compare finished runs as `attnseg compare` does, and return the comparison."""
     return compare_command.run(parse_keywords(compare_command.COMMAND, options))
 
 
@@ -81,11 +72,7 @@ def load_run(folder: str | PathLike[str]) -> RunFolder:
 
 
 def parse_keywords(command: Command, options: Mapping[str, Any]) -> Any:  # noqa: ANN401
-    """Return a command's options, composed and checked as on the command line.
-
-    Raises:
-        ConfigError: a key or value is wrong.
-    """
+    """Return a command's options, composed and checked as on the command line."""
     return command.parse(compose_raw(command, to_hydra(command, to_overrides(options))))
 
 
@@ -130,9 +117,6 @@ def create_attention(name: str, dim: int, num_heads: int, **options: Any) -> nn.
 
     Returns:
         A module called as `attention(x[B, N, C], grid=(H, W))`, which returns `[B, N, C]`.
-
-    Raises:
-        ConfigError: an unknown name or option, or numbers that do not fit.
     """
     given = {key: options.pop(key) for key in ("bias", "scale", "projection") if key in options}
     module: nn.Module = build(
@@ -165,10 +149,6 @@ def create_model(
 
     Returns:
         A module that maps images `[B, in_channels, H, W]` to logits `[B, num_classes, H, W]`.
-
-    Raises:
-        ConfigError: an unknown name or option, or numbers that do not fit.
-        CheckpointError: `pretrained` cannot be loaded.
     """
     model_node, attn_node = model_nodes(name, attn if isinstance(attn, str) else None)
     model: SegmentationModel = build(

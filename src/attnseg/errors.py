@@ -22,24 +22,6 @@ class ConfigError(AttnsegError):
     exit_code = 2
 
 
-def require(key: str, extra: str, *packages: str, otherwise: str = "") -> None:
-    """Refuse to go on without optional packages.
-
-    Args:
-        key: what the message begins with.
-        extra: of this package, which installs them.
-        packages: names to import.
-        otherwise: what to do instead of installing.
-
-    Raises:
-        ConfigError: names the first that is not installed.
-    """
-    for name in packages:
-        if importlib.util.find_spec(name) is None:
-            advice = f"pip install 'attnseg[{extra}]'" + (f" or {otherwise}" if otherwise else "")
-            raise ConfigError(f"{key}: {name.replace('_', '-')} is not installed; {advice}")
-
-
 class DataError(AttnsegError):
     """A dataset that is missing, broken or contradicts itself.
 
@@ -60,13 +42,7 @@ class DataError(AttnsegError):
 
 
 def listed(error: DataError, key: str, advice: str) -> DataError:
-    """Print all problems of an error, and return an error whose one line counts them.
-
-    Args:
-        error: returned unchanged if it has a single problem.
-        key: file or key at the beginning of the line.
-        advice: end of the line, which says what to do.
-    """
+    """Print an error's problems and return an error that counts them, if there are several."""
     if len(error.problems) == 1:
         return error
     for problem in error.problems:
@@ -97,11 +73,7 @@ class Problems:
             self.found.extend(error.problems)
 
     def stop(self) -> None:
-        """Raise an error if there are any problems.
-
-        Raises:
-            DataError: with every problem.
-        """
+        """Raise a `DataError` with every problem if there are any."""
         if self.found:
             raise DataError(*self.found)
 
@@ -120,3 +92,18 @@ class ResourceError(AttnsegError):
 
 class InUseError(ResourceError):
     """A folder that another process is working on."""
+
+
+def require(key: str, extra: str, *packages: str, otherwise: str = "") -> None:
+    """Refuse to go on without optional packages: a `ConfigError` names the first that is missing.
+
+    Args:
+        key: beginning of the message.
+        extra: optional dependencies of this package that install the missing one.
+        packages: names to import.
+        otherwise: advice for those who do not want to install it.
+    """
+    for name in packages:
+        if importlib.util.find_spec(name) is None:
+            advice = f"pip install 'attnseg[{extra}]'" + (f" or {otherwise}" if otherwise else "")
+            raise ConfigError(f"{key}: {name.replace('_', '-')} is not installed; {advice}")

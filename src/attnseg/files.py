@@ -19,7 +19,7 @@ def replacing(path: Path, before: Callable[[], None] = lambda: None) -> Iterator
     The file is on disk before it takes its name, so that a power cut leaves the old or the new one.
 
     Args:
-        path: of the file to replace or create.
+        path: file to replace or create.
         before: called when the temporary file is on disk, just before it is renamed.
     """
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
@@ -47,16 +47,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def check_room(folder: Path, needed: int, content: str) -> None:
-    """Refuse to start a job that would fill the disk.
-
-    Args:
-        folder: in which files will be written.
-        needed: bytes.
-        content: kind of the files, for the message.
-
-    Raises:
-        ResourceError: less is free.
-    """
+    """Refuse with a `ResourceError` to write files where fewer than `needed` bytes are free."""
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise ResourceError(
@@ -81,9 +72,7 @@ def write_text(path: Path, text: str) -> None:
 def is_whole(path: Path) -> bool:
     """Return whether a file exists and has the SHA-256 in `<name>.sha256` beside it."""
     sidecar = path.with_name(f"{path.name}.sha256")
-    if not path.is_file() or not sidecar.is_file():
-        return False
-    return file_digest(path) in sidecar.read_text()
+    return path.is_file() and sidecar.is_file() and file_digest(path) in sidecar.read_text()
 
 
 def file_digest(path: Path) -> str:

@@ -6,11 +6,7 @@ CONTROL_GROUP = Path("/sys/fs/cgroup")  # of the container, as seen from inside 
 
 
 def free_memory() -> int | None:
-    """Return the bytes that are free or can be freed, within the limit of the container.
-
-    Returns:
-        `None` where the system does not tell.
-    """
+    """Return the bytes that are free or can be freed in the container; `None` if unknown."""
     try:
         with open("/proc/meminfo") as lines:
             meminfo = dict(line.split(":") for line in lines)

@@ -3,14 +3,13 @@
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from types import TracebackType
 from typing import Self, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 T = TypeVar("T")
-LINES = 4  # Plain lines per bar.
+LINES = 4  # per bar where there is no terminal
 
 
 class Bar:
@@ -51,12 +50,7 @@ class Bar:
             self.drawn.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self.drawn:
             self.drawn.stop()
 

@@ -1,4 +1,4 @@
-"""Errors as one line on the terminal: what Hydra, the system and our own code raise."""
+"""Errors of Hydra, the system and this package, each as one line on the terminal."""
 
 import contextlib
 import logging
@@ -49,10 +49,10 @@ def report_error(error: Exception) -> int:
 
 
 def can_print() -> bool:
-    """Return whether anybody reads standard output; if not, as after `| head`, silence it."""
+    """Return whether standard output has a reader; if not, as after `| head`, silence it."""
     try:
         output = sys.stdout.fileno()
-    except OSError:  # not a file at all
+    except OSError:  # It is no file, as in a notebook.
         return True
     watched = select.poll()
     watched.register(output, 0)
@@ -63,12 +63,12 @@ def can_print() -> bool:
 
 
 def translate_error(error: Exception) -> AttnsegError | None:
-    """Return what an exception means to the person at the terminal; `None` for a bug of ours."""
+    """Return the error for the person at the terminal, or `None` for a bug of ours."""
     if isinstance(error, AttnsegError):
         return error
     if isinstance(error, OSError) and error.errno and error.strerror:
-        what = error.filename or "disk"
-        return ResourceError(f"{what}: {error.strerror}; check the path, permissions and space")
+        place = error.filename or "disk"
+        return ResourceError(f"{place}: {error.strerror}; check the path, permissions and space")
     if isinstance(error, MemoryError) or NO_MEMORY.search(str(error)):
         return ResourceError(
             f"memory: {first_line(error)[:200]}; lower dataset.batch_size or dataset.image_size"
@@ -82,18 +82,12 @@ def translate_error(error: Exception) -> AttnsegError | None:
 def translate_hydra_error(
     error: Exception, config_name: str, arguments: Sequence[str]
 ) -> Exception:
-    """Turn an error of Hydra, about the command line or a configuration file, into one line.
-
-    Args:
-        error: raised while a configuration was composed.
-        config_name: of the command.
-        arguments: the command line.
-    """
+    """Turn an error that Hydra raised, for a command line or a file, into one line."""
     text = " ".join(str(error).split())
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.rpartition("/")
-        options = [each for each in error.options or list_choices(group) if each[:1] != "_"]
-        return ConfigError(f"{group}: no {name!r}; {nearest(name, options)}")
+        known = [each for each in error.options or list_choices(group) if each[:1] != "_"]
+        return ConfigError(f"{group}: no {name!r}; {nearest(name, known)}")
     if isinstance(error, OverrideParseException):
         return ConfigError(
             f"{error.override}: not KEY=VALUE; quote values with spaces, commas or brackets"
@@ -101,9 +95,9 @@ def translate_hydra_error(
     if match := re.search(r"Could not override '([^'@]+)", text):
         key = match[1]
         parent, _, name = key.rpartition(".")
-        known = {*known_names(config_name, parent, chosen(arguments))}
-        known -= {name}  # a group, but of another command
-        return ConfigError(f"{key}: no such key; {nearest(name, known)}")
+        known = known_names(config_name, parent, existing_choices(arguments))
+        others = {*known} - {name}  # It may be a group, but one of another command.
+        return ConfigError(f"{key}: no such key; {nearest(name, others)}")
     if isinstance(error, yaml.MarkedYAMLError) and (mark := error.problem_mark):
         place = f"{mark.name}, line {mark.line + 1}"
         return ConfigError(f"{place}: {error.problem}; correct the file")
@@ -116,32 +110,25 @@ def translate_hydra_error(
     # A group set to null or to a number.
     wrong = [a for a in arguments if re.fullmatch(r"\w*=\[?(null|[\d.]*)\]?", a)]
     if wrong and ("group override" in text or isinstance(error, TypeError)):
-        group = wrong[0].partition("=")[0]
-        return ConfigError(f"{' '.join(wrong)}: not a choice; {choices_of(group)}")
-    if raised_by(error) in ("hydra", "omegaconf"):  # what they make of a strange command line
+        choices = ", ".join(list_choices(wrong[0].partition("=")[0]))
+        advice = f"choose one of {choices}" if choices else "see --help"
+        return ConfigError(f"{' '.join(wrong)}: not a choice; {advice}")
+    if raised_by(error) in ("hydra", "omegaconf"):  # Strange command lines fail anywhere in them.
         return ConfigError(f"command line: {text[:300]}; see --help")
     return error
 
 
 def raised_by(error: Exception) -> str:
     """Return the package whose code raised an exception; empty if it was not raised."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    name = trace.tb_frame.f_globals.get("__name__", "") if trace is not None else ""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    name = frames[-1].f_globals.get("__name__", "") if frames else ""
     return str(name).partition(".")[0]
 
 
-def choices_of(group: str) -> str:
-    """Return advice that lists the names of a group."""
-    known = list_choices(group)
-    return f"choose one of {', '.join(known)}" if known else "see --help"
-
-
-def chosen(arguments: Sequence[str]) -> list[str]:
-    """Return the choices of the command line that exist: each brings keys of its own."""
-    words = (re.fullmatch(r"(\w+)=(\w+)", argument) for argument in arguments)
-    return [word[0] for word in words if word and word[2] in list_choices(word[1])]
+def existing_choices(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments that make a choice which exists: each brings keys of its own."""
+    matches = (re.fullmatch(r"(\w+)=(\w+)", argument) for argument in arguments)
+    return [match[0] for match in matches if match and match[2] in list_choices(match[1])]
 
 
 def send_log_to_terminal() -> None:
@@ -154,7 +141,7 @@ def send_log_to_terminal() -> None:
 
 
 class TerminalHandler(logging.Handler):
-    """Prints messages; those that warn say so."""
+    """Prints messages, and `warning:` before those that warn."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print one message."""

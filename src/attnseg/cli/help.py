@@ -10,17 +10,10 @@ from attnseg.config.folder import list_choices
 
 
 def help_text(command: Command, overrides: Sequence[str]) -> str:
-    """Return a command's choices and values, as they are with some overrides.
-
-    Args:
-        command: of the table.
-        overrides: `KEY=VALUE` each.
-    """
+    """Return a command's sentence, choices, values under some overrides, and examples."""
     composed = compose(command.config_name, overrides)
     groups = sorted({*composed.hydra.runtime.choices, *composed} - {"hydra"})
-    choices = [
-        f"{group}: {', '.join(list_choices(group))}" for group in groups if list_choices(group)
-    ]
+    choices = [f"{group}: {', '.join(names)}" for group in groups if (names := list_choices(group))]
     with open_dict(composed):
         del composed["hydra"]
     sections = [

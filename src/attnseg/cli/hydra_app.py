@@ -10,6 +10,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -34,34 +35,33 @@ FLAGS = (
 )  # fmt: skip
 
 
-def run_command(command: Command, arguments: Sequence[str]) -> NoReturn:
-    """Run a command, each of its jobs with `-m`, and exit.
+def ignore_folder(folder: Path) -> None:
+    """Do nothing with the run folder: only a sweep notes it."""
 
-    Args:
-        command: of the table.
-        arguments: of the command line, after the command's name.
-    """
+
+def run_command(command: Command, arguments: Sequence[str]) -> NoReturn:
+    """Run a command with the arguments after its name, each of its jobs with `-m`, and exit."""
     send_log_to_terminal()
     arguments = to_hydra(command, arguments)
     codes: list[int] = []
 
     def task(composed: DictConfig) -> None:
-        if not log.handlers:  # a launcher's process
+        if not log.handlers:  # A launcher runs this in a process of its own.
             send_log_to_terminal()
         config = HydraConfig.get()
         overrides: Any = OmegaConf.to_container(config.overrides.task, resolve=False)
 
-        def perform(on_folder: Callable[[Path], None]) -> None:
+        def perform(on_folder: Callable[[Path], None] = ignore_folder) -> None:
             call(command, to_raw(composed, config.runtime.choices), overrides, on_folder)
 
         if config.mode == RunMode.MULTIRUN:
             importlib.import_module("attnseg.training.train")  # once, not in every child
             code = sweeps.run_job(perform, report_error)
-            if sweeps.Sweep.current is None:  # else the ledger tells, of other processes' jobs too
+            if sweeps.Sweep.current is None:  # A ledger has the codes of all processes' jobs.
                 codes.append(code)
             return
         try:
-            perform(ignore_folder)
+            perform()
         except Exception as error:
             codes.append(report_error(error))
 
@@ -94,20 +94,16 @@ def to_hydra(command: Command, arguments: Sequence[str]) -> list[str]:
     Several profiles, loggers or formats serve one job, for which Hydra has brackets; and its parser
     wants `-m` before any KEY=VALUE.
     """
-    words = [
-        re.sub(r"^(profile|logger|formats)=([\w,]+)$", r"\1=[\2]", word)
-        for word in command.translate(list(arguments))
+    translated = [
+        re.sub(r"^(profile|logger|formats)=([\w,]+)$", r"\1=[\2]", argument)
+        for argument in command.translate(list(arguments))
     ]
-    flags = [word for word in words if word in ("-m", "--multirun")]
-    return flags[:1] + [word for word in words if word not in flags]
+    flags = [argument for argument in translated if argument in ("-m", "--multirun")]
+    return flags[:1] + [argument for argument in translated if argument not in flags]
 
 
 def check_flags(arguments: Sequence[str]) -> None:
-    """Refuse flags that Hydra does not know, in one line.
-
-    Raises:
-        ConfigError: names the flag and the nearest known one.
-    """
+    """Refuse flags that Hydra does not know with a `ConfigError`."""
     for argument in arguments:
         flag = argument.split("=")[0]
         if flag.startswith("-") and flag not in FLAGS:
@@ -139,24 +135,19 @@ def call(
     command: Command,
     raw: dict[str, Any],
     overrides: Sequence[str],
-    on_folder: Callable[[Path], None],
+    on_folder: Callable[[Path], None] = ignore_folder,
 ) -> None:
-    """Check the plain configuration of a command and run it.
-
-    Raises:
-        AttnsegError: the user can mend it.
-    """
+    """Check the plain configuration of a command and run it."""
     options = command.parse(raw)
     if command.run_invocation is None:
         command.run(options)
         return
 
-    def compose_again(more: Sequence[str]) -> dict[str, Any]:
-        return compose_raw(command, more)
+    compose_again = partial(compose_raw, command)
 
     def call_again(more: Sequence[str]) -> int:
         try:
-            call(command, compose_again(more), more, ignore_folder)
+            call(command, compose_again(more), more)
         except Exception as error:
             return report_error(error)
         return 0
@@ -166,17 +157,9 @@ def call(
 
 
 def compose_raw(command: Command, overrides: Sequence[str]) -> dict[str, Any]:
-    """Return the plain configuration of a command with some overrides.
-
-    Raises:
-        ConfigError: a key, choice or reference does not exist.
-    """
+    """Return the plain configuration of a command with some overrides."""
     try:
         composed = compose(command.config_name, overrides)
     except Exception as error:
         raise translate_hydra_error(error, command.config_name, overrides) from error
     return to_raw(composed)
-
-
-def ignore_folder(folder: Path) -> None:
-    """Do nothing with the run folder: only a sweep notes it."""

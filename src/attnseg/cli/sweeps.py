@@ -1,4 +1,4 @@
-"""Sweeps: each job in a process of its own, what became of it in a ledger, a table at the end."""
+"""Sweeps: every job in a process of its own, its state in a ledger, and a table at the end."""
 
 import hashlib
 import json
@@ -23,16 +23,16 @@ from attnseg.processes.fork import run_in_child
 from attnseg.runs.status import job_state, print_states
 from attnseg.runs.sweep_jobs import Ledger
 
-Claimed = Callable[[Path], None]  # is told the run folder
+OnFolder = Callable[[Path], None]  # called with the run folder as soon as there is one
 log = logging.getLogger("attnseg")
 
 
 class Sweep(Callback):
-    """Hydra's notice of a sweep; Hydra takes it along to wherever a launcher runs the jobs.
+    """Opens the ledger when Hydra starts a sweep, also in the processes of a launcher.
 
     Attributes:
         current: ledger of the sweep that this process works on.
-        study: compares the runs in folders, if that was asked for.
+        study: compares the runs in some folders, if the sweep asks for a comparison.
     """
 
     current: Ledger | None = None
@@ -51,30 +51,28 @@ class Sweep(Callback):
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:  # noqa: ANN401
         """Open the ledger: all jobs could be composed."""
-        if hasattr(self, "folder"):  # else it is no sweep
+        if hasattr(self, "folder"):  # This is a sweep, not a single run.
             Sweep.current = Ledger(self.folder)
             Sweep.current.open(self.jobs)
 
 
 def jobs_of(config: DictConfig) -> list[list[str]]:
     """Return the overrides of every job of a sweep, as Hydra will make them."""
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper  # has no public name
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper  # It has no public name.
 
     axes = config.hydra.sweeper.get("params") or {}
-    words = [f"{key}={values}" for key, values in axes.items()] + [*config.hydra.overrides.task]
-    (jobs,) = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(words), None)
+    overrides = [*(f"{key}={values}" for key, values in axes.items()), *config.hydra.overrides.task]
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    (jobs,) = BasicSweeper.split_arguments(parsed, None)
     return jobs
 
 
-def run_job(perform: Callable[[Claimed], None], report: Callable[[Exception], int]) -> int:
-    """Run the job that Hydra has composed in a child process, and keep the ledger.
+def run_job(perform: Callable[[OnFolder], None], report: Callable[[Exception], int]) -> int:
+    """Run the job that Hydra composed in a child process, note its state, return its exit code.
 
     Args:
-        perform: does the work, tells the run folder, raises what goes wrong.
+        perform: does the work; takes a function to call with the run folder.
         report: prints an error and returns its exit code.
-
-    Returns:
-        The exit code.
     """
     settings = HydraConfig.get()
     number, started = int(settings.job.num), time.monotonic()
@@ -88,7 +86,7 @@ def run_job(perform: Callable[[Claimed], None], report: Callable[[Exception], in
     def child() -> int:
         try:
             perform(lambda folder: note("running", folder=folder, reason=""))
-        except InUseError as error:  # whoever works on it notes what becomes of it
+        except InUseError as error:  # The process that works on it notes its state.
             return report(error)
         except Exception as error:
             code = report(error)
@@ -111,7 +109,7 @@ def run_job(perform: Callable[[Claimed], None], report: Callable[[Exception], in
 
 
 def close() -> int:
-    """Print what became of the jobs of the sweep, if there was one; compare them if all are done.
+    """Print the states of the sweep's jobs, if this was a sweep; compare them if all are done.
 
     Returns:
         The largest exit code; 5 if a job has not ended, here or in another process.
@@ -119,10 +117,10 @@ def close() -> int:
     if Sweep.current is None or not (jobs := Sweep.current.jobs()):
         return 0
     same = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
-    found = [job_state(job, same) for job in jobs]
+    states = [job_state(job, same) for job in jobs]
     sys.stdout.flush()
-    print_states(found)
-    missing = [job for job, state in zip(jobs, found, strict=True) if state.status != "done"]
+    print_states(states)
+    missing = [job for job, state in zip(jobs, states, strict=True) if state.status != "done"]
     if missing:
         print(f"{len(missing)} of {len(jobs)} jobs are missing; the same command goes on")
     elif Sweep.study is not None:
@@ -138,5 +136,4 @@ def _compare(settings: Any, outputs: Path, runs: list[str]) -> None:  # noqa: AN
     options = study.model_dump(exclude={"metrics"})
     metrics: list[str | None] = [*study.metrics] or [None]
     for metric in metrics:
-        folder = outputs / metric if metric else outputs
-        compare_runs(runs, metric=metric, outputs=folder, **options)
+        compare_runs(runs, metric=metric, outputs=outputs / (metric or ""), **options)

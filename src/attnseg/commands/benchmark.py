@@ -15,11 +15,7 @@ from attnseg.processes.fork import run_in_child
 
 
 def run(options: Benchmark, invocation: Invocation) -> None:
-    """Measure a suite, or each of its divisions in a process of its own.
-
-    Raises:
-        SystemExit: a process failed.
-    """
+    """Measure a suite, or each of its divisions in a process of its own; exit if one fails."""
     divisions = suites.split_suite(options.suite, list(invocation.overrides))
     for overrides in divisions:
         if code := run_in_child(partial(invocation.call, overrides)):

@@ -3,15 +3,7 @@
 attnseg capsule run=DIR output=FILE.zip
 """
 
-from attnseg.commands.command import Command
+from attnseg.commands.command import Command, deferred
 from attnseg.export.options import Capsule
 
-
-def run(options: Capsule) -> None:
-    """Pack a capsule."""
-    from attnseg.export.capsule import pack_run
-
-    pack_run(options)
-
-
-COMMAND = Command("capsule", __doc__, Capsule, run)
+COMMAND = Command("capsule", __doc__, Capsule, deferred("attnseg.export.capsule:pack_run"))

@@ -1,5 +1,6 @@
 """A command: its options, its configuration file, its help, and the function that it runs."""
 
+import pkgutil
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -38,7 +39,7 @@ class Command:
         name: as it is typed after `attnseg`.
         about: docstring of its module: a sentence, and indented examples.
         options: class that the configuration is checked against, before torch is imported.
-        run: does the work, given the options; imports what it needs.
+        run: does the work, given the options; imports torch and the like only when called.
         run_invocation: does it instead, if the work needs to know how it was called.
         config: file in `configs/` that holds the defaults; by default of the command's name.
         part: key of the configuration that holds the options, if it is not all of it.
@@ -70,9 +71,10 @@ class Command:
         return textwrap.dedent(self.about.partition("\n\n")[2]).rstrip()
 
     def parse(self, raw: dict[str, Any]) -> Any:  # noqa: ANN401
-        """Return the options of a plain configuration.
-
-        Raises:
-            ConfigError: names the first key that is wrong, what is wrong and what is allowed.
-        """
+        """Return the options of a plain configuration; a `ConfigError` names the first mistake."""
         return parse_options(self.options, raw[self.part] if self.part else raw, self.part)
+
+
+def deferred(place: str) -> Callable[[Any], Any]:
+    """Return a function that imports another, named as `module:function`, when it is called."""
+    return lambda options: pkgutil.resolve_name(place)(options)

@@ -5,20 +5,16 @@ attnseg metrics_diff run=DIR profiles=strict,transunet,monai
 
 import re
 
-from attnseg.commands.command import Command
+from attnseg.commands.command import Command, deferred
 from attnseg.evaluation.options import Evaluate
 
 
-def run(options: Evaluate) -> None:
-    """Compare the profiles."""
-    from attnseg.evaluation.compare_profiles import metrics_diff
-
-    metrics_diff(options)
-
-
-def as_profile(words: list[str]) -> list[str]:
+def as_profile(arguments: list[str]) -> list[str]:
     """Let `profiles=` stand for `profile=`."""
-    return [re.sub("^profiles=", "profile=", word) for word in words]
+    return [re.sub("^profiles=", "profile=", argument) for argument in arguments]
 
 
-COMMAND = Command("metrics_diff", __doc__, Evaluate, run, config="evaluate", translate=as_profile)
+COMMAND = Command(
+    "metrics_diff", __doc__, Evaluate, deferred("attnseg.evaluation.compare_profiles:metrics_diff"),
+    config="evaluate", translate=as_profile,
+)  # fmt: skip

@@ -14,10 +14,10 @@ def run(options: Config) -> None:
     print(make_phantom(options))
 
 
-def without_root(words: list[str]) -> list[str]:
+def without_root(arguments: list[str]) -> list[str]:
     """Leave the dataset's root open where none is given: the phantom has a folder of its own."""
-    given = any(word.startswith("dataset.root=") for word in words)
-    return words if given else [*words, "dataset.root=null"]
+    given = any(argument.startswith("dataset.root=") for argument in arguments)
+    return arguments if given else [*arguments, "dataset.root=null"]
 
 
 COMMAND = Command("phantom", __doc__, Config, run, config="train", translate=without_root)

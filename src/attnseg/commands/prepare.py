@@ -3,15 +3,13 @@
 attnseg prepare dataset=uw_madison dataset.root=DIR
 """
 
-from attnseg.commands.command import Command
+from attnseg.commands.command import Command, deferred
 from attnseg.config.training import Config
 
-
-def run(options: Config) -> None:
-    """Prepare a dataset."""
-    from attnseg.preparation.prepare import prepare_dataset
-
-    prepare_dataset(options)
-
-
-COMMAND = Command("prepare", __doc__, Config, run, config="train")
+COMMAND = Command(
+    "prepare",
+    __doc__,
+    Config,
+    deferred("attnseg.preparation.prepare:prepare_dataset"),
+    config="train",
+)

@@ -13,17 +13,12 @@ from attnseg.search.options import Search
 
 
 def run(options: Search, invocation: Invocation) -> None:
-    """Search as configured.
-
-    Raises:
-        SystemExit: a trial ended the search.
-    """
+    """Search as configured; exit with the code of a trial that ends the search."""
     require("search", "search", "optuna")
     from attnseg.search.search import run_search
 
     def compose_trial(more: Sequence[str]) -> Config:
-        sealed = [*invocation.overrides, "trainer.open_test=false", *more]
-        raw = invocation.compose(sealed)
+        raw = invocation.compose([*invocation.overrides, "trainer.open_test=false", *more])
         return parse_config({key: value for key, value in raw.items() if key != "search"})
 
     if code := run_search(options, compose_trial, list(invocation.overrides), invocation.report):

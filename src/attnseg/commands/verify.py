@@ -30,9 +30,9 @@ def run(options: Verify) -> None:
     verify_capsule(fetch_capsule(options.capsule), options.threads)
 
 
-def as_capsule(words: list[str]) -> list[str]:
+def as_capsule(arguments: list[str]) -> list[str]:
     """Let `FILE.zip` stand for `capsule=FILE.zip`."""
-    return [re.sub(r"^([^-=][^=]*\.zip)$", r"capsule=\1", word) for word in words]
+    return [re.sub(r"^([^-=][^=]*\.zip)$", r"capsule=\1", given) for given in arguments]
 
 
 COMMAND = Command("verify", __doc__, Verify, run, translate=as_capsule)

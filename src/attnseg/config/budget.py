@@ -1,4 +1,4 @@
-"""Builds models, at equal cost if asked: a cheaper attention gets wider MLPs (`model.match`)."""
+"""Builds models; with `model.match`, a cheaper attention gets wider MLPs at equal total cost."""
 
 import logging
 from collections.abc import Callable
@@ -28,15 +28,7 @@ def build_model(
 ) -> SegmentationModel:
     """Build a model with an attention, with wider MLPs if `model.match` asks for equal cost.
 
-    Args:
-        model: the model's options.
-        attn: the attention's options.
-        in_channels: channels of the images.
-        num_classes: channels of the logits.
-        image_size: height and width of the images, in pixels.
-
-    Raises:
-        ConfigError: an option is unknown, of another type, out of range, or fits no other.
+    `image_size` is height and width in pixels. A `ConfigError` names an option that is wrong.
     """
     build("attn", attn, dim=8, num_heads=1)  # An error in the attention is thus named as its own.
 
@@ -77,9 +69,6 @@ def find_mlp_ratio(
         make_variant: builds the variant from an MLP ratio.
         baseline_ratio: MLP ratio of the baseline.
         image: C, H, W of the image, for `macs`.
-
-    Raises:
-        ConfigError: no ratio gives this cost.
     """
 
     def cost_at(make: Callable[[float], SegmentationModel], ratio: float) -> int:

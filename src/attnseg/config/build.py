@@ -1,6 +1,6 @@
 """The only place where a configuration becomes objects.
 
-A `_target_` is a class of this package or one of few named ones, never anything else: a
+A `_target_` is a class of this package or one of a few others, which are named here: a
 configuration cannot make the program run code of its author's choice.
 """
 
@@ -21,7 +21,7 @@ from attnseg.errors import ConfigError
 OWN = re.compile(
     r"attnseg\.(attention|data|losses|metrics|models|phantoms|schedules|training\.loggers)(\.\w+)+"
 )
-MOVED = {  # of run folders written by version 0.1.0, and what became of it since: in this order
+MOVED = {  # places in run folders of version 0.1.0, and the present ones; applied in this order
     "attnseg.data.phantoms.": "attnseg.phantoms.",
     "attnseg.engine.loggers.": "attnseg.training.loggers.",
     "attnseg.training.loggers.TensorBoard": "attnseg.training.loggers.tensorboard.TensorBoard",
@@ -34,11 +34,7 @@ ATTENTION = ("dim", "num_heads", "bias", "scale", "projection")  # what a model 
 
 
 def locate(key: str, target: str) -> Callable[..., Any]:
-    """Return what `target` names.
-
-    Raises:
-        ConfigError: it is not one of ours or of the named others, or does not exist.
-    """
+    """Return the class or function that `target` names; refuse with a `ConfigError` all others."""
     for old, new in MOVED.items():
         if target.startswith(old):
             target = new + target.removeprefix(old)
@@ -49,39 +45,38 @@ def locate(key: str, target: str) -> Callable[..., Any]:
         )
     module, _, name = target.rpartition(".")
     try:
-        found = getattr(importlib.import_module(module), name)
+        located = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"{key}._target_: {target!r} does not exist; {error}") from error
-    # What a module of ours merely imported, `os` say, is not ours to build.
-    if not callable(found) or (target not in OTHERS and found.__module__ != module):
+    # A name that a module of ours merely imports, such as `os`, must not be reachable through it.
+    if not callable(located) or (target not in OTHERS and located.__module__ != module):
         raise ConfigError(f"{key}._target_: {target!r} is not defined there; name where it is")
-    return typing.cast("Callable[..., Any]", found)
+    return typing.cast("Callable[..., Any]", located)
 
 
 def factory(key: str, node: Component, given: tuple[str, ...] = ()) -> Callable[..., Any]:
-    """Return the class that `node` names with its options filled in.
+    """Return the class that `node` names with its options checked and filled in.
 
     Args:
         key: the node's place in the configuration, for messages.
         node: class and options.
-        given: arguments that whoever calls the factory passes.
-
-    Raises:
-        ConfigError: an option the class does not take, or of another type.
+        given: names of the arguments that the caller of the factory passes.
     """
-    found = locate(key, node.target)
-    hints = typing.get_type_hints(found.__init__ if inspect.isclass(found) else found)
-    fields: dict[str, Any] = {}
-    for name, parameter in inspect.signature(found).parameters.items():
-        if name in given or parameter.kind is parameter.VAR_KEYWORD:
-            continue
-        default = ... if parameter.default is parameter.empty else parameter.default
-        fields[name] = (hints.get(name, Any), default)
-    title = f"{node.target} options"
-    rules = ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True)
-    # Names such as `model_...` are pydantic's own; ours are only checked, never read back.
-    rules["protected_namespaces"] = ()
-    schema = create_model(title, __config__=rules, **fields)
+    target = locate(key, node.target)
+    hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    fields: dict[str, Any] = {
+        name: (hints.get(name, Any), ... if p.default is p.empty else p.default)
+        for name, p in inspect.signature(target).parameters.items()
+        if name not in given and p.kind is not p.VAR_KEYWORD
+    }
+    rules = ConfigDict(
+        extra="forbid",
+        strict=True,
+        arbitrary_types_allowed=True,
+        # Pydantic reserves names such as `model_...`; these fields are only checked, never read.
+        protected_namespaces=(),
+    )
+    schema = create_model(f"{node.target} options", __config__=rules, **fields)
     options = {
         name: _option(f"{key}.{name}", value, hints.get(name))
         for name, value in node.options.items()
@@ -91,19 +86,14 @@ def factory(key: str, node: Component, given: tuple[str, ...] = ()) -> Callable[
     except ValidationError as error:
         also = type(node).model_fields.keys() - {"target"}
         raise ConfigError(first_problem(error, schema, options, key, also)) from error
-    return partial(found, **options)
+    return partial(target, **options)
 
 
 def build(key: str, node: Component, **context: object) -> Any:  # noqa: ANN401
-    """Build what `node` names.
+    """Build the object that `node` describes, given the arguments that depend on its `context`.
 
-    Args:
-        key: the node's place in the configuration, for messages.
-        node: class and options.
-        context: arguments that the engine knows, beside the node's own.
-
-    Raises:
-        ConfigError: an option is unknown, of another type, or refused by the class.
+    A `ConfigError` that begins with `key` names an option that is unknown, of another type, or
+    refused by the class.
     """
     try:
         return factory(key, node, tuple(context))(**context)
@@ -115,7 +105,7 @@ def _option(key: str, value: object, hint: object) -> object:
     """Return an option as its class takes it.
 
     A component within a component is an attention, which its model builds itself: it becomes a
-    factory. YAML has no tuples: a list becomes one, unless a list is asked for.
+    factory. YAML has no tuples: a list becomes one, unless the type hint asks for a list.
     """
     if isinstance(value, dict) and "_target_" in value:
         component = Component.model_validate(value)

@@ -49,12 +49,8 @@ class Components:
 def build_components(config: Config, reader: Reader) -> Components:
     """Build and try everything before any data is read, so that mistakes show at once.
 
-    Args:
-        config: of the run.
-        reader: of its dataset; gives channels and classes.
-
-    Raises:
-        ConfigError: an option is unknown, of another type, out of range, or fits no other.
+    The reader of the dataset knows its channels and classes. A `ConfigError` names an option that
+    is unknown, of another type, out of range, or at odds with others.
     """
     model = build_model(
         config.model,
@@ -95,31 +91,19 @@ def optimizer_factory(config: Config) -> Callable[..., torch.optim.Optimizer]:
 
 
 def attention_component(name: str, **options: Any) -> Component:  # noqa: ANN401
-    """Return the component of a named attention, with options changed.
-
-    Raises:
-        ConfigError: there is none of that name.
-    """
-    raw = _compose_choices(attn=name)
-    return Component.model_validate({**raw["attn"], **options})
+    """Return the component of a named attention, with options changed."""
+    return Component.model_validate({**_compose_choices(attn=name)["attn"], **options})
 
 
 def model_nodes(name: str, attn: str | None = None) -> tuple[dict[str, Any], Component]:
-    """Return the class and options of a named model, and its attention.
-
-    Args:
-        name: of the model.
-        attn: name of an attention; by default the model's published one.
-
-    Raises:
-        ConfigError: there is no such model or attention.
-    """
+    """Return the class and options of a named model, and its attention: by default its own."""
     raw = _compose_choices(model=name, **({} if attn is None else {"attn": attn}))
     model = {k: v for k, v in raw["model"].items() if k not in ("pretrained", "match")}
     return model, Component.model_validate(raw["attn"])
 
 
 def _compose_choices(**choices: str) -> dict[str, Any]:
+    """Compose a training run; a `ConfigError` names a choice that does not exist."""
     for group, name in choices.items():
         if name not in (known := list_choices(group)):
             raise ConfigError(f"{group}: no {name!r}; {nearest(name, known)}")

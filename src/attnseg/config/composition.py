@@ -5,7 +5,7 @@ in the working folder.
 """
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import hydra
@@ -24,7 +24,7 @@ from attnseg.errors import ConfigError, first_line
 
 
 class OwnConfigs(SearchPathPlugin):
-    """Lets Hydra search `configs/` in the working folder, too; ours goes first."""
+    """Lets Hydra search `configs/` in the working folder, too, after the files of this package."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         """Append the folder, if there is one."""
@@ -33,19 +33,12 @@ class OwnConfigs(SearchPathPlugin):
 
 
 Plugins.instance().register(OwnConfigs)
-ConfigStore.instance().store(
-    "_options",
-    {
-        name: field.default
-        for name, field in Trainer.model_fields.items()
-        if not field.is_required()
-    },
-    group="trainer",
-)
+DEFAULTS = {name: f.default for name, f in Trainer.model_fields.items() if not f.is_required()}
+ConfigStore.instance().store("_options", DEFAULTS, group="trainer")
 
 
 @contextlib.contextmanager
-def initialized() -> Any:  # noqa: ANN401
+def initialized() -> Iterator[None]:
     """Let Hydra compose within the block, also inside a command that Hydra runs."""
     if GlobalHydra.instance().is_initialized():
         yield
@@ -55,12 +48,7 @@ def initialized() -> Any:  # noqa: ANN401
 
 
 def compose(config_name: str, overrides: Sequence[str]) -> DictConfig:
-    """Compose a command's configuration; Hydra's own part is under `hydra`.
-
-    Args:
-        config_name: of the command, such as `train`.
-        overrides: `KEY=VALUE` each.
-    """
+    """Compose a configuration such as `train`; Hydra's own part is under `hydra`."""
     with initialized():
         return hydra.compose(config_name, list(overrides), return_hydra_config=True)
 
@@ -71,9 +59,6 @@ def to_raw(composed: DictConfig, choices: Mapping[str, object] | None = None) ->
     Args:
         composed: with Hydra's own part, or without.
         choices: the name chosen in each group; by default those in Hydra's own part.
-
-    Raises:
-        ConfigError: a mandatory value is missing or a reference leads nowhere.
     """
     if choices is None:
         choices = composed.hydra.runtime.choices
@@ -94,16 +79,13 @@ def to_raw(composed: DictConfig, choices: Mapping[str, object] | None = None) ->
 
 
 def known_names(config_name: str, parent: str, choices: Sequence[str] = ()) -> list[str]:
-    """Return the keys under a key in a command's configuration; at the top, the groups too.
+    """Return the keys under a dotted key in a configuration; if that is empty, the groups too.
 
-    Args:
-        config_name: of the command.
-        parent: dotted key; empty for the top.
-        choices: overrides that choose in a group, and so bring keys of their own.
+    The choices are overrides such as `model=setr`: each brings keys of its own.
     """
     try:
         node: Any = compose(config_name, choices)
-    except HydraException:  # a choice may be what is wrong
+    except HydraException:  # The mistake may be in a choice.
         node = compose(config_name, ())
     if parent:
         node = OmegaConf.select(node, parent)

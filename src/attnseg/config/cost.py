@@ -26,18 +26,14 @@ def count_macs(model: nn.Module, image: tuple[int, int, int]) -> int:
     """Return the multiply-accumulates of one forward pass, attention included.
 
     They are counted on the meta device: on a CPU, PyTorch's counter misses fused attention.
-
-    Args:
-        model: takes images `[B, C, H, W]`.
-        image: C, H, W of the image.
+    `image` is its C, H, W.
     """
     return _count(model, image)[0]
 
 
 def count_attention_macs(model: nn.Module, image: tuple[int, int, int]) -> tuple[int, int]:
     """Return the MACs of all attentions of a model: by their own formulas, and as counted."""
-    _, formula, counted = _count(model, image)
-    return formula, counted
+    return _count(model, image)[1:]
 
 
 def find_attentions(model: nn.Module) -> dict[str, Any]:
@@ -53,10 +49,11 @@ def _count(model: nn.Module, image: tuple[int, int, int]) -> tuple[int, int, int
     """Return all MACs, those of attentions by their formulas, and those of attentions counted."""
     shadow = copy.deepcopy(model).to("meta").eval()
     attentions = find_attentions(shadow)
-    formula = [0]
+    formula = 0
 
     def add(module: Any, inputs: tuple[Any, ...]) -> None:  # noqa: ANN401
-        formula[0] += module.macs(inputs[0].shape[1], inputs[1])
+        nonlocal formula
+        formula += module.macs(inputs[0].shape[1], inputs[1])
 
     for module in attentions.values():
         module.register_forward_pre_hook(add)
@@ -65,7 +62,7 @@ def _count(model: nn.Module, image: tuple[int, int, int]) -> tuple[int, int, int
     root = type(shadow).__name__
     flops = counter.get_flop_counts()
     inside = sum(sum(flops[f"{root}.{name}"].values()) for name in attentions)
-    return int(counter.get_total_flops()) // 2, formula[0], inside // 2
+    return int(counter.get_total_flops()) // 2, formula, inside // 2
 
 
 def peak_memory() -> int:

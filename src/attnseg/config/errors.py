@@ -1,4 +1,4 @@
-"""Turns the first problem that pydantic reports into one line that names the key and the remedy."""
+"""Checks options by pydantic; its first complaint becomes a line with the key and the remedy."""
 
 import difflib
 import math
@@ -22,20 +22,13 @@ class OptionError(ValueError):
 
     def __init__(self, key: str, message: str) -> None:
         super().__init__(f"{key}: {message}")
-        self.key = key
-        self.message = message
+        self.key, self.message = key, message
 
 
 def parse_options(schema: type[Schema], raw: Mapping[str, Any], prefix: str = "") -> Schema:
-    """Turn plain containers into typed options.
+    """Turn plain containers, whose key in the whole configuration is `prefix`, into typed options.
 
-    Args:
-        schema: class of the options.
-        raw: keys and values.
-        prefix: key of `raw` in the whole configuration.
-
-    Raises:
-        ConfigError: names the first key that is wrong, what is wrong and what is allowed.
+    A `ConfigError` names the first key that is wrong, what is wrong and what is allowed.
     """
     for key, value in _leaves(raw, prefix):
         if isinstance(value, float) and not math.isfinite(value):
@@ -66,9 +59,8 @@ def first_problem(
     first = min(error.errors(), key=lambda item: item["type"] != "extra_forbidden")
     path = [str(part) for part in first["loc"] if not _is_branch(part, first["loc"], raw)]
     cause = first.get("ctx", {}).get("error")
-    if isinstance(cause, OptionError):
-        path += [cause.key] if cause.key else []
-    key = ".".join([*([prefix] if prefix else []), *path])
+    own_key = cause.key if isinstance(cause, OptionError) else ""
+    key = ".".join(part for part in (prefix, *path, own_key) if part)
     if isinstance(cause, OptionError):
         return f"{key}: {cause.message}"
     if first["type"] == "extra_forbidden":
@@ -88,6 +80,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def _leaves(node: object, key: str) -> Iterator[tuple[str, object]]:
+    """Yield the full key and the value of every option below a node."""
     if isinstance(node, Mapping):
         for name, value in node.items():
             yield from _leaves(value, f"{key}.{name}" if key else str(name))

@@ -4,7 +4,7 @@ from pathlib import Path
 
 
 def configs_folder() -> Path:
-    """Return the folder `configs/`, of a wheel or of the clone that this module lies in."""
+    """Return the folder `configs/` of the installed package, or of the clone it is run from."""
     shipped = Path(__file__).parents[1] / "configs"  # in a wheel
     return shipped if shipped.is_dir() else Path(__file__).parents[3] / "configs"
 
@@ -16,7 +16,7 @@ def own_folder() -> Path | None:
 
 
 def list_choices(group: str) -> list[str]:
-    """Return the choices of a group, the user's own included; `_NAME.yaml` is a part of others."""
+    """Return a group's choices, the user's own included; a `_NAME.yaml` is part of other files."""
     if not group or "/" in group or "." in group:
         return []
     folders = (configs_folder(), own_folder())

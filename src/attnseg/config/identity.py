@@ -1,4 +1,4 @@
-"""The identity of a run, and which differences make runs incomparable, by the fields' markers.
+"""The identity of a run, and the differences that make runs incomparable, by the fields' markers.
 
 A run's identity is the set of its options that differ from their defaults: of the field in
 `training.py`, or of the class that a component names. So an option that is added at its default
@@ -44,9 +44,7 @@ def short_digest(described: object) -> str:
 def identity_of(node: BaseModel, key: str = "") -> dict[str, Any]:
     """Return the options that make a run the run that it is, as plain containers.
 
-    Args:
-        node: a configuration, or a part of one.
-        key: of the node in the whole configuration.
+    The node is a configuration, or the part of one that has this key.
     """
     described: dict[str, Any] = {}
     for name, field in type(node).model_fields.items():
@@ -61,24 +59,21 @@ def identity_of(node: BaseModel, key: str = "") -> dict[str, Any]:
     return described
 
 
-def class_defaults(found: Callable[..., Any]) -> dict[str, Any]:
+def class_defaults(target: Callable[..., Any]) -> dict[str, Any]:
     """Return the defaults of a class's or function's parameters."""
-    parameters = inspect.signature(found).parameters.values()
+    parameters = inspect.signature(target).parameters.values()
     return {p.name: p.default for p in parameters if p.default is not p.empty}
 
 
-def affects_comparison(key: str, schema: type[BaseModel] = Config) -> bool:
+def affects_comparison(key: str) -> bool:
     """Return whether runs that differ in an option must not be compared without saying so.
 
-    Args:
-        key: dotted, such as `trainer.devices`; also of an option that a class takes.
-        schema: class of the whole configuration.
+    The key is dotted, such as `trainer.devices`; options that only a class knows always matter.
     """
-    node: Any = schema
+    node: Any = Config
     for part in key.split("."):
-        if not (isinstance(node, type) and issubclass(node, BaseModel)):
-            return True
-        field = node.model_fields.get(part)
+        is_node = isinstance(node, type) and issubclass(node, BaseModel)
+        field = node.model_fields.get(part) if is_node else None
         if field is None:
             return True
         if not _marker(field).comparison:

@@ -1,4 +1,4 @@
-"""Markers at the fields of a configuration: what a value means for identity and comparison."""
+"""Markers at the fields of a configuration: their role for the identity and comparison of runs."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ class Marker:
     """The meaning of a field beyond its value, given as `Annotated[type, marker]`.
 
     Attributes:
-        identity: another value makes another run.
+        identity: a different value makes a different run.
         comparison: runs that differ in it must not be compared without saying so.
     """
 

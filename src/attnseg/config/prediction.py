@@ -1,4 +1,4 @@
-"""Options of prediction: what predicts, what is predicted, and what is done to the masks."""
+"""Options of prediction: the networks, the images, and the clean-up of the masks."""
 
 from typing import Annotated, Literal, Self
 

@@ -1,4 +1,4 @@
-"""The configuration of a training run: at each field its type, its bounds and what depends on it.
+"""The configuration of a training run: the type, the bounds and the meaning of each field.
 
 Nothing here imports torch, so that a mistyped command is answered at once. The options of a
 component (a node with `_target_`) are checked against its class when it is built.
@@ -18,7 +18,7 @@ from attnseg.config.errors import OptionError, parse_options
 from attnseg.config.markers import Harmless, NotIdentity, Technical
 from attnseg.config.nodes import Component, Folder, Fraction, ImageSize, Node, Seed
 
-INVENTED = "-phantom"  # ends the name of a dataset that was made up
+INVENTED = "-phantom"  # at the end of the name of a dataset that is generated
 MAX_WORKERS = 1024  # more is a slip of the keyboard, and would take the machine down
 
 Precision = Literal[32, "bf16-mixed", "16-mixed"]
@@ -193,7 +193,7 @@ class Config(Node):
 
     Attributes:
         seed: of initialisation, order and augmentation; the split has its own.
-        phantom_size: preset of the data that is made up where none is given.
+        phantom_size: preset of the data that is generated where none is given.
         choices: the name chosen in each group.
     """
 
@@ -216,15 +216,13 @@ class Config(Node):
     @model_validator(mode="after")
     def _check_profile(self) -> Self:
         if len(self.profile) != 1:
-            names = ", ".join(self.profile)
-            raise OptionError(
-                "profile", f"{names}; train with one and compare with attnseg evaluate"
-            )
+            advice = "train with one and compare with attnseg evaluate"
+            raise OptionError("profile", f"{', '.join(self.profile)}; {advice}")
         return self
 
     @property
     def dataset_name(self) -> str:
-        """The dataset chosen; invented data never goes under the name of the real."""
+        """The name of the chosen dataset; generated data never goes under the name of real data."""
         name = self.choices["dataset"]
         real = self.dataset.root is not None or f"-{name}".endswith(INVENTED)
         return name if real else f"{name}{INVENTED}"
@@ -235,13 +233,11 @@ class Config(Node):
         The names chosen in the groups are left out: they are not keys of the command line.
         """
         plain = self.model_dump(mode="json", by_alias=True, exclude={"choices"})
-        text: str = yaml.dump(plain, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
-        return text
+        return str(yaml.dump(plain, Dumper=_Dumper, sort_keys=False, allow_unicode=True))
 
     def revise(self, part: str, **values: object) -> Self:
         """Return the configuration with other values in a part, such as `trainer`."""
-        revised = getattr(self, part).model_copy(update=values)
-        return self.model_copy(update={part: revised})
+        return self.model_copy(update={part: getattr(self, part).model_copy(update=values)})
 
 
 class _Dumper(yaml.SafeDumper):  # type: ignore[misc]
@@ -260,9 +256,5 @@ _Dumper.add_representer(str, _Dumper.represent_text)
 
 
 def parse_config(raw: Mapping[str, Any]) -> Config:
-    """Turn the plain configuration of a training run into a typed one.
-
-    Raises:
-        ConfigError: names the first key that is wrong, what is wrong and what is allowed.
-    """
+    """Turn the plain configuration of a training run into a typed one."""
     return parse_options(Config, raw)
