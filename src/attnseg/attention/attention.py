@@ -36,28 +36,18 @@ def list_mixings() -> list[str]:
     return sorted(files - {"attention", "mixing"})
 
 
-def find_mixing_class(name: str) -> type[Mixing]:
-    """Return the mixing called `name`: class `SomeName` of the file `some_name.py`.
+def make_mixing(
+    name: str, head_dim: int, num_heads: int, scale: float, options: dict[str, Any]
+) -> Mixing:
+    """Build the mixing called `name`, class `SomeName` of the file `some_name.py`.
 
     Raises:
-        ValueError: there is no such mixing; the message lists the known ones.
+        ValueError: there is no such mixing, or it does not take one of the options.
     """
     if name not in list_mixings():
         raise ValueError(f"unknown mixing {name!r}; choose one of {', '.join(list_mixings())}")
     class_name = "".join(part.capitalize() for part in name.split("_"))
     cls: type[Mixing] = getattr(importlib.import_module(f"attnseg.attention.{name}"), class_name)
-    return cls
-
-
-def make_mixing(
-    name: str, head_dim: int, num_heads: int, scale: float, options: dict[str, Any]
-) -> Mixing:
-    """Build the mixing called `name`; other arguments as in `Mixing` and `Attention`.
-
-    Raises:
-        ValueError: there is no such mixing, or it does not take one of the options.
-    """
-    cls = find_mixing_class(name)
     known = list(inspect.signature(cls).parameters)[3:]
     for option in options:
         if option not in known:
@@ -112,8 +102,8 @@ class Attention(nn.Module):
         mixing_options: the mixing's own options, beside head width, heads and scale.
 
     Attributes:
-        absorbs: whether `Mixing.absorbed` is used where it saves operations; set it to `False` to
-            have every value computed.
+        absorbs: whether `Mixing.absorbed` is used where it saves operations; if `False`, every
+            value is computed.
 
     Raises:
         ValueError: `num_heads` does not divide `dim`, or `sharing` or `mixing` is unknown.
@@ -167,11 +157,11 @@ class Attention(nn.Module):
         """
         memory = x if context is None else context
         strided = not self.mix.equal_tokens
-        queried = self._project("q", x, grid, False)
+        queried = self._projection("q")(x, grid, False)
         q = self._heads(queried)
         k, v = q, q
         if self.reads["k"] != self.reads["q"] or memory is not x:
-            k = v = self._heads(self._project("k", memory, grid, strided))
+            k = v = self._heads(self._projection("k")(memory, grid, strided))
         elif strided and self._projection("k").stride != 1:
             k = v = self._heads(self._projection("k").thinned(queried, grid))
         if self._may_absorb() and self._absorbed_macs(q.shape[2], k.shape[2]) > 0:
@@ -179,7 +169,7 @@ class Attention(nn.Module):
             absorbed: Tensor = self.mix.absorbed(q, k, memory, value, self.out)
             return absorbed
         if self.reads["v"] != self.reads["k"]:
-            v = self._heads(self._project("v", memory, grid, strided))
+            v = self._heads(self._projection("v")(memory, grid, strided))
         mixed: Tensor = self.mix(q, k, v)
         out: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
         return out
@@ -223,10 +213,6 @@ class Attention(nn.Module):
 
     def _projection(self, role: str) -> Any:  # noqa: ANN401
         return self.project[self.reads[role]]
-
-    def _project(self, role: str, tokens: Tensor, grid: tuple[int, int], strided: bool) -> Tensor:
-        projected: Tensor = self._projection(role)(tokens, grid, strided)
-        return projected
 
     def _heads(self, projected: Tensor) -> Tensor:
         heads: Tensor = projected.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)

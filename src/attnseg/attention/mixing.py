@@ -55,19 +55,9 @@ class Mixing(nn.Module):
     ) -> Tensor:
         """Compute `out(forward(q, k, value(tokens)))` with the weights multiplied first.
 
-        The value projection, the mixing and the output projection are all linear in the tokens, so
-        a mixing that forms no N x M scores may multiply them in the cheapest order. It is only
-        called where `absorbed_macs` is above 0.
-
-        Args:
-            q: queries `[B, h, N, d]`.
-            k: keys `[B, h, M, d]`.
-            tokens: `[B, M, C]`, the input of the value projection.
-            value: value projection.
-            out: output projection.
-
-        Returns:
-            `[B, N, C]`.
+        The value projection, the mixing and the output projection are all linear in the tokens
+        `[B, M, C]`, so a mixing that forms no N x M scores may multiply them in the cheapest order.
+        It is only called where `absorbed_macs` is above 0, and returns `[B, N, C]`.
         """
         raise NotImplementedError
 

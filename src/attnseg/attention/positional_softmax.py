@@ -22,10 +22,9 @@ from attnseg.attention.mixing import Mixing
 
 
 def index_code(length: int, channels: int, like: Tensor) -> Tensor:
-    """Return the sinusoidal code of 0 .. length - 1: sine and cosine interleaved, base 10000.
+    """Return the sinusoidal code `[length, channels]`: sine and cosine interleaved, base 10000.
 
-    Returns:
-        Code `[length, channels]` with the type and device of `like`; `channels` is even.
+    Its type and device are those of `like`; `channels` is even.
     """
     steps = torch.arange(0, channels, 2, device=like.device, dtype=like.dtype)
     index = torch.arange(length, device=like.device, dtype=like.dtype)
@@ -39,18 +38,8 @@ def biased_attention(
     """Compute `softmax_j(temperature * scale * q_i . k_j + bias_j) V` by fused kernels.
 
     The bias becomes one more channel of the keys, against a constant 1 in the queries, since fused
-    kernels give no gradient to a mask.
-
-    Args:
-        q: `[B, h, N, d]`.
-        k: `[B, h, M, d]`.
-        v: `[B, h, M, d]`.
-        temperature: scalar.
-        bias: `[M]`.
-        scale: factor of the scores.
-
-    Returns:
-        `[B, h, N, d]`.
+    kernels give no gradient to a mask. Queries are `[B, h, N, d]`, like the result, keys and values
+    `[B, h, M, d]`, the bias `[M]` and the temperature a scalar.
     """
     one = q.new_ones(1).expand(*q.shape[:3], 1)
     column = (bias / scale).to(k.dtype)[:, None].expand(*k.shape[:3], 1)

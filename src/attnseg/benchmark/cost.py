@@ -1,5 +1,6 @@
 """Cost of variants: parameters, MACs, time and memory of a model with an attention."""
 
+import itertools
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -56,7 +57,7 @@ def measure_cost(config: Benchmark, device: torch.device, precisions: Sequence[s
     }
     memory = {}
     for kind in ("forward", "step"):
-        works = {key: getattr(found, kind) for key, found in loads.items()}
+        works = {key: getattr(each, kind) for key, each in loads.items()}
         samples = alternate(works, config.repeats)
         memory[kind] = {key: cost.transient_memory(work) / 2**20 for key, work in works.items()}
         row[f"{kind}_ms"] = median_and_range(1e3 * sample.seconds for sample in samples[name])
@@ -72,7 +73,7 @@ def measure_cost(config: Benchmark, device: torch.device, precisions: Sequence[s
             base,
             row["forward_ratio"],
             row["step_ratio"],
-            *(found[name] / found[base] for found in memory.values()),
+            *(mib[name] / mib[base] for mib in memory.values()),
         )
     return [row]
 
@@ -82,17 +83,17 @@ def plot_cost(records: Sequence[Mapping[str, Any]], folder: Path) -> None:
     rows = [row for record in records for row in record["rows"]]
     figure = Figure(figsize=(7.5, 4.5), dpi=100, layout="constrained")
     axis = figure.subplots()
-    models = list(dict.fromkeys(row["model"] for row in rows))
-    attentions = list(dict.fromkeys(row["attn"] for row in rows))
+    models = dict.fromkeys(row["model"] for row in rows)
+    attentions = dict.fromkeys(row["attn"] for row in rows)
+    colours = {name: f"C{i}" for i, name in enumerate(models)}
+    markers = dict(zip(attentions, itertools.cycle(MARKERS), strict=False))
     for row in rows:
-        colour = f"C{models.index(row['model'])}"
-        marker = MARKERS[attentions.index(row["attn"]) % len(MARKERS)]
-        point = (row["parameters"] / 1e6, row["step_ms"]["median"])
-        axis.scatter(*point, color=colour, marker=marker, alpha=0.8)
-    for i, name in enumerate(models):
-        axis.scatter([], [], color=f"C{i}", marker="s", label=name)
-    for i, name in enumerate(attentions):
-        axis.scatter([], [], color="grey", marker=MARKERS[i % len(MARKERS)], label=name)
+        style = {"color": colours[row["model"]], "marker": markers[row["attn"]]}
+        axis.scatter(row["parameters"] / 1e6, row["step_ms"]["median"], alpha=0.8, **style)
+    for name, colour in colours.items():
+        axis.scatter([], [], color=colour, marker="s", label=name)
+    for name, marker in markers.items():
+        axis.scatter([], [], color="grey", marker=marker, label=name)
     axis.set_xlabel("parameters, millions")
     axis.set_ylabel("training step, ms")
     axis.set_yscale("log")

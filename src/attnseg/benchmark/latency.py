@@ -1,4 +1,4 @@
-"""Time that a network takes for one image by itself."""
+"""Latency: the time that a network takes for a batch of one image."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -35,15 +35,15 @@ def measure_latency(
     samples = alternate(works, config.repeats, Gemm(device, precisions).rates)
     work = 2e-9 * load.macs()
     rows: list[Row] = []
-    for name, found in samples.items():
-        equivalent = median_and_range(equivalents(found, 1))
+    for name, timed in samples.items():
+        equivalent = median_and_range(equivalents(timed, 1))
         row: Row = {
             "precision": name,
-            "ms": median_and_range(1e3 * sample.seconds for sample in found),
+            "ms": median_and_range(1e3 * sample.seconds for sample in timed),
             "equivalent": equivalent,
             "work": work,
-            "share": median_and_range(100 * work / (s.seconds * s.gauge[name]) for s in found),
-            "gemm": median_and_range(sample.gauge[name] for sample in found),
+            "share": median_and_range(100 * work / (s.seconds * s.gauge[name]) for s in timed),
+            "gemm": median_and_range(sample.gauge[name] for sample in timed),
         }
         if config.published and name == "float32":
             published = 1e-3 * config.published.latency * PUBLISHED_GEMM

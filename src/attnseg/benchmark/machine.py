@@ -1,4 +1,4 @@
-"""Limits of the machine: matrix products and copies, measured beside everything else."""
+"""The machine that is measured: its device, and its rates of matrix products and copies."""
 
 import logging
 import platform
@@ -11,21 +11,21 @@ from attnseg.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
-Rates = dict[str, float]  # of a matrix product in a type, GFLOP/s
+Rates = dict[str, float]  # GFLOP/s of a matrix product, by precision
 TYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
-SIZES = {"cpu": 2048, "cuda": 8192}  # of the matrices; a GPU needs larger ones to be busy
+SIZES = {"cpu": 2048, "cuda": 8192}  # rows of the matrices; a GPU needs larger ones to be busy
 PRODUCTS = 5  # per reading
-PROBE = 256  # size of the matrices that tell whether a type pays
+PROBE = 256  # rows of the matrices that show whether a precision is faster than emulated
 COPIED = 1 << 28  # bytes
 
 
 class Gemm:
-    """The gauge: two square matrices, and how fast they are multiplied.
+    """A gauge of the machine's speed at any moment: the rate of a product of two square matrices.
 
     Args:
         device: CPU or GPU.
-        names: of the types beside float32.
-        size: of the matrices; `None` is the device's.
+        names: precisions beside float32.
+        size: rows of the matrices; `None` is the device's.
     """
 
     def __init__(
@@ -33,18 +33,16 @@ class Gemm:
     ) -> None:
         self.size = size or SIZES[device.type]
         pair = torch.randn(2, self.size, self.size, device=device)
-        self.matrices = {
-            name: pair.to(TYPES[name]) for name in {"float32": None, **dict.fromkeys(names)}
-        }
+        self.matrices = {name: pair.to(TYPES[name]) for name in dict.fromkeys(["float32", *names])}
 
     def rate(self, name: str) -> float:
-        """Return the rate of a product, GFLOP/s: the median of a few."""
+        """Return the median rate of a few products, GFLOP/s."""
         a, b = self.matrices[name]
         taken = median_and_range(seconds(lambda: a @ b) for _ in range(PRODUCTS))
         return 2e-9 * self.size**3 / taken["median"]
 
     def rates(self) -> Rates:
-        """Return the rates of all types."""
+        """Return the rates in all precisions."""
         return {name: self.rate(name) for name in self.matrices}
 
 
@@ -52,7 +50,7 @@ def choose_device(device: str, threads: int | None) -> torch.device:
     """Return the device to measure on, and set PyTorch's threads.
 
     Raises:
-        ConfigError: there is no such device.
+        ConfigError: there is no GPU.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device: no GPU found on this machine; use device=cpu")
@@ -62,7 +60,7 @@ def choose_device(device: str, threads: int | None) -> torch.device:
 
 
 def computed_precisions(names: Sequence[str], device: torch.device) -> list[str]:
-    """Return the precisions without those that this machine only imitates: bf16, on many CPUs."""
+    """Return the precisions that this machine does not merely emulate, as many CPUs do bf16."""
     probe = Gemm(device, names, PROBE)
     probe.rates()  # the first products warm up
     rates = probe.rates()
@@ -79,7 +77,7 @@ def computed_precisions(names: Sequence[str], device: torch.device) -> list[str]
 
 
 def describe_machine(device: torch.device) -> dict[str, str | int]:
-    """Return what figures are measured on."""
+    """Return the device and versions that measurements depend on."""
     gpu = device.type == "cuda"
     return {
         "device": torch.cuda.get_device_name() if gpu else platform.processor() or "CPU",
@@ -92,9 +90,9 @@ def describe_machine(device: torch.device) -> dict[str, str | int]:
 def measure_limits(device: torch.device, repeats: int, names: Sequence[str]) -> dict[str, Spread]:
     """Return the machine's limits: matrix products, GFLOP/s, and copies of memory, GB/s."""
     gemm = Gemm(device, names)
-    read = [gemm.rates() for _ in range(repeats)]
+    readings = [gemm.rates() for _ in range(repeats)]
     source = torch.ones(COPIED, dtype=torch.uint8, device=device)
     target = torch.zeros_like(source)
     copies = [COPIED / 1e9 / seconds(lambda: target.copy_(source)) for _ in range(repeats)]
-    found = {name: median_and_range(rates[name] for rates in read) for name in gemm.matrices}
-    return {**found, "copy": median_and_range(copies)}
+    limits = {name: median_and_range(rates[name] for rates in readings) for name in gemm.matrices}
+    return {**limits, "copy": median_and_range(copies)}

@@ -1,4 +1,4 @@
-"""The memory of a training step: of the whole process, and what it holds for a moment."""
+"""Memory of a training step: the peak of the process, and what a step holds while it runs."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -23,7 +23,7 @@ COLUMNS = {
 
 
 def measure_memory(config: Benchmark, device: torch.device, precisions: Sequence[str]) -> list[Row]:
-    """Measure one precision; another one's peak could not be told from it in one process."""
+    """Measure a single precision, since the peak of a process cannot be divided among several."""
     (name,) = precisions
     load = Workload(config, device)
     for _ in range(2):  # the second one holds the optimizer's state, too

@@ -27,7 +27,7 @@ class Published(Node):
 
 
 class Benchmark(Config):
-    """The workload that is measured, and how.
+    """The measured workload and the options of its measurement.
 
     Attributes:
         against: another attention, measured in alternation.

@@ -1,4 +1,4 @@
-"""Figures as files: JSON as measured, and Markdown tables of all that lies in a suite's folder."""
+"""Records of measurements as JSON files, and Markdown tables of a suite's records."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -15,36 +15,31 @@ BILLION = 10**9
 
 
 def write_record(folder: Path, label: str, record: Mapping[str, Any]) -> None:
-    """Write what was measured of one workload: `<label>.json`."""
+    """Write the record of one workload as `<label>.json`."""
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / f"{label}.json", json.dumps(record, indent=1, allow_nan=False) + "\n")
 
 
 def read_records(folder: Path) -> list[dict[str, Any]]:
-    """Return all that was measured in a suite's folder."""
+    """Return all records in a suite's folder."""
     return [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
 
 
-def format_table(columns: Mapping[str, str], found: Sequence[Mapping[str, Any]]) -> str:
-    """Return a Markdown table.
+def format_table(columns: Mapping[str, str], records: Sequence[Mapping[str, Any]]) -> str:
+    """Return a Markdown table of the records' rows; columns without any value are left out.
 
-    Args:
-        columns: headings by key.
-        found: records with `label` and `rows`; a column in which nothing stands is left out.
+    `columns` has the headings by key.
     """
-    rows = [{"label": record["label"], **row} for record in found for row in record["rows"]]
-    used = {
-        key: heading
-        for key, heading in columns.items()
-        if any(row.get(key) is not None for row in rows)
-    }
+    rows = [{"label": record["label"], **row} for record in records for row in record["rows"]]
+    filled = {key for row in rows for key, value in row.items() if value is not None}
+    used = {key: heading for key, heading in columns.items() if key in filled}
     lines = ["| " + " | ".join(used.values()) + " |", "|" + "---|" * len(used)]
     lines += ["| " + " | ".join(format_cell(row.get(key)) for key in used) + " |" for row in rows]
     return "\n".join(lines)
 
 
 def format_cell(value: Cell) -> str:
-    """Return a value as tables have it: a spread as median (least to most)."""
+    """Return a value as tables show it, a spread as `median (least to most)`."""
     if value is None:
         return "-"
     if isinstance(value, dict):
@@ -62,26 +57,21 @@ def format_number(value: float) -> str:
     return f"{value:#.{DIGITS}g}".rstrip(".")
 
 
-def format_conditions(found: Sequence[Mapping[str, Any]]) -> str:
-    """Return one line: the machine, and its limits while this was measured."""
-    machine = found[0]["machine"]
-    limits: dict[str, list[Spread]] = {}
-    for record in found:
-        for name, measured in record["limits"].items():
-            limits.setdefault(name, []).append(measured)
+def format_conditions(records: Sequence[Mapping[str, Any]]) -> str:
+    """Return one line on the machine and its limits during the measurements."""
+    machine = records[0]["machine"]
+    limits: dict[str, list[float]] = {}
+    for record in records:
+        for name, spread in record["limits"].items():
+            limits.setdefault(name, []).extend((spread["min"], spread["max"]))
     ranges = {
-        name: " to ".join(
-            (
-                format_number(min(each["min"] for each in spreads)),
-                format_number(max(each["max"] for each in spreads)),
-            )
-        )
-        for name, spreads in limits.items()
+        name: f"{format_number(min(ends))} to {format_number(max(ends))}"
+        for name, ends in limits.items()
     }
     copies = ranges.pop("copy")
     products = ", ".join(f"{name} {rate} GFLOP/s" for name, rate in ranges.items())
     return (
         f"{machine['device']}, {machine['threads']} threads, PyTorch {machine['torch']}. Medians "
-        f"(least to most) of {found[0]['repeats']} in alternation. Measured in the same runs: "
+        f"(least to most) of {records[0]['repeats']} in alternation. Measured in the same runs: "
         f"matrix product {products}; copying {copies} GB/s."
     )

@@ -1,4 +1,4 @@
-"""A training step in units that hold across machines: GEMM-equivalent GFLOP per image, and MFU."""
+"""Time of a training step in units that compare across machines: GEMM-equivalent GFLOP, MFU."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -32,7 +32,7 @@ COLUMNS = {
 def measure_step(config: Benchmark, device: torch.device, precisions: Sequence[str]) -> list[Row]:
     """Time a training step in each precision, in alternation, a matrix product before each.
 
-    The first precision runs alone to begin with, for the peak memory of the process.
+    The peak memory of the process is read after steps in the first precision alone.
     """
     load = Workload(config, device)
     for _ in range(2):  # the second one holds the optimizer's state, too
@@ -43,19 +43,17 @@ def measure_step(config: Benchmark, device: torch.device, precisions: Sequence[s
     work = 6e-9 * load.macs()
     known = config.published
     rows: list[Row] = []
-    for name, found in samples.items():
-        equivalent = median_and_range(equivalents(found, load.batch_size))
-        shares = [
-            100 * mfu(work, sample.seconds, sample.gauge[name], load.batch_size) for sample in found
-        ]
+    for name, timed in samples.items():
+        equivalent = median_and_range(equivalents(timed, load.batch_size))
+        shares = [100 * mfu(work, s.seconds, s.gauge[name], load.batch_size) for s in timed]
         row: Row = {
             "precision": name,
             "batch": load.batch_size,
-            "seconds": median_and_range(sample.seconds for sample in found),
+            "seconds": median_and_range(sample.seconds for sample in timed),
             "equivalent": equivalent,
             "work": work,
             "mfu": median_and_range(shares),
-            "gemm": median_and_range(sample.gauge[name] for sample in found),
+            "gemm": median_and_range(sample.gauge[name] for sample in timed),
         }
         if name == precisions[0]:
             row["peak_gib"] = peak
@@ -70,21 +68,16 @@ def measure_step(config: Benchmark, device: torch.device, precisions: Sequence[s
 
 
 def equivalents(samples: list[Sample], batch_size: int) -> list[float]:
-    """Return what a float32 matrix product would have computed in each sample's time.
+    """Return the GFLOP per image of float32 matrix products that take as long as each sample.
 
-    Returns:
-        GFLOP per image: seconds x GFLOP/s of the product just before / batch.
+    The rate is that of the product just before the sample.
     """
     return [sample.seconds * sample.gauge["float32"] / batch_size for sample in samples]
 
 
 def mfu(work: float, seconds: float, rate: float, batch_size: int) -> float:
-    """Return the share of the matrix product's rate that a step reaches.
+    """Return the share of a matrix product's rate (GFLOP/s, in the step's precision) that is used.
 
-    Args:
-        work: GFLOP per image, 6 x MACs: forward, and twice that backward.
-        seconds: of the step.
-        rate: of the matrix product in the step's precision, GFLOP/s.
-        batch_size: images per step.
+    `work` is in GFLOP per image: 6 x MACs, a third of it forward and the rest backward.
     """
     return work * batch_size / (seconds * rate)

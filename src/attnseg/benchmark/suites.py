@@ -1,4 +1,4 @@
-"""Suites of measurements, and the processes that each is divided into.
+"""Suites of measurements: their division into processes, their runs and their tables.
 
 Imports no torch: every process that measures starts with an empty memory.
 """
@@ -37,10 +37,10 @@ class Suite:
 
     Attributes:
         title: heading of its table.
-        axes: what is varied unless the command line chooses it; each combination has a process of
+        axes: choices to vary unless the command line sets them; each combination has a process of
             its own.
-        package: that holds the module.
-        command: that runs the suite.
+        package: package of the module.
+        command: command line of the suite.
         in_all: whether `suite=all` includes it.
     """
 
@@ -60,11 +60,9 @@ SUITES = {
 
 
 def split_suite(name: str, overrides: Sequence[str]) -> list[list[str]]:
-    """Return the overrides of each process that a suite is divided into; none if it is undivided.
+    """Return the overrides of each process of a suite, or of `all`; none if one is enough.
 
-    Args:
-        name: of the suite, or `all`.
-        overrides: of the command line; an axis is left out if one of its keys is set here.
+    An axis is left out if the command line's overrides set one of its keys.
 
     Raises:
         ConfigError: no such suite.
@@ -86,7 +84,7 @@ def split_suite(name: str, overrides: Sequence[str]) -> list[list[str]]:
 
 
 def subject_name(config: Benchmark) -> str:
-    """Return the name of what is measured: the workload's, or the variant's."""
+    """Return the name of the measured workload or variant."""
     choices = config.choices
     match = f"-{config.model.match}" if config.model.match else ""
     size = config.model.options.get("size", "")
@@ -97,7 +95,7 @@ def run_suite(config: Benchmark) -> None:
     """Measure one suite, write its record, and renew the suite's table and plot.
 
     Raises:
-        ConfigError: the device is not there, or an option is wrong.
+        ConfigError: the device is missing, or an option is wrong.
     """
     from attnseg.benchmark import machine, report  # imports torch
     from attnseg.processes.malloc import keep_freed_memory
@@ -109,8 +107,9 @@ def run_suite(config: Benchmark) -> None:
         return
     name, suite = config.suite, SUITES[config.suite]
     module = importlib.import_module(f"{suite.package}.{name}")
+    label = subject_name(config)
     record = {
-        "label": subject_name(config),
+        "label": label,
         "rows": getattr(module, f"measure_{name}")(config, device, precisions),
         "repeats": config.repeats,
         "machine": machine.describe_machine(device),
@@ -118,7 +117,7 @@ def run_suite(config: Benchmark) -> None:
     }
     folder = Path(config.outputs, name)
     precision = f"-{precisions[0]}" if PRECISIONS in suite.axes else ""
-    report.write_record(folder, f"{subject_name(config)}{precision}", record)
+    report.write_record(folder, f"{label}{precision}", record)
     records = report.read_records(folder)
     path = folder / f"{name}.md"
     text = f"{report.format_table(module.COLUMNS, records)}\n\n{report.format_conditions(records)}"

@@ -1,4 +1,4 @@
-"""Timing in alternation: a drift of the machine's speed meets all that is compared alike."""
+"""Timing in alternation, so that a drift of the machine's speed affects all works alike."""
 
 import statistics
 import time
@@ -13,12 +13,7 @@ Key = TypeVar("Key")
 
 
 class Sample(NamedTuple):
-    """One timed call.
-
-    Attributes:
-        seconds: that it took.
-        gauge: what the machine's gauge showed just before it, by name.
-    """
+    """Time of one call, and the reading of a gauge of the machine's speed just before it."""
 
     seconds: float
     gauge: dict[str, float]
@@ -30,29 +25,29 @@ def alternate(
     gauge: Callable[[], dict[str, float]] = dict,
     warm_up: bool = True,
 ) -> dict[Key, list[Sample]]:
-    """Time works in turn, there and back.
+    """Time works by turns, in reverse order every second round.
 
     Args:
-        works: by name.
-        repeats: of each.
-        gauge: read before every call: rates of matrix products, say.
+        works: calls to time, by name.
+        repeats: number of rounds.
+        gauge: read before every call, such as the rates of matrix products.
         warm_up: whether to call each work once untimed, to begin with.
 
     Returns:
-        `repeats` samples of each work; those at one position are of one round.
+        The samples of each work, one per round.
     """
     for work in works.values() if warm_up else ():
         work()
     samples: dict[Key, list[Sample]] = {name: [] for name in works}
     for number in range(repeats):
         for name in list(works) if number % 2 == 0 else reversed(list(works)):
-            shown = gauge()
-            samples[name].append(Sample(seconds(works[name]), shown))
+            reading = gauge()
+            samples[name].append(Sample(seconds(works[name]), reading))
     return samples
 
 
 def seconds(work: Work) -> float:
-    """Return the time of one call, a GPU's work included."""
+    """Return the time of one call, including its work on a GPU."""
     wait()
     started = time.perf_counter()
     work()
@@ -61,12 +56,12 @@ def seconds(work: Work) -> float:
 
 
 def wait() -> None:
-    """Wait for what a GPU still has to do."""
+    """Wait until a GPU has done all its work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
 def median_and_range(values: Iterable[float]) -> Spread:
     """Return median, least and most."""
-    found = list(values)
-    return {"median": statistics.median(found), "min": min(found), "max": max(found)}
+    values = sorted(values)
+    return {"median": statistics.median(values), "min": values[0], "max": values[-1]}

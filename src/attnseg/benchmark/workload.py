@@ -1,4 +1,4 @@
-"""A model with what it is fed: one training step, and one forward pass, as plain PyTorch."""
+"""A configured model with a batch of noise, whose training step and forward pass are measured."""
 
 import torch
 from torch import nn
@@ -16,10 +16,10 @@ class Workload:
     """A configured model, loss and optimizer with one batch of noise.
 
     Args:
-        config: what to build.
-        device: where.
-        attn: instead of the configured attention.
-        batch_size: instead of the configured one.
+        config: model, loss, optimizer and shapes.
+        device: CPU or GPU.
+        attn: replaces the configured attention.
+        batch_size: replaces the configured one.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Workload:
         self.target = torch.randint(config.num_classes, shape, device=device)
 
     def autocast(self, precision: str) -> torch.autocast:
-        """Return the context that a precision computes in."""
+        """Return the autocast context of a precision."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16")
 
     def step(self, precision: str = "float32") -> None:

@@ -77,10 +77,7 @@ class ResNetV2(nn.Module):
             channels = out
 
     def forward(self, image: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Extract features.
-
-        Args:
-            image: `[B, C, H, W]`, height and width multiples of 16.
+        """Extract features of `[B, C, H, W]`, height and width multiples of 16.
 
         Returns:
             Features at 1/16, and those at 1/8, 1/4 and 1/2 of the image's size.

@@ -136,13 +136,10 @@ class PatchTokens(nn.Module):
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
 
     def forward(self, image: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """Cut an image into tokens.
-
-        Args:
-            image: `[B, C, H, W]`, height and width multiples of the patch size.
+        """Cut `[B, C, H, W]`, in multiples of the patch size, into tokens on a grid (h, w).
 
         Returns:
-            Tokens `[B, prefix + h * w, dim]` and the grid (h, w).
+            Tokens `[B, prefix + h * w, dim]` and the grid.
         """
         patches: Tensor = self.proj(image)
         grid = (patches.shape[2], patches.shape[3])

@@ -15,10 +15,7 @@ class DiceCE(SegmentationLoss):
         overlapping: see `SegmentationLoss`.
         dice_weight: factor of the Dice loss.
         ce_weight: factor of the cross-entropy.
-        squared: as in `Dice`.
-        batch: as in `Dice`.
-        smooth: as in `Dice`.
-        include_background: as in `Dice`.
+        squared, batch, smooth, include_background: as in `Dice`.
         class_weights: factor of each channel's cross-entropy; `None` is 1 for all.
     """
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class SegmentationLoss(nn.Module):
-    """Base of the losses.
+    """A loss of logits against true masks.
 
     Args:
         overlapping: whether classes may overlap. If so, a sigmoid per channel and a target

@@ -6,7 +6,6 @@ They normalise the stage maps first, which CvT itself never does.
 """
 
 import functools
-import re
 from dataclasses import dataclass
 
 import torch
@@ -82,14 +81,9 @@ class ConvProjection(nn.Module):
         return projected
 
     def thinned(self, projected: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Select the tokens of a strided projection from an unstrided one.
+        """Select the tokens `[B, M, C]` of a strided projection from an unstrided one, `[B, N, C]`.
 
-        Args:
-            projected: tokens `[B, N, C]`, from `forward` without `strided`.
-            grid: height and width of their grid.
-
-        Returns:
-            The prefix and every stride-th place of both axes, `[B, M, C]`.
+        They are the prefix and every stride-th place of both axes of the grid (h, w).
         """
         places = grid[0] * grid[1]
         prefix, tokens = projected.split((projected.shape[1] - places, places), 1)
@@ -246,12 +240,9 @@ class MLPDecoder(PlainMLPDecoder):
         return logits
 
     def _merge_convolutions(self, unify: nn.Module, kernel: Tensor, x: Tensor) -> Tensor:
-        """Apply a stage's norm, and its two 1x1 convolutions as one.
+        """Apply a stage's norm to `[B, C, h, w]`, and its two 1x1 convolutions as one.
 
-        Args:
-            unify: norm and first convolution.
-            kernel: this stage's part of the second convolution, `[channels, channels]`.
-            x: `[B, C, h, w]`.
+        The kernel `[channels, channels]` is the stage's part of the second convolution.
         """
         norm, conv = unify.children()
         weight = kernel @ conv.get_parameter("weight").flatten(1)
@@ -355,9 +346,9 @@ class CvTClassifier(PublishedModule):
 
     def official_name(self, name: str) -> str | None:
         """Translate a name of the published classifier."""
-        return (
-            name if re.fullmatch(r"(norm|head)\..+", name) else translate_name(name, OFFICIAL_NAMES)
-        )
+        if name.startswith(("norm.", "head.")):
+            return name
+        return translate_name(name, OFFICIAL_NAMES)
 
 
 BLOCK = r"stage(\d)\.blocks\.(\d+)\."

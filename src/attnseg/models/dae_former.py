@@ -151,8 +151,7 @@ class SkipCrossAttention(nn.Module):
         context = (values.transpose(1, 2) @ queries.softmax(1)).transpose(1, 2)
         # Projecting the D contexts instead of the N tokens gives the same for fewer operations: the
         # softmax over channels sums to 1, so the bias stays as it is.
-        attended = queries.softmax(2) @ self.out(context)
-        attended = self.out_norm(attended)
+        attended = self.out_norm(queries.softmax(2) @ self.out(context))
         joined = torch.cat((x, skip), 2) + attended
         out: Tensor = joined + self.mlp(self.norm2(joined), grid)
         return out
@@ -212,15 +211,9 @@ class PatchClassify(nn.Module):
 
 
 def arrange_cells(cells: Tensor, grid: Grid, factor: int) -> Tensor:
-    """Arrange the cells of each token on a finer grid.
+    """Arrange cells `[B, h * w, factor^2, D]` as tokens `[B, h * w * factor^2, D]` of a finer grid.
 
-    Args:
-        cells: `[B, h * w, factor^2, D]`.
-        grid: (h, w).
-        factor: cells per token along each side.
-
-    Returns:
-        Tokens `[B, h * w * factor^2, D]`.
+    The grid is (h, w), and each token has `factor` cells along each side.
     """
     cells = cells.unflatten(2, (factor, factor)).unflatten(1, grid)  # B h w p1 p2 D
     return cells.permute(0, 1, 3, 2, 4, 5).flatten(3, 4).flatten(1, 3)
@@ -300,19 +293,13 @@ class DAEFormer(SegmentationModel):
         )
         low, mid, high = dims
         self.expand = PatchExpand(high, high // 2, 2)
-        self.decoder = nn.ModuleList(
-            [
-                DecoderStage(
-                    high // 2, mid, (block(mid), block(mid)), PatchExpand(mid, mid // 2, 2)
-                ),
-                DecoderStage(
-                    mid // 2,
-                    low,
-                    (block(low), block(low)),
-                    PatchClassify(low, low, 4, num_classes),
-                ),
-            ]
+        first = DecoderStage(
+            high // 2, mid, (block(mid), block(mid)), PatchExpand(mid, mid // 2, 2)
         )
+        second = DecoderStage(
+            mid // 2, low, (block(low), block(low)), PatchClassify(low, low, 4, num_classes)
+        )
+        self.decoder = nn.ModuleList([first, second])
 
     def forward(self, image: Tensor) -> Tensor:
         """Segment images `[B, C, H, W]`; see `SegmentationModel.forward`."""

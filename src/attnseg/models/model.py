@@ -23,15 +23,10 @@ VIT_NAMES = (
 
 
 def translate_name(name: str, table: Iterable[tuple[str, str]]) -> str | None:
-    """Translate a name by the first pattern of a table that matches the whole name.
+    """Translate a published name by the first pattern that matches all of it; `None` if none does.
 
-    Args:
-        name: published name.
-        table: pairs of a regular expression and our name, in which `{0}` is the first group and
-            `{0-1}` the first group minus 1, for published code that counts from 1.
-
-    Returns:
-        Our name, or `None` if no pattern matches.
+    The table has pairs of a regular expression and our name, in which `{0}` is the first group and
+    `{0-1}` the first group minus 1, for published code that counts from 1.
     """
     for pattern, ours in table:
         if match := re.fullmatch(pattern, name):
@@ -48,20 +43,12 @@ class PublishedModule(nn.Module):
     """A network that can rename the parameters of its published implementation."""
 
     def official_name(self, name: str) -> str | None:
-        """Translate a parameter name of the published implementation to ours.
-
-        Returns:
-            Our name; `None` if the model has no use for the published parameter.
-        """
+        """Translate a published parameter name to ours; `None` if the model does not use it."""
         raise NotImplementedError(f"{type(self).__name__} has no published checkpoints")
 
     def official_split(self, name: str, value: Tensor) -> dict[str, Tensor]:
         """Split a published tensor that holds several of ours; by default it is one of ours."""
         return {name: value}
-
-    def position_grids(self) -> dict[str, tuple[int, int]]:
-        """Return the grid (height, width) of each table of learned positions, by our name."""
-        return {}
 
 
 class SegmentationModel(PublishedModule):

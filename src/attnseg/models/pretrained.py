@@ -1,4 +1,4 @@
-"""Reads published weights without executing code, renames and resizes them, and reports on each.
+"""Loads published weights: reads them without executing code, renames and resizes them.
 
 Files: `.npz` of the Flax ViT and R50+ViT models, `.pth`, `.pt`, `.pkl`, `.bin` and `.ckpt` state
 dicts (read with `weights_only`, never otherwise), and `.safetensors`.
@@ -19,10 +19,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from attnseg.errors import CheckpointError, first_line
-from attnseg.layers.vit import resize_positions
+from attnseg.layers.vit import PatchTokens, resize_positions
 from attnseg.models.model import PublishedModule
 
-PREFIXES = ("module.", "_orig_mod.")  # Left by data parallelism and by torch.compile.
+PREFIX = re.compile(r"(module\.)?(_orig_mod\.)?")  # Left by data parallelism and torch.compile.
 WRAPPERS = ("state_dict", "model", "model_state_dict")
 MAX_PACKING = 20  # Factor by which an archive may grow when unpacked.
 
@@ -119,7 +119,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
                 f"{path}: {str(name)[:80]} is sparse or larger than what is stored of it; export "
                 "plain tensors"
             )
-    return {_strip_prefixes(str(name)): value for name, value in loaded.items()}
+    return {PREFIX.sub("", str(name), count=1): value for name, value in loaded.items()}
 
 
 def check_packing(path: Path) -> None:
@@ -141,12 +141,6 @@ def check_packing(path: Path) -> None:
             raise ValueError(f"wrong check sum of {damaged}")
 
 
-def _strip_prefixes(name: str) -> str:
-    for prefix in PREFIXES:
-        name = name.removeprefix(prefix)
-    return name
-
-
 def load_official(
     model: PublishedModule, state_dict: Mapping[str, Tensor | NDArray[Any]]
 ) -> LoadReport:
@@ -158,13 +152,6 @@ def load_official(
     images of one channel, and repeated and scaled for more. A classifier of another number of
     classes keeps its initialisation.
 
-    Args:
-        model: receives the weights.
-        state_dict: tensors or arrays by the published names.
-
-    Returns:
-        The outcome for every tensor.
-
     Raises:
         ValueError: any other tensor does not fit, values are not finite, or no tensor fits.
     """
@@ -172,7 +159,11 @@ def load_official(
     own = {n: t for n, t in model.state_dict().items() if not n.endswith("num_batches_tracked")}
     # The name without other roles: project.qk. becomes project.k., project.kv. project.v.
     by_last_role = {re.sub(r"\.project\.\w*(\w)\.", r".project.\1.", name): name for name in own}
-    grids = model.position_grids()
+    grids = {
+        f"{name}.pos_embed": module.grid
+        for name, module in model.named_modules()
+        if isinstance(module, PatchTokens)
+    }
     fitted: dict[str, Tensor] = {}
     for published, value in state_dict.items():
         if published.endswith("num_batches_tracked"):

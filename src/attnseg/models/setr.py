@@ -106,15 +106,9 @@ class MLAHead(nn.Module):
     def forward(
         self, levels: list[Tensor], grid: tuple[int, int], size: tuple[int, int]
     ) -> tuple[Tensor, list[Tensor]]:
-        """Aggregate four encoder depths.
+        """Map the tokens `[B, N, C]` of four depths, shallow to deep, to logits `[B, K, *size]`.
 
-        Args:
-            levels: tokens `[B, N, C]`, shallow to deep.
-            grid: height and width of the token grid.
-            size: height and width of the image.
-
-        Returns:
-            Logits `[B, K, *size]`, and the fused map `[B, channels, *grid]` of each level.
+        The fused map `[B, channels, *grid]` of each level is returned as well.
         """
         maps = [
             reduce(tokens_to_map(norm(tokens), grid))
@@ -212,10 +206,8 @@ class SETR(SegmentationModel):
         self.auxiliary_heads = nn.ModuleList()
         if head == "mla":
             self.head = MLAHead(dim, channels, num_classes)
-            classifiers = MLA_LEVELS if auxiliary else 0
-            self.auxiliary_heads.extend(
-                nn.Conv2d(channels, num_classes, 1) for _ in range(classifiers)
-            )
+            levels = range(MLA_LEVELS if auxiliary else 0)
+            self.auxiliary_heads.extend(nn.Conv2d(channels, num_classes, 1) for _ in levels)
             return
         if head == "pup":
             self.head = PUPHead(dim, channels, num_classes, self.patch_size)
@@ -249,22 +241,16 @@ class SETR(SegmentationModel):
             return [logits, *(resize(classify(x), size) for classify, x in pairs)]
         outputs = [self.head(tokens, grid, size)]
         if auxiliary:
-            for auxiliary_head, i in zip(self.auxiliary_heads, self.auxiliary_levels, strict=True):
-                outputs.append(auxiliary_head(levels[i], grid, size))
+            pairs = zip(self.auxiliary_heads, self.auxiliary_levels, strict=True)
+            outputs += [head(levels[i], grid, size) for head, i in pairs]
         return outputs
 
     def official_split(self, name: str, value: Tensor) -> dict[str, Tensor]:
         """Split the joint `qkv` projection of a block."""
         if ".attn.qkv." not in name:
             return {name: value}
-        return {
-            name.replace(".qkv.", f".{role}."): part
-            for role, part in zip("qkv", value.chunk(3), strict=True)
-        }
-
-    def position_grids(self) -> dict[str, tuple[int, int]]:
-        """Return the grid of the learned positions."""
-        return {"embed.pos_embed": self.embed.grid}
+        parts = zip("qkv", value.chunk(3), strict=True)
+        return {name.replace(".qkv.", f".{role}."): part for role, part in parts}
 
     def official_name(self, name: str) -> str | None:
         """Translate a name of the published checkpoints (`backbone.`, `decode_head.`)."""
@@ -272,11 +258,8 @@ class SETR(SegmentationModel):
             kind, index, rest = match.groups()
             if isinstance(self.head, PUPHead) and int(index) < len(self.head.convs):
                 return f"head.convs.{index}.{int(kind != 'conv')}.{rest}"
-            return (
-                f"head.conv.{int(kind != 'conv')}.{rest}"
-                if index == "0"
-                else f"head.classify.{rest}"
-            )
+            part = f"conv.{int(kind != 'conv')}" if index == "0" else "classify"
+            return f"head.{part}.{rest}"
         return translate_name(name, OFFICIAL_NAMES)
 
 

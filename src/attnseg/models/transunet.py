@@ -31,9 +31,7 @@ class TransUNetSize:
 
 
 SIZES = {
-    "tiny": TransUNetSize(
-        192, 2, 3, 32, (1, 1, 1), 128, (64, 32, 16, 16)
-    ),  # Ours, for tests and laptops.
+    "tiny": TransUNetSize(192, 2, 3, 32, (1, 1, 1), 128, (64, 32, 16, 16)),  # Ours, for laptops.
     "base": TransUNetSize(768, 12, 12, 64, (3, 4, 9), 512, (256, 128, 64, 16)),  # R50-ViT-B/16
     "large": TransUNetSize(1024, 24, 16, 64, (3, 4, 9), 512, (256, 128, 64, 16)),  # R50-ViT-L/16
 }
@@ -95,27 +93,21 @@ class TransUNet(SegmentationModel):
             reason = "0 to 3" if hybrid else "0, as there is no ResNet (hybrid=false)"
             raise ValueError(f"n_skip {n_skip} must be {reason}")
         check_divisible("image_size", image_size, PATCH)
-        preset = SIZES[size]
+        preset, dim = SIZES[size], SIZES[size].dim
         self.n_skip = n_skip
         grid = (image_size[0] // PATCH, image_size[1] // PATCH)
         width = preset.resnet_width
         self.resnet = ResNetV2(in_channels, width, preset.resnet_units) if hybrid else None
         channels, patch = (16 * width, 1) if hybrid else (in_channels, PATCH)
-        self.embed = PatchTokens(channels, preset.dim, patch, grid, class_token=False)
+        self.embed = PatchTokens(channels, dim, patch, grid, class_token=False)
         self.drop = nn.Dropout(dropout)
         self.encoder = nn.ModuleList(
-            Block(
-                preset.dim,
-                attn(preset.dim, preset.num_heads),
-                NORM_EPS,
-                dropout,
-                mlp_ratio=mlp_ratio,
-            )
+            Block(dim, attn(dim, preset.num_heads), NORM_EPS, dropout, mlp_ratio=mlp_ratio)
             for _ in range(preset.depth)
         )
         self.encoder.apply(init_weights)
-        self.norm = nn.LayerNorm(preset.dim, eps=NORM_EPS)
-        self.reduce = conv_bn_relu(preset.dim, preset.head_channels, 3, bias=False)
+        self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.reduce = conv_bn_relu(dim, preset.head_channels, 3, bias=False)
         skips = [8 * width, 4 * width, width, 0]
         widths = (preset.head_channels, *preset.decoder_channels)
         self.decoder = nn.ModuleList(
@@ -136,10 +128,6 @@ class TransUNet(SegmentationModel):
             x = block(x, skips[i] if i < self.n_skip else None)
         logits: Tensor = self.classify(x)
         return logits
-
-    def position_grids(self) -> dict[str, tuple[int, int]]:
-        """Return the grid of the learned positions."""
-        return {"embed.pos_embed": self.embed.grid}
 
     def official_name(self, name: str) -> str | None:
         """Translate a name of the published code's state dict."""

@@ -29,7 +29,7 @@ class KeptPictures:
     """Pictures kept by a run.
 
     Attributes:
-        folder: that holds them.
+        folder: where they are.
         classes: foreground classes, in the order of the masks' indices or bits.
         overlapping: whether a mask's pixel holds one bit per class instead of a class index.
         cases: entries of `index.json` by case.
@@ -97,23 +97,13 @@ def select_telling_cases(means: pd.DataFrame, metric: ComparedMetric, count: int
 def build_case_browser(
     variants: Sequence[Variant], split: str, metric: ComparedMetric, count: int
 ) -> CaseBrowser:
-    """Gather scores and pictures of the most telling cases.
-
-    Args:
-        variants: the compared variants.
-        split: `val` or `test`.
-        metric: the compared metric.
-        count: maximum number of cases.
-    """
+    """Gather scores and pictures of the most telling cases, at most `count` of them."""
     means = tabulate_cases(variants, split, metric.name)
     runs = [run for variant in variants for run in variant.runs]
-    kept = {run.path: load_pictures(run, split) for run in runs}
-    first = next((pictures for pictures in kept.values() if pictures is not None), None)
-    if first is None:
-        scored = patient_scores.select_scores(runs[0], split, metric.name)["class"].unique()
-        classes: tuple[str, ...] = tuple(map(str, scored))
-    else:
-        classes = first.classes
+    kept = {run.path: found for run in runs if (found := load_pictures(run, split))}
+    first = next(iter(kept.values()), None)
+    scored = patient_scores.select_scores(runs[0], split, metric.name)["class"].unique()
+    classes = first.classes if first else tuple(map(str, scored))
     by_class = {run.path: _scores_by_class(run, split, metric.name) for run in runs}
     by_case = {run.path: patient_scores.average_cases(run, split, metric.name) for run in runs}
     cases = []
@@ -129,16 +119,17 @@ def build_case_browser(
                 "scores": [
                     [
                         _rounded(float(own[variant.name])),
-                        *_class_means(
-                            [by_class[r.path].get(case, {}) for r in variant.runs], classes
+                        *(
+                            _defined_mean(
+                                [by_class[r.path].get((case, name), math.nan) for r in variant.runs]
+                            )
+                            for name in classes
                         ),
                     ]
                     for variant in variants
                 ],
                 "shown": [_describe_pictured(run, by_case, (patient, case)) for run in pictured],
-                "slices": _load_slices(
-                    case, [None if run is None else kept[run.path] for run in pictured]
-                ),
+                "slices": _load_slices(case, [run and kept[run.path] for run in pictured]),
             }
         )
     return CaseBrowser(cases, classes, first is not None and first.overlapping, len(means))
@@ -154,18 +145,11 @@ def _describe_pictured(
     return {"seed": run.seed, "run": run.name, "score": _rounded(score)}
 
 
-def _scores_by_class(run: RunFolder, split: str, metric: str) -> dict[str, dict[str, float]]:
+def _scores_by_class(run: RunFolder, split: str, metric: str) -> dict[tuple[str, str], float]:
     """Return a run's values by case and class."""
-    scores: dict[str, dict[str, float]] = {}
     rows = patient_scores.select_scores(run, split, metric)
-    for case, name, value in zip(rows["case"], rows["class"], rows["value"], strict=True):
-        scores.setdefault(case, {})[name] = value
-    return scores
-
-
-def _class_means(runs: Sequence[Mapping[str, float]], classes: Sequence[str]) -> list[float | None]:
-    """Return the mean of each class over the runs in which it is defined."""
-    return [_defined_mean([run[name] for run in runs if name in run]) for name in classes]
+    keys = zip(rows["case"], rows["class"], strict=True)
+    return dict(zip(keys, rows["value"], strict=True))
 
 
 def _defined_mean(values: Sequence[float]) -> float | None:
@@ -179,19 +163,16 @@ def _rounded(value: float) -> float | None:
 
 
 def _pictured_run(
-    variant: Variant, kept: Mapping[Path, KeptPictures | None], case: str
+    variant: Variant, kept: Mapping[Path, KeptPictures], case: str
 ) -> RunFolder | None:
     """Return the run whose prediction is shown: the lowest seed with pictures of the case."""
-    for run in sorted(variant.runs, key=lambda run: run.seed):
-        pictures = kept[run.path]
-        if pictures is not None and case in pictures.cases:
-            return run
-    return None
+    runs = [run for run in variant.runs if run.path in kept and case in kept[run.path].cases]
+    return min(runs, key=lambda run: run.seed, default=None)
 
 
 def _load_slices(case: str, variants: Sequence[KeptPictures | None]) -> list[dict[str, Any]]:
     """Return a case's slices: image, true mask, and each variant's mask or `None` if missing."""
-    first = next((pictures for pictures in variants if pictures is not None), None)
+    first = next(filter(None, variants), None)
     if first is None:
         return []
     slices = []

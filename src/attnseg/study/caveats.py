@@ -19,16 +19,7 @@ def write_notes(
     margin: float,
     seed: int,
 ) -> list[str]:
-    """Return notes on units, the margin, the stability of the ranking and test-set openings.
-
-    Args:
-        variants: the compared variants.
-        split: `val` or `test`.
-        metric: the compared metric.
-        patients: values by patient and variant.
-        margin: of equivalence, in the metric's unit.
-        seed: of the resampling.
-    """
+    """Return notes on units, the margin, the stability of the ranking and test-set openings."""
     higher_better = patients.dropna().to_numpy(float) * (1 if metric.up else -1)
     notes = [
         "The unit is the patient: the mean over its cases, classes and seeds. Intervals are "
@@ -58,14 +49,7 @@ def _count_openings(variants: Sequence[Variant]) -> str:
 def collect_warnings(
     variants: Sequence[Variant], by: Sequence[str], patients: pd.DataFrame, rows: pd.DataFrame
 ) -> list[str]:
-    """Return reasons to doubt the comparison.
-
-    Args:
-        variants: the compared variants.
-        by: keys that define a variant.
-        patients: values by patient and variant.
-        rows: one row per variant; see `Comparison.variants`.
-    """
+    """Return reasons to doubt the comparison; tables as in `Comparison`."""
     warnings = checks.warn_of_differences(variants, by)
     if len(patients) < FEW_PATIENTS:
         warnings.append(

@@ -12,10 +12,6 @@ from attnseg.runs.variants import Variant
 def check_comparable(variants: Sequence[Variant], split: str) -> None:
     """Refuse runs whose numbers must not be compared.
 
-    Args:
-        variants: all runs, grouped.
-        split: `val` or `test`.
-
     Raises:
         DataError: lists every problem, each with the folders of both runs.
     """
@@ -132,7 +128,7 @@ def find_other_differences(runs: Sequence[RunFolder], by: Sequence[str]) -> list
     for key in dict.fromkeys(key for flat in options.values() for key in flat):
         if not affects_comparison(key):
             continue
-        group = next((name for name in by if _is_under(key, [name])), None)
+        group = next((name for name in by if f"{key}.".startswith(f"{name}.")), None)
         values: dict[str, set[str]] = {}
         for run in runs:
             choice = "" if group is None else str(run.option(group))
@@ -151,10 +147,6 @@ def list_differing_options(variants: Sequence[Variant]) -> dict[str, list[str]]:
         if len({value for own in values for value in own}) > 1:
             differing[key] = [", ".join(own) for own in values]
     return differing
-
-
-def _is_under(key: str, parents: Sequence[str]) -> bool:
-    return any(f"{key}.".startswith(f"{parent}.") for parent in parents)
 
 
 def _flatten(node: object, key: str = "") -> Iterator[tuple[str, object]]:

@@ -90,9 +90,8 @@ def compare_runs(
 
 def _command_line(runs: Sequence[str], by: Sequence[str], options: Mapping[str, object]) -> str:
     """Return the command line that repeats the comparison."""
-    arguments = [f"runs=[{','.join(runs)}]", f"by=[{','.join(by)}]"]
-    arguments += [f"{key}={value}" for key, value in options.items()]
-    return shlex.join(["attnseg", "compare", *arguments])
+    options = {"runs": f"[{','.join(runs)}]", "by": f"[{','.join(by)}]", **options}
+    return shlex.join(["attnseg", "compare", *(f"{key}={value}" for key, value in options.items())])
 
 
 @dataclass(frozen=True)
@@ -119,11 +118,7 @@ class ComparisonSettings:
 
 
 def build_comparison(variants: Sequence[Variant], settings: ComparisonSettings) -> Comparison:
-    """Compute a comparison.
-
-    Args:
-        variants: checked to be comparable, each baseline before the variants compared with it.
-        settings: of the comparison.
+    """Compare comparable variants, each baseline of which precedes those compared with it.
 
     Raises:
         DataError: two variants have no patient in common.
@@ -133,9 +128,10 @@ def build_comparison(variants: Sequence[Variant], settings: ComparisonSettings) 
     patients = patient_scores.tabulate_variants(variants, split, metric.name)
     pairs = _pair_variants(patients)
     against = [subtract_baseline(patients, one, base) for one, base in bases.items()]
+    first_scores = patient_scores.select_scores(variants[0].runs[0], split, metric.name)
     by_class = {
         name: patient_scores.tabulate_variants(variants, split, metric.name, [name])
-        for name in _scored_classes(variants[0].runs[0], settings)
+        for name in first_scores["class"].unique()
     }
     undefined = {
         name: [patient_scores.count_undefined(v, split, metric.name, [name]) for v in variants]
@@ -145,7 +141,7 @@ def build_comparison(variants: Sequence[Variant], settings: ComparisonSettings) 
     contrasts = contrast_family(against, margin, level, seed)
     marks = {run.watermark for v in variants for run in v.runs if run.watermark is not None}
     return Comparison(
-        title=_write_title(variants[0].runs[0], settings, len(patients)),
+        title=_write_title(variants[0].runs[0], settings, len(by_class), len(patients)),
         metric=metric,
         baseline=_shared_name(bases, variants),
         bases=bases,
@@ -167,9 +163,7 @@ def build_comparison(variants: Sequence[Variant], settings: ComparisonSettings) 
 
 def _pair_variants(patients: pd.DataFrame) -> list[PairedDifferences]:
     """Return the differences of all pairs of variants, each of which shares some patients."""
-    pairs = [
-        subtract_baseline(patients, two, one) for one, two in combinations(map(str, patients), 2)
-    ]
+    pairs = [subtract_baseline(patients, b, a) for a, b in combinations(map(str, patients), 2)]
     for pair in pairs:
         if not len(pair.differences):
             raise DataError(
@@ -191,11 +185,6 @@ def _pair_classes(
     return [pair for pair in pairs if len(pair.differences)]
 
 
-def _scored_classes(run: RunFolder, settings: ComparisonSettings) -> list[str]:
-    rows = patient_scores.select_scores(run, settings.split, settings.metric.name)
-    return list(rows["class"].unique())
-
-
 def _shared_name(bases: Mapping[str, str], variants: Sequence[Variant]) -> str:
     """Return the baseline's name; for several baselines, the part of the name they share."""
     names = set(bases.values())
@@ -206,8 +195,7 @@ def _shared_name(bases: Mapping[str, str], variants: Sequence[Variant]) -> str:
     return f"the matching {'/'.join(shared)}"
 
 
-def _write_title(run: RunFolder, settings: ComparisonSettings, patients: int) -> str:
-    classes = len(_scored_classes(run, settings))
+def _write_title(run: RunFolder, settings: ComparisonSettings, classes: int, patients: int) -> str:
     return (
         f"{run.facts.choices['dataset']}, {settings.split}: {settings.metric.label}, mean of "
         f"{classes} class{'' if classes == 1 else 'es'}, {patients} patients, "

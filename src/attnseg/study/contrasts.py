@@ -88,11 +88,7 @@ def subtract_baseline(
 ) -> PairedDifferences:
     """Subtract a baseline's column from a variant's; patients without both values are dropped.
 
-    Args:
-        table: values by patient (rows) and variant (columns).
-        variant: column.
-        baseline: column to subtract.
-        what: class name, if the values belong to a single class.
+    The table has values by patient (rows) and variant (columns), of the class `what` or of all.
     """
     differences = (table[variant] - table[baseline]).dropna().to_numpy(float)
     return PairedDifferences(variant, baseline, differences, what)
@@ -119,7 +115,7 @@ def contrast_family(
     contrasts = []
     for i, (pair, d) in enumerate(zip(pairs, differences, strict=True)):
         low, high = statistics.bca_interval(d, level, seed)
-        simultaneous = statistics.bca_interval(d, 1 - alpha / family, seed)
+        simultaneous_low, simultaneous_high = statistics.bca_interval(d, 1 - alpha / family, seed)
         contrasts.append(
             Contrast(
                 pair.variant,
@@ -129,8 +125,8 @@ def contrast_family(
                 difference=float(d.mean()),
                 low=low,
                 high=high,
-                simultaneous_low=simultaneous[0],
-                simultaneous_high=simultaneous[1],
+                simultaneous_low=simultaneous_low,
+                simultaneous_high=simultaneous_high,
                 p=p[i],
                 p_holm=p_holm[i],
                 p_wilcoxon=p_wilcoxon[i],

@@ -28,11 +28,7 @@ def find_pareto_front(quality: Sequence[float], cost: Sequence[float]) -> list[b
     """Return for each point if it is on the Pareto front.
 
     A point is on the front if no other is at least as good and at most as costly, unless both are
-    equal.
-
-    Args:
-        quality: higher is better; a point with NaN is never on the front.
-        cost: lower is better.
+    equal. A point whose quality is NaN never is.
     """
     points = list(zip(quality, cost, strict=True))
     return [

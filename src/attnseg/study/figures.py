@@ -137,19 +137,16 @@ def draw_pareto(comparison: Comparison) -> Figure:
         names.append(label)
     figure.draw_without_rendering()  # The layout decides how far apart the points are.
     places = axes.transData.transform(list(zip(macs, table["mean"], strict=True)))
-    heights = -places[:, 1] * 72 / figure.dpi
-    xs = places[:, 0] * 72 / figure.dpi
-    moved = _separate_labels(list(zip(xs, heights, strict=True)))
-    for label, height, own in zip(names, moved, heights, strict=True):
+    points = [(x, -y) for x, y in places * 72 / figure.dpi]
+    for label, (_, own), height in zip(names, points, _separate_labels(points), strict=True):
         label.set_position((11, own - height))
     return figure
 
 
 def _separate_labels(points: Sequence[tuple[float, float]]) -> list[float]:
-    """Return heights of labels at points, moved down where they would cover an earlier one.
+    """Return heights of labels, moved down where they would cover an earlier one.
 
-    Args:
-        points: places of the labels, in points from the left and from the top.
+    Places and heights are in points of 1/72 inch, from the left and from the top.
     """
     width, height = 90.0, 16.0
     heights = [y for _, y in points]
@@ -165,12 +162,8 @@ def _separate_labels(points: Sequence[tuple[float, float]]) -> list[float]:
 def draw_histories(variants: Sequence[Variant], watched: bool) -> list[Figure]:
     """Draw learning curves: a thin line per run, a thick one for the mean of several runs.
 
-    Args:
-        variants: in the order of their colours.
-        watched: whether the runs were validated on the test set.
-
-    Returns:
-        One figure per column of the histories; none where no run has one.
+    There is one figure per column of the histories that any run has. `watched` says whether the
+    runs were validated on the test set.
     """
     drawn = []
     for column, label in HISTORIES.items():
@@ -252,12 +245,11 @@ def _draw_line(
     alpha: float = 1.0,
     cap: Literal["butt", "round"] = "round",
 ) -> None:
-    style: Any = (0, dashes) if dashes else "-"
     axes.plot(
         *zip(*points, strict=True),
         color=PALETTE[colour],
         linewidth=width,
-        linestyle=style,
+        linestyle=(0, dashes) if dashes else "-",
         alpha=alpha,
         solid_capstyle=cap,
         gid=TOOLTIP + tooltip,
@@ -283,11 +275,7 @@ def to_svg(figure: Figure, description: str) -> Markup:
 
     The page's policy refuses style attributes, so they become presentation attributes; colours of
     the style sheet become its variables, which differ between light and dark; tooltips become
-    titles.
-
-    Args:
-        figure: drawn by this module.
-        description: for readers that do not see it.
+    titles. The description is for readers who do not see the figure.
     """
     figure.patch.set_visible(False)
     file = io.StringIO()

@@ -49,19 +49,13 @@ class ComparedMetric:
 
 
 def choose_metric(run: RunFolder, split: str, name: str | None) -> ComparedMetric:
-    """Return the metric to compare.
-
-    Args:
-        run: any of the compared runs.
-        split: `val` or `test`.
-        name: of the metric; `None` for the first of the run's profile.
+    """Return the metric to compare, from any of the runs; `None` is the first of their profile.
 
     Raises:
         ConfigError: the profile does not score it case by case, or it is best at 0, so that its
             means cannot be ranked.
     """
-    means: Mapping[str, Any] = run.metrics[split]["mean"]
-    stated: Mapping[str, Any] = run.profile.get("metrics", {})
+    means, stated = run.metrics[split]["mean"], run.profile.get("metrics", {})
     facts = {metric: stated.get(metric) or state_by_name(metric, run.profile) for metric in means}
     scored = set(run.cases["metric"])
     scored |= {weighted for weighted, base in WEIGHTED.items() if base in scored}
@@ -81,12 +75,7 @@ def choose_metric(run: RunFolder, split: str, name: str | None) -> ComparedMetri
 
 
 def state_by_name(name: str, profile: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a metrics.json of version 0.1.0 does not state, judged by the metric's name.
-
-    Args:
-        name: of the metric.
-        profile: with its options.
-    """
+    """Return what a metrics.json of version 0.1.0 does not state, judged by the metric's name."""
     unit = next((length for length in LENGTHS if name.endswith(f"_{length}")), "")
     if name == "nsd" and "nsd_tolerance_mm" in profile:
         label = f"NSD ({profile['nsd_tolerance_mm']:g} mm)"

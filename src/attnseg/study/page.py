@@ -24,15 +24,7 @@ TINT_STEPS = 4  # of the heat map: from one, two, four and eight margins on
 def render_page(
     comparison: Comparison, variants: Sequence[Variant], split: str, max_cases: int, command: str
 ) -> str:
-    """Return the page's HTML.
-
-    Args:
-        comparison: the results.
-        variants: the compared variants, each baseline before the variants compared with it.
-        split: `val` or `test`.
-        max_cases: maximum number of cases in the case browser.
-        command: line that repeats this comparison.
-    """
+    """Return the page's HTML; `command` is the line that repeats this comparison."""
     css, script = (
         files("attnseg.study").joinpath(f"templates/comparison.{kind}").read_text()
         for kind in ("css", "js")

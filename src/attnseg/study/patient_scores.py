@@ -16,14 +16,7 @@ def average_patients(
 ) -> pd.Series:
     """Return one value per patient: the mean over its cases of `average_cases`.
 
-    Args:
-        run: a scored run.
-        split: `val` or `test`.
-        metric: name in `cases.csv`.
-        classes: to average; `None` for all.
-
-    Returns:
-        Values by patient. Undefined values are left out of both means; NaN if none is left.
+    Undefined values are left out of both means; NaN if none is left.
     """
     return average_cases(run, split, metric, classes).groupby("patient").mean()
 

@@ -21,7 +21,6 @@ def list_run_origins(variants: Sequence[Variant]) -> list[dict[str, str]]:
 
 def _describe_run(variant: Variant, run: RunFolder) -> dict[str, str]:
     facts = run.facts
-    seconds = facts.seconds
     return {
         "variant": variant.name,
         "seed": str(run.seed),
@@ -29,8 +28,8 @@ def _describe_run(variant: Variant, run: RunFolder) -> dict[str, str]:
         "started": (facts.started or "-")[:16].replace("T", " "),
         "code": _commit_text(facts.git),
         "best epoch": str(facts.best_epoch or "-"),
-        "training, s": _seconds_text(seconds.get("fit")),
-        "total, s": _seconds_text(seconds.get("total")),
+        "training, s": _seconds_text(facts.seconds.get("fit")),
+        "total, s": _seconds_text(facts.seconds.get("total")),
         "test set opened": str(facts.test_set["openings"]),
     }
 

@@ -58,9 +58,7 @@ def bca_interval(
     tail = (1 - level) / 2
     if expanded:
         tail = _expanded(tail, count)
-    needed = min(
-        MAX_RESAMPLES, math.ceil(TAIL_RESAMPLES / max(tail, TAIL_RESAMPLES / MAX_RESAMPLES))
-    )
+    needed = math.ceil(min(MAX_RESAMPLES, TAIL_RESAMPLES / tail))
     low, high = stats.bootstrap(
         (differences,),
         np.mean,
@@ -108,9 +106,6 @@ def wilcoxon(differences: PatientValues) -> float:
     """Return the two-sided p-value of Wilcoxon's signed-rank test; 1 if all differences are 0.
 
     Patients whose difference is 0 are left out (Wilcoxon, Biometrics Bulletin 1, 1945).
-
-    Args:
-        differences: `[patients]`.
     """
     if not np.any(differences):
         return 1.0
@@ -126,11 +121,6 @@ def permutation_test(
     up to 13 patients; beyond, `p = (hits + 1) / (resamples + 1)` with random signs, which is never
     0 (Phipson and Smyth, Statistical Applications in Genetics and Molecular Biology 9, 2010). The
     statistic is the absolute mean, so that both tails are counted instead of doubling the smaller.
-
-    Args:
-        differences: `[patients]`.
-        seed: of the random signs.
-        resamples: number of sign patterns, if not all are tried.
     """
     if len(differences) < 2:
         return 1.0  # The mean of one difference is as far from 0 under either sign.
@@ -282,15 +272,10 @@ def seed_variance(values: PatientValues) -> VarianceComponents:
 
 
 def flip_rate(differences: PatientValues, seed: int = 0) -> float:
-    """Return how often the mean changes its sign when the patients are resampled.
+    """Return the share of resamples of the patients in which the mean changes its sign.
 
-    Args:
-        differences: `[patients]`.
-        seed: of the resampling.
-
-    Returns:
-        Share of the resamples, in which a mean of exactly 0 counts half; 0.5 if the mean itself is
-        0; NaN for fewer than two patients.
+    A resample's mean of exactly 0 counts half; the share is 0.5 if the mean itself is 0, and NaN
+    for fewer than two patients.
     """
     if len(differences) < 2:
         return math.nan
@@ -299,14 +284,10 @@ def flip_rate(differences: PatientValues, seed: int = 0) -> float:
 
 
 def ranking_flip_rate(values: PatientValues, seed: int = 0) -> float:
-    """Return how often another variant ranks first when the patients are resampled.
+    """Return the share of resamples of the patients in which another variant ranks first.
 
-    Args:
-        values: `[patients, variants]`, higher is better.
-        seed: of the resampling.
-
-    Returns:
-        Share of the resamples; a tie for the first place is divided among the tied variants.
+    Values are `[patients, variants]`, higher is better. A tie for the first place is divided among
+    the tied variants.
     """
     means = resample_means(values, seed)
     first = means == means.max(1, keepdims=True)

@@ -121,23 +121,20 @@ def tabulate_differences(comparison: Comparison) -> ResultTable:
         "sign flips",
     )
     rows = [
-        [
-            TableCell(c.variant),
+        _text_cells(
+            c.variant,
             _difference_cell(c, metric),
-            TableCell(metric.interval_text(c.low, c.high)),
-            TableCell(metric.interval_text(c.simultaneous_low, c.simultaneous_high)),
-            TableCell(p_value_text(c.p_holm)),
-            TableCell(p_value_text(c.equivalence_p)),
-            TableCell("none" if math.isinf(c.detectable) else metric.text(c.detectable)),
-            TableCell(share_text(c.flips)),
-        ]
+            metric.interval_text(c.low, c.high),
+            metric.interval_text(c.simultaneous_low, c.simultaneous_high),
+            p_value_text(c.p_holm),
+            p_value_text(c.equivalence_p),
+            "none" if math.isinf(c.detectable) else metric.text(c.detectable),
+            share_text(c.flips),
+        )
         for c in comparison.against
     ]
-    return ResultTable(
-        _title_with_undefined(f"Minus {comparison.baseline}. {comparison.title}", comparison),
-        columns,
-        rows,
-    )
+    title = f"Minus {comparison.baseline}. {comparison.title}"
+    return ResultTable(_title_with_undefined(title, comparison), columns, rows)
 
 
 def tabulate_classes(comparison: Comparison) -> ResultTable:
@@ -154,15 +151,15 @@ def tabulate_classes(comparison: Comparison) -> ResultTable:
     )
     means, undefined = comparison.class_means.to_dict(), comparison.class_undefined.to_dict()
     rows = [
-        [
-            TableCell(c.what),
-            TableCell(c.variant),
-            TableCell(metric.text(means[c.variant][c.what])),
+        _text_cells(
+            c.what,
+            c.variant,
+            metric.text(means[c.variant][c.what]),
             _difference_cell(c, metric),
-            TableCell(metric.interval_text(c.simultaneous_low, c.simultaneous_high)),
-            TableCell(p_value_text(c.p_holm)),
-            TableCell(", ".join(str(undefined[name][c.what]) for name in (c.variant, c.baseline))),
-        ]
+            metric.interval_text(c.simultaneous_low, c.simultaneous_high),
+            p_value_text(c.p_holm),
+            f"{undefined[c.variant][c.what]}, {undefined[c.baseline][c.what]}",
+        )
         for c in comparison.classes
     ]
     title = f"Class by class, minus {comparison.baseline}; undefined of both. {comparison.title}"
@@ -182,24 +179,23 @@ def tabulate_pairs(comparison: Comparison) -> ResultTable:
         "sign flips",
     )
     rows = [
-        [
-            TableCell(c.variant),
-            TableCell(c.baseline),
+        _text_cells(
+            c.variant,
+            c.baseline,
             _difference_cell(c, metric),
-            TableCell(metric.interval_text(c.simultaneous_low, c.simultaneous_high)),
-            TableCell(p_value_text(c.p_holm)),
-            TableCell(p_value_text(c.equivalence_p)),
-            TableCell(share_text(c.flips)),
-        ]
+            metric.interval_text(c.simultaneous_low, c.simultaneous_high),
+            p_value_text(c.p_holm),
+            p_value_text(c.equivalence_p),
+            share_text(c.flips),
+        )
         for c in comparison.pairs
     ]
-    return ResultTable(
-        _title_with_undefined(f"All pairs. {comparison.title}", comparison), columns, rows, left=2
-    )
+    title = _title_with_undefined(f"All pairs. {comparison.title}", comparison)
+    return ResultTable(title, columns, rows, left=2)
 
 
-def _text_cells(*texts: str) -> list[TableCell]:
-    return [TableCell(text) for text in texts]
+def _text_cells(*cells: str | TableCell) -> list[TableCell]:
+    return [TableCell(cell) if isinstance(cell, str) else cell for cell in cells]
 
 
 def _difference_cell(c: Contrast, metric: ComparedMetric) -> TableCell:
@@ -247,12 +243,12 @@ def print_comparison(comparison: Comparison) -> None:
         if table.caption is not None:
             printed.caption, printed.caption_justify = escape(table.caption), "left"
         Console(width=max(Console().width, total)).print(printed)
-    for line in [
-        *comparison.verdicts,
-        *comparison.notes,
-        *(f"warning: {w}" for w in comparison.warnings),
-    ]:
-        print(line)
+    print("\n".join(_remarks(comparison)))
+
+
+def _remarks(comparison: Comparison) -> list[str]:
+    warnings = [f"warning: {warning}" for warning in comparison.warnings]
+    return [*comparison.verdicts, *comparison.notes, *warnings]
 
 
 def _rich_cell(cell: TableCell) -> str:
@@ -310,12 +306,7 @@ def _markdown_cell(cell: TableCell) -> str:
 
 def to_latex(comparison: Comparison) -> str:
     """Return the tables as LaTeX for `booktabs`; verdicts, notes and warnings are comments."""
-    remarks = [
-        *comparison.verdicts,
-        *comparison.notes,
-        *(f"warning: {w}" for w in comparison.warnings),
-    ]
-    lines = ["% needs \\usepackage{booktabs}", *(f"% {line}" for line in remarks)]
+    lines = ["% needs \\usepackage{booktabs}", *(f"% {line}" for line in _remarks(comparison))]
     for table in build_tables(comparison):
         align = "l" * table.left + "r" * (len(table.columns) - table.left)
         caption = ". ".join(text for text in (table.title, table.caption) if text)

@@ -17,8 +17,7 @@ def write_headline(
     groups: dict[str, list[str]] = {}
     for c in contrasts:
         if c.different:
-            better = (c.difference > 0) == metric.up
-            statement = f"{{}} {'better' if better else 'worse'} than {baseline}"
+            statement = f"{{}} {_direction(c, metric)} than {baseline}"
             statement += f", though {within}" if c.equivalent else ""
         elif c.equivalent:
             statement = f"{{}} equivalent to {baseline} {within}"
@@ -35,6 +34,10 @@ def write_headline(
     return f"N{text[1:]}." if next(iter(groups)).startswith("no ") else f"{text}."
 
 
+def _direction(c: Contrast, metric: ComparedMetric) -> str:
+    return "better" if (c.difference > 0) == metric.up else "worse"
+
+
 def _join_names(names: Sequence[str]) -> str:
     if len(names) > MAX_NAMED:
         return f"{len(names)} variants"
@@ -46,21 +49,17 @@ def write_verdict(
 ) -> str:
     """Return one sentence that claims no more than was shown.
 
-    Args:
-        contrast: the comparison.
-        metric: the compared metric.
-        margin: of equivalence, in the metric's unit.
-        seed_effect: change of the difference to expect from other seeds (two standard deviations),
-            in the metric's unit; NaN if unknown.
+    `seed_effect` is the change of the difference to expect from other seeds (two standard
+    deviations); NaN if unknown. It and `margin` are in the metric's unit.
     """
     c, unit = contrast, metric.unit
-    numbers = f"n = {_patient_count(c)}, difference {_difference_text(c.difference, metric)}"
+    patients = f"{c.patients} patient{'' if c.patients == 1 else 's'}"
+    numbers = f"n = {patients}, difference {_difference_text(c.difference, metric)}"
     if c.patients > 1:
         numbers += f", {_interval_with_level(c, metric)}"
     within = f"within {margin:g} {unit}"
     if c.different:
-        better = (c.difference > 0) == metric.up
-        text = f"{c.variant} is {'better' if better else 'worse'} than {c.baseline} by "
+        text = f"{c.variant} is {_direction(c, metric)} than {c.baseline} by "
         text += f"{metric.text(abs(c.difference))} {unit} ({numbers})"
         if c.equivalent:
             text += f", which is {within}, the margin of equivalence"
@@ -68,21 +67,12 @@ def write_verdict(
     if c.equivalent:
         text = f"{c.variant} is equivalent to {c.baseline} {within} ({numbers})"
         return text + _seed_caveat(c, metric, seed_effect)
-    limit = _detection_limit(c, metric)
-    return f"{c.variant} against {c.baseline}: no difference shown: {limit} ({numbers})"
-
-
-def _detection_limit(c: Contrast, metric: ComparedMetric) -> str:
+    smallest = f"{metric.text(c.detectable)} {unit}"
+    limit = f"the smallest difference that could have been shown is {smallest}"
     if math.isinf(c.detectable):
-        return f"with {_patient_count(c)} none could have been shown, however large"
-    return (
-        f"with {_patient_count(c)} the smallest difference that could have been shown is "
-        f"{metric.text(c.detectable)} {metric.unit}"
-    )
-
-
-def _patient_count(c: Contrast) -> str:
-    return f"{c.patients} patient{'' if c.patients == 1 else 's'}"
+        limit = "none could have been shown, however large"
+    text = f"{c.variant} against {c.baseline}: no difference shown"
+    return f"{text}: with {patients} {limit} ({numbers})"
 
 
 def _interval_with_level(c: Contrast, metric: ComparedMetric) -> str:
