@@ -1,4 +1,4 @@
-"""The base class of the mixings: modules that combine values according to queries and keys.
+"""Base class of the mixings: modules that combine values according to queries and keys.
 
 Notation: B batch, N query tokens, M key tokens, C width, h heads, d = C / h head width.
 """

@@ -34,21 +34,14 @@ class Suite:
 
     A suite called `step` is the function `measure_step` in the module `step` of `package`, with
     `COLUMNS` for its table and perhaps `plot_step`.
-
-    Attributes:
-        title: heading of its table.
-        axes: choices to vary unless the command line sets them; each combination has a process of
-            its own.
-        package: package of the module.
-        command: command line of the suite.
-        in_all: whether `suite=all` includes it.
     """
 
-    title: str
+    title: str  # heading of its table
+    # Choices to vary unless the command line sets them; each combination has its own process.
     axes: tuple[list[Choice], ...] = ()
     package: str = "attnseg.benchmark"
     command: str = "attnseg benchmark"
-    in_all: bool = True
+    in_all: bool = True  # whether `suite=all` includes it
 
 
 SUITES = {

@@ -1,4 +1,4 @@
-"""The base class of the losses, and the cross-entropy term that several of them use."""
+"""Base class of the losses, and the cross-entropy term that several of them use."""
 
 from collections.abc import Sequence
 

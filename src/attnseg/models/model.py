@@ -1,4 +1,4 @@
-"""The base class of the segmentation models, and the renaming of published parameters."""
+"""Base class of the segmentation models, and the renaming of published parameters."""
 
 import re
 from collections.abc import Iterable
@@ -79,22 +79,14 @@ class SegmentationModel(PublishedModule):
 
 
 def check_positive(**numbers: int | None) -> None:
-    """Refuse numbers below 1; `None` is a number that was not given.
-
-    Raises:
-        ValueError: a number is below 1; the message names the first.
-    """
+    """Refuse numbers below 1 by a `ValueError`; `None` is a number that was not given."""
     for name, number in numbers.items():
         if number is not None and number < 1:
             raise ValueError(f"{name} {number} must be 1 or more")
 
 
 def check_divisible(key: str, size: tuple[int, int], factor: int) -> None:
-    """Refuse an image size that is not a multiple of `factor` pixels in height and width.
-
-    Raises:
-        ValueError: it is not; the message names the nearest valid size.
-    """
+    """Refuse an image size that is no multiple of `factor` by a `ValueError` with the nearest."""
     if any(side < factor or side % factor for side in size):
         near = [max(factor, round(side / factor) * factor) for side in size]
         raise ValueError(

@@ -4,6 +4,7 @@ Files: `.npz` of the Flax ViT and R50+ViT models, `.pth`, `.pt`, `.pkl`, `.bin` 
 dicts (read with `weights_only`, never otherwise), and `.safetensors`.
 """
 
+import math
 import pickle
 import re
 import zipfile
@@ -29,18 +30,14 @@ MAX_PACKING = 20  # Factor by which an archive may grow when unpacked.
 
 @dataclass
 class LoadReport:
-    """Outcome of loading published weights, tensor by tensor.
+    """Outcome of loading published weights, tensor by tensor."""
 
-    Attributes:
-        loaded: our names that received published weights.
-        resized: our names whose weights were resized first, and from which shape to which.
-        dropped: published names without a counterpart here, and the reason.
-        fresh: our names that keep their initialisation.
-    """
-
+    # Our names that received published weights, and those resized before, with both shapes.
     loaded: list[str] = field(default_factory=list)
     resized: dict[str, str] = field(default_factory=dict)
+    # Published names without a counterpart here, with the reason.
     dropped: dict[str, str] = field(default_factory=dict)
+    # Our names that keep their initialisation.
     fresh: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
@@ -205,12 +202,10 @@ def _fit_shape(
     if "classify" in target:
         return None
     if grid is not None and value.ndim == 3 and value.shape[2] == shape[2]:
-        count, prefix = value.shape[1], shape[1] - grid[0] * grid[1]
-        side = int(count**0.5)  # Published grids are square, with or without a class token.
-        if count - side * side in (0, 1):
-            tokens = value if count - side * side == prefix else value[:, count - side * side :]
-            if tokens.shape[1] - side * side == prefix:
-                return resize_positions(tokens, (side, side), grid)
+        side = math.isqrt(value.shape[1])  # Published grids are square.
+        published, prefix = value.shape[1] - side * side, shape[1] - grid[0] * grid[1]
+        if prefix <= published <= 1:  # The class token is dropped if the model has none.
+            return resize_positions(value[:, published - prefix :], (side, side), grid)
     if value.ndim == 4 and (value.shape[0], *value.shape[2:]) == (shape[0], *shape[2:]):
         if shape[1] == 1:
             return value.sum(1, keepdim=True)

@@ -26,36 +26,22 @@ PICTURE_NAME = re.compile(r"\d+-\d+")
 
 @dataclass(frozen=True)
 class KeptPictures:
-    """Pictures kept by a run.
-
-    Attributes:
-        folder: where they are.
-        classes: foreground classes, in the order of the masks' indices or bits.
-        overlapping: whether a mask's pixel holds one bit per class instead of a class index.
-        cases: entries of `index.json` by case.
-    """
+    """Pictures kept by a run."""
 
     folder: Path
-    classes: tuple[str, ...]
-    overlapping: bool
-    cases: Mapping[str, Any]
+    classes: tuple[str, ...]  # foreground classes, in the order of the masks' indices or bits
+    overlapping: bool  # whether a mask's pixel holds one bit per class instead of a class index
+    cases: Mapping[str, Any]  # entries of `index.json` by case
 
 
 @dataclass(frozen=True)
 class CaseBrowser:
-    """Contents of the case browser.
+    """Contents of the case browser."""
 
-    Attributes:
-        cases: one JSON-ready mapping per case, in the order of `select_telling_cases`.
-        classes: in the masks' order, or in the scores' order if no run kept pictures.
-        overlapping: whether classes overlap in the masks.
-        scored: number of scored cases, shown or not.
-    """
-
-    cases: list[dict[str, Any]]
-    classes: tuple[str, ...]
-    overlapping: bool
-    scored: int
+    cases: list[dict[str, Any]]  # JSON-ready, in the order of `select_telling_cases`
+    classes: tuple[str, ...]  # in the masks' order, or in the scores' if no run kept pictures
+    overlapping: bool  # whether classes overlap in the masks
+    scored: int  # number of scored cases, shown or not
 
 
 def load_pictures(run: RunFolder, split: str) -> KeptPictures | None:

@@ -96,19 +96,9 @@ def _command_line(runs: Sequence[str], by: Sequence[str], options: Mapping[str, 
 
 @dataclass(frozen=True)
 class ComparisonSettings:
-    """Settings of a comparison.
+    """Settings of a comparison; see `compare_runs`."""
 
-    Attributes:
-        bases: baseline of each other variant, by name.
-        by: keys that define a variant.
-        split: `val` or `test`.
-        metric: the compared metric.
-        margin: of equivalence, in the metric's unit.
-        level: of the intervals.
-        seed: of the resampling.
-    """
-
-    bases: Mapping[str, str]
+    bases: Mapping[str, str]  # baseline of each other variant, by name
     by: Sequence[str]
     split: str
     metric: ComparedMetric

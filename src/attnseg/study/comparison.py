@@ -11,43 +11,23 @@ from attnseg.study.metric import ComparedMetric
 
 @dataclass(frozen=True)
 class Comparison:
-    """Results of a comparison.
+    """Results of a comparison; each list of contrasts is one family."""
 
-    Attributes:
-        title: dataset, split, metric and profile; stands on every table.
-        metric: the compared metric.
-        baseline: name of the baseline; if there are several, the part of the name they share.
-        bases: baseline of each other variant, by name.
-        margin: of equivalence, in the metric's unit.
-        level: of the intervals.
-        variants: one row per variant, each baseline before the variants compared with it: quality,
-            seeds, counts, costs.
-        against: the other variants against their baselines, one family.
-        pairs: all pairs of variants, one family.
-        classes: the other variants against their baselines for each class, one family.
-        class_means: means by class (rows) and variant (columns).
-        class_undefined: numbers of undefined values by class (rows) and variant (columns).
-        patients: values by patient (rows) and variant (columns).
-        verdicts: one sentence per comparison with a baseline.
-        notes: how to read the numbers.
-        warnings: reasons to doubt the numbers.
-        watermark: text that must stand beside every number, if any.
-    """
-
-    title: str
+    title: str  # dataset, split, metric and profile; stands on every table
     metric: ComparedMetric
-    baseline: str
-    bases: Mapping[str, str]
-    margin: float
-    level: float
+    baseline: str  # its name; if there are several, the part of the name they share
+    bases: Mapping[str, str]  # baseline of each other variant, by name
+    margin: float  # of equivalence, in the metric's unit
+    level: float  # of the intervals
+    # Quality, seeds, counts and costs of each variant, whose baseline precedes it.
     variants: pd.DataFrame
-    against: list[Contrast]
-    pairs: list[Contrast]
-    classes: list[Contrast]
-    class_means: pd.DataFrame
-    class_undefined: pd.DataFrame
-    patients: pd.DataFrame
-    verdicts: list[str]
-    notes: list[str]
-    warnings: list[str]
-    watermark: str | None
+    against: list[Contrast]  # the other variants against their baselines
+    pairs: list[Contrast]  # all pairs of variants
+    classes: list[Contrast]  # the other variants against their baselines for each class
+    class_means: pd.DataFrame  # by class (rows) and variant (columns)
+    class_undefined: pd.DataFrame  # numbers of undefined values, in the same form
+    patients: pd.DataFrame  # values by patient (rows) and variant (columns)
+    verdicts: list[str]  # one sentence per comparison with a baseline
+    notes: list[str]  # how to read the numbers
+    warnings: list[str]  # reasons to doubt the numbers
+    watermark: str | None  # text that must stand beside every number

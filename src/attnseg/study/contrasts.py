@@ -12,50 +12,29 @@ from attnseg.study.statistics import PatientValues
 
 @dataclass(frozen=True)
 class Contrast:
-    """A variant minus a baseline, over patients. All numbers are in the metric's unit.
-
-    Attributes:
-        variant: name.
-        baseline: name.
-        what: class name; empty if the comparison covers all classes.
-        patients: number of patients with a value for both.
-        difference: mean difference.
-        low: lower end of the interval for this comparison alone.
-        high: upper end.
-        simultaneous_low: lower end of the interval that holds for the whole family (Bonferroni).
-        simultaneous_high: upper end.
-        p: p-value of the sign-flip permutation test.
-        p_holm: `p`, adjusted for the family.
-        p_wilcoxon: p-value of Wilcoxon's test, adjusted for the family; informative only.
-        equivalence_low: lower end of the `1 - 2 alpha` interval of the paired t-test.
-        equivalence_high: upper end.
-        equivalence_p: p-value of the two one-sided tests, adjusted for the family.
-        detectable: smallest difference detected with 80 % power at the family's level; infinite if
-            there are too few patients to show any difference.
-        flips: share of patient resamples in which the difference changes its sign.
-        family: number of comparisons that share the error rate.
-        alpha: error rate of the family.
-    """
+    """A variant minus a baseline, over patients. All numbers are in the metric's unit."""
 
     variant: str
     baseline: str
-    what: str
-    patients: int
-    difference: float
-    low: float
+    what: str  # class name; empty if the comparison covers all classes
+    patients: int  # number of patients with a value for both
+    difference: float  # mean
+    low: float  # ends of the interval for this comparison alone
     high: float
-    simultaneous_low: float
+    simultaneous_low: float  # ends of the interval that holds for the whole family (Bonferroni)
     simultaneous_high: float
-    p: float
-    p_holm: float
-    p_wilcoxon: float
-    equivalence_low: float
+    p: float  # of the sign-flip permutation test
+    p_holm: float  # `p`, adjusted for the family
+    p_wilcoxon: float  # of Wilcoxon's test, adjusted for the family; informative only
+    equivalence_low: float  # ends of the `1 - 2 alpha` interval of the paired t-test
     equivalence_high: float
-    equivalence_p: float
+    equivalence_p: float  # of the two one-sided tests, adjusted for the family
+    # Smallest difference detected with 80 % power at the family's level; infinite if there are too
+    # few patients to show any difference.
     detectable: float
-    flips: float
-    family: int
-    alpha: float
+    flips: float  # share of patient resamples in which the difference changes its sign
+    family: int  # number of comparisons that share the error rate
+    alpha: float  # error rate of the family
 
     @property
     def different(self) -> bool:
@@ -99,11 +78,7 @@ def contrast_family(
 ) -> list[Contrast]:
     """Compare pairs as one family: the chance of any false difference is at most `1 - level`.
 
-    Args:
-        pairs: the family; each has at least one patient.
-        margin: of equivalence, in the metric's unit.
-        level: of the intervals; the tests use `alpha = 1 - level`.
-        seed: of the resampling.
+    Each pair has at least one patient. The margin of equivalence is in the metric's unit.
     """
     alpha, family = 1 - level, len(pairs)
     differences = [pair.differences for pair in pairs]

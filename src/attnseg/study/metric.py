@@ -23,21 +23,13 @@ LENGTHS = ("mm", "voxels")
 
 @dataclass(frozen=True)
 class ComparedMetric:
-    """A number per case and class.
+    """A number per case and class."""
 
-    Attributes:
-        name: in files.
-        label: in tables, with its unit.
-        up: whether higher is better.
-        unit: in which differences are stated, such as `mm`; the label if it has no other.
-        digits: decimal places in tables.
-    """
-
-    name: str
-    label: str
-    up: bool
-    unit: str
-    digits: int = 4
+    name: str  # in files
+    label: str  # in tables, with its unit
+    up: bool  # whether higher is better
+    unit: str  # in which differences are stated, such as `mm`; the label if it has no other
+    digits: int = 4  # decimal places in tables
 
     def text(self, value: float) -> str:
         """Return a number as tables show it."""

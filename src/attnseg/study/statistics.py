@@ -80,15 +80,10 @@ def _batch(count: int) -> int:
 
 
 def resample_means(values: PatientValues, seed: int, resamples: int = RESAMPLES) -> PatientValues:
-    """Return the means of bootstrap samples of the patients.
+    """Return the means of bootstrap samples of the patients, `[resamples]` or with variants.
 
-    Args:
-        values: `[patients]`, or `[patients, variants]`, whose rows are drawn together.
-        seed: the same patients are drawn for the same seed and number of patients.
-        resamples: number of bootstrap samples.
-
-    Returns:
-        `[resamples]` or `[resamples, variants]`.
+    Values are `[patients]`, or `[patients, variants]`, whose rows are drawn together. The same
+    patients are drawn for the same seed and number of patients.
     """
     drawn = stats.bootstrap(
         (values.T,),
@@ -158,13 +153,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 @dataclass(frozen=True)
 class Equivalence:
-    """Outcome of two one-sided tests.
+    """Outcome of two one-sided tests, and the ends of the `1 - 2 alpha` interval.
 
-    Attributes:
-        p: the variants are equivalent at alpha if this is at most alpha.
-        low: lower end of the `1 - 2 alpha` interval; it lies within the margin exactly if `p` is
-            below alpha.
-        high: upper end.
+    The variants are equivalent if `p` is at most alpha; the interval then lies within the margin.
     """
 
     p: float
@@ -175,15 +166,8 @@ class Equivalence:
 def tost(differences: PatientValues, margin: float, alpha: float = 0.05) -> Equivalence:
     """Test by two one-sided paired t-tests (TOST) if the mean is between `-margin` and `margin`.
 
-    Source: D. J. Schuirmann, Journal of Pharmacokinetics and Biopharmaceutics 15 (1987).
-
-    Args:
-        differences: `[patients]`.
-        margin: above 0, in the metric's unit.
-        alpha: 0.05 gives the 90 % interval.
-
-    Returns:
-        For fewer than two patients, p is 1 and the interval NaN.
+    Source: D. J. Schuirmann, Journal of Pharmacokinetics and Biopharmaceutics 15 (1987). The margin
+    is above 0. For fewer than two patients, p is 1 and the interval NaN.
     """
     count = len(differences)
     if count < 2:
@@ -200,15 +184,10 @@ def tost(differences: PatientValues, margin: float, alpha: float = 0.05) -> Equi
 def smallest_detectable(
     differences: PatientValues, power: float = 0.8, alpha: float = 0.05
 ) -> float:
-    """Return the smallest true mean that a paired t-test detects with the given power.
+    """Return the smallest true mean that a two-sided paired t-test detects with the given power.
 
-    Args:
-        differences: `[patients]`; their standard deviation is assumed to be the true one.
-        power: probability of detecting the mean.
-        alpha: of the two-sided test.
-
-    Returns:
-        Mean in the metric's unit; NaN for fewer than two patients.
+    The standard deviation of the differences `[patients]` is assumed to be the true one. The result
+    is NaN for fewer than two patients.
     """
     count = len(differences)
     if count < 2:
@@ -232,30 +211,20 @@ def smallest_detectable(
 
 @dataclass(frozen=True)
 class VarianceComponents:
-    """Variances of a score, in the metric's unit squared.
+    """Variances of a score, in the metric's unit squared."""
 
-    Attributes:
-        patients: variance between patients.
-        seeds: variance between seeds of the mean over all patients; more patients do not reduce it.
-        rest: interaction of patient and seed.
-    """
-
-    patients: float
-    seeds: float
-    rest: float
+    patients: float  # between patients
+    seeds: float  # between seeds, of the mean over all patients; more patients do not reduce it
+    rest: float  # interaction of patient and seed
 
 
 def seed_variance(values: PatientValues) -> VarianceComponents:
     """Split the variance of a variant's scores into patients, seeds and their interaction.
 
     Method of moments for two crossed random factors without replication; negative estimates are
-    set to 0 (Searle, Casella and McCulloch, "Variance Components", 1992, chapter 4).
-
-    Args:
-        values: `[patients, seeds]`; patients with an undefined value are left out.
-
-    Returns:
-        NaN for fewer than two complete patients or two seeds.
+    set to 0 (Searle, Casella and McCulloch, "Variance Components", 1992, chapter 4). Patients with
+    an undefined value among `[patients, seeds]` are left out; the result is NaN for fewer than two
+    complete patients or two seeds.
     """
     complete = values[~np.isnan(values).any(1)]
     patients, seeds = complete.shape

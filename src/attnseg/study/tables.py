@@ -1,7 +1,7 @@
 """Tables of a comparison, on the terminal and as CSV, Markdown and LaTeX."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -32,6 +32,9 @@ class TableCell:
     bold: bool = False
 
 
+Row = Mapping[str, str | TableCell]  # cells by heading
+
+
 @dataclass(frozen=True)
 class ResultTable:
     """Rows of cells under a title; the first `left` columns hold words, the others numbers."""
@@ -56,31 +59,27 @@ def build_tables(comparison: Comparison) -> list[ResultTable]:
     return [replace(table, caption=comparison.watermark) for table in tables]
 
 
+def _make_table(title: str, rows: Sequence[Row], left: int = 1) -> ResultTable:
+    cells = [[TableCell(c) if isinstance(c, str) else c for c in row.values()] for row in rows]
+    return ResultTable(title, tuple(rows[0]) if rows else (), cells, left)
+
+
 def tabulate_quality(comparison: Comparison) -> ResultTable:
     """Tabulate each variant's mean with its interval and the deviations of patients and seeds."""
     metric = comparison.metric
-    columns = (
-        "variant",
-        metric.label,
-        _level_title(comparison),
-        "runs, seeds",
-        f"SD of patients, {metric.unit}",
-        f"SD of seeds, {metric.unit}",
-        "undefined",
-    )
     rows = [
-        _text_cells(
-            str(name),
-            metric.text(row["mean"]),
-            metric.interval_text(row["low"], row["high"]),
-            f"{row['runs']:.0f}, {row['seeds']:.0f}",
-            metric.text(row["patient_sd"]),
-            metric.text(row["seed_sd"]),
-            f"{row['undefined']:.0f}",
-        )
+        {
+            "variant": str(name),
+            metric.label: metric.text(row["mean"]),
+            _level_title(comparison): metric.interval_text(row["low"], row["high"]),
+            "runs, seeds": f"{row['runs']:.0f}, {row['seeds']:.0f}",
+            f"SD of patients, {metric.unit}": metric.text(row["patient_sd"]),
+            f"SD of seeds, {metric.unit}": metric.text(row["seed_sd"]),
+            "undefined": f"{row['undefined']:.0f}",
+        }
         for name, row in comparison.variants.iterrows()
     ]
-    return ResultTable(f"Quality. {comparison.title}", columns, rows)
+    return _make_table(f"Quality. {comparison.title}", rows)
 
 
 def tabulate_costs(comparison: Comparison) -> ResultTable:
@@ -92,110 +91,79 @@ def tabulate_costs(comparison: Comparison) -> ResultTable:
         "fit_seconds": ("training, s", 1.0, 1),
         "peak_memory_bytes": ("peak memory, MiB", 2.0**20, 0),
     }
-    columns = ("variant", metric.label, *(name for name, _, _ in scales.values()), "Pareto front")
     rows = []
     for name, row in comparison.variants.iterrows():
-        amounts = [
-            _cost_text(
-                row[key] / scale, digits, row[f"{key}_change_percent"], name in comparison.bases
-            )
-            for key, (_, scale, digits) in scales.items()
-        ]
-        front = "yes" if row["pareto_front"] else "no"
-        rows.append(_text_cells(str(name), metric.text(row["mean"]), *amounts, front))
+        cells = {"variant": str(name), metric.label: metric.text(row["mean"])}
+        for key, (heading, scale, digits) in scales.items():
+            change = row[f"{key}_change_percent"] if name in comparison.bases else None
+            cells[heading] = _cost_text(row[key] / scale, digits, change)
+        rows.append({**cells, "Pareto front": "yes" if row["pareto_front"] else "no"})
     title = f"Quality beside cost, changes against {comparison.baseline}. {comparison.title}"
-    return ResultTable(_title_with_undefined(title, comparison), columns, rows)
+    return _make_table(_title_with_undefined(title, comparison), rows)
 
 
 def tabulate_differences(comparison: Comparison) -> ResultTable:
     """Tabulate each other variant minus its baseline."""
     metric, unit = comparison.metric, comparison.metric.unit
-    columns = (
-        "variant",
-        f"minus {comparison.baseline}, {unit}",
-        _level_title(comparison),
-        f"{_level_title(comparison)}, corr.",
-        "p (Holm)",
-        f"p (equal within {comparison.margin:g})",
-        f"could be shown, {unit}",
-        "sign flips",
-    )
-    rows = [
-        _text_cells(
-            c.variant,
-            _difference_cell(c, metric),
-            metric.interval_text(c.low, c.high),
-            metric.interval_text(c.simultaneous_low, c.simultaneous_high),
-            p_value_text(c.p_holm),
-            p_value_text(c.equivalence_p),
-            "none" if math.isinf(c.detectable) else metric.text(c.detectable),
-            share_text(c.flips),
-        )
+    rows: list[Row] = [
+        {
+            "variant": c.variant,
+            f"minus {comparison.baseline}, {unit}": _difference_cell(c, metric),
+            _level_title(comparison): metric.interval_text(c.low, c.high),
+            **_corrected_cells(c, comparison),
+            f"p (equal within {comparison.margin:g})": p_value_text(c.equivalence_p),
+            f"could be shown, {unit}": (
+                "none" if math.isinf(c.detectable) else metric.text(c.detectable)
+            ),
+            "sign flips": share_text(c.flips),
+        }
         for c in comparison.against
     ]
     title = f"Minus {comparison.baseline}. {comparison.title}"
-    return ResultTable(_title_with_undefined(title, comparison), columns, rows)
+    return _make_table(_title_with_undefined(title, comparison), rows)
 
 
 def tabulate_classes(comparison: Comparison) -> ResultTable:
     """Tabulate the differences from the baseline class by class."""
     metric = comparison.metric
-    columns = (
-        "class",
-        "variant",
-        metric.label,
-        f"minus {comparison.baseline}, {metric.unit}",
-        f"{_level_title(comparison)}, corr.",
-        "p (Holm)",
-        "undefined",
-    )
     means, undefined = comparison.class_means.to_dict(), comparison.class_undefined.to_dict()
-    rows = [
-        _text_cells(
-            c.what,
-            c.variant,
-            metric.text(means[c.variant][c.what]),
-            _difference_cell(c, metric),
-            metric.interval_text(c.simultaneous_low, c.simultaneous_high),
-            p_value_text(c.p_holm),
-            f"{undefined[c.variant][c.what]}, {undefined[c.baseline][c.what]}",
-        )
+    rows: list[Row] = [
+        {
+            "class": c.what,
+            "variant": c.variant,
+            metric.label: metric.text(means[c.variant][c.what]),
+            f"minus {comparison.baseline}, {metric.unit}": _difference_cell(c, metric),
+            **_corrected_cells(c, comparison),
+            "undefined": f"{undefined[c.variant][c.what]}, {undefined[c.baseline][c.what]}",
+        }
         for c in comparison.classes
     ]
     title = f"Class by class, minus {comparison.baseline}; undefined of both. {comparison.title}"
-    return ResultTable(title, columns, rows, left=2)
+    return _make_table(title, rows, left=2)
 
 
 def tabulate_pairs(comparison: Comparison) -> ResultTable:
     """Tabulate the differences of all pairs of variants."""
     metric = comparison.metric
-    columns = (
-        "variant",
-        "minus",
-        f"diff., {metric.unit}",
-        f"{_level_title(comparison)}, corr.",
-        "p (Holm)",
-        f"p (equal within {comparison.margin:g})",
-        "sign flips",
-    )
-    rows = [
-        _text_cells(
-            c.variant,
-            c.baseline,
-            _difference_cell(c, metric),
-            metric.interval_text(c.simultaneous_low, c.simultaneous_high),
-            p_value_text(c.p_holm),
-            p_value_text(c.equivalence_p),
-            share_text(c.flips),
-        )
+    rows: list[Row] = [
+        {
+            "variant": c.variant,
+            "minus": c.baseline,
+            f"diff., {metric.unit}": _difference_cell(c, metric),
+            **_corrected_cells(c, comparison),
+            f"p (equal within {comparison.margin:g})": p_value_text(c.equivalence_p),
+            "sign flips": share_text(c.flips),
+        }
         for c in comparison.pairs
     ]
     title = _title_with_undefined(f"All pairs. {comparison.title}", comparison)
-    return ResultTable(title, columns, rows, left=2)
+    return _make_table(title, rows, left=2)
 
 
-def _text_cells(*cells: str | TableCell) -> list[TableCell]:
-    return [TableCell(cell) if isinstance(cell, str) else cell for cell in cells]
+def _corrected_cells(c: Contrast, comparison: Comparison) -> dict[str, str]:
+    """Return interval and p-value, both corrected for the family, by heading."""
+    interval = comparison.metric.interval_text(c.simultaneous_low, c.simultaneous_high)
+    return {f"{_level_title(comparison)}, corr.": interval, "p (Holm)": p_value_text(c.p_holm)}
 
 
 def _difference_cell(c: Contrast, metric: ComparedMetric) -> TableCell:
@@ -210,10 +178,10 @@ def _title_with_undefined(title: str, comparison: Comparison) -> str:
     return f"{title}, undefined left out: {comparison.variants['undefined'].sum()}"
 
 
-def _cost_text(value: float, digits: int, change: float, changed: bool) -> str:
+def _cost_text(value: float, digits: int, change: float | None) -> str:
     if math.isnan(value):
         return "-"
-    return f"{value:.{digits}f}" + (f" ({change:+.1f} %)" if changed else "")
+    return f"{value:.{digits}f}" + ("" if change is None else f" ({change:+.1f} %)")
 
 
 def p_value_text(p: float) -> str:
