@@ -57,7 +57,7 @@ def read_table(folder: Path, content: bytes) -> None:
     (folder / "train.csv").write_bytes(content)
     (folder / "split.csv").write_bytes(content)
     for read in (
-        lambda: UWMadison(folder)._read_table(),
+        lambda: UWMadison(folder)._codes,
         lambda: splits.read_split(folder / "split.csv"),
     ):
         try:

@@ -4,7 +4,7 @@ import contextlib
 import gzip
 import logging
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,8 @@ from nibabel.orientations import (
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
-from attnseg.data.reader import shape_text
-from attnseg.errors import DataError
+from attnseg.data.reader import Case, shape_text
+from attnseg.errors import DataError, Problems
 
 log = logging.getLogger(__name__)
 
@@ -58,10 +58,10 @@ class NiftiVolume:
 
 
 def read_nifti(path: Path, plane: str = "axial", channels: int = 1) -> NiftiVolume:
-    """Decode a volume.
+    """Decode a `.nii` or `.nii.gz` file.
 
     Args:
-        path: a `.nii` or `.nii.gz` file.
+        path: the file.
         plane: plane of the slices, one of `PLANES`.
         channels: number of channels along the file's last axis; 1 for a file without that axis.
 
@@ -106,14 +106,50 @@ def read_nifti(path: Path, plane: str = "axial", channels: int = 1) -> NiftiVolu
     if voxels.dtype.kind not in "buif":
         raise DataError(f"{path}: voxels of type {voxels.dtype}; convert them to numbers")
     # Comparisons with NaN are false, so that this refuses NaN, too.
-    real = voxels.dtype.kind == "f"
-    if real and not -LARGEST <= voxels.min() <= voxels.max() <= LARGEST:
+    if voxels.dtype.kind == "f" and not -LARGEST <= voxels.min() <= voxels.max() <= LARGEST:
         raise DataError(
             f"{path}: NaN or infinite voxels, or beyond {LARGEST:.1e}; repair the file or exclude "
             "the case"
         )
     slices, spacing = to_slices(voxels, affine, plane)
     return NiftiVolume(to_smallest_dtype(slices), spacing, affine, shape[:3])
+
+
+def read_labelled(
+    images: Sequence[Path],
+    label: Path,
+    new_value: Mapping[int, int],
+    plane: str = "axial",
+    window: tuple[float, float] | None = None,
+) -> Case:
+    """Decode a case from the files of its channels and its label file (see `map_labels`).
+
+    Raises:
+        DataError: files are broken or contradict each other; lists every problem.
+    """
+    paths = (*images, label)
+    problems = Problems()
+    volumes = []
+    for path in paths:
+        with problems.gathered():
+            volumes.append(read_nifti(path, plane))
+    problems.stop()
+    first = volumes[0]
+    for path, volume in zip(paths, volumes, strict=True):
+        with problems.gathered():
+            check_same_grid(first, volume, (paths[0], path))
+    with problems.gathered():
+        mask = map_labels(label, volumes[-1].voxels, new_value)
+    problems.stop()
+    image = stack_channels([volume.voxels for volume in volumes[:-1]])
+    return Case(image, mask, first.spacing, first.affine, window)
+
+
+def stack_channels(channels: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    """Stack channels along a new last axis, in a type that holds the values of all."""
+    types = {channel.dtype for channel in channels}
+    same_kind = len({dtype.kind for dtype in types}) == 1
+    return np.stack(channels, -1, dtype=np.result_type(*types) if same_kind else np.float32)
 
 
 @contextlib.contextmanager
@@ -137,10 +173,7 @@ def to_slices(
 ) -> tuple[NDArray[Any], tuple[float, float, float]]:
     """Reorient a volume from the axes of its file to slices as in `Case`.
 
-    Args:
-        voxels: array whose first three axes are those of the affine.
-        affine: affine as in `Case`, checked.
-        plane: plane of the slices, one of `PLANES`.
+    The first three axes of `voxels` are those of the affine, which must have been checked.
 
     Returns:
         A view `[S, H, W, ...]` of the voxels, and the voxel size along S, H, W, mm.
@@ -161,11 +194,7 @@ def from_slices(slices: NDArray[Any], affine: NDArray[np.float64], plane: str) -
 
 
 def check_same_grid(first: NiftiVolume, second: NiftiVolume, paths: tuple[Path, Path]) -> None:
-    """Check that two volumes have the same grid.
-
-    Raises:
-        DataError: their shapes differ, or a corner differs by more than `SHIFT` voxels.
-    """
+    """Refuse volumes whose shapes differ, or of which a corner differs by over `SHIFT` voxels."""
     if first.shape != second.shape:
         raise DataError(
             f"{paths[1]}: {shape_text(second.shape)} voxels, but {paths[0].name} has "
@@ -181,15 +210,9 @@ def check_same_grid(first: NiftiVolume, second: NiftiVolume, paths: tuple[Path, 
 
 
 def map_labels(path: Path, labels: NDArray[Any], new_value: Mapping[int, int]) -> NDArray[np.uint8]:
-    """Replace the labels of a file by the values of the dataset's label map (see `labels`).
+    """Replace the labels of a file by the values of the dataset's label map (see `Labels`).
 
-    Args:
-        path: the file, for the error.
-        labels: array of any type and shape.
-        new_value: new value of each label that may occur.
-
-    Raises:
-        DataError: other labels occur; lists them.
+    `new_value` gives the new value of each label that may occur; others are refused.
     """
     values = np.unique(labels)
     if unknown := [value for value in values.tolist() if value not in new_value]:
@@ -221,11 +244,7 @@ def _check_sum(path: Path) -> None:
 
 
 def check_axes(path: Path, affine: NDArray[np.float64]) -> None:
-    """Check that the axes of a grid have a size, are perpendicular and have an orientation.
-
-    Raises:
-        DataError: they do not.
-    """
+    """Refuse a grid whose axes have no size, are not perpendicular or have no orientation."""
     axes = affine[:3, :3]
     sizes = np.linalg.norm(axes, axis=0)
     if not np.isfinite(affine).all() or not (sizes > 0).all():
@@ -244,8 +263,7 @@ def check_axes(path: Path, affine: NDArray[np.float64]) -> None:
 def to_smallest_dtype(voxels: NDArray[Any]) -> NDArray[Any]:
     """Convert to uint8, uint16 or int16, if that holds the values exactly; otherwise float32."""
     low, high = float(voxels.min()), float(voxels.max())
-    whole = voxels.dtype.kind in "bui" or bool((voxels == np.rint(voxels)).all())
-    if whole:
+    if voxels.dtype.kind in "bui" or (voxels == np.rint(voxels)).all():
         for dtype in (np.uint8, np.uint16, np.int16):
             limits = np.iinfo(dtype)
             if limits.min <= low and high <= limits.max:

@@ -18,12 +18,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from attnseg.data.labels import Labels
 from attnseg.data.reader import Case, CaseRef, Reader, shape_text
-from attnseg.data.readers.nifti import PLANES, check_same_grid, map_labels, read_nifti
+from attnseg.data.readers.nifti import PLANES, map_labels, read_labelled, stack_channels
 from attnseg.data.readers.nnunet_json import VOLUME_ENDINGS, Description, read_description
 from attnseg.data.readers.pictures import GREY8, GREY16, RGB, read_picture
 from attnseg.errors import DataError, Problems
@@ -87,10 +84,13 @@ class NNUNet(Reader):
     def cases(self) -> list[CaseRef]:
         """List the cases by name, test cases last; see `Reader.cases`."""
         problems = Problems()
-        if self._described.listed is None:
+        if (listed := self._described.listed) is None:
             train = self._find_files("Tr", problems)
         else:
-            train = self._listed_files(self._described.listed, problems)
+            train = {}
+            for case, entry in listed.items():
+                with problems.gathered():
+                    train[case] = self._check_entry(case, entry)
         test = self._find_files("Ts", problems) if (self.root / "labelsTs").is_dir() else {}
         for case in sorted(train.keys() & test.keys()):
             problems.found.append(f"{test[case][1]}: {case} is for training, too; remove one")
@@ -98,7 +98,7 @@ class NNUNet(Reader):
         for files, role in ((train, None), (test, "test")):
             for case in sorted(files):
                 with problems.gathered():
-                    refs.append(self._ref(case, files[case], role))
+                    refs.append(self._refer_to(case, files[case], role))
         if not refs and not problems.found:
             problems.found.append(
                 f"{self.root}: no cases found; expected imagesTr/<case>_0000"
@@ -114,11 +114,9 @@ class NNUNet(Reader):
     def read(self, ref: CaseRef) -> Case:
         """Decode one case; see `Reader.read`."""
         *images, label = ref.files
-        return (
-            self._read_volumes(images, label)
-            if self.volumetric
-            else self._read_pictures(images, label)
-        )
+        if self.volumetric:
+            return read_labelled(images, label, self._new_value, self.plane, self.window)
+        return self._read_pictures(images, label)
 
     @cached_property
     def _described(self) -> Description:
@@ -137,7 +135,7 @@ class NNUNet(Reader):
     def _find_files(self, part: str, problems: Problems) -> dict[str, CaseFiles]:
         """Return the files of each case of `Tr` or `Ts`; add missing and surplus ones to problems.
 
-        Label files are not checked here.
+        `_refer_to` checks that the label files exist.
         """
         images, labels = self.root / f"images{part}", self.root / f"labels{part}"
         for folder in (images, labels):
@@ -173,45 +171,30 @@ class NNUNet(Reader):
         ]
 
     def _order_channels(self, stem: Path, channels: dict[int, Path]) -> list[Path]:
-        """Return the files of a case's channels by number, or the one RGB picture.
-
-        Raises:
-            DataError: a channel is missing, or there are more than in dataset.json.
-        """
-        expected = range(self.channels)
-        if self._may_be_rgb(len(channels)) and 0 in channels:
-            expected = range(1)
-        missing = [number for number in expected if number not in channels]
-        extra = [number for number in channels if number not in expected]
-        problems = [
-            f"{stem}_{number:04d}{self._described.ending}: not found; restore it or remove the case"
-            for number in missing
-        ] + [
-            f"{channels[number]}: dataset.json names {self.channels} channels, counted from 0000; "
-            "correct it or remove the file"
-            for number in extra
-        ]
-        if problems:
-            raise DataError(*problems)
+        """Return the files of a case's channels by number, or the one RGB picture."""
+        rgb = self._may_be_rgb(len(channels)) and 0 in channels
+        expected = range(1 if rgb else self.channels)
+        problems = Problems()
+        for number in expected:
+            if number not in channels:
+                problems.found.append(
+                    f"{stem}_{number:04d}{self._described.ending}: not found; restore it or remove "
+                    "the case"
+                )
+        for number, path in channels.items():
+            if number not in expected:
+                problems.found.append(
+                    f"{path}: dataset.json names {self.channels} channels, counted from 0000; "
+                    "correct it or remove the file"
+                )
+        problems.stop()
         return [channels[number] for number in expected]
 
     def _may_be_rgb(self, files: int) -> bool:
         return files == 1 and self.channels == 3 and not self.volumetric
 
-    def _listed_files(self, listed: dict[str, Any], problems: Problems) -> dict[str, CaseFiles]:
-        """Return the files of each case that dataset.json lists."""
-        files = {}
-        for case, entry in listed.items():
-            with problems.gathered():
-                files[case] = self._check_entry(case, entry)
-        return files
-
     def _check_entry(self, case: str, entry: Any) -> CaseFiles:  # noqa: ANN401
-        """Return the files of a case that dataset.json lists.
-
-        Raises:
-            DataError: the entry is not a list of images and a label, or names no usable files.
-        """
+        """Return the files of a case that dataset.json lists."""
         table = self.root / "dataset.json"
         images = entry.get("images") if isinstance(entry, dict) else None
         label = entry.get("label") if isinstance(entry, dict) else None
@@ -237,12 +220,8 @@ class NNUNet(Reader):
         *channels, mask = (self.root / name for name in names)
         return channels, mask
 
-    def _ref(self, case: str, files: CaseFiles, role: str | None) -> CaseRef:
-        """Return the reference of a case, once its files are known to exist within the root.
-
-        Raises:
-            DataError: a file does not, or the name of the case does not contain a patient.
-        """
+    def _refer_to(self, case: str, files: CaseFiles, role: str | None) -> CaseRef:
+        """Return the reference of a case, once its files are known to exist within the root."""
         images, label = files
         problems = Problems()
         for path in (*images, label):
@@ -272,23 +251,6 @@ class NNUNet(Reader):
             )
         return str(match[1])
 
-    def _read_volumes(self, images: Sequence[Path], label: Path) -> Case:
-        problems = Problems()
-        volumes = []
-        for path in (*images, label):
-            with problems.gathered():
-                volumes.append(read_nifti(path, self.plane))
-        problems.stop()
-        first = volumes[0]
-        for path, other in zip((*images, label), volumes, strict=True):
-            with problems.gathered():
-                check_same_grid(first, other, (images[0], path))
-        with problems.gathered():
-            mask = map_labels(label, volumes[-1].voxels, self._new_value)
-        problems.stop()
-        image = _stack_channels([volume.voxels for volume in volumes[:-1]])
-        return Case(image, mask, first.spacing, first.affine, self.window)
-
     def _read_pictures(self, images: Sequence[Path], label: Path) -> Case:
         colour = len(images) < self.channels
         modes = RGB if colour else (*GREY8, *GREY16)
@@ -308,17 +270,13 @@ class NNUNet(Reader):
                     f"{shape_text((height, width))}; restore the pair or exclude the case"
                 )
         problems.stop()
-        image = pixels[0] if colour else _stack_channels(pixels)
+        image = pixels[0] if colour else stack_channels(pixels)
         window = (0.0, 255.0) if colour and self.window is None else self.window
         return Case(image[None], mask[None], spacing=None, window=window)
 
 
 def _compile_patient_pattern(pattern: str) -> re.Pattern[str]:
-    """Return a regular expression of exactly one group.
-
-    Raises:
-        ValueError: it is invalid, or has another number of groups.
-    """
+    """Return a regular expression; raise `ValueError` unless it is valid and has one group."""
     try:
         compiled = re.compile(pattern)
     except re.error as error:
@@ -329,10 +287,3 @@ def _compile_patient_pattern(pattern: str) -> re.Pattern[str]:
             "the patient's part"
         )
     return compiled
-
-
-def _stack_channels(channels: Sequence[NDArray[Any]]) -> NDArray[Any]:
-    """Stack channels along a new last axis, in a type that holds the values of all."""
-    types = {channel.dtype for channel in channels}
-    same_kind = len({dtype.kind for dtype in types}) == 1
-    return np.stack(channels, -1, dtype=np.result_type(*types) if same_kind else np.float32)

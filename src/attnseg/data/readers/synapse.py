@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from attnseg.data.labels import Labels
 from attnseg.data.reader import Case, CaseRef, Reader, shape_text
-from attnseg.data.readers.nifti import MAX_VOXELS, check_same_grid, map_labels, read_nifti
+from attnseg.data.readers.nifti import MAX_VOXELS, map_labels, read_labelled
 from attnseg.errors import DataError, Problems
 
 log = logging.getLogger(__name__)
@@ -129,7 +129,9 @@ class Synapse(Reader):
     def read(self, ref: CaseRef) -> Case:
         """Decode one scan; see `Reader.read`."""
         if ref.files[0].name.endswith(".nii.gz"):
-            return self._read_raw(*ref.files)
+            image_path, label_path = ref.files
+            new_value = _class_of_label(ORGANS, self.classes)
+            return read_labelled([image_path], label_path, new_value, window=self.window)
         new_value = _class_of_label(ORDERS["transunet"], self.classes)
         read = _read_slices if ref.files[0].suffix == ".npz" else _read_volume
         image, mask = read(ref, new_value)
@@ -166,23 +168,6 @@ class Synapse(Reader):
         problems.stop()
         return refs
 
-    def _read_raw(self, image_path: Path, label_path: Path) -> Case:
-        """Decode a scan of the download."""
-        problems = Problems()
-        volumes = []
-        for path in (image_path, label_path):
-            with problems.gathered():
-                volumes.append(read_nifti(path))
-        problems.stop()
-        image, label = volumes
-        with problems.gathered():
-            check_same_grid(image, label, (image_path, label_path))
-        with problems.gathered():
-            new_value = _class_of_label(ORGANS, self.classes)
-            mask = map_labels(label_path, label.voxels, new_value)
-        problems.stop()
-        return Case(image.voxels[..., None], mask, image.spacing, image.affine, self.window)
-
 
 def _class_of_label(organs: tuple[str, ...], classes: tuple[str, ...]) -> dict[int, int]:
     """Return the class, counted from 1, of each label of `organs`; 0 if it is not a class."""
@@ -193,10 +178,7 @@ def _class_of_label(organs: tuple[str, ...], classes: tuple[str, ...]) -> dict[i
 def _match_names(
     folder: Path, ending: str, pattern: re.Pattern[str], problems: Problems
 ) -> Iterable[tuple[re.Match[str], Path]]:
-    """Return a folder's files of this ending with the match of their names.
-
-    Names that do not match are added to the problems.
-    """
+    """Return a folder's files of this ending with the match of their names; report the others."""
     matches = []
     for path in sorted(folder.iterdir()):
         if path.name.startswith(".") or not path.name.endswith(ending):
@@ -221,10 +203,8 @@ def _raw_cases(training: Path) -> list[CaseRef]:
         for kind, pattern in RAW_NAMES.items()
     )
     for number in sorted(images.keys() ^ labels.keys()):
-        if number in images:
-            problems.found.append(f"{images[number]}: no label{number}.nii.gz; restore the pair")
-        else:
-            problems.found.append(f"{labels[number]}: no img{number}.nii.gz; restore the pair")
+        path, missing = (images[number], "label") if number in images else (labels[number], "img")
+        problems.found.append(f"{path}: no {missing}{number}.nii.gz; restore the pair")
     if not images and not labels:
         problems.found.append(f"{training}: no cases found; expected img/img0001.nii.gz")
     problems.stop()
@@ -232,18 +212,15 @@ def _raw_cases(training: Path) -> list[CaseRef]:
 
 
 def _order_slices(case: str, slices: list[tuple[int, Path]]) -> tuple[Path, ...]:
-    """Return the files of a case's slices in the order of their numbers.
-
-    Raises:
-        DataError: a number appears twice.
-    """
+    """Return the files of a case's slices in the order of their numbers, which must differ."""
     slices = sorted(slices)
-    twice = []
-    for (number, path), (following, other) in pairwise(slices):
-        if number == following:
-            twice.append(f"{other}: slice {number} of {case} is {path.name}, too; keep one file")
-    if twice:
-        raise DataError(*twice)
+    problems = Problems()
+    problems.found.extend(
+        f"{other}: slice {number} of {case} is {path.name}, too; keep one file"
+        for (number, path), (following, other) in pairwise(slices)
+        if number == following
+    )
+    problems.stop()
     return tuple(path for _, path in slices)
 
 
@@ -286,11 +263,7 @@ def _read_volume(
 
 
 def _read_array(file: h5py.File, name: str) -> NDArray[Any]:
-    """Return an array that lies in the file itself and has at most `MAX_VOXELS` voxels.
-
-    Raises:
-        ValueError: it lies in another file, or is too large.
-    """
+    """Return an array that lies in the file itself and has at most `MAX_VOXELS` voxels."""
     if not isinstance(file.get(name, getlink=True), h5py.HardLink):
         raise ValueError(f"{name} is a link")
     array = file[name]

@@ -16,6 +16,7 @@ import logging
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 
@@ -50,7 +51,6 @@ class UWMadison(Reader):
         self.root = Path(root)
         self.table = self.root / "train.csv"
         self.scans = self.root / "train"
-        self._masks: dict[str, dict[str, str]] | None = None
 
     def cases(self) -> list[CaseRef]:
         """List the scans by case and day number; see `Reader.cases`."""
@@ -73,7 +73,8 @@ class UWMadison(Reader):
             )
         refs = []
         problems = Problems()
-        for scan in sorted(slices, key=natural_order):
+        # By the numbers in the name, so that case10 comes after case2.
+        for scan in sorted(slices, key=lambda name: [int(n) for n in re.findall(r"\d+", name)]):
             match = SCAN_FOLDER_NAME.fullmatch(scan)
             folder = slices[scan][0].parent
             if match is None or match[1] != folder.parent.parent.name:
@@ -82,11 +83,10 @@ class UWMadison(Reader):
                 )
                 continue
             with problems.gathered():
-                files = sorted(slices[scan], key=lambda path: parse_slice_name(path)[0])
-                refs.append(CaseRef(match[1], scan, tuple(files)))
+                refs.append(CaseRef(match[1], scan, tuple(sort_slices(slices[scan]))))
         problems.stop()
         known = {slice_id(ref.case, path) for ref in refs for path in ref.files}
-        if orphans := [name for name in self._read_table() if name not in known]:
+        if orphans := [name for name in self._codes if name not in known]:
             log.warning(
                 "%s: %d slices without an image, %s the first", self.table, len(orphans), orphans[0]
             )
@@ -94,9 +94,8 @@ class UWMadison(Reader):
 
     def source(self, ref: CaseRef) -> str:
         """Return the scan's rows of `train.csv`."""
-        masks = self._read_table()
         ids = (slice_id(ref.case, path) for path in ref.files)
-        return "\n".join(f"{i},{masks[i]}" for i in ids if i in masks)
+        return "\n".join(f"{i},{self._codes[i]}" for i in ids if i in self._codes)
 
     def read(self, ref: CaseRef) -> Case:
         """Decode one scan; see `Reader.read`."""
@@ -110,82 +109,70 @@ class UWMadison(Reader):
 
     def _slice_mask(self, ref: CaseRef, path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
         """Return a slice's mask `[H, W]`, decoded for an image of this shape."""
+        name = slice_id(ref.case, path)
+        codes = self._codes.get(name, {})
+        if missing := [class_name for class_name in self.classes if class_name not in codes]:
+            raise DataError(
+                f"{self.table}: no row for {name}, {missing[0]}; add it or remove the image"
+            )
         problems = Problems()
         mask = np.zeros(shape, np.uint8)
-        for bit, text in enumerate(self._slice_codes(ref, path)):
+        for bit, class_name in enumerate(self.classes):
             try:
-                mask |= rle.decode(text, (shape[0], shape[1])).astype(np.uint8) << bit
+                decoded = rle.decode(codes[class_name], (shape[0], shape[1]))
+                mask |= decoded.astype(np.uint8) << bit
             except ValueError as error:
                 problems.found.append(
-                    f"{self.table}: {slice_id(ref.case, path)}, {self.classes[bit]}: {error}; "
+                    f"{self.table}: {name}, {class_name}: {error}; "
                     "correct the row or exclude the scan"
                 )
         problems.stop()
         return mask
 
-    def _slice_codes(self, ref: CaseRef, path: Path) -> list[str]:
-        """Return the run-length code of each class in a slice."""
-        rows = self._read_table().get(slice_id(ref.case, path), {})
-        missing = [name for name in self.classes if name not in rows]
-        if missing:
-            raise DataError(
-                f"{self.table}: no row for {slice_id(ref.case, path)}, {missing[0]}; "
-                "add it or remove the image"
-            )
-        return [rows[name] for name in self.classes]
-
-    def _read_table(self) -> dict[str, dict[str, str]]:
-        """Return the run-length codes of `train.csv` by id and class; the file is read once."""
-        if self._masks is None:
-            masks: dict[str, dict[str, str]] = defaultdict(dict)
-            csv.field_size_limit(1 << 24)
-            try:
-                with self.table.open(newline="", encoding="utf-8-sig") as lines:
-                    rows = csv.reader(lines)
-                    header = next(rows, [])
-                    if sorted(header) != sorted(TABLE_COLUMNS):
-                        raise DataError(
-                            f"{self.table}: columns {','.join(header)[:80]!r}; "
-                            f"expected {','.join(TABLE_COLUMNS)}"
-                        )
-                    at_id, at_class, at_mask = (header.index(name) for name in TABLE_COLUMNS)
-                    problems = Problems()
-                    for row in rows:
-                        with problems.gathered():
-                            self._add_row(masks, rows.line_num, row, at_id, at_class, at_mask)
-                    problems.stop()
-            except (OSError, UnicodeDecodeError, csv.Error) as error:
-                raise DataError(
-                    f"{self.table}: not a CSV file ({error}); download it again"
-                ) from error
-            self._masks = dict(masks)
-        return self._masks
+    @cached_property
+    def _codes(self) -> dict[str, dict[str, str]]:
+        """Run-length codes of `train.csv` by id and class."""
+        codes: dict[str, dict[str, str]] = defaultdict(dict)
+        csv.field_size_limit(1 << 24)
+        try:
+            with self.table.open(newline="", encoding="utf-8-sig") as lines:
+                rows = csv.reader(lines)
+                header = next(rows, [])
+                if sorted(header) != sorted(TABLE_COLUMNS):
+                    raise DataError(
+                        f"{self.table}: columns {','.join(header)[:80]!r}; "
+                        f"expected {','.join(TABLE_COLUMNS)}"
+                    )
+                problems = Problems()
+                for row in rows:
+                    with problems.gathered():
+                        self._add_row(codes, rows.line_num, header, row)
+                problems.stop()
+        except (OSError, UnicodeDecodeError, csv.Error) as error:
+            raise DataError(f"{self.table}: not a CSV file ({error}); download it again") from error
+        return dict(codes)
 
     def _add_row(
-        self,
-        masks: dict[str, dict[str, str]],
-        line: int,
-        row: list[str],
-        at_id: int,
-        at_class: int,
-        at_mask: int,
+        self, codes: dict[str, dict[str, str]], line: int, header: list[str], row: list[str]
     ) -> None:
-        if len(row) != len(TABLE_COLUMNS):
+        """Add a row to the codes, once it has been checked."""
+        if len(row) != len(header):
             raise DataError(
-                f"{self.table}: line {line} has {len(row)} cells instead of {len(TABLE_COLUMNS)}; "
+                f"{self.table}: line {line} has {len(row)} cells instead of {len(header)}; "
                 "correct it"
             )
-        name, text = row[at_class], row[at_mask]
+        cells = dict(zip(header, row, strict=True))
+        slice_name, name, text = (cells[column] for column in TABLE_COLUMNS)
         if name not in self.classes:
             raise DataError(
                 f"{self.table}: line {line}: class {name!r}; "
                 f"expected one of {', '.join(self.classes)}"
             )
-        if name in masks[row[at_id]]:
+        if name in codes[slice_name]:
             raise DataError(
-                f"{self.table}: line {line}: {row[at_id]}, {name} appears twice; keep one row"
+                f"{self.table}: line {line}: {slice_name}, {name} appears twice; keep one row"
             )
-        masks[row[at_id]][name] = "" if text.strip().lower() == "nan" else text
+        codes[slice_name][name] = "" if text.strip().lower() == "nan" else text
 
 
 def read_scan(
@@ -241,11 +228,6 @@ def read_scan(
     return np.stack(images)[..., None], (SLICE_THICKNESS_MM, spacing_y, spacing_x)
 
 
-def natural_order(name: str) -> list[int]:
-    """Return the numbers in a name, so that case10 sorts after case2."""
-    return [int(number) for number in re.findall(r"\d+", name)]
-
-
 def parse_slice_name(path: Path) -> tuple[int, int, int, float, float]:
     """Return slice number, width and height (pixels), spacing along both (mm) from a file name.
 
@@ -269,31 +251,19 @@ def slice_id(scan: str, path: Path) -> str:
 def find_scan_folder(path: Path) -> Path | None:
     """Return the folder `caseN_dayM/scans` that a slice's file lies in; `None` for other files."""
     folder = path.absolute().parent
-    if folder.name == "scans" and SCAN_FOLDER_NAME.fullmatch(folder.parent.name):
-        return path.parent if SLICE_FILE_NAME.fullmatch(path.name) else None
-    return None
+    in_scan = folder.name == "scans" and SCAN_FOLDER_NAME.fullmatch(folder.parent.name)
+    return path.parent if in_scan and SLICE_FILE_NAME.fullmatch(path.name) else None
 
 
 def sort_slices(files: Iterable[Path]) -> list[Path]:
-    """Return a scan's files by slice number.
-
-    Raises:
-        DataError: a file name is not one of the dataset's.
-    """
+    """Return a scan's files in the order of their slice numbers."""
     return sorted(files, key=lambda path: (parse_slice_name(path)[0], path.name))
 
 
 def encode_table(
     scan: str, files: Sequence[Path], classes: Sequence[str], masks: NDArray[np.bool_]
 ) -> bytes:
-    """Return masks as a table with the columns of `train.csv`.
-
-    Args:
-        scan: its name, `caseN_dayM`.
-        files: of the slices, in order.
-        classes: names.
-        masks: `[classes, S, H, W]`.
-    """
+    """Return a scan's masks `[classes, S, H, W]` as a table with the columns of `train.csv`."""
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(TABLE_COLUMNS)
