@@ -1,8 +1,13 @@
 """Every file of every group composes, passes the schema and names something that can be built."""
 
+import pkgutil
+import re
+from pathlib import Path
+
 import pytest
 from omegaconf import OmegaConf
 
+from attnseg import commands
 from attnseg.config.build import build, locate
 from attnseg.config.nodes import Component
 from attnseg.config.training import parse_config
@@ -43,6 +48,14 @@ def test_choice_is_valid(group, name):
         assert [build("logger", node).name for node in part.values()] == [name][name == "none" :]
     if isinstance(part, Component):
         assert callable(locate(group, part.target))
+
+
+def test_every_function_that_a_command_imports_late_exists():
+    folder = Path(commands.__file__).parent
+    code = "\n".join(path.read_text() for path in sorted(folder.glob("*.py")))
+    places = re.findall(r'deferred\(\s*"(.+?)"', code)
+    assert len(places) == len(re.findall(r"(?<!def )deferred\(", code)) > 0
+    assert all(callable(pkgutil.resolve_name(place)) for place in places)
 
 
 def test_model_brings_its_attention_and_the_command_line_wins():

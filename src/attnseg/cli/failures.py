@@ -20,7 +20,9 @@ from attnseg.config.errors import nearest
 from attnseg.config.folder import list_choices
 from attnseg.errors import AttnsegError, ConfigError, ResourceError, first_line
 
-NO_MEMORY = re.compile("out of memory|not enough memory|can't allocate memory")  # torch's words
+NO_MEMORY = re.compile(
+    "out of memory|not enough memory|can't allocate memory"
+)  # as PyTorch words it
 log = logging.getLogger("attnseg")
 
 

@@ -1,1 +1,1 @@
-"""Configuration: its types, what they build, and what it costs."""
+"""Configuration: types of the options, construction of objects, identity of runs, and cost."""

@@ -26,7 +26,7 @@ def count_macs(model: nn.Module, image: tuple[int, int, int]) -> int:
     """Return the multiply-accumulates of one forward pass, attention included.
 
     They are counted on the meta device: on a CPU, PyTorch's counter misses fused attention.
-    `image` is its C, H, W.
+    `image` is C, H, W of the input.
     """
     return _count(model, image)[0]
 
@@ -96,7 +96,7 @@ def transient_memory(step: Callable[[], object]) -> int:
 
 @contextlib.contextmanager
 def silent_stderr() -> Iterator[None]:
-    """Discard what native code writes to stderr: the profiler reports its own start and end."""
+    """Discard output of native code to stderr: the profiler reports its own start and end."""
     original, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 2)
     try:

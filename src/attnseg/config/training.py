@@ -125,7 +125,7 @@ class Trainer(Node):
         open_test: `False` leaves the test set sealed and scores the validation cases only.
         keep_pictures: of the scored cases, for the comparison's page; 15 to 60 KB per case.
         attempts: how often a run may fail before it is not tried again.
-        repeat: run again what is done, in a folder of its own.
+        repeat: train a finished run again, in a folder of its own.
         auxiliary_weight: of a model's auxiliary outputs, as in SETR.
     """
 
@@ -201,7 +201,7 @@ class Config(Node):
     phantom_size: Annotated[str, Technical]  # the phantom's files are in the digest of the data
     compare: Annotated[Study | None, Technical]
     paths: Annotated[Paths, Technical]
-    choices: Annotated[dict[str, str], NotIdentity]  # they only name what the other keys hold
+    choices: Annotated[dict[str, str], NotIdentity]  # names for the other keys
     dataset: Dataset
     attn: Component
     model: Model
