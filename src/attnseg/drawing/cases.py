@@ -26,21 +26,22 @@ def draw_comparison(
     """Draw slices of a case, each as image, truth and prediction side by side.
 
     Args:
-        path: of the PNG file.
-        title: above the picture.
-        case: prepared.
-        slices: numbers of the slices.
-        truth: of these slices, `[classes, n, H, W]`.
-        prediction: of these slices, `[classes, n, H, W]`.
-        classes: names.
+        path: path of the PNG file.
+        title: text above the picture.
+        case: prepared case.
+        slices: numbers of the n slices to draw.
+        truth: true masks of these slices, `[classes, n, H, W]`.
+        prediction: predicted masks of these slices, `[classes, n, H, W]`.
+        classes: names of the classes.
     """
-    ratio = case.shape[1] * pixel_aspect(case) / case.shape[2]
+    aspect = pixel_aspect(case)
+    ratio = case.shape[1] * aspect / case.shape[2]
     figure = Figure(figsize=(9, 3.1 * ratio * len(slices) + 0.9), dpi=100, layout="constrained")
     axes = figure.subplots(len(slices), 3, squeeze=False)
     for number, (row, index) in enumerate(zip(axes, slices, strict=True)):
         image = slice_image(case, index)
         for axis, masks in zip(row, (None, truth[:, number], prediction[:, number]), strict=True):
-            draw_slice(axis, image, masks, pixel_aspect(case))
+            draw_slice(axis, image, masks, aspect)
         row[0].set_ylabel(f"slice {index + 1}")
     for axis, name in zip(axes[0], ("image", "truth", "prediction"), strict=True):
         axis.set_title(name, fontsize=10)
@@ -49,19 +50,11 @@ def draw_comparison(
     figure.savefig(path, metadata={"Software": None})
 
 
-def draw_slice(
-    axis: Any,  # noqa: ANN401
-    image: NDArray[Any],
-    masks: Masks | None,
-    ratio: float,
-) -> None:
-    """Draw a slice with its masks.
+def draw_slice(axis: Any, image: NDArray[Any], masks: Masks | None, ratio: float) -> None:  # noqa: ANN401
+    """Draw a slice, from `slice_image`, with its masks on an axis of matplotlib.
 
-    Args:
-        axis: of matplotlib.
-        image: from `slice_image`.
-        masks: `[classes, H, W]`; `None` for the bare image.
-        ratio: height of a pixel over its width.
+    The masks are `[classes, H, W]`, `None` for the bare image; `ratio` is the height of a pixel
+    over its width.
     """
     axis.imshow(image, cmap="gray", vmin=0, vmax=1, aspect=ratio)
     axis.set_xticks([])

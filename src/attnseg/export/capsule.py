@@ -1,5 +1,6 @@
 """The `capsule` command: packs a finished run into a capsule."""
 
+import contextlib
 import io
 import json
 import logging
@@ -37,7 +38,7 @@ from attnseg.runs.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 
-GOLDEN = 2  # images
+GOLDEN = 2  # images whose logits are stored for verification
 NO_LICENCE = (
     "These weights have no licence. Ask the makers of this capsule before you use the weights or "
     "pass them on.\nThe data that the weights were trained on have terms of their own.\n"
@@ -45,10 +46,7 @@ NO_LICENCE = (
 
 
 def pack_run(config: Capsule) -> Path:
-    """Pack a run into a capsule, and verify the file.
-
-    Returns:
-        The file.
+    """Pack a run into a capsule, verify the file, and return its path.
 
     Raises:
         ConfigError: not a finished run, or a text file that cannot be read.
@@ -63,21 +61,18 @@ def pack_run(config: Capsule) -> Path:
     if licence is None:
         log.warning("license: none given; the capsule will say that the weights have none")
     spec = read_spec(run)
-    build_rules(
-        config.postprocess, spec.classes
-    )  # This refuses names of classes that do not exist.
+    build_rules(config.postprocess, spec.classes)  # This refuses names of unknown classes.
     exported = open_export(run, spec)
     network = exported.network()
     images = make_images(spec, GOLDEN)
-    metrics = run.metrics
     profile = profile_of(run.raw_config)
-    card = render_model_card(spec, run.facts, metrics, counts_of(run), profile, use)
+    card = render_model_card(spec, run.facts, run.metrics, counts_of(run), profile, use)
     parts = {
         MODEL: exported.read(MODEL),
         SPEC: spec.to_json().encode(),
         "postprocessing.json": as_json(config.postprocess.model_dump()),
         "profile.json": as_json(profile.describe()),
-        "metrics.json": as_json(metrics),
+        "metrics.json": as_json(run.metrics),
         "MODEL_CARD.md": card.encode(),
         "LICENSE": (licence or NO_LICENCE).encode(),
         GOLDEN_INPUT: array_bytes(images),
@@ -92,13 +87,11 @@ def pack_run(config: Capsule) -> Path:
 
 
 def open_export(run: RunFolder, spec: InferenceSpec) -> Exported:
-    """Return a run's ONNX export, after exporting it if that of these weights is missing."""
-    try:
-        found = Exported(run.export)
-        if found.spec == spec:
-            return found
-    except AttnsegError:
-        pass
+    """Return a run's ONNX export; export the run first unless these weights were exported."""
+    with contextlib.suppress(AttnsegError):
+        exported = Exported(run.export)
+        if exported.spec == spec:
+            return exported
     log.info("Exporting to ONNX first")
     plain = {"choices": {}, "profile": {}, "run": str(run), "formats": ["onnx"]}
     export(parse_options(Export, {**plain, "int8": False, "root": None, "data": None}))
@@ -106,11 +99,7 @@ def open_export(run: RunFolder, spec: InferenceSpec) -> Exported:
 
 
 def read_text(key: str, path: str | None) -> str | None:
-    """Return a text file that an option names.
-
-    Raises:
-        ConfigError: it cannot be read.
-    """
+    """Return the content of the text file that an option names, if it names one."""
     if path is None:
         return None
     try:
@@ -119,27 +108,26 @@ def read_text(key: str, path: str | None) -> str | None:
         raise ConfigError(f"{key}: {path} cannot be read as text; name a text file") from error
 
 
-def profile_of(plain: Mapping[str, Any]) -> Profile:
-    """Return the metric profile of a run."""
-    ((name, node),) = plain["profile"].items()
-    found: Profile = build(f"profile.{name}", Component.model_validate(node))
-    return found
+def profile_of(raw_config: Mapping[str, Any]) -> Profile:
+    """Build the metric profile of a run."""
+    ((name, node),) = raw_config["profile"].items()
+    profile: Profile = build(f"profile.{name}", Component.model_validate(node))
+    return profile
 
 
 def counts_of(run: RunFolder) -> dict[str, tuple[int, int]]:
-    """Return patients and cases of each role."""
-    table = run.split
-    by_role = {role: table[table["role"] == role] for role in ROLES}
+    """Return the numbers of patients and cases of each role."""
+    by_role = {role: run.split[run.split["role"] == role] for role in ROLES}
     return {role: (int(own["patient"].nunique()), len(own)) for role, own in by_role.items()}
 
 
 def as_json(values: Mapping[str, Any]) -> bytes:
-    """Return values as JSON."""
+    """Encode values as JSON."""
     return (json.dumps(values, indent=1, allow_nan=False) + "\n").encode()
 
 
 def array_bytes(array: NDArray[np.float32]) -> bytes:
-    """Return an array as `numpy.load` reads it."""
+    """Encode an array as `numpy.load` reads it."""
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
     return buffer.getvalue()

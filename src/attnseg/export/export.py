@@ -33,6 +33,7 @@ from attnseg.evaluation.scoring import score_cases
 from attnseg.export.options import Export
 from attnseg.files import file_digest, replacing, write_text
 from attnseg.metrics.profiles.profile import Profile
+from attnseg.prediction.exported import FACTS, INT8, ONNX, SPEC
 from attnseg.prediction.network import Network
 from attnseg.prediction.onnx import OnnxNetwork
 from attnseg.prediction.segment import Member, Segmenter
@@ -46,7 +47,7 @@ Images = NDArray[np.float32]
 TOLERANCE = 1e-4  # largest difference of logits between PyTorch and an export
 SLICES = 8  # that the comparison uses
 REPEATS = 30  # of each timing
-ONNX, INT8, TORCH, SAFETENSORS = "model.onnx", "model.int8.onnx", "model.pt2", "weights.safetensors"
+TORCH, SAFETENSORS, ARGUMENTS = "model.pt2", "weights.safetensors", "weights.json"
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
 
 
@@ -56,7 +57,7 @@ class Samples:
 
     Attributes:
         images: `[B, C, H, W]` in [-1, 1].
-        source: where they are from, for messages.
+        source: description of where they are from, for messages.
         finished: the run with its data; `None` if the data are not on this machine.
     """
 
@@ -66,14 +67,14 @@ class Samples:
 
 
 def export(config: Export) -> Path:
-    """Export a run in the configured formats; print a table, write `RUN/export/`.
+    """Export a run in the configured formats; write `RUN/export/`, print a table.
 
     Returns:
         The folder.
 
     Raises:
         ConfigError: not a finished run, or an operator that cannot be exported.
-        CheckpointError: an exported network does not compute the same; its file is not kept.
+        CheckpointError: an exported network computes other logits; its file is not kept.
     """
     if "onnx" in config.formats:
         require("formats", "export", *NEEDED, otherwise="leave onnx out")
@@ -82,21 +83,25 @@ def export(config: Export) -> Path:
     samples = choose_samples(run, spec, config)
     folder = run.export
     folder.mkdir(exist_ok=True)
-    for name in ("export.json", ONNX, INT8, TORCH, SAFETENSORS, "weights.json"):
-        # Files of an earlier export go, the facts about them first.
+    # An earlier export is removed, its facts first, so that they never describe missing files.
+    for name in (FACTS, ONNX, INT8, TORCH, SAFETENSORS, ARGUMENTS):
         (folder / name).unlink(missing_ok=True)
-    write_text(folder / "recipe.json", spec.to_json())
+    write_text(folder / SPEC, spec.to_json())
     if "safetensors" in config.formats:
         write_safetensors(folder, run, spec, model)
     networks = write_networks(folder, spec, model, samples, config)
-    facts: dict[str, Any] = {"run": spec.run, "compared_on": samples.source, "tolerance": TOLERANCE}
-    facts["differences"] = {
-        name: largest_difference(networks["PyTorch"], network, samples.images)
-        for name, network in networks.items()
-        if name != "PyTorch"
+    facts: dict[str, Any] = {
+        "run": spec.run,
+        "compared_on": samples.source,
+        "tolerance": TOLERANCE,
+        "differences": {
+            name: largest_difference(networks["PyTorch"], network, samples.images)
+            for name, network in networks.items()
+            if name != "PyTorch"
+        },
+        "milliseconds": measure_latencies(networks, samples.images[:1]),
+        "threads": torch.get_num_threads(),
     }
-    facts["milliseconds"] = measure_latencies(networks, samples.images[:1])
-    facts["threads"] = torch.get_num_threads()
     if config.int8:
         (profile,) = build_profiles(config.profile)
         facts["validation"] = score_networks(networks, samples, profile, spec)
@@ -108,7 +113,7 @@ def export(config: Export) -> Path:
         for path in sorted(folder.iterdir())
     }
     print_export(facts, folder, list(networks))
-    write_text(folder / "export.json", json.dumps(facts, indent=1, allow_nan=False) + "\n")
+    write_text(folder / FACTS, json.dumps(facts, indent=1, allow_nan=False) + "\n")
     log.info("Written: %s", folder)
     return folder
 
@@ -120,10 +125,6 @@ def write_networks(
 
     Returns:
         Every form of the network by name, PyTorch's own first.
-
-    Raises:
-        ConfigError: as for `export`.
-        CheckpointError: as for `export`.
     """
     threads = torch.get_num_threads()
     networks: dict[str, Network] = {"PyTorch": TorchNetwork(model)}
@@ -183,9 +184,6 @@ def trace_model(model: nn.Module, spec: InferenceSpec) -> ExportedProgram:
 
     Gradients are enabled because KV+Pos then carries its bias as one more channel. Without them its
     bias is a mask, which the exporter would store for every block, tokens times tokens.
-
-    Raises:
-        ConfigError: something in it cannot be traced.
     """
     example = torch.zeros(2, spec.in_channels, *spec.size)
     try:
@@ -201,11 +199,7 @@ def trace_model(model: nn.Module, spec: InferenceSpec) -> ExportedProgram:
 
 
 def onnx_bytes(program: ExportedProgram) -> bytes:
-    """Translate a program to ONNX.
-
-    Raises:
-        ConfigError: one of its operators has no translation, or the file would be too large.
-    """
+    """Translate a program to ONNX; an operator without a translation is named in the error."""
     try:
         with silenced_exporters():
             translated = torch.onnx.export(
@@ -220,10 +214,10 @@ def onnx_bytes(program: ExportedProgram) -> bytes:
             assert translated is not None
             return bytes(translated.model_proto.SerializeToString())
     except Exception as error:  # Its errors have several base classes.
-        found = re.search(
+        match = re.search(
             r"(?:aten|prims|\w+)(?:\.|::)\w+(?:\.\w+)?(?=[\s'\"\],)>])", join_causes(error)
         )
-        operator = found[0] if found else first_line(error)[:200]
+        operator = match[0] if match else first_line(error)[:200]
         raise ConfigError(
             f"formats: onnx cannot express {operator} of this model; leave onnx out of formats"
         ) from error
@@ -302,11 +296,11 @@ def write_safetensors(folder: Path, run: RunFolder, spec: InferenceSpec, model: 
     }
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     write_bytes(folder / SAFETENSORS, safetensors.torch.save(state))
-    write_text(folder / "weights.json", json.dumps(arguments, indent=1) + "\n")
+    write_text(folder / ARGUMENTS, json.dumps(arguments, indent=1) + "\n")
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file, whole or not at all."""
+    """Write a file atomically."""
     with replacing(path) as file:
         file.write(data)
 
@@ -322,11 +316,7 @@ def largest_difference(first: Network, second: Network, images: Images) -> float
 
 
 def check_same_logits(key: str, networks: dict[str, Network], name: str, samples: Samples) -> None:
-    """Check that a network computes the logits that PyTorch does.
-
-    Raises:
-        CheckpointError: they differ by more than the tolerance.
-    """
+    """Check that a network computes the logits that PyTorch does, up to the tolerance."""
     apart = largest_difference(networks["PyTorch"], networks[name], samples.images)
     if not apart <= TOLERANCE:
         raise CheckpointError(

@@ -19,14 +19,14 @@ def render_model_card(
     profile: Profile,
     use: str | None,
 ) -> str:
-    """Return the model card as Markdown.
+    """Return the model card of a run as Markdown.
 
     Args:
-        spec: of the network.
-        facts: of `run.json`.
-        metrics: of `metrics.json`.
-        counts: patients and cases by role.
-        profile: that the metrics follow.
+        spec: inference spec of the network.
+        facts: content of `run.json`.
+        metrics: content of `metrics.json`.
+        counts: numbers of patients and cases by role.
+        profile: metric profile that the metrics follow.
         use: the intended use, as Markdown; `None` if its makers have not stated one.
     """
     environment = Environment(
@@ -50,11 +50,7 @@ def render_model_card(
         profile=profile,
         use=use.strip() if use else None,
         size=f"{spec.size[0]}x{spec.size[1]}",
-        tables=[
-            _tabulate_split(name, metrics[name], profile)
-            for name in ("test", "val")
-            if name in metrics
-        ],
+        tables=[_tabulate_split(n, metrics[n], profile) for n in ("test", "val") if n in metrics],
         openings=facts.test_set["openings"] if split == "test" else None,
         split=split,
         patients=scored.get("patients", 0),

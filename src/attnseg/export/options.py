@@ -32,7 +32,7 @@ class Export(Reopen):
 
 
 class Capsule(Node):
-    """The run that is packed, and what is said of it."""
+    """The run that is packed, and the texts that are packed with it."""
 
     choices: dict[str, str]
     run: str

@@ -28,12 +28,7 @@ class Calibration:
         self.squares = np.zeros(classes)
 
     def update(self, probability: Tensor, truth: Tensor) -> None:
-        """Add pixels.
-
-        Args:
-            probability: `[B, classes, H, W]` in [0, 1].
-            truth: booleans of the same shape.
-        """
+        """Add pixels: probabilities `[B, classes, H, W]` in [0, 1], and booleans as their truth."""
         for k in range(len(self.squares)):
             p, t = probability[:, k].flatten().double(), truth[:, k].flatten().double()
             at = (p * BINS).long().clamp(max=BINS - 1)

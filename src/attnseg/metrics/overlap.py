@@ -21,10 +21,10 @@ class Overlap:
     """The confusion matrix of one class in voxels. A ratio is NaN where it would be 0 / 0.
 
     Attributes:
-        tp: in truth and prediction.
-        fp: in the prediction only.
-        fn: in the truth only.
-        tn: in neither.
+        tp: number in truth and prediction.
+        fp: number in the prediction only.
+        fn: number in the truth only.
+        tn: number in neither.
     """
 
     tp: int

@@ -29,12 +29,7 @@ class CaseDice(Metric):
         self.add_state("counts", zeros, dist_reduce_fx="sum")
 
     def update(self, areas: Tensor, case: Tensor) -> None:
-        """Count a batch of slices.
-
-        Args:
-            areas: from `count_areas`, `[B, classes, 3]`.
-            case: index of each slice's case `[B]`.
-        """
+        """Add areas of slices, from `count_areas`, `[B, classes, 3]`, to the cases `[B]`."""
         self.counts.index_add_(0, case, areas)
 
     def compute(self) -> Tensor:
@@ -44,12 +39,10 @@ class CaseDice(Metric):
 
 
 def count_areas(logits: Tensor, target: Tensor, overlapping: bool) -> Tensor:
-    """Count the pixels of each slice and class.
+    """Count the pixels of each slice and class, from logits `[B, K, H, W]`.
 
-    Args:
-        logits: `[B, K, H, W]`.
-        target: as `SegmentationLoss` takes it.
-        overlapping: whether a pixel may belong to several classes.
+    The target is that of `SegmentationLoss`; `overlapping` is whether a pixel may belong to several
+    classes.
 
     Returns:
         `[B, classes, 3]`: pixels in prediction and truth, in the prediction, in the truth.

@@ -19,12 +19,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Distances:
-    """Distance of every surface voxel of each mask to the nearest one of the other.
-
-    Attributes:
-        a_to_b: mm, one per surface voxel of `a`.
-        b_to_a: mm, one per surface voxel of `b`.
-    """
+    """Distances, mm, of each surface voxel of two masks to the nearest one of the other mask."""
 
     a_to_b: Floats
     b_to_a: Floats
@@ -32,13 +27,9 @@ class Distances:
 
 @dataclass(frozen=True)
 class SurfaceElements:
-    """Distance of every surface element of each mask to the nearest one of the other.
+    """Distances like those of `Distances`, of surface elements, and the surface each stands for.
 
-    Attributes:
-        a_to_b: mm, one per element of `a`.
-        b_to_a: mm, one per element of `b`.
-        weights_a: surface an element of `a` stands for, mm^2 in 3D, mm in 2D.
-        weights_b: the same for `b`.
+    The weights are in mm^2 in 3D, mm in 2D.
     """
 
     a_to_b: Floats
@@ -54,15 +45,9 @@ def surface_distances(a: Mask, b: Mask, spacing: Sequence[float]) -> Distances:
     counts as outside the mask.
 
     Args:
-        a: not empty, any number of axes.
-        b: not empty, the shape of `a`.
+        a: mask that is not empty, with any number of axes.
+        b: mask of the same shape, not empty.
         spacing: voxel size along each axis, mm.
-
-    Returns:
-        Distances in both directions.
-
-    Raises:
-        ValueError: a mask is empty, the shapes differ, or `spacing` has not one value per axis.
     """
     a, b, voxel = _prepare(a, b, spacing)
     points_a, points_b = (_points(_surface(mask), voxel) for mask in (a, b))
@@ -77,16 +62,7 @@ def surface_elements(a: Mask, b: Mask, spacing: Sequence[float]) -> SurfaceEleme
     passes there, after marching cubes: Nikolov et al. 2021, https://arxiv.org/abs/1809.04430, and
     https://github.com/google-deepmind/surface-distance. The outside of the array counts as outside.
 
-    Args:
-        a: not empty, two or three axes.
-        b: not empty, the shape of `a`.
-        spacing: voxel size along each axis, mm.
-
-    Returns:
-        Distances and weights in both directions.
-
-    Raises:
-        ValueError: as for `surface_distances`, or the masks have another number of axes.
+    The arguments are those of `surface_distances`; the masks have two or three axes.
     """
     if a.ndim not in (2, 3):
         raise ValueError(f"need two or three axes; got {a.shape}")
@@ -94,8 +70,7 @@ def surface_elements(a: Mask, b: Mask, spacing: Sequence[float]) -> SurfaceEleme
     # MONAI's copy of DeepMind's table.
     table = get_code_to_measure_table(voxel)[0].double().numpy()  # type: ignore[no-untyped-call]
     codes_a, codes_b = _codes(a), _codes(b)
-    full = len(table) - 1
-    at_a, at_b = ((codes != 0) & (codes != full) for codes in (codes_a, codes_b))
+    at_a, at_b = ((codes != 0) & (codes != len(table) - 1) for codes in (codes_a, codes_b))
     points_a, points_b = _points(at_a, voxel), _points(at_b, voxel)
     return SurfaceElements(
         a_to_b=_nearest(points_a, points_b),
@@ -166,10 +141,8 @@ def _prepare(a: Mask, b: Mask, spacing: Sequence[float]) -> tuple[Mask, Mask, Fl
 
 def bounding_box(mask: Mask) -> tuple[slice, ...]:
     """Return the smallest box that holds the mask."""
-    hits = [
-        np.flatnonzero(mask.any(tuple(i for i in range(mask.ndim) if i != axis)))
-        for axis in range(mask.ndim)
-    ]
+    axes = range(mask.ndim)
+    hits = [np.flatnonzero(mask.any(tuple(i for i in axes if i != axis))) for axis in axes]
     return tuple(slice(hit[0], hit[-1] + 1) for hit in hits)
 
 

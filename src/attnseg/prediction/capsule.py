@@ -14,9 +14,8 @@ import re
 import stat
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,33 +46,25 @@ DIGITS = 64  # hexadecimal digits of the seal
 ADVICE = "get the file again from where it was made"
 
 
-@dataclass(frozen=True)
-class Entry:
-    """The manifest's entry for a file.
-
-    Attributes:
-        sha256: digest.
-        size: bytes.
-    """
+class Entry(NamedTuple):
+    """The manifest's entry for a file."""
 
     sha256: str
-    size: int
+    size: int  # bytes
 
 
 class Capsule:
     """An opened capsule, checked as a whole; its files are checked again when they are read.
 
-    Args:
-        path: of the file.
-
     Attributes:
-        path: of the file.
+        path: path of the capsule.
         digest: SHA-256 that seals it.
-        manifest: its `manifest.json`.
+        manifest: content of `manifest.json`.
         spec: how images become masks.
 
     Raises:
-        CheckpointError: not a capsule, damaged, or made to harm.
+        CheckpointError: not a capsule, damaged, or made to harm; methods raise it for a file of
+            the capsule that is not what it should be.
     """
 
     def __init__(self, path: Path) -> None:
@@ -90,15 +81,11 @@ class Capsule:
 
     @property
     def names(self) -> list[str]:
-        """Names of all files but the manifest."""
+        """Names of all files but the manifest, sorted."""
         return sorted(self._parts)
 
     def read(self, name: str) -> bytes:
-        """Return a file.
-
-        Raises:
-            CheckpointError: its size or digest is not that of the manifest.
-        """
+        """Return a file's content, which must have the size and digest of the manifest."""
         part = self._parts[name]
         with self._archive() as archive:
             data = self._bounded(archive, archive.getinfo(name), part.size)
@@ -107,30 +94,18 @@ class Capsule:
         return data
 
     def text(self, name: str) -> str:
-        """Return a file as text.
-
-        Raises:
-            CheckpointError: as `read`, or it is none.
-        """
+        """Return the content of a text file."""
         try:
             return self.read(name).decode()
         except UnicodeDecodeError as error:
             raise self._bad(name, "not text") from error
 
     def values(self, name: str) -> dict[str, Any]:
-        """Return what a JSON file holds.
-
-        Raises:
-            CheckpointError: as `read`, or it is none.
-        """
+        """Return the object that a JSON file holds."""
         return self._parse(self.read(name), name)
 
     def array(self, name: str) -> NDArray[np.float32]:
-        """Return an array of four dimensions.
-
-        Raises:
-            CheckpointError: as `read`, or it is none.
-        """
+        """Return the array of four dimensions that a file in NumPy's format holds."""
         try:
             array = np.load(io.BytesIO(self.read(name)), allow_pickle=False)
         except (ValueError, EOFError, OSError) as error:
@@ -140,28 +115,19 @@ class Capsule:
         return array
 
     def network(self, threads: int = 0) -> Network:
-        """Return the network.
-
-        Args:
-            threads: of one computation; 0 for one per core.
-
-        Raises:
-            CheckpointError: the graph is damaged or does not fit the spec.
-        """
+        """Load the network; `threads` is as for `OnnxNetwork`."""
         return OnnxNetwork(self.read(MODEL), threads, self.spec, f"{self.path}, {MODEL}")
 
     def replay(self, threads: int = 0) -> float:
-        """Compute the golden output anew; return the largest difference of the logits.
+        """Compute the golden output again; return the largest difference of the logits.
 
-        Raises:
-            CheckpointError: they differ by more than the manifest allows.
+        A difference beyond the manifest's tolerance is an error.
         """
         images, expected = self.array(GOLDEN_INPUT), self.array(GOLDEN_OUTPUT)
-        view, outputs = self.spec.view, self.spec.labels.channels
-        channels = self.spec.in_channels
-        if images.shape[1:] != (channels, *view.size) or not 1 <= len(images) <= 64:
+        spec = self.spec
+        if images.shape[1:] != (spec.in_channels, *spec.size) or not 1 <= len(images) <= 64:
             raise self._bad(GOLDEN_INPUT, "not of the spec's shape")
-        if expected.shape != (len(images), outputs, *view.size):
+        if expected.shape != (len(images), spec.labels.channels, *spec.size):
             raise self._bad(GOLDEN_OUTPUT, "not of the spec's shape")
         apart = float(np.abs(self.network(threads)(images) - expected).max())
         tolerance = float(self.manifest["tolerance"])
@@ -203,11 +169,7 @@ class Capsule:
 
 
 def check_seal(path: Path) -> str:
-    """Return the SHA-256 that ends a file.
-
-    Raises:
-        CheckpointError: it is not the SHA-256 of everything before it.
-    """
+    """Return the SHA-256 that ends a file, which must be that of everything before it."""
     try:
         with path.open("rb") as file:
             if file.read(4) != b"PK\x03\x04":
@@ -215,10 +177,7 @@ def check_seal(path: Path) -> str:
             left = path.stat().st_size - DIGITS
             file.seek(0)
             digest = hashlib.sha256()
-            while left > 0:
-                block = file.read(min(left, 1 << 20))
-                if not block:
-                    break
+            while block := file.read(max(0, min(left, 1 << 20))):
                 digest.update(block)
                 left -= len(block)
             seal = file.read(DIGITS)
@@ -232,11 +191,7 @@ def check_seal(path: Path) -> str:
 
 
 def check_entries(archive: zipfile.ZipFile, path: Path) -> dict[str, zipfile.ZipInfo]:
-    """Return the entries of an archive by name, if none can escape it or fill the disk.
-
-    Raises:
-        CheckpointError: names the entry and the reason.
-    """
+    """Return the entries of an archive by name; refuse one that could escape it or fill memory."""
     entries = archive.infolist()
     total = sum(entry.file_size for entry in entries)
     if len(entries) > MOST_FILES or total > MOST_BYTES:
@@ -244,38 +199,33 @@ def check_entries(archive: zipfile.ZipFile, path: Path) -> dict[str, zipfile.Zip
             f"{path}: {len(entries)} files of {total / 1e9:.1f} GB, more than a capsule has; "
             f"{ADVICE}"
         )
-    found: dict[str, zipfile.ZipInfo] = {}
+    by_name: dict[str, zipfile.ZipInfo] = {}
     for entry in entries:
-        name = entry.filename
-        what = None
+        name, fault = entry.filename, None
         # zipfile cuts a name at a NUL; orig_filename is what the archive really says.
         if entry.orig_filename != name or not NAME.fullmatch(name):
-            what = "a name that leads elsewhere"
-        elif name.lower() in {other.lower() for other in found}:
-            what = "listed twice"
+            fault = "a name that leads elsewhere"
+        elif name.lower() in {other.lower() for other in by_name}:
+            fault = "listed twice"
         elif stat.S_IFMT(entry.external_attr >> 16) not in (0, stat.S_IFREG):
-            what = "a link or device"
+            fault = "a link or device"
         elif entry.flag_bits & 1 or entry.compress_type not in (
             zipfile.ZIP_STORED,
             zipfile.ZIP_DEFLATED,
         ):
-            what = "encrypted, or packed in another way than capsules are"
+            fault = "encrypted, or packed in another way than capsules are"
         elif entry.file_size > MOST_RATIO * max(entry.compress_size, 1):
-            what = f"{entry.file_size} bytes out of {entry.compress_size}"
-        if what is not None:
-            raise CheckpointError(f"{path}: {entry.orig_filename[:80]!r}: {what}; {ADVICE}")
-        found[name] = entry
-    if MANIFEST not in found:
+            fault = f"{entry.file_size} bytes out of {entry.compress_size}"
+        if fault is not None:
+            raise CheckpointError(f"{path}: {entry.orig_filename[:80]!r}: {fault}; {ADVICE}")
+        by_name[name] = entry
+    if MANIFEST not in by_name:
         raise CheckpointError(f"{path}: no {MANIFEST}; give a file of attnseg capsule")
-    return found
+    return by_name
 
 
 def check_manifest(values: Mapping[str, Any], entries: set[str], path: Path) -> dict[str, Entry]:
-    """Return a manifest's entry for each file.
-
-    Raises:
-        CheckpointError: it is no manifest, or not of these entries.
-    """
+    """Return a manifest's entry for each file; refuse one that does not fit the archive."""
 
     def bad(what: str) -> CheckpointError:
         return CheckpointError(f"{path}, {MANIFEST}: {what}; {ADVICE}")
@@ -293,9 +243,9 @@ def check_manifest(values: Mapping[str, Any], entries: set[str], path: Path) -> 
     if missing := sorted(set(PARTS) - set(files)):
         raise bad(f"no {missing[0]}")
     parts = {}
-    for name, said in files.items():
-        sound = isinstance(said, dict) and said.keys() == {"sha256", "bytes"}
-        digest, size = (said["sha256"], said["bytes"]) if sound else (None, None)
+    for name, entry in files.items():
+        complete = isinstance(entry, dict) and entry.keys() == {"sha256", "bytes"}
+        digest, size = (entry["sha256"], entry["bytes"]) if complete else (None, None)
         if not isinstance(digest, str) or not SHA256.fullmatch(digest):
             raise bad(f"no SHA-256 of {name[:80]}")
         if type(size) is not int or not 0 <= size <= MOST_BYTES:
@@ -305,17 +255,10 @@ def check_manifest(values: Mapping[str, Any], entries: set[str], path: Path) -> 
 
 
 def verify_capsule(path: Path, threads: int = 0) -> float:
-    """Check a capsule, replay its golden input, and print a summary.
-
-    Args:
-        path: of the file.
-        threads: of one computation; 0 for one per core.
+    """Check a capsule with all its files, replay its golden input, and log a summary.
 
     Returns:
         The largest difference of the logits.
-
-    Raises:
-        CheckpointError: not a capsule, damaged, made to harm, or computing something else.
     """
     capsule = Capsule(path)
     for name in capsule.names:
@@ -325,32 +268,32 @@ def verify_capsule(path: Path, threads: int = 0) -> float:
     log.info("%s: %s with %s attention, run %s", path, spec.model, spec.attn, spec.run)
     log.info("classes: %s", ", ".join(spec.classes))
     log.info("%d files as in the manifest; sealed with %s", len(capsule.names), capsule.digest)
+    allowed = capsule.manifest["tolerance"]
     log.info(
-        "Golden input replayed: logits differ by %.1e at most, %.0e is allowed",
-        apart,
-        capsule.manifest["tolerance"],
+        "Golden input replayed: logits differ by %.1e at most, %.0e is allowed", apart, allowed
     )
     return apart
 
 
 def pack_capsule(path: Path, parts: Mapping[str, bytes], facts: Mapping[str, Any]) -> bytes:
-    """Return a capsule's bytes; the same parts give the same ones.
+    """Return a capsule's bytes, which are the same for the same arguments.
 
     Args:
-        path: of the file to be, for messages.
+        path: where the capsule will be written, for messages.
         parts: every file but the manifest.
         facts: further keys of the manifest.
     """
+    parts = dict(sorted(parts.items()))
     files = {
         name: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
-        for name, data in sorted(parts.items())
+        for name, data in parts.items()
     }
     manifest = {"version": VERSION, "tolerance": TOLERANCE, **facts, "files": files}
     check_manifest(manifest, {MANIFEST, *parts}, path)
     text = json.dumps(manifest, indent=1, allow_nan=False) + "\n"
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
-        for name, data in {MANIFEST: text.encode(), **dict(sorted(parts.items()))}.items():
+        for name, data in {MANIFEST: text.encode(), **parts}.items():
             entry = zipfile.ZipInfo(name)  # It is dated 1980, whenever the capsule is made.
             entry.external_attr = (stat.S_IFREG | 0o644) << 16
             packed = zipfile.ZIP_STORED if name == MODEL else zipfile.ZIP_DEFLATED

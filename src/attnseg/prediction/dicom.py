@@ -25,7 +25,7 @@ UID = re.compile(r"[0-9.]{1,64}")
 # Media directories and segmentations; the latter have pixels, too.
 NO_IMAGES = ("1.2.840.10008.1.3.10", "1.2.840.10008.5.1.4.1.1.66.4")
 GAP = 0.1  # relative tolerance of the distances between slices
-TURN = 1e-3  # tolerance of the direction cosines of one series
+TURN = 1e-3  # tolerance of direction cosines, of relative pixel spacings and, in mm, of positions
 LABEL_LENGTH = 64  # characters that DICOM allows in a segment label
 EQUAL_TAGS = ("Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation")
 TAGS = [
@@ -33,24 +33,21 @@ TAGS = [
     "ImagePositionPatient", "ImageOrientationPatient", "SliceThickness",
 ]  # fmt: skip
 TO_RAS = np.array([-1.0, -1.0, 1.0])  # DICOM's x and y run to the left and the back
-Series = tuple[Path, str, tuple[Path, ...], bool]
+Series = tuple[
+    Path, str, tuple[Path, ...], bool
+]  # folder, UID, files, whether it is alone in the folder
 
 
 def group_series(paths: Sequence[Path], problems: Problems) -> tuple[list[Series], list[Path]]:
-    """Group files by series.
-
-    Args:
-        paths: DICOM files.
-        problems: receives files that cannot be read.
+    """Group DICOM files by series; `problems` receives the files that cannot be read.
 
     Returns:
-        For each series its folder, UID, files, and whether it is alone in the folder; then the
-        files that hold no image.
+        The series, and the files that hold no image.
 
     Raises:
         ConfigError: pydicom or highdicom is not installed.
     """
-    found: dict[str, list[Path]] = defaultdict(list)
+    by_uid: dict[str, list[Path]] = defaultdict(list)
     others = []
     if paths and (missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]):
         raise ConfigError(
@@ -66,23 +63,20 @@ def group_series(paths: Sequence[Path], problems: Problems) -> tuple[list[Series
             elif not UID.fullmatch(uid):
                 raise DataError(f"{path}: no usable SeriesInstanceUID; restore the file")
             elif "Rows" in header:
-                found[uid].append(path)
+                by_uid[uid].append(path)
             else:
                 others.append(path)
-    folders = {uid: _common_folder(files) for uid, files in found.items()}
+    folders = [_common_folder(files) for files in by_uid.values()]
     return [
-        (folders[uid], uid, tuple(files), list(folders.values()).count(folders[uid]) == 1)
-        for uid, files in found.items()
+        (folder, uid, tuple(files), folders.count(folder) == 1)
+        for folder, (uid, files) in zip(folders, by_uid.items(), strict=True)
     ], others
 
 
 def read_series(
     files: Sequence[Path],
 ) -> tuple[NDArray[Any], NDArray[np.float64], tuple[Path, ...]]:
-    """Decode a series.
-
-    Args:
-        files: in any order.
+    """Decode a series, whose files may come in any order.
 
     Returns:
         Voxels `[columns, rows, slices]`, rescaled as the files say; affine (see `Case`); and the
@@ -118,11 +112,7 @@ def read_series(
 
 
 def read_dicom(path: Path, tags: list[str] | None = None, pixels: bool = False) -> Any:  # noqa: ANN401
-    """Read a file, or some of its header.
-
-    Raises:
-        DataError: it is damaged.
-    """
+    """Read a file, or only some tags of its header."""
     import pydicom
 
     # The values that are used are checked here; warnings about others would only distract.
@@ -136,11 +126,7 @@ def read_dicom(path: Path, tags: list[str] | None = None, pixels: bool = False) 
 
 
 def _numbers(path: Path, header: Any, tag: str, count: int) -> NDArray[np.float64]:  # noqa: ANN401
-    """Return the numbers of a decimal string.
-
-    Raises:
-        DataError: they are missing or no numbers.
-    """
+    """Return the numbers of a decimal string, which must be `count` finite ones."""
     try:
         values = np.array(header[tag].value, np.float64).reshape(-1)
         if len(values) != count or not np.isfinite(values).all():
@@ -157,13 +143,10 @@ def _geometry(
     files: Sequence[Path], headers: Sequence[Any]
 ) -> tuple[list[int], NDArray[np.float64]]:
     """Return the files' order along the normal, and the affine of columns, rows, slices."""
+    tags = {"ImagePositionPatient": 3, "ImageOrientationPatient": 6, "PixelSpacing": 2}
     positions, orientations, spacings = (
         np.array([_numbers(path, h, tag, n) for path, h in zip(files, headers, strict=True)])
-        for tag, n in (
-            ("ImagePositionPatient", 3),
-            ("ImageOrientationPatient", 6),
-            ("PixelSpacing", 2),
-        )
+        for tag, n in tags.items()
     )
     for what, values, tolerance in (
         ("orientation", orientations, TURN),
@@ -245,18 +228,15 @@ def write_segmentation(
     algorithm: tuple[str, str],
     identity: str,
 ) -> None:
-    """Write masks as a DICOM segmentation that refers to its series.
+    """Write masks to `file` as a DICOM segmentation that refers to its series.
 
     Args:
-        file: to write to.
+        file: open file.
         masks: `[classes, columns, rows, slices]`, as `read_series` returns voxels.
-        files: of the series, in the order of the slices.
+        files: files of the series, in the order of the slices.
         classes: names of the segments.
-        algorithm: name and version.
+        algorithm: name and version of the algorithm.
         identity: digest of the masks' origin, from which the UIDs are derived.
-
-    Raises:
-        DataError: the series lacks what a segmentation must repeat of it.
     """
     import highdicom as hd
     from pydicom.uid import generate_uid
@@ -295,30 +275,23 @@ def _describe_segments(classes: Sequence[str], name: str, version: str) -> list[
     import highdicom as hd
     from pydicom.sr.codedict import codes
 
+    labels = [name.replace("\\", "/")[:LABEL_LENGTH] for name in classes]
     return [
         hd.seg.SegmentDescription(
             segment_number=number,
-            segment_label=_label(label),
+            segment_label=label,
             segmented_property_category=codes.SCT.SpatialAndRelationalConcept,
-            segmented_property_type=hd.sr.CodedConcept(
-                f"class{number}", "99ATTNSEG", _label(label)
-            ),
+            segmented_property_type=hd.sr.CodedConcept(f"class{number}", "99ATTNSEG", label),
             algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
             algorithm_identification=hd.AlgorithmIdentificationSequence(
                 name=name, version=version, family=codes.DCM.ArtificialIntelligence
             ),
         )
-        for number, label in enumerate(classes, 1)
+        for number, label in enumerate(labels, 1)
     ]
 
 
-def _label(name: str) -> str:
-    return name.replace("\\", "/")[:LABEL_LENGTH]
-
-
 def _common_folder(files: Sequence[Path]) -> Path:
-    """Return the folder that holds all files, in it or below."""
-    folder = files[0].parent
-    while not all(path.is_relative_to(folder) for path in files):
-        folder = folder.parent
-    return folder
+    """Return the deepest folder that holds all files, in it or below."""
+    first, *others = files
+    return next(up for up in first.parents if all(path.is_relative_to(up) for path in others))

@@ -42,11 +42,7 @@ class Exported:
         self.spec = InferenceSpec.from_json(self.read(SPEC).decode(), folder / SPEC)
 
     def read(self, name: str) -> bytes:
-        """Return a file.
-
-        Raises:
-            CheckpointError: it is not the one that was exported.
-        """
+        """Return a file's content, which must be the one that was exported."""
         path = self.folder / name
         try:
             data = path.read_bytes()
@@ -60,5 +56,5 @@ class Exported:
         return data
 
     def network(self, threads: int = 0) -> OnnxNetwork:
-        """Return the network; `threads` is as for `OnnxNetwork`."""
+        """Load the network; `threads` is as for `OnnxNetwork`."""
         return OnnxNetwork(self.read(ONNX), threads, self.spec, str(self.folder / ONNX))

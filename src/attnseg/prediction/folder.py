@@ -41,12 +41,12 @@ BYTES_PER_CLASS, BYTES_PER_PROBABILITY = 3, 8
 
 @dataclass(frozen=True)
 class OutputOptions:
-    """What is written for each item.
+    """The results that are written for each item.
 
     Attributes:
         rules: postprocessing of the masks, by class.
-        probabilities: whether to write them.
-        uncertainty: whether to write it.
+        probabilities: whether to write the probabilities of the classes.
+        uncertainty: whether to write the uncertainty of each voxel.
         overlays: whether to draw the masks on the image.
     """
 
@@ -64,15 +64,15 @@ def segment_folder(
     output: Path,
     backend: str,
 ) -> None:
-    """Segment every image that is found; leave the results and a manifest.
+    """Segment every image in a file or folder; write the results and a manifest.
 
     Args:
-        segmenter: of one network or several.
-        specs: of these networks.
-        options: what is written for each image.
-        source: file or folder.
-        output: folder.
-        backend: that runs the networks, for the manifest.
+        segmenter: one network or several.
+        specs: the inference specs of these networks.
+        options: the results to write.
+        source: file or folder that is searched for images.
+        output: folder of the results.
+        backend: name of the library that runs the networks, for the manifest.
 
     Raises:
         ConfigError: networks that do not fit each other, or an output that is not safe.
@@ -87,7 +87,8 @@ def segment_folder(
     started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
     settings = describe_settings(segmenter, specs, options, backend)
     root = source if source.is_dir() else source.parent
-    with Manifest(output, digest_settings(settings)) as manifest:
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    with Manifest(output, digest) as manifest:
         items = FolderRun(segmenter, options, spec, root, manifest).segment_items(inputs)
         seconds = round(time.monotonic() - clock, 2)
         manifest.close(
@@ -106,8 +107,7 @@ def segment_folder(
         )
     log.info("%d items in %.0f s: %s", len(items), seconds, output)
     if failed := inputs.problems.found:
-        done = f"{len(items)} others are done: {output}"
-        raise listed(DataError(*failed), "input", done)
+        raise listed(DataError(*failed), "input", f"{len(items)} others are done: {output}")
 
 
 @dataclass(frozen=True)
@@ -115,11 +115,11 @@ class FolderRun:
     """Segments one item after the other.
 
     Attributes:
-        segmenter: of one network or several.
-        options: what is written for each item.
-        spec: that all networks share.
+        segmenter: one network or several.
+        options: the results to write.
+        spec: the first network's inference spec, with which the others agree.
         root: folder that paths in the manifest are relative to.
-        manifest: of the output.
+        manifest: manifest of the output folder.
     """
 
     segmenter: Segmenter
@@ -129,12 +129,10 @@ class FolderRun:
     manifest: Manifest
 
     def segment_items(self, inputs: Inputs) -> list[Facts]:
-        """Segment every item that is not done yet.
-
-        Problems are added to those of the inputs.
+        """Segment every item that is not done yet; add problems to those of the inputs.
 
         Returns:
-            The entries of all items that went well, those of an earlier run included.
+            The manifest's entries of all items without a problem, those of an earlier run included.
         """
         entries, earlier = [], 0
         for item in track(inputs.items, "Segmenting", "items"):
@@ -197,10 +195,7 @@ class FolderRun:
     def _check_feasible(self, item: Item, scan: Scan) -> None:
         """Refuse an item whose masks cannot be cleaned as asked, or would not fit into memory.
 
-        The check comes first because the system ends a process that takes too much.
-
-        Raises:
-            DataError: names the item.
+        The check comes first because the system ends a process that takes too much memory.
         """
         if scan.spacing is None and any(rule.min_ml > 0 for rule in self.options.rules.values()):
             raise DataError(
@@ -227,11 +222,7 @@ def _digest_item(item: Item) -> str:
 
 
 def check_specs_agree(specs: Sequence[InferenceSpec]) -> InferenceSpec:
-    """Return the first spec, if networks of all these specs can vote.
-
-    Raises:
-        ConfigError: names two runs and what differs.
-    """
+    """Return the first spec; refuse specs whose networks cannot vote."""
     first = specs[0]
     for other in specs[1:]:
         for name in SHARED:
@@ -245,11 +236,7 @@ def check_specs_agree(specs: Sequence[InferenceSpec]) -> InferenceSpec:
 
 
 def check_output(source: Path, output: Path) -> None:
-    """Refuse an output that is the input or holds it: nothing of the input is ever overwritten.
-
-    Raises:
-        ConfigError: names the output.
-    """
+    """Refuse an output that is the input or holds it, so that no input is ever overwritten."""
     root = (source if source.is_dir() else source.parent).resolve()
     if root.is_relative_to(output.resolve()):
         raise ConfigError(f"output: {output} is or holds the input; give another folder")
@@ -267,11 +254,6 @@ def describe_settings(
         "tiles": segmenter.tiles,
         **asdict(options),
     }
-
-
-def digest_settings(settings: Facts) -> str:
-    """Return the SHA-256 of settings."""
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
 def installed_versions() -> dict[str, str]:

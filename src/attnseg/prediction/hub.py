@@ -29,34 +29,29 @@ def publish_capsule(capsule: str, to: str) -> None:
     """Check a capsule, and copy it and its model card to a folder or the Hub.
 
     Args:
-        capsule: file.
-        to: folder, which is made, or `hf://owner/name`, which is made private if it is new.
-
-    Raises:
-        CheckpointError: not a capsule.
-        ConfigError: the place is malformed, or the Hub's client is not installed.
-        ResourceError: the Hub does not take it.
+        capsule: path of the file.
+        to: folder, which is created, or `hf://owner/name`, which is created as private.
     """
     checked = Capsule(Path(capsule))
     for name in checked.names:
         checked.read(name)
     card = (HEADER + checked.text("MODEL_CARD.md")).encode()
+    files = {FILE: Path(capsule).read_bytes(), CARD: card}
     if not to.startswith(SCHEME):
         folder = to_local_path(to, "to")
         folder.mkdir(parents=True, exist_ok=True)
-        for name, data in ((FILE, Path(capsule).read_bytes()), (CARD, card)):
+        for name, data in files.items():
             with replacing(folder / name) as file:
                 file.write(data)
         log.info("Published: %s, sealed with %s", folder / FILE, checked.digest)
         return
     owner_and_name, revision = parse_repository(to, "to")
-    check_client()
     from huggingface_hub import HfApi
 
     try:
         api = HfApi()
         api.create_repo(owner_and_name, private=True, exist_ok=True)
-        for name, data in ((FILE, Path(capsule).read_bytes()), (CARD, card)):
+        for name, data in files.items():
             api.upload_file(
                 path_or_fileobj=data,
                 path_in_repo=name,
@@ -70,21 +65,16 @@ def publish_capsule(capsule: str, to: str) -> None:
 
 
 def fetch_capsule(place: str) -> Path:
-    """Return the file of a capsule, downloaded from the Hub if necessary.
+    """Return the path of a capsule, downloaded from the Hub if necessary.
 
     Args:
-        place: file, folder that it was published in, or `hf://owner/name@revision`, the latest
-            without a revision.
-
-    Raises:
-        ConfigError: the place is malformed, or the Hub's client is not installed.
-        ResourceError: the Hub does not have it.
+        place: a file, the folder in which the capsule was published, or
+            `hf://owner/name@revision`, by default the latest revision.
     """
     if not place.startswith(SCHEME):
         path = to_local_path(place, "capsule")
         return path / FILE if path.is_dir() else path
     owner_and_name, revision = parse_repository(place, "capsule")
-    check_client()
     from huggingface_hub import hf_hub_download
 
     try:
@@ -94,35 +84,19 @@ def fetch_capsule(place: str) -> Path:
 
 
 def to_local_path(place: str, key: str) -> Path:
-    """Return a place as a path.
-
-    Raises:
-        ConfigError: it is a URL.
-    """
+    """Return a place as a path; refuse a URL."""
     if re.match(r"\w+://", place):
         raise ConfigError(f"{key}: {place} is no place we know; give a file or hf://owner/name")
     return Path(place)
 
 
 def parse_repository(place: str, key: str) -> tuple[str, str | None]:
-    """Return `owner/name`, and the revision if given.
-
-    Raises:
-        ConfigError: the place is not `hf://owner/name` or `hf://owner/name@revision`.
-    """
+    """Return `owner/name` and the revision, if given; check that the Hub's client is installed."""
     match = REPOSITORY.fullmatch(place)
     if match is None:
         raise ConfigError(f"{key}: {place} names no repository; give hf://owner/name")
-    return match[1], match[2]
-
-
-def check_client() -> None:
-    """Check that the Hub's client is installed.
-
-    Raises:
-        ConfigError: it is not.
-    """
     require("hf://", "hub", "huggingface_hub", otherwise="give a file")
+    return match[1], match[2]
 
 
 def request_error(place: str, error: Exception) -> ResourceError:

@@ -13,17 +13,13 @@ from attnseg.prediction.spec import InferenceSpec
 
 
 def read_item(item: Item, spec: InferenceSpec) -> tuple[Item, Scan]:
-    """Decode an item.
-
-    Args:
-        item: from `find_inputs`.
-        spec: determines channels, plane and window.
+    """Decode an item with the channels, plane and window of a spec.
 
     Returns:
-        The item, its files in the order of the slices; and the scan.
+        The item, its files in the order of the slices, and the scan.
 
     Raises:
-        DataError: a file is broken, or not what the network was trained on.
+        DataError: a file is broken, or unlike those that the network was trained on.
     """
     if item.kind == "nifti":
         return item, _read_nifti_item(item, spec)

@@ -41,9 +41,9 @@ class Item:
     """An image, or several files that make up one.
 
     Attributes:
-        kind: of the files.
+        kind: kind of the files.
         name: path of its results below `masks/`, `overlays/` and so on, without a suffix.
-        files: that it is read from, in order.
+        files: the files that it is read from, in order.
     """
 
     kind: Kind
@@ -53,8 +53,8 @@ class Item:
     @property
     def place(self) -> Path:
         """File or folder that messages name."""
-        folder = self.kind == "dicom" or self.kind == "scan"
-        return self.files[0].parent if folder and len(self.files) > 1 else self.files[0]
+        several = self.kind in ("dicom", "scan") and len(self.files) > 1
+        return self.files[0].parent if several else self.files[0]
 
 
 @dataclass
@@ -62,8 +62,8 @@ class Inputs:
     """The result of a search.
 
     Attributes:
-        items: to be segmented, by name.
-        problems: files that cannot be segmented, a line each.
+        items: the images to be segmented, sorted by name.
+        problems: a line for each file that cannot be segmented.
         skipped: files of other kinds.
     """
 
@@ -106,11 +106,9 @@ def find_inputs(source: Path, output: Path, spec: InferenceSpec) -> Inputs:
     series, skipped = group_series(by_kind["dicom"], inputs.problems)
     inputs.skipped += skipped
     for folder, uid, paths, alone in series:
-        name = _result_name(folder / "x", root).rpartition("/")[0]
-        name = name or root.absolute().name or "series"
-        if not alone:
-            name += f"/{uid}"
-        inputs.items.append(Item("dicom", name, paths))
+        inside = folder.relative_to(root).as_posix()
+        name = inside if folder != root else root.absolute().name or "series"
+        inputs.items.append(Item("dicom", name if alone else f"{name}/{uid}", paths))
     if not inputs.items and not inputs.problems.found:
         raise DataError(f"{source}: no NIfTI file, DICOM series or picture in it; correct input")
     inputs.items = _make_names_unique(inputs.items, inputs.problems)
@@ -118,11 +116,9 @@ def find_inputs(source: Path, output: Path, spec: InferenceSpec) -> Inputs:
 
 
 def walk_files(root: Path, skip: Path) -> Iterator[Path]:
-    """Yield the files below a folder by name; each folder once, whatever links lead to it.
+    """Yield the files below a folder by name, each folder once, however many links lead to it.
 
-    Args:
-        root: folder.
-        skip: folder that is not searched, resolved.
+    The folder `skip`, a resolved path, is not searched.
     """
     seen: set[tuple[int, int]] = set()
     for folder, folders, files in os.walk(root, followlinks=True):
@@ -203,15 +199,13 @@ def _group_channels(
     paths: Sequence[Path], root: Path, channels: int
 ) -> Iterator[tuple[str, tuple[Path, ...]]]:
     """Yield name and files of each image; numbered files are its channels if 0000 is there."""
+    names = [_result_name(path, root) for path in paths]
+    matches = [CHANNEL.fullmatch(name) for name in names]
     numbered: dict[str, dict[str, Path]] = defaultdict(dict)
-    for path in paths:
-        name = _result_name(path, root)
-        match = CHANNEL.fullmatch(name)
+    for path, match in zip(paths, matches, strict=True):
         if match:
             numbered[match[1]][match[2]] = path
-    for path in paths:
-        name = _result_name(path, root)
-        match = CHANNEL.fullmatch(name)
+    for path, name, match in zip(paths, names, matches, strict=True):
         group = numbered[match[1]] if match else {}
         together = "0000" in group and (channels > 1 or len(group) == 1)
         if not match or not together:
@@ -232,13 +226,14 @@ def _result_name(path: Path, root: Path) -> str:
 def _make_names_unique(items: list[Item], problems: Problems) -> list[Item]:
     """Return the items by name; pictures and NIfTI files of equal names keep their suffix."""
     counts = Counter(item.name.casefold() for item in items)
-    apart = []
-    for item in items:
-        if counts[item.name.casefold()] > 1 and item.kind in ("nifti", "picture"):
-            item = replace(item, name=f"{item.name}.{item.files[0].name.partition('.')[2]}")
-        apart.append(item)
+    renamed = [
+        replace(item, name=f"{item.name}.{item.files[0].name.partition('.')[2]}")
+        if counts[item.name.casefold()] > 1 and item.kind in ("nifti", "picture")
+        else item
+        for item in items
+    ]
     taken: dict[str, Item] = {}
-    for item in sorted(apart, key=lambda item: item.name):
+    for item in sorted(renamed, key=lambda item: item.name):
         if other := taken.get(item.name):
             problems.found.append(
                 f"{item.place}: its result would have the name of that of {other.place}; rename it"

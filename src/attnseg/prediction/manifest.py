@@ -25,7 +25,7 @@ class Manifest:
     """The entries of an output folder, which one process at a time may write.
 
     Args:
-        output: folder of all results; created if missing.
+        output: folder of all results, created if missing.
         settings: digest of everything but the input that determines the results.
 
     Raises:
@@ -68,12 +68,7 @@ class Manifest:
         self._file.close()
 
     def find_done(self, name: str, digest: str) -> Facts | None:
-        """Return the earlier entry of an item if its results are whole and would be the same.
-
-        Args:
-            name: of the item.
-            digest: of its files.
-        """
+        """Return the earlier entry of an item if its results are whole and would be the same."""
         entry = self.earlier.get(name)
         if entry is None or (entry["digest"], entry["settings"]) != (digest, self.settings):
             return None
@@ -83,7 +78,7 @@ class Manifest:
         return entry
 
     def add(self, entry: Facts) -> None:
-        """Add an item whose results are written to the journal."""
+        """Append the entry of an item, whose results are on disk, to the journal."""
         with reporting_write_errors(self.output / JOURNAL):
             self._file.write((json.dumps(entry) + "\n").encode())
             os.fsync(self._file.fileno())
@@ -95,8 +90,7 @@ class Manifest:
     def close(self, facts: Facts) -> None:
         """Write `manifest.json`, and remove the journal, which is not needed any more."""
         with reporting_write_errors(self.output / MANIFEST):
-            text = json.dumps(facts, indent=1)
-            write_text(self.output / MANIFEST, text + "\n")
+            write_text(self.output / MANIFEST, json.dumps(facts, indent=1) + "\n")
             (self.output / JOURNAL).unlink()
 
 

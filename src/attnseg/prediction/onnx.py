@@ -19,9 +19,9 @@ class OnnxNetwork:
 
     Args:
         model: file, or its bytes.
-        threads: of one computation; 0 for one per core.
-        spec: that the graph must fit; `None` for any graph.
-        name: of the model in messages; by default its path.
+        threads: number of threads of one computation; 0 for one per core.
+        spec: inference spec that the graph must fit; `None` for any graph.
+        name: name of the model in messages; by default its path.
 
     Attributes:
         channels: of the input, slices stacked.
@@ -56,33 +56,30 @@ class OnnxNetwork:
             raise CheckpointError(
                 f"{self.name}: cannot be loaded ({first_line(error)[:200]}); {ADVICE}"
             ) from error
-        given, made = self._session.get_inputs(), self._session.get_outputs()
-        if len(given) != 1 or len(made) != 1:
-            raise self._unfit(f"{len(given)} inputs and {len(made)} outputs, not one of each")
-        ends = []
-        for end in (given[0], made[0]):
+        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
+        if len(inputs) != 1 or len(outputs) != 1:
+            raise self._unfit(f"{len(inputs)} inputs and {len(outputs)} outputs, not one of each")
+        ends = (inputs[0], outputs[0])
+        for end in ends:
             if end.type != "tensor(float)" or len(end.shape) != 4:
                 raise self._unfit(f"{end.name} is {end.type} of shape {end.shape}")
             if isinstance(end.shape[0], int) or not all(isinstance(n, int) for n in end.shape[1:]):
                 raise self._unfit(f"{end.name} has shape {end.shape}; only the first may vary")
-            ends.append(tuple(end.shape[1:]))
-        self._input, self._output = given[0].name, made[0].name
-        (self.channels, *size), (self.outputs, *size_out) = ends
+        self._input, self._output = (end.name for end in ends)
+        (self.channels, *size), (self.outputs, *size_out) = (end.shape[1:] for end in ends)
         self.size = (size[0], size[1])
         if size != size_out:
             raise self._unfit(f"logits of {size_out}, images of {size}")
         if spec is not None:
-            found = (self.channels, self.size, self.outputs)
-            wanted = (spec.in_channels, spec.size, spec.labels.channels)
-            if found != wanted:
-                raise self._unfit(f"channels, size and outputs {found}, but {wanted} in its spec")
+            actual = (self.channels, self.size, self.outputs)
+            expected = (spec.in_channels, spec.size, spec.labels.channels)
+            if actual != expected:
+                raise self._unfit(
+                    f"channels, size and outputs {actual}, but {expected} in its spec"
+                )
 
     def __call__(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Segment a batch of slices; see `Network`.
-
-        Raises:
-            ConfigError: images of another size or other channels than were exported.
-        """
+        """Segment a batch of slices; see `Network`."""
         if images.ndim != 4 or images.shape[1:] != (self.channels, *self.size):
             raise ConfigError(
                 f"{self.name}: exported for images of {self.channels}x{self.size[0]}x"
@@ -106,15 +103,7 @@ class OnnxNetwork:
 
 
 def check_graph(data: bytes, name: str) -> None:
-    """Refuse a graph that is damaged, reads other files, or uses operators outside ONNX itself.
-
-    Args:
-        data: of an ONNX file.
-        name: of it, for messages.
-
-    Raises:
-        CheckpointError: names the fault.
-    """
+    """Refuse a graph that is damaged, reads other files, or uses operators outside ONNX itself."""
     import onnx
     from google.protobuf.message import DecodeError
 
@@ -142,8 +131,8 @@ def walk_messages(message: Any) -> Iterator[Any]:  # noqa: ANN401
     """Yield a protobuf message and all within it."""
     waiting = [message]
     while waiting:
-        found = waiting.pop()
-        yield found
-        for field, value in found.ListFields():
+        current = waiting.pop()
+        yield current
+        for field, value in current.ListFields():
             if field.message_type is not None:
                 waiting.extend([value] if hasattr(value, "ListFields") else value)

@@ -21,12 +21,7 @@ FONT = 14
 
 
 def draw_overlay(scan: Scan, masks: Masks, classes: Sequence[str]) -> NDArray[np.uint8]:
-    """Draw the slices that show most of the masks, side by side.
-
-    Args:
-        scan: that was segmented.
-        masks: `[classes, S, H, W]`.
-        classes: names.
+    """Draw the slices that show most of the masks `[classes, S, H, W]`, side by side.
 
     Returns:
         Picture `[H, W, 3]`.
@@ -73,6 +68,7 @@ def _draw_slice(scan: Scan, masks: Masks, index: int) -> NDArray[np.uint8]:
 def _draw_legend(
     width: int, numbers: Sequence[str], masks: Masks, classes: Sequence[str]
 ) -> NDArray[np.uint8]:
+    """Draw the numbers of the slices, and below them each class's colour and name, in lines."""
     font = ImageFont.load_default(FONT)
     entries = [
         (name if mask.any() else f"{name} (none)", _colour(k))

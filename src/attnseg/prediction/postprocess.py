@@ -30,15 +30,10 @@ class Rule:
 def clean_mask(
     mask: NDArray[np.bool_], rule: Rule, spacing: tuple[float, float, float] | None
 ) -> NDArray[np.bool_]:
-    """Remove components of a mask; voxels that touch at a corner belong to one component.
+    """Remove components of a mask `[S, H, W]` as a rule says.
 
-    Args:
-        mask: `[S, H, W]`.
-        rule: which components are removed.
-        spacing: voxel size, mm; `None` if unknown.
-
-    Raises:
-        ValueError: the rule has a volume, but the spacing is unknown.
+    Voxels that touch at a corner belong to one component. The spacing is the voxel size in mm; it
+    may be unknown unless the rule has a volume.
     """
     if rule.idle or not mask.any():
         return mask

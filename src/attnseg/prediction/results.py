@@ -33,13 +33,13 @@ Write = Callable[[BinaryIO], object]
 
 @dataclass(frozen=True)
 class ResultWriter:
-    """Writes the results of one item.
+    """Writes the results of one item; each method returns the files that it has written.
 
     Attributes:
         output: folder of all results.
-        item: its files in the order of the slices.
-        scan: that was segmented.
-        spec: of the network.
+        item: the item, with its files in the order of the slices.
+        scan: the decoded item.
+        spec: inference spec of the network.
     """
 
     output: Path
@@ -56,15 +56,12 @@ class ResultWriter:
 
         Args:
             masks: `[classes, S, H, W]`.
-            version: of this program.
+            version: version of this program.
             identity: digest of the input and the settings, from which DICOM UIDs are derived.
-
-        Returns:
-            The files.
         """
         if self.item.kind == "nifti":
             end = ".nii.gz" if self.item.files[0].name.lower().endswith(".gz") else ".nii"
-            return [self._write_volume("masks", end, self._as_voxels(masks), self._meaning())]
+            return [self._write_volume("masks", end, self._as_voxels(masks))]
         if self.item.kind == "dicom":
             ordered = np.stack([self._to_file_order(mask) for mask in masks])
             algorithm = (f"{self.spec.model} with {self.spec.attn}, {self.spec.run}", version)
@@ -80,38 +77,24 @@ class ResultWriter:
             return [self._write_file("masks", ".csv", lambda file: file.write(table))]
         if self.spec.labels.one_per_pixel:
             return [self._write_png("masks", "", self._as_voxels(masks)[0], self._meaning())]
-        return [
-            self._write_png(
-                "masks", f".{quote(name, safe=' ')}", 255 * mask[0].astype(np.uint8), name
-            )
-            for name, mask in zip(self.spec.classes, masks, strict=True)
-        ]
+        return self._write_png_per_class("masks", 255 * masks[:, 0].astype(np.uint8))
 
     def write_values(self, folder: str, values: Floats) -> list[Path]:
         """Write probabilities `[classes, S, H, W]`, or an uncertainty `[S, H, W]`.
 
-        Pictures become 16-bit PNG files, scans NIfTI files of float32.
-
-        Args:
-            folder: name of the folder below the output.
-            values: from 0 to 1.
-
-        Returns:
-            The files.
+        The values range from 0 to 1. Those of pictures become 16-bit PNG files, those of scans
+        NIfTI files of float32, in a folder of the given name below the output.
         """
         if self.item.kind != "picture":
             volume = values if values.ndim == 3 else np.moveaxis(values, 0, -1)
-            return [self._write_volume(folder, ".nii.gz", volume, self._meaning())]
+            return [self._write_volume(folder, ".nii.gz", volume)]
         pixels = np.rint(values * WHITE).astype(np.uint16)
         if values.ndim == 3:
             return [self._write_png(folder, "", pixels[0], folder)]
-        return [
-            self._write_png(folder, f".{quote(name, safe=' ')}", shown[0], name)
-            for name, shown in zip(self.spec.classes, pixels, strict=True)
-        ]
+        return self._write_png_per_class(folder, pixels[:, 0])
 
     def write_overlay(self, picture: NDArray[np.uint8]) -> list[Path]:
-        """Write a picture `[H, W, 3]` of the result; return the file."""
+        """Write a picture `[H, W, 3]` of the result."""
         return [self._write_png("overlays", "", picture, self._meaning())]
 
     def _as_voxels(self, masks: Masks) -> NDArray[np.uint8]:
@@ -123,10 +106,8 @@ class ResultWriter:
 
     def _meaning(self) -> str:
         """Return, as JSON, the classes that the values or the last axis of a file stand for."""
-        classes = self.spec.classes
-        first = 1 if self.spec.labels.one_per_pixel else 0
-        meaning = {str(number): name for number, name in enumerate(classes, first)}
-        key = "labels" if self.spec.labels.one_per_pixel else "volumes"
+        key, first = ("labels", 1) if self.spec.labels.one_per_pixel else ("volumes", 0)
+        meaning = {str(number): name for number, name in enumerate(self.spec.classes, first)}
         return json.dumps({key: meaning, "run": self.spec.run}, ensure_ascii=False)
 
     def _to_file_order(self, slices: NDArray[Any]) -> NDArray[Any]:
@@ -135,7 +116,7 @@ class ResultWriter:
             return slices.transpose(2, 1, 0, *range(3, slices.ndim))
         return from_slices(slices, self.scan.affine, self.spec.plane)
 
-    def _write_volume(self, folder: str, end: str, slices: NDArray[Any], meaning: str) -> Path:
+    def _write_volume(self, folder: str, end: str, slices: NDArray[Any]) -> Path:
         voxels = self._to_file_order(slices)
         image: Any
         if self.item.kind == "nifti":
@@ -156,7 +137,7 @@ class ResultWriter:
             image.header.set_xyzt_units("mm")
         image.header["descrip"] = b"attnseg"
         image.header.set_intent("label" if folder == "masks" and voxels.ndim == 3 else "none")
-        image.header.extensions.append(Nifti1Extension(COMMENT, meaning.encode()))
+        image.header.extensions.append(Nifti1Extension(COMMENT, self._meaning().encode()))
 
         def write(file: BinaryIO) -> None:
             if not end.endswith(".gz"):
@@ -166,6 +147,13 @@ class ResultWriter:
                 image.to_stream(packed)
 
         return self._write_file(folder, end, write)
+
+    def _write_png_per_class(self, folder: str, pictures: NDArray[Any]) -> list[Path]:
+        """Write a picture of each class, `[classes, H, W]`."""
+        return [
+            self._write_png(folder, f".{quote(name, safe=' ')}", picture, name)
+            for name, picture in zip(self.spec.classes, pictures, strict=True)
+        ]
 
     def _write_png(self, folder: str, end: str, pixels: NDArray[Any], meaning: str) -> Path:
         text = PngInfo()
@@ -184,11 +172,7 @@ class ResultWriter:
 
 @contextlib.contextmanager
 def reporting_write_errors(path: Path) -> Iterator[None]:
-    """Create a file's folder, and turn errors while it is written into one that names it.
-
-    Raises:
-        ResourceError: the file cannot be written, for example because the disk is full.
-    """
+    """Create a file's folder, and turn an `OSError` within into a `ResourceError` that names it."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield

@@ -40,7 +40,7 @@ class Scan:
 
     def differences_from_training(self, spec: InferenceSpec) -> list[str]:
         """Return warnings where the scan is unlike those that the network was trained on."""
-        found = []
+        warnings = []
         if self.spacing is not None and spec.spacing is not None:
             least, most = spec.spacing
             outside = any(
@@ -48,18 +48,18 @@ class Scan:
                 for value, low, high in zip(self.spacing, least, most, strict=True)
             )
             if outside:
-                found.append(
+                warnings.append(
                     f"voxels of {_mm(self.spacing)} mm, in training {_mm(least)} to {_mm(most)} mm"
                 )
         if spec.window is not None:
             middle = self.image[len(self.image) // 2]
             inside = np.mean((middle > self.low) & (middle < self.high))
             if inside < 0.01:
-                found.append(
+                warnings.append(
                     f"hardly any intensity of the middle slice is between {self.low[0]:g} and "
                     f"{self.high[0]:g}, the window of the training"
                 )
-        return found
+        return warnings
 
 
 def make_scan(
@@ -68,13 +68,9 @@ def make_scan(
     affine: NDArray[np.float64] | None,
     fixed: tuple[float, float] | None,
 ) -> Scan:
-    """Return a scan, scaled in the same way as the training cases.
+    """Return a scan that is scaled in the same way as the training cases.
 
-    Args:
-        image: `[S, H, W, C]`.
-        spacing: see `Scan`.
-        affine: see `Scan`.
-        fixed: intensities that become 0 and 1; `None` for percentiles.
+    `fixed` holds the intensities that become 0 and 1; `None` stands for percentiles of the image.
     """
     if fixed is None:
         percentiles = np.percentile(image, PERCENTILES, axis=(0, 1, 2)).T

@@ -33,15 +33,10 @@ class Member:
     def compute_logits(self, images: NDArray[np.float32], axes: tuple[int, ...] = ()) -> Floats:
         """Return the logits `[B, K, h, w]` of images `[B, C, h, w]` in [-1, 1].
 
-        Args:
-            images: at the network's size.
-            axes: along which the network sees the images mirrored; its logits are mirrored back.
-
-        Raises:
-            CheckpointError: a logit is NaN or infinite.
+        The network sees the images mirrored along `axes`, and its logits are mirrored back. Logits
+        that are NaN or infinite are an error.
         """
-        seen = np.ascontiguousarray(np.flip(images, axes)) if axes else images
-        logits = self.network(seen)
+        logits = self.network(np.ascontiguousarray(np.flip(images, axes)) if axes else images)
         if not np.isfinite(logits).all():
             raise CheckpointError(
                 "run: the network answers with NaN or infinity; train it again or use another run"
@@ -55,7 +50,7 @@ class Segmented:
 
     Attributes:
         masks: `[classes, S, H, W]`.
-        probabilities: of the classes, of the same shape; `None` if not asked for.
+        probabilities: those of the classes, of the same shape; `None` if not asked for.
         uncertainty: `[S, H, W]`, from 0 to 1 (see `to_uncertainty`); `None` if not asked for.
     """
 
@@ -64,7 +59,7 @@ class Segmented:
     uncertainty: Floats | None = None
 
 
-OnLogits = Callable[[slice, Floats], None]  # gets slice numbers and logits at the network's size
+OnLogits = Callable[[slice, Floats], None]  # receives slice numbers, logits at the network's size
 
 
 @dataclass(frozen=True)
@@ -76,8 +71,8 @@ class Segmenter:
 
     Attributes:
         labels: foreground classes, the same for all members.
-        members: at least one, for images with the same channels.
-        batch_size: slices at a time.
+        members: one network or several, for images with the same channels.
+        batch_size: number of slices at a time.
         flips: `h` for left and right, `v` for up and down; both together make four passes.
         tiles: share by which neighbouring tiles overlap, for images that are larger than the
             network's size; `None` to resize the whole image.
@@ -96,16 +91,9 @@ class Segmenter:
         uncertainty: bool = False,
         on_logits: OnLogits | None = None,
     ) -> Segmented:
-        """Segment one scan.
+        """Segment one scan, with probabilities and uncertainty if asked for.
 
-        Args:
-            scan: decoded.
-            probabilities: whether to return them.
-            uncertainty: whether to return it.
-            on_logits: called with the logits of every pass that is not tiled.
-
-        Raises:
-            CheckpointError: a network returns NaN or infinity.
+        `on_logits` is called with the logits of every pass that is not tiled.
         """
         shape = (len(self.labels), *scan.shape)
         masks = np.empty(shape, bool)
@@ -189,12 +177,9 @@ class Segmenter:
 
 
 def tile_starts(length: int, size: int, overlap: float) -> list[int]:
-    """Return the first pixels of tiles that cover a length evenly.
+    """Return the first pixels of tiles of `size` pixels that cover `length` pixels evenly.
 
-    Args:
-        length: pixels, at least `size`.
-        size: pixels of a tile.
-        overlap: least overlap of neighbours, as a share of a tile, below 1.
+    Neighbours overlap by `overlap` at least, a share of a tile below 1.
     """
     step = max(1, int(size * (1 - overlap)))
     count = -(-(length - size) // step) + 1

@@ -5,6 +5,7 @@ is checked before it is used.
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -26,25 +27,18 @@ from attnseg.errors import CheckpointError
 VERSION: Literal[1] = 1
 
 
-def _check_printable(text: str) -> str:
-    if not text.isprintable():
-        raise ValueError("not printable")
-    return text
+def _only(accepts: Callable[[Any], bool]) -> AfterValidator:
+    """Return a validator that refuses the values for which `accepts` is false."""
+
+    def check(value: Any) -> Any:  # noqa: ANN401
+        if not accepts(value):
+            raise ValueError("refused")
+        return value
+
+    return AfterValidator(check)
 
 
-def _check_odd(number: int) -> int:
-    if number % 2 == 0:
-        raise ValueError("even")
-    return number
-
-
-def _check_plane(name: str) -> str:
-    if name not in PLANES:
-        raise ValueError("no plane")
-    return name
-
-
-Name = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_check_printable)]
+Name = Annotated[str, Field(min_length=1, max_length=200), _only(str.isprintable)]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=1, le=255)]
 Pixels = Annotated[int, Field(ge=1, le=1 << 15)]
@@ -57,20 +51,20 @@ class InferenceSpec(BaseModel):
     """How images become the input of a network, and its logits become masks.
 
     Attributes:
-        run: the run's id.
+        run: id of the run.
         model: name of the model.
         attn: name of the attention.
         dataset: name of the dataset.
-        classes: foreground classes.
-        multilabel: whether they overlap.
-        channels: of an image, before slices are stacked.
-        size: height and width for the network, pixels.
-        slices: slices that the network sees at once, an odd number.
-        stride: distance between them, in slices.
+        classes: names of the foreground classes.
+        multilabel: whether classes may overlap.
+        channels: number of an image's channels, before slices are stacked.
+        size: height and width of the network's input, pixels.
+        slices: number of slices that the network sees at once, odd.
+        stride: distance between these, in slices.
         window: intensities that become 0 and 1; `None` for the 0.5 and 99.5 percentiles of each
             case and channel.
         volumetric: whether the images are scans; false for pictures.
-        plane: of a scan's slices.
+        plane: orientation of a scan's slices.
         spacing: smallest and largest voxel size of the training scans along slices, rows and
             columns, mm; `None` if unknown.
         profile: name and digest of the metric profile that scored the run.
@@ -90,11 +84,11 @@ class InferenceSpec(BaseModel):
     multilabel: bool
     channels: Annotated[int, Field(ge=1, le=64)]
     size: tuple[Pixels, Pixels]
-    slices: Annotated[Count, AfterValidator(_check_odd)]
+    slices: Annotated[Count, _only(lambda number: number % 2 == 1)]
     stride: Count
     window: tuple[Finite, Finite] | None
     volumetric: bool
-    plane: Annotated[str, AfterValidator(_check_plane)]
+    plane: Annotated[str, _only(PLANES.__contains__)]
     spacing: tuple[VoxelSize, VoxelSize] | None
     profile: tuple[Name, Name]
     data_digest: Sha256
@@ -133,15 +127,7 @@ class InferenceSpec(BaseModel):
 
     @classmethod
     def from_json(cls, text: str, path: str | Path = "recipe.json") -> Self:
-        """Read a spec.
-
-        Args:
-            text: from `to_json`.
-            path: of the file that holds it, for messages.
-
-        Raises:
-            CheckpointError: it is none; says the first thing that is wrong.
-        """
+        """Parse what `to_json` wrote; an error names `path` and the first fault."""
         try:
             values = json.loads(text)
             if not isinstance(values, dict):
@@ -157,7 +143,7 @@ class InferenceSpec(BaseModel):
 
 
 def _first_fault(error: ValidationError) -> str:
-    """Return in a few words what is wrong first; the text may be hostile."""
+    """Describe the first fault in a few words; the text may be hostile, so little is quoted."""
     fault: Any = error.errors(include_url=False)[0]
     if not fault["loc"]:
         return str(fault["ctx"]["error"])[:80] if "ctx" in fault else "no JSON"

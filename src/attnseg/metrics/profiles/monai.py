@@ -31,7 +31,7 @@ class MONAI(Profile):
     """Computes Dice, HD95 and NSD as `monai.metrics` does.
 
     Attributes:
-        nsd_tolerance_mm: distance up to which surfaces agree; MONAI has no default; 3 mm is that
+        nsd_tolerance_mm: distance up to which surfaces agree. MONAI has no default; 3 mm is that
             of `strict`.
     """
 

@@ -90,24 +90,16 @@ class Profile:
     def describe(self) -> dict[str, Any]:
         """Return name, digest, options, rules and metrics, for the files that hold numbers."""
         metrics = {
-            metric.name: {
-                "label": self.label(metric),
-                "unit": metric.unit,
-                "up": metric.up,
-                "digits": metric.digits,
-            }
-            for metric in self.metrics
+            m.name: {"label": self.label(m), "unit": m.unit, "up": m.up, "digits": m.digits}
+            for m in self.metrics
         }
         facts = {"name": self.name, "digest": self.digest, **asdict(self), **self.rules}
         return {**facts, "metrics": metrics}
 
     def score(self, truth: Mask, prediction: Mask, spacing: Spacing) -> dict[str, float]:
-        """Score one class of one case.
+        """Score one class of one case, given as masks `[S, H, W]`.
 
-        Args:
-            truth: `[S, H, W]`.
-            prediction: `[S, H, W]`.
-            spacing: voxel size along S, H, W, mm; `None` if unknown.
+        The spacing is the voxel size along S, H, W, mm; `None` if unknown.
 
         Returns:
             Value by metric; NaN where undefined.
@@ -121,34 +113,22 @@ class Profile:
     def score_case(
         self, truth: Mask, prediction: Mask, spacing: Spacing, classes: Sequence[str]
     ) -> list[Score]:
-        """Score a case.
-
-        Args:
-            truth: `[classes, S, H, W]`.
-            prediction: `[classes, S, H, W]`.
-            spacing: as for `score`.
-            classes: names.
-        """
+        """Score a case, given as masks `[classes, S, H, W]` and the names of the classes."""
 
         def score_class(at: int, true: Mask, predicted: Mask) -> dict[str, float]:
             scores = self.of_class(classes[at]).score(true, predicted, spacing)
             voxels = (np.count_nonzero(true), np.count_nonzero(predicted))
-            return {**scores, **dict(zip(VOLUMES, map(float, voxels), strict=True))}
+            return {**scores, **dict(zip(VOLUMES, voxels, strict=True))}
 
-        found = score_classes(truth, prediction, score_class, len(classes))
+        by_class = score_classes(truth, prediction, score_class, len(classes))
         return [
             (name, metric, float(value))
-            for name, scores in zip(classes, found, strict=True)
+            for name, scores in zip(classes, by_class, strict=True)
             for metric, value in scores.items()
         ]
 
     def select_scores(self, measured: Mapping[str, Values], classes: Sequence[str]) -> list[Score]:
-        """Return the scores of probabilities that are metrics of this profile.
-
-        Args:
-            measured: values `[classes]` by metric, from `Calibration.scores`.
-            classes: names.
-        """
+        """Select this profile's metrics from those of `Calibration.scores`, `[classes]` each."""
         wanted = {metric.name for metric in self.metrics if metric.of_probabilities}
         return [
             (name, metric, value)
@@ -167,12 +147,11 @@ class Profile:
         Returns:
             By metric, `[B, classes + 1]`; the last column is over all classes.
         """
-        reduced = {}
-        for metric in self.metrics:
-            if metric.name in raw:
-                each = weighted_mean(raw[metric.name], weights)
-                reduced[metric.name] = with_mean(each)
-        return reduced
+        return {
+            metric.name: with_mean(weighted_mean(raw[metric.name], weights))
+            for metric in self.metrics
+            if metric.name in raw
+        }
 
     def summarise(self, scores: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
         """Average scores of many cases.
@@ -189,16 +168,13 @@ class Profile:
         """
         raw, patients, classes = to_matrices(scores)
         table = pd.DataFrame(index=[*classes, "mean"])
-        figures = self.reduce(raw, np.ones((1, len(patients))))
-        draws = (
-            self.reduce(raw, resample_patients(patients, seed)) if len(set(patients)) > 1 else {}
-        )
-        for metric in self.metrics:
-            if metric.name in figures:
-                table[metric.name] = figures[metric.name][0]
-                if metric.name in draws:
-                    low, high = percentile_interval(draws[metric.name])
-                    table[f"{metric.name}_low"], table[f"{metric.name}_high"] = low, high
+        means = self.reduce(raw, np.ones((1, len(patients))))
+        several = len(set(patients)) > 1
+        draws = self.reduce(raw, resample_patients(patients, seed)) if several else {}
+        for name in [metric.name for metric in self.metrics if metric.name in means]:
+            table[name] = means[name][0]
+            if name in draws:
+                table[f"{name}_low"], table[f"{name}_high"] = percentile_interval(draws[name])
         truth, predicted = (raw[name] for name in VOLUMES)
         counts = {
             "cases": (~np.isnan(truth)).sum(0),
@@ -206,9 +182,9 @@ class Profile:
             "missed": ((truth > 0) & (predicted == 0)).sum(0),
             "spurious": ((truth == 0) & (predicted > 0)).sum(0),
         }
-        for name, found in counts.items():
-            total = len(patients) if name == "cases" else int(found.sum())
-            table[name] = [*found.tolist(), total]
+        for name, by_class in counts.items():
+            total = len(patients) if name == "cases" else int(by_class.sum())
+            table[name] = [*by_class.tolist(), total]
         return table
 
     def undefined(self, raw: Mapping[str, Values]) -> NDArray[np.bool_]:
@@ -249,9 +225,8 @@ def with_mean(each: Values) -> Values:
 def resample_patients(patients: Sequence[str], seed: int) -> Values:
     """Resample the patients with replacement; return weights of the cases `[DRAWS, cases]`."""
     names, at = np.unique(np.asarray(patients), return_inverse=True)
-    drawn = np.random.default_rng(seed).multinomial(
-        len(names), np.full(len(names), 1 / len(names)), DRAWS
-    )
+    count = len(names)
+    drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), DRAWS)
     return drawn[:, at].astype(float)
 
 

@@ -1,10 +1,10 @@
 """The profile `uw_madison`: the score of the UW-Madison GI Tract competition.
 
 The score is 0.4 Dice + 0.6 (1 - Hausdorff). Kaggle's own code is not public. Dice is averaged over
-slices and classes without those empty in both masks, as a host of the competition said
-(an early text of the page gave them 1, the last one 0). The Hausdorff distance is computed per scan
-for the three classes together, in coordinates divided by the volume's shape, and divided by its
-largest value sqrt(3), as in https://github.com/openai/mle-bench
+slices and classes without those empty in both masks, as a host of the competition explained (an
+early version of its page scored them 1, the last one 0). The Hausdorff distance is computed per
+scan for the three classes together, in coordinates divided by the volume's shape, and divided by
+its largest value sqrt(3), as in https://github.com/openai/mle-bench
 (uw-madison-gi-tract-image-segmentation).
 """
 
@@ -53,14 +53,8 @@ class UWMadison(Profile):
     ) -> list[Score]:
         """Score a scan; see `Profile.score_case`."""
         rows = super().score_case(truth, prediction, spacing, classes)
-        return [
-            *rows,
-            (
-                ALL,
-                "hausdorff",
-                self.hausdorff(*(np.asarray(masks.any(0)) for masks in (truth, prediction))),
-            ),
-        ]
+        distance = self.hausdorff(np.asarray(truth.any(0)), np.asarray(prediction.any(0)))
+        return [*rows, (ALL, "hausdorff", distance)]
 
     def hausdorff(self, truth: Mask, prediction: Mask) -> float:
         """Return the normalised Hausdorff distance of two masks `[S, H, W]`."""
