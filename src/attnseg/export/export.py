@@ -339,11 +339,7 @@ def measure_latencies(networks: dict[str, Network], image: Images) -> dict[str, 
 def score_networks(
     networks: dict[str, Network], samples: Samples, profile: Profile, spec: InferenceSpec
 ) -> dict[str, Any]:
-    """Score networks on the validation cases.
-
-    Returns:
-        The profile's name and digest, and each network's means of the profile's first metric.
-    """
+    """Return each network's means of the profile's first metric over the validation cases."""
     assert samples.finished is not None  # `choose_samples` has refused int8 without data.
     cases = samples.finished.data.val
     scored: dict[str, Any] = {}

@@ -31,9 +31,6 @@ def score_classes(
         score: takes a class's index and its true and predicted masks `[S, H, W]`. They are not
             cropped, because the score of a missed organ may depend on the size of the image.
         classes: number of foreground classes.
-
-    Returns:
-        The results of `score` for each class, in order.
     """
 
     def score_class(index: int) -> Scores:

@@ -1,5 +1,6 @@
 """Segmentation of every image in a folder: decode, segment, clean, write, update the manifest."""
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -260,10 +261,8 @@ def installed_versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that take part, if installed."""
     versions = {"python": ".".join(map(str, sys.version_info[:3]))}
     for name in PACKAGES:
-        try:
+        with contextlib.suppress(PackageNotFoundError):
             versions[name] = version(name)
-        except PackageNotFoundError:
-            continue
     return versions
 
 

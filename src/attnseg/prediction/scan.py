@@ -43,11 +43,8 @@ class Scan:
         warnings = []
         if self.spacing is not None and spec.spacing is not None:
             least, most = spec.spacing
-            outside = any(
-                value < low / 2 or value > 2 * high
-                for value, low, high in zip(self.spacing, least, most, strict=True)
-            )
-            if outside:
+            sides = zip(self.spacing, least, most, strict=True)
+            if any(value < low / 2 or value > 2 * high for value, low, high in sides):
                 warnings.append(
                     f"voxels of {_mm(self.spacing)} mm, in training {_mm(least)} to {_mm(most)} mm"
                 )

@@ -99,10 +99,8 @@ class Profile:
     def score(self, truth: Mask, prediction: Mask, spacing: Spacing) -> dict[str, float]:
         """Score one class of one case, given as masks `[S, H, W]`.
 
-        The spacing is the voxel size along S, H, W, mm; `None` if unknown.
-
-        Returns:
-            Value by metric; NaN where undefined.
+        The spacing is the voxel size along S, H, W, mm; `None` if unknown. The result is the value
+        by metric, NaN where undefined.
         """
         raise NotImplementedError
 
