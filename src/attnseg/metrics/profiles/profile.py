@@ -116,7 +116,7 @@ class Profile:
         def score_class(at: int, true: Mask, predicted: Mask) -> dict[str, float]:
             scores = self.of_class(classes[at]).score(true, predicted, spacing)
             voxels = (np.count_nonzero(true), np.count_nonzero(predicted))
-            return {**scores, **dict(zip(VOLUMES, voxels, strict=True))}
+            return {**scores, **dict(zip(VOLUMES, map(float, voxels), strict=True))}
 
         by_class = score_classes(truth, prediction, score_class, len(classes))
         return [
