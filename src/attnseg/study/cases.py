@@ -115,7 +115,7 @@ def build_case_browser(
                     for variant in variants
                 ],
                 "shown": [_describe_pictured(run, by_case, (patient, case)) for run in pictured],
-                "slices": _load_slices(case, [run and kept[run.path] for run in pictured]),
+                "slices": _load_slices(case, [kept[run.path] if run else None for run in pictured]),
             }
         )
     return CaseBrowser(cases, classes, first is not None and first.overlapping, len(means))
