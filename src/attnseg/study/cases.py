@@ -86,7 +86,7 @@ def build_case_browser(
     """Gather scores and pictures of the most telling cases, at most `count` of them."""
     means = tabulate_cases(variants, split, metric.name)
     runs = [run for variant in variants for run in variant.runs]
-    kept = {run.path: found for run in runs if (found := load_pictures(run, split))}
+    kept = {run.path: pictures for run in runs if (pictures := load_pictures(run, split))}
     first = next(iter(kept.values()), None)
     scored = patient_scores.select_scores(runs[0], split, metric.name)["class"].unique()
     classes = first.classes if first else tuple(map(str, scored))
