@@ -39,8 +39,7 @@ def metrics_diff(config: Evaluate) -> pd.DataFrame:
     print_differences(profiles, differing, scores)
     folder = Path(config.outputs or finished.folder.evaluation) / config.split
     folder.mkdir(parents=True, exist_ok=True)
-    text = differing.to_csv(index=False, lineterminator="\n")
-    write_text(folder / "differences.csv", text)
+    write_text(folder / "differences.csv", differing.to_csv(index=False, lineterminator="\n"))
     return differing
 
 
@@ -61,13 +60,13 @@ def print_means(profiles: Sequence[Profile], scores: pd.DataFrame, split: str) -
         title = profile.title
         for metric in profile.metrics:
             if metric.shown and metric.name in summary:
-                columns = (metric.name, f"{metric.name}_low", f"{metric.name}_high")
-                value, *ends = (
-                    format_value(metric, float(mean.get(column, math.nan))) for column in columns
+                value, low, high = (
+                    format_value(metric, mean.get(f"{metric.name}{end}", math.nan))
+                    for end in ("", "_low", "_high")
                 )
-                label = profile.label(metric)
-                table.add_row(title, label, value, format_interval(*ends), counts)
-                title = ""
+                interval = format_interval(low, high)
+                table.add_row(title, profile.label(metric), value, interval, counts)
+                title = ""  # The next rows belong to the same profile.
     Console().print(table)
 
 
@@ -82,8 +81,8 @@ def find_differences(profiles: Sequence[Profile], scores: pd.DataFrame) -> pd.Da
     quantities = {(p.name, m.name): m.quantity for p in profiles for m in p.metrics}
     numbers: dict[tuple[str, str, str], dict[str, float]] = {}
     voxels: dict[tuple[str, str], dict[str, float]] = {}
-    for row in scores[["case", "class", "metric", "profile", "value"]].to_numpy().tolist():
-        case, name, metric, profile, value = row
+    columns = ["case", "class", "metric", "profile", "value"]
+    for case, name, metric, profile, value in scores[columns].to_numpy().tolist():
         if metric in VOLUMES:
             voxels.setdefault((case, name), {})[metric] = value
         elif (profile, metric) in quantities:
@@ -93,11 +92,11 @@ def find_differences(profiles: Sequence[Profile], scores: pd.DataFrame) -> pd.Da
     for (case, name, quantity), by_profile in numbers.items():
         spread = relative_spread(list(by_profile.values()))
         if len(by_profile) > 1 and spread > 1e-6:
-            labels = {"case": case, "class": name, "metric": quantity}
             why = explain_difference(voxels[case, name])
-            rows.append({**labels, **by_profile, "spread": spread, "why": why})
-    columns = ["case", "class", "metric", *(p.name for p in profiles), "spread", "why"]
-    return pd.DataFrame(rows, columns=columns).sort_values(
+            by_name = (by_profile.get(p.name, math.nan) for p in profiles)
+            rows.append((case, name, quantity, *by_name, spread, why))
+    titles = ["case", "class", "metric", *(p.name for p in profiles), "spread", "why"]
+    return pd.DataFrame(rows, columns=titles).sort_values(
         ["spread", "case", "class"], ascending=[False, True, True], kind="stable"
     )
 

@@ -57,10 +57,8 @@ def evaluate(config: Evaluate) -> pd.DataFrame:
     kept = None if config.pipeline == "network_size" else KeptSlices(finished.data.reader.labels)
     scores = finished.score(config, cases, profiles, None if kept is None else kept.add)
     folder = Path(config.outputs or finished.folder.evaluation) / config.split
-    facts = {
-        "run": finished.folder.name,
-        "pipeline": f"{config.pipeline}: {DESCRIBED[config.pipeline]}",
-    }
+    pipeline = f"{config.pipeline}: {DESCRIBED[config.pipeline]}"
+    facts = {"run": finished.folder.name, "pipeline": pipeline}
     write_evaluation(folder, config.split, scores, profiles, facts, finished.data.watermark)
     if kept is not None:  # Other sizes than the image's own cannot be drawn on it.
         draw_worst(kept, config, folder, profiles[0], scores)

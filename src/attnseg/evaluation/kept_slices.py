@@ -24,9 +24,6 @@ class KeptSlices:
 
     Which cases are drawn is only known when all are scored. A case's picture shows three slices at
     most; their label maps take a few kilobytes when compressed.
-
-    Args:
-        labels: foreground classes.
     """
 
     def __init__(self, labels: Labels) -> None:
@@ -40,13 +37,7 @@ class KeptSlices:
         self._kept[case.case] = _Kept(case, slices, zlib.compress(label_map.tobytes(), 1))
 
     def draw(self, path: Path, title: str, name: str) -> None:
-        """Draw the picture of a case: image, truth and prediction of each kept slice.
-
-        Args:
-            path: of the PNG file.
-            title: above the picture.
-            name: of a case that was added.
-        """
+        """Draw image, truth and prediction of each kept slice of a case into a PNG file."""
         kept = self._kept[name]
         case, slices = kept.case, kept.slices
         label_map = np.frombuffer(zlib.decompress(kept.packed), np.uint8)

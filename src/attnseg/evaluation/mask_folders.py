@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from attnseg.data.labels import Labels
 from attnseg.data.reader import shape_text
@@ -18,6 +19,8 @@ from attnseg.metrics.profiles.profile import Profile
 from attnseg.progress import track
 
 VOLUMES = (".nii", ".nii.gz")
+# Label maps `[S, H, W]` of truth and prediction, and the voxel size in mm; `None` for pictures.
+MapPair = tuple[NDArray[Any], NDArray[Any], tuple[float, float, float] | None]
 
 
 def score_folders(
@@ -45,7 +48,7 @@ def score_folders(
     """
     pairs = pair_files(pred, truth)
     problems = Problems()
-    maps: dict[str, tuple[Any, Any, Any]] = {}
+    maps: dict[str, MapPair] = {}
     for name, files in track(list(pairs.items()), "Reading", "cases"):
         with problems.gathered():
             maps[name] = read_pair(*files)
@@ -53,10 +56,9 @@ def score_folders(
     labels = Labels(tuple(classes or _number_labels(maps)))
     rows = []
     for case, (true, predicted, spacing) in track(list(maps.items()), "Scoring", "cases"):
-        truths = labels.split(true)
-        predictions = labels.split(predicted)
+        masks = labels.split(true), labels.split(predicted)
         for profile in profiles:
-            for score in profile.score_case(truths, predictions, spacing, labels.names):
+            for score in profile.score_case(*masks, spacing, labels.names):
                 rows.append(("given", patient_of(case, patient), case, *score, profile.name))
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
@@ -67,14 +69,7 @@ def pair_files(pred: Path, truth: Path) -> dict[str, tuple[Path, Path]]:
     Raises:
         DataError: a folder is missing or empty, or a file has no partner.
     """
-    found = []
-    for folder in (truth, pred):
-        if not folder.is_dir():
-            raise DataError(f"{folder}: no such folder; give folders of masks as pred and truth")
-        endings = VOLUMES + SUFFIXES
-        files = [path for path in sorted(folder.iterdir()) if path.name.endswith(endings)]
-        found.append({case_name(path): path for path in files})
-    true, predicted = found
+    true, predicted = (_list_masks(folder) for folder in (truth, pred))
     problems = Problems()
     for name in sorted(set(true) ^ set(predicted)):
         file = true.get(name) or predicted[name]
@@ -86,9 +81,12 @@ def pair_files(pred: Path, truth: Path) -> dict[str, tuple[Path, Path]]:
     return {name: (true[name], predicted[name]) for name in true}
 
 
-def case_name(path: Path) -> str:
-    """Return a file's name without its ending."""
-    return re.sub(r"(\.nii(\.gz)?|\.\w+)$", "", path.name)
+def _list_masks(folder: Path) -> dict[str, Path]:
+    """Return the files of a folder by case, which is the file's name without its ending."""
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder; give folders of masks as pred and truth")
+    files = [path for path in sorted(folder.iterdir()) if path.name.endswith(VOLUMES + SUFFIXES)]
+    return {re.sub(r"(\.nii(\.gz)?|\.\w+)$", "", path.name): path for path in files}
 
 
 def patient_of(name: str, pattern: str | None) -> str:
@@ -97,10 +95,8 @@ def patient_of(name: str, pattern: str | None) -> str:
     return match[1] if match and match.groups() else name
 
 
-def read_pair(
-    truth: Path, pred: Path
-) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], tuple[float, float, float] | None]:
-    """Return two label maps `[S, H, W]` and their spacing.
+def read_pair(truth: Path, pred: Path) -> MapPair:
+    """Read the label maps of a case.
 
     Raises:
         DataError: they are not label maps, or not on the same grid.
@@ -111,17 +107,16 @@ def read_pair(
         first, second = read_nifti(truth), read_nifti(pred)
         check_same_grid(first, second, (truth, pred))
         return _to_label_map(truth, first.voxels), _to_label_map(pred, second.voxels), first.spacing
-    pictures = [read_picture(path, (*GREY8, *GREY16, *BINARY)) for path in (truth, pred)]
-    if pictures[0].shape != pictures[1].shape:
+    true, predicted = (read_picture(p, (*GREY8, *GREY16, *BINARY)) for p in (truth, pred))
+    if true.shape != predicted.shape:
         raise DataError(
-            f"{pred}: {shape_text(pictures[1].shape)} pixels, but {truth.name} has "
-            f"{shape_text(pictures[0].shape)}; resize it to the truth's size"
+            f"{pred}: {shape_text(predicted.shape)} pixels, but {truth.name} has "
+            f"{shape_text(true.shape)}; resize it to the truth's size"
         )
-    maps = [_to_label_map(path, p)[None] for path, p in zip((truth, pred), pictures, strict=True)]
-    return maps[0], maps[1], None
+    return _to_label_map(truth, true)[None], _to_label_map(pred, predicted)[None], None
 
 
-def _to_label_map(path: Path, labels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def _to_label_map(path: Path, labels: NDArray[Any]) -> NDArray[Any]:
     """Return labels as uint8; a mask of 0 and 255 becomes one of 0 and 1."""
     values = np.unique(labels)
     if labels.dtype.kind == "f" or values[-1] > 255 or values[0] < 0:
@@ -131,7 +126,7 @@ def _to_label_map(path: Path, labels: np.ndarray[Any, Any]) -> np.ndarray[Any, A
     return labels.astype(np.uint8)
 
 
-def _number_labels(maps: dict[str, tuple[Any, Any, Any]]) -> list[str]:
+def _number_labels(maps: dict[str, MapPair]) -> list[str]:
     top = max(int(labels.max()) for truth, pred, _ in maps.values() for labels in (truth, pred))
     if top == 0:
         raise DataError("truth: every mask is empty; nothing to score")

@@ -9,17 +9,11 @@ from attnseg.config.nodes import Component, Node
 
 
 class Reopen(Node):
-    """The cases of a finished run, and where its data are.
-
-    Attributes:
-        split: whose cases are asked for.
-        root: of the dataset, if it has moved.
-        data: `paths.data`, if it has moved.
-    """
+    """The cases of a finished run, and where its data are."""
 
     split: Literal["val", "test"]
-    root: str | None
-    data: str | None
+    root: str | None  # of the dataset, if it has moved
+    data: str | None  # `paths.data`, if it has moved
     device: Literal["cpu", "cuda"]
 
 

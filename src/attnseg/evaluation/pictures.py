@@ -24,13 +24,7 @@ QUALITY = 85  # of JPEG: artefacts are hardly visible, and files are a sixth of 
 
 
 class Pictures:
-    """Writes the pictures of one run.
-
-    Args:
-        folder: of the pictures; created if missing.
-        split: of the cases, `val` or `test`.
-        labels: foreground classes.
-    """
+    """Writes the pictures of one run into a folder, which is created if missing."""
 
     def __init__(self, folder: Path, split: str, labels: Labels) -> None:
         self.folder = folder
@@ -44,27 +38,18 @@ class Pictures:
         folder.mkdir(parents=True, exist_ok=True)
 
     def add(self, case: StoredCase, truth: Masks, prediction: Masks) -> None:
-        """Write the slices of one case.
-
-        Args:
-            case: prepared.
-            truth: `[classes, S, H, W]`.
-            prediction: `[classes, S, H, W]`.
-        """
+        """Write the slices of one case; masks are `[classes, S, H, W]`."""
         number, slices = len(self.index["cases"]), []
-        width, height = _size(case)
+        size = _size(case)
         for at in slices_to_show(truth):
             # The case's name may hold characters that no file name can.
             name = f"{number:04}-{at:04}"
-            image = cv2.resize(slice_image(case, at), (width, height), interpolation=cv2.INTER_AREA)
+            image = cv2.resize(slice_image(case, at), size, interpolation=cv2.INTER_AREA)
             pixels = np.rint(image * 255).astype(np.uint8)
             Image.fromarray(pixels).save(self.folder / f"{name}-image.jpg", quality=QUALITY)
             for what, masks in (("truth", truth), ("prediction", prediction)):
-                mask = cv2.resize(
-                    self.labels.merge(masks[:, at]),
-                    (width, height),
-                    interpolation=cv2.INTER_NEAREST_EXACT,
-                )
+                merged = self.labels.merge(masks[:, at])
+                mask = cv2.resize(merged, size, interpolation=cv2.INTER_NEAREST_EXACT)
                 Image.fromarray(mask).save(self.folder / f"{name}-{what}.png", optimize=True)
             slices.append({"slice": at + 1, "name": name})
         self.index["cases"].append(

@@ -37,13 +37,8 @@ def score_cases(
 ) -> pd.DataFrame:
     """Segment each case once, and score it under each profile.
 
-    Args:
-        segmenter: of the network that is scored.
-        cases: prepared.
-        profiles: the metric conventions.
-        split: name of the cases, for the table and the progress.
-        pipeline: how predictions and truth are brought to one size.
-        on_case: called with each case, its truth and prediction, `[classes, S, H, W]` each.
+    `split` names the cases in the table and the progress; `on_case` receives each case and its
+    masks, `[classes, S, H, W]` each.
 
     Returns:
         A row per case, class, metric and profile: `COLUMNS`; values are NaN if undefined.

@@ -11,26 +11,22 @@ from attnseg.metrics.profiles.profile import VOLUMES, Metric, Profile
 
 
 def convert_summary(profile: Profile, table: pd.DataFrame, scores: pd.DataFrame) -> dict[str, Any]:
-    """Convert a table of `Profile.summarise` to plain values for JSON; undefined ones are `None`.
+    """Convert the table of `profile.summarise(scores)` to plain values for JSON.
 
-    Args:
-        profile: that made the table.
-        table: from `profile.summarise(scores)`.
-        scores: rows of `score_cases`.
+    Undefined values become `None`.
     """
-    rows = {}
+    rows: dict[str, dict[str, Any]] = {}
     for name, row in table.iterrows():
-        values: dict[str, Any] = {
-            m.name: _plain(row[m.name]) for m in profile.metrics if m.name in table
-        }
-        values["interval"] = {
-            m.name: [_plain(row[f"{m.name}_low"]), _plain(row[f"{m.name}_high"])]
-            for m in profile.metrics
-            if f"{m.name}_low" in table and not math.isnan(row[f"{m.name}_low"])
-        }
+        names = [m.name for m in profile.metrics if m.name in table]
+        bounded = [n for n in names if f"{n}_low" in table and not math.isnan(row[f"{n}_low"])]
         counts = ("cases", "undefined", "missed", "spurious")
-        values |= {count: int(row[count]) for count in counts}
-        rows[str(name)] = values
+        rows[str(name)] = {
+            **{metric: _plain(row[metric]) for metric in names},
+            "interval": {
+                m: [_plain(row[f"{m}_{end}"]) for end in ("low", "high")] for m in bounded
+            },
+            **{count: int(row[count]) for count in counts},
+        }
     mean = rows.pop("mean")
     del mean["cases"]
     return {

@@ -32,25 +32,15 @@ WATERMARK = (
 
 @dataclass(frozen=True)
 class PreparedData:
-    """A dataset that is ready for training.
-
-    Attributes:
-        reader: reader of the dataset.
-        train: training cases.
-        val: validation cases; with `split.watch_test`, the test cases.
-        test: test cases, sealed.
-        split: text of the split file.
-        digest: digest of all cases.
-        watermark: warning that must accompany every result, or `None`.
-    """
+    """A dataset that is ready for training."""
 
     reader: Reader
     train: list[StoredCase]
-    val: list[StoredCase]
+    val: list[StoredCase]  # the test cases if `split.watch_test` is set
     test: SealedTest
-    split: str
-    digest: str
-    watermark: str | None
+    split: str  # text of the split file
+    digest: str  # of all cases
+    watermark: str | None  # a warning that must accompany every result, if any
 
 
 def dataset_root(config: Config) -> Path:
@@ -73,8 +63,9 @@ def make_phantom(config: Config) -> Path:
     """
     if config.dataset.phantom is None:
         raise ConfigError(f"dataset: {config.choices['dataset']} has no phantom; choose another")
-    build("dataset.phantom", config.dataset.phantom, root=dataset_root(config))
-    return dataset_root(config)
+    root = dataset_root(config)
+    build("dataset.phantom", config.dataset.phantom, root=root)
+    return root
 
 
 def open_reader(config: Config) -> Reader:
@@ -106,15 +97,11 @@ def load_dataset(config: Config, reader: Reader) -> PreparedData:
     Raises:
         DataError: cases are broken, or a patient or picture has two roles.
     """
-    split = config.dataset.split
-    table, refs = select_case_refs(config, reader)
-    cases = prepare_cases(reader, refs, store_folder(config))
-    if table is not None:
-        splits.check_digests(split.file or "", table, cases)
-    pairs = find_shared_pictures(cases)
-    cases, roles = split_cases(config, cases, given_roles(refs, table), pairs)
+    watched = config.dataset.split.watch_test
+    cases, given = prepare_selected_cases(config, reader)
+    cases, roles = split_cases(config, cases, given, find_shared_pictures(cases))
     by_role = {role: [c for c in cases if roles[c.case] == role] for role in splits.ROLES}
-    if split.watch_test:
+    if watched:
         by_role["val"] = by_role["test"]
         log.warning("%s", WATERMARK)
     for index, name in enumerate(reader.classes):
@@ -131,8 +118,27 @@ def load_dataset(config: Config, reader: Reader) -> PreparedData:
         SealedTest(by_role["test"], Path(config.paths.outputs, config.dataset_name, OPENINGS)),
         splits.format_split(cases, roles),
         digest,
-        WATERMARK if split.watch_test else None,
+        WATERMARK if watched else None,
     )
+
+
+def prepare_selected_cases(
+    config: Config, reader: Reader
+) -> tuple[list[StoredCase], dict[str, str | None]]:
+    """Prepare the cases that the configuration selects, unless they are in the store already.
+
+    Returns:
+        The prepared cases, and the role by case from the split file or the dataset, if any.
+
+    Raises:
+        ConfigError: there is no such split file.
+        DataError: cases are broken, missing, or other than those of the split file.
+    """
+    table, refs = select_case_refs(config, reader)
+    cases = prepare_cases(reader, refs, store_folder(config))
+    if table is not None:
+        splits.check_digests(config.dataset.split.file or "", table, cases)
+    return cases, given_roles(refs, table)
 
 
 def describe_input(data: PreparedData) -> dict[str, Any]:
@@ -218,11 +224,7 @@ def split_cases(
 ) -> tuple[list[StoredCase], dict[str, str]]:
     """Give every case a role, and check the split for leaks.
 
-    Args:
-        config: configuration of the run.
-        cases: prepared cases.
-        given: role by case, from `given_roles`.
-        pairs: cases that share a picture, from `find_shared_pictures`.
+    A case keeps the role that is given for it; `pairs` come from `find_shared_pictures`.
 
     Returns:
         The cases that are kept, and the role by case.

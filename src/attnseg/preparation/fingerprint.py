@@ -23,11 +23,8 @@ def compute_fingerprint(
 ) -> Fingerprint:
     """Return the fingerprint of a dataset in plain values.
 
-    Args:
-        reader: reader of the dataset.
-        cases: prepared cases.
-        roles: role by case; empty if the split was refused.
-        pairs: number of pairs of cases of different patients that share a picture.
+    `roles` is empty if the split was refused; `pairs` is the number of pairs of cases of different
+    patients that share a picture.
 
     Returns:
         The content of `fingerprint.json`. Sizes are in voxels, spacings in mm along slices, rows
@@ -151,10 +148,8 @@ def _class_table(facts: Fingerprint) -> Table:
     for name in ("class", "cases", "slices", "voxels", "volume, ml"):
         table.add_column(name, justify="left" if name == "class" else "right")
     for name, numbers in facts["classes"].items():
-        volume_ml = numbers["volume_ml"]
-        text = "-"
-        if volume_ml is not None:
-            text = "{median:.1f} ({min:.1f} to {max:.1f})".format(**volume_ml)
+        volume = numbers["volume_ml"]
+        text = "{median:.1f} ({min:.1f} to {max:.1f})".format(**volume) if volume else "-"
         table.add_row(name, *(str(numbers[key]) for key in ("cases", "slices", "voxels")), text)
     return table
 

@@ -31,16 +31,7 @@ def draw_fingerprint(
     facts: Fingerprint,
     sealed: Collection[str] = (),
 ) -> None:
-    """Write the plots of a fingerprint to a PNG file.
-
-    Args:
-        path: the file.
-        title: title of the page.
-        reader: reader of the dataset.
-        cases: prepared cases.
-        facts: the fingerprint, from `compute_fingerprint`.
-        sealed: names of the test cases, of which no slices are shown.
-    """
+    """Write the plots of a fingerprint to a PNG file; of `sealed` cases no slices are shown."""
     figure = Figure(figsize=(13, 12.5), dpi=90, layout="constrained")
     counts = facts["counts"]
     figure.suptitle(

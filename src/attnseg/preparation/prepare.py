@@ -5,16 +5,15 @@ import logging
 from pathlib import Path
 
 from attnseg.config.training import Config
-from attnseg.data import splits, store
+from attnseg.data import splits
 from attnseg.errors import DataError, listed
 from attnseg.files import write_text
 from attnseg.preparation import fingerprint, fingerprint_page
 from attnseg.preparation.datasets import (
     dataset_root,
     find_shared_pictures,
-    given_roles,
     open_reader,
-    select_case_refs,
+    prepare_selected_cases,
     split_cases,
     store_folder,
 )
@@ -37,29 +36,23 @@ def prepare_dataset(config: Config) -> Path:
     folder = store_folder(config)
     try:
         reader = open_reader(config)
-        table, refs = select_case_refs(config, reader)
-        cases = store.prepare_cases(reader, refs, folder)
-        if table is not None:
-            splits.check_digests(config.dataset.split.file or "", table, cases)
+        cases, given = prepare_selected_cases(config, reader)
     except DataError as error:
         raise listed(error, "dataset", REPAIR_ADVICE) from error
     pairs = find_shared_pictures(cases)
     refusal = None
-    kept = cases
-    roles: dict[str, str] = {}
     try:
-        kept, roles = split_cases(config, cases, given_roles(refs, table), pairs)
+        kept, roles = split_cases(config, cases, given, pairs)
     except DataError as error:
-        refusal = error
+        kept, roles, refusal = cases, {}, error
     facts = fingerprint.compute_fingerprint(reader, kept, roles, len(pairs))
     write_text(folder / "fingerprint.json", json.dumps(facts, indent=1) + "\n")
     title = f"{config.dataset_name} at {dataset_root(config)}"
     sealed = [case for case, role in roles.items() if role == "test"]
-    fingerprint_page.draw_fingerprint(
-        folder / "fingerprint.png", title, reader, kept, facts, sealed
-    )
+    picture = folder / "fingerprint.png"
+    fingerprint_page.draw_fingerprint(picture, title, reader, kept, facts, sealed)
     fingerprint.print_fingerprint(facts)
-    log.info("Written: %s", folder / "fingerprint.png")
+    log.info("Written: %s", picture)
     if refusal is not None:
         raise listed(refusal, "dataset", REPAIR_ADVICE) from refusal
     write_text(folder / "split.csv", splits.format_split(kept, roles))

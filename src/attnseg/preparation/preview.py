@@ -35,10 +35,9 @@ def draw_contact_sheet(config: Config) -> Path:
     except ValueError as error:
         raise ConfigError(f"augment: {error}") from error
     plain = SliceDataset(data.train, slice_view(config))
-    height = config.dataset.image_size[0]
+    height, width = config.dataset.image_size
     rows = _choose_rows(plain)
-    ratio = height / config.dataset.image_size[1]
-    size = (2.0 * (EPOCHS + 1), 2.0 * ratio * len(rows) + 1)
+    size = (2.0 * (EPOCHS + 1), 2.0 * height / width * len(rows) + 1)
     figure = Figure(figsize=size, dpi=100, layout="constrained")
     axes = figure.subplots(len(rows), EPOCHS + 1, squeeze=False)
     for row, index in zip(axes, rows, strict=True):
@@ -55,7 +54,7 @@ def draw_contact_sheet(config: Config) -> Path:
         axis.set_title("as loaded" if column == 0 else f"epoch {column}", fontsize=10)
     draw_class_legend(figure, reader.classes)
     name = f"{config.dataset_name}-{config.choices['augment']}"
-    figure.suptitle(f"{name}, {height}x{config.dataset.image_size[1]}", fontsize=12)
+    figure.suptitle(f"{name}, {height}x{width}", fontsize=12)
     path = Path(config.paths.outputs, "previews", f"{name}.png")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, metadata={"Software": None})
