@@ -152,7 +152,6 @@ def describe_input(data: PreparedData) -> dict[str, Any]:
         the training cases along slices, rows and columns, mm.
     """
     reader, cases = data.reader, data.train
-    windows = {(case.low, case.high) for case in cases}
     by_percentiles = all(
         (case.low, case.high) == intensity_window(None, np.array(case.percentiles)[:, [0, -1]])
         for case in cases
@@ -164,7 +163,7 @@ def describe_input(data: PreparedData) -> dict[str, Any]:
         "channels": reader.channels,
         "volumetric": reader.volumetric,
         "plane": reader.plane,
-        "window": None if by_percentiles else [end[0] for end in next(iter(windows))],
+        "window": None if by_percentiles else [cases[0].low[0], cases[0].high[0]],
         "spacing": [list(map(extreme, sizes)) for extreme in (min, max)] if sizes else None,
     }
 

@@ -78,19 +78,19 @@ def _patient_rows(
     names: Sequence[str], cases: Sequence[StoredCase], roles: Mapping[str, str]
 ) -> list[Fingerprint]:
     """Return one row per patient, with its role, cases, slices and voxels of each class."""
-    rows = []
-    for patient in dict.fromkeys(case.patient for case in cases):
-        own = [case for case in cases if case.patient == patient]
-        rows.append(
-            {
-                "patient": patient,
-                "role": roles.get(own[0].case),
-                "cases": [case.case for case in own],
-                "slices": sum(case.shape[0] for case in own),
-                "voxels": {n: sum(c.voxels[k] for c in own) for k, n in enumerate(names)},
-            }
-        )
-    return rows
+    by_patient: dict[str, list[StoredCase]] = {}
+    for case in cases:
+        by_patient.setdefault(case.patient, []).append(case)
+    return [
+        {
+            "patient": patient,
+            "role": roles.get(own[0].case),
+            "cases": [case.case for case in own],
+            "slices": sum(case.shape[0] for case in own),
+            "voxels": {name: sum(c.voxels[k] for c in own) for k, name in enumerate(names)},
+        }
+        for patient, own in by_patient.items()
+    ]
 
 
 def class_volume(case: StoredCase, at: int) -> float | None:
@@ -106,15 +106,18 @@ def _min_median_max(values: Sequence[float]) -> dict[str, float] | None:
     return {"min": least, "median": middle, "max": most}
 
 
+def describe_counts(facts: Fingerprint) -> str:
+    """Return the counts and the digest of a dataset as one line."""
+    counts = ", ".join(
+        f"{facts['counts'][unit]} {unit}" for unit in ("patients", "cases", "slices")
+    )
+    return f"{counts}; digest {facts['digest'][:12]}"
+
+
 def print_fingerprint(facts: Fingerprint) -> None:
     """Print a fingerprint as tables on the terminal."""
     console = Console()
-    counts = facts["counts"]
-    console.print(
-        f"{counts['patients']} patients, {counts['cases']} cases, {counts['slices']} slices; "
-        f"digest {facts['digest'][:12]}",
-        highlight=False,
-    )
+    console.print(describe_counts(facts), highlight=False)
     for role, numbers in facts["roles"].items():
         text = ", ".join(f"{number} {unit}" for unit, number in numbers.items())
         console.print(f"  {role}: {text}", highlight=False)

@@ -17,7 +17,7 @@ from attnseg.drawing.cases import (
     slice_image,
 )
 from attnseg.prediction.overlay import COLOURS
-from attnseg.preparation.fingerprint import Fingerprint, class_volume
+from attnseg.preparation.fingerprint import Fingerprint, class_volume, describe_counts
 
 SAMPLES = 8
 ROLE_COLOURS = {"train": "#0072B2", "val": "#E69F00", "test": "#D55E00"}
@@ -33,12 +33,7 @@ def draw_fingerprint(
 ) -> None:
     """Write the plots of a fingerprint to a PNG file; of `sealed` cases no slices are shown."""
     figure = Figure(figsize=(13, 12.5), dpi=90, layout="constrained")
-    counts = facts["counts"]
-    figure.suptitle(
-        f"{title}\n{counts['patients']} patients, {counts['cases']} cases, {counts['slices']} "
-        f"slices; digest {facts['digest'][:12]}",
-        fontsize=13,
-    )
+    figure.suptitle(f"{title}\n{describe_counts(facts)}", fontsize=13)
     grid = figure.add_gridspec(4, 12, height_ratios=(1, 1, 1.05, 1.05))
     _draw_sizes(figure.add_subplot(grid[0, :4]), cases)
     _draw_spacings(figure.add_subplot(grid[0, 4:8]), cases)

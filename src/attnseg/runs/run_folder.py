@@ -126,7 +126,8 @@ class RunFolder(os.PathLike[str]):
         """`history.csv`: a row per epoch; empty before the first one ends."""
         import pandas as pd
 
-        return _read_table(self.history_file) if self.history_file.exists() else pd.DataFrame()
+        begun = os.path.exists(self.history_file)
+        return _read_table(self.history_file) if begun else pd.DataFrame()
 
     def history_rows(self) -> list[Mapping[str, float | str]]:
         """Return the history as a mapping per epoch; an undefined value is NaN."""
@@ -232,7 +233,8 @@ def _read_table(path: Path, **options: Any) -> "pd.DataFrame":  # noqa: ANN401
     import pandas as pd  # Most commands that open runs read no table.
 
     with _reading(path):
-        return pd.read_csv(path, **options)
+        table: pd.DataFrame = pd.read_csv(path, **options)
+        return table
 
 
 @contextmanager
