@@ -7,12 +7,8 @@ from attnseg.data import augment, store
 from attnseg.data.datamodule import SliceDataModule
 from attnseg.data.labels import Labels
 from attnseg.data.readers.uw_madison import UWMadison
-from attnseg.data.slices import (
-    EpochSampler,
-    SliceDataset,
-    network_tensor,
-)
-from attnseg.data.slicing import SliceView
+from attnseg.data.slices import EpochSampler, SliceDataset
+from attnseg.data.slicing import SliceView, network_input
 from attnseg.errors import ConfigError
 
 SIZE = (48, 64)
@@ -49,7 +45,7 @@ def epoch(data, number):
 def test_intensities_are_scaled_and_clipped():
     scaled = SliceView((2, 2)).image(Scan([[[[50], [100]], [[150], [300]]]], (100,), (200,)), 0)
     assert scaled[..., 0].tolist() == [[0, 0], [0.5, 1]]
-    assert network_tensor(scaled).tolist() == [[[-1, -1], [0, 1]]]
+    assert network_input(scaled).tolist() == [[[-1, -1], [0, 1]]]
 
 
 def test_a_sample_is_the_stored_slice(cases):
@@ -80,7 +76,7 @@ def test_masks_are_never_interpolated_and_images_stay_in_range(cases, preset):
         assert sample["mask"].shape == sample["image"].shape[1:] == (64, 64)
         assert sample["image"].min() >= -1
         assert sample["image"].max() <= 1
-        changed += not torch.equal(sample["image"], network_tensor(plain))
+        changed += not torch.equal(sample["image"], torch.from_numpy(network_input(plain)))
     share = {"none": 0, "light": 0.98, "strong": 0.99, "transunet": 0.75, "dae_former": 0.75}
     assert changed / len(data) == pytest.approx(share[preset], abs=0.12)
 
@@ -231,7 +227,7 @@ def test_a_resized_mask_lies_where_its_image_lies(size):
     mask = np.zeros((1, 60, 60), np.uint8)
     mask[0, 15:45, 20:40] = 1
     scan, view = Scan(mask[..., None], (0,), (1,), mask), SliceView(size)
-    image, resized = view.image(scan, 0)[..., 0], view.mask(scan, 0)
+    image, resized = view.image(scan, 0)[..., 0], view.mask(scan.mask[0])
     for axis in (0, 1):
         centre = [(v.sum(1 - axis) @ np.arange(size[axis])) / v.sum() for v in (image, resized)]
         assert centre[0] == pytest.approx(centre[1], abs=0.02)

@@ -164,7 +164,7 @@ def test_an_image_larger_or_smaller_than_the_network_takes_fits(tmp_path, size):
     (case,) = store.prepare_cases(reader, reader.cases(), tmp_path / "store")
     view = SliceView(size)
     assert view.image(case, 0).shape == (*size, 1)
-    assert view.mask(case, 0).shape == size
+    assert view.mask(case.mask[0]).shape == size
 
 
 def test_every_file_cut_at_any_place_is_refused_or_read_whole(tmp_path):

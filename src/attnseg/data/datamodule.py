@@ -59,13 +59,11 @@ class SliceDataModule(pl.LightningDataModule):
         except ValueError as error:
             raise ConfigError(f"augment: {error}") from error
         self.val = SliceDataset(val, view)
-        self.foreground = foreground
-        self.first_epoch, self.first_batch = 0, 0
-        self.batch_size = batch_size
-        self.num_workers = num_workers
-        self.timeout, self.prepare_worker = timeout, prepare_worker
+        self.batch_size, self.seed, self.foreground = batch_size, seed, foreground
+        self.num_workers, self.timeout = num_workers, timeout
+        self.prepare_worker = prepare_worker
+        self.first_epoch = self.first_batch = 0
         self.watched: list[WatchedDataset] = []
-        self.seed = seed
         if batch_size > len(self.train):
             raise ConfigError(
                 f"dataset.batch_size: {batch_size} is larger than the {len(self.train)} training "

@@ -65,11 +65,7 @@ def find_duplicates(
 ) -> list[DuplicatePair]:
     """Find the pairs of cases of different patients that share a slice, or all of their pixels.
 
-    Args:
-        cases: signatures of each case.
-        patients: patient of each case.
-        pixels: digest of each case's pixels.
-        threshold: similarity from which two slices count as the same.
+    The arguments hold the signatures, the patient and the digest of the pixels of each case.
 
     Returns:
         At most one pair for any two cases, with their most similar slices.

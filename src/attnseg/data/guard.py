@@ -15,8 +15,7 @@ MAX_LOGGED_PAIRS = 5  # duplicates within a role that are named in the log
 def group_patients(cases: Sequence[StoredCase], pairs: Iterable[DuplicatePair]) -> dict[str, str]:
     """Return the group of each case: patients who share a picture belong to one group.
 
-    Returns:
-        Group by case, named after the first of its patients in alphabetical order.
+    A group is named after the first of its patients in alphabetical order.
     """
     parent = {case.patient: case.patient for case in cases}
 
@@ -34,15 +33,9 @@ def group_patients(cases: Sequence[StoredCase], pairs: Iterable[DuplicatePair]) 
 def check_split(
     cases: Sequence[StoredCase], roles: Mapping[str, str], pairs: Sequence[DuplicatePair]
 ) -> None:
-    """Refuse a split in which a patient or a picture has two roles.
+    """Refuse a split in which a patient or a picture has two roles; list all of them.
 
-    Args:
-        cases: all cases of the split.
-        roles: role by case.
-        pairs: cases that share a picture, as indices into `cases`.
-
-    Raises:
-        DataError: lists every such patient, and both files of every such pair.
+    `roles` are by case, and `pairs` hold indices into `cases`.
     """
     problems = Problems()
     cases_of_patient: dict[str, dict[str, StoredCase]] = {}

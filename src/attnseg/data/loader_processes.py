@@ -17,12 +17,7 @@ DIED = re.compile(r"DataLoader worker \(pid(?:\(s\))? [\d, ]+\) (.*?)(?:\. |\.?$
 
 
 def set_up_loader_process(worker: int, then: Callable[[int], None] | None = None) -> None:
-    """Set up a new loader process, before it loads any sample.
-
-    Args:
-        worker: number of the loader process.
-        then: called with `worker` afterwards.
-    """
+    """Set up a new loader process, before it loads any sample; then call `then` with its number."""
     # Loader processes already run in parallel, and OpenCV's own threads do not survive a fork.
     cv2.setNumThreads(0)
     if then is not None:
@@ -30,12 +25,7 @@ def set_up_loader_process(worker: int, then: Callable[[int], None] | None = None
 
 
 class WatchedDataset(Dataset[Sample]):
-    """A dataset that records which slice each loader process is reading.
-
-    Args:
-        dataset: the dataset to read from.
-        workers: number of loader processes.
-    """
+    """A dataset that records which slice each of its loader processes is reading."""
 
     def __init__(self, dataset: SliceDataset, workers: int) -> None:
         self.dataset = dataset
@@ -86,12 +76,7 @@ class WatchedDataset(Dataset[Sample]):
 
 
 def explain_loader_error(error: Exception, watched: list[WatchedDataset]) -> AttnsegError | None:
-    """Translate an exception raised by a `DataLoader`; return `None` for any other exception.
-
-    Args:
-        error: the exception as it reached the training process.
-        watched: the datasets of all loaders.
-    """
+    """Translate an exception raised by a `DataLoader`; return `None` for any other exception."""
     text = str(error)
     names = "; ".join(filter(None, (one.unfinished() for one in watched))) or "nothing"
     if isinstance(error, DataError) and "in DataLoader worker process" in text:

@@ -100,11 +100,7 @@ class Reader:
 
 
 def check_case(case: Case, ref: CaseRef, reader: Reader) -> None:
-    """Check shapes, types and values of a decoded case, whatever its dataset.
-
-    Raises:
-        DataError: the case cannot be trained on or scored.
-    """
+    """Refuse a decoded case that cannot be trained on or scored, whatever its dataset."""
     place = ref.files[0] if ref.files else ref.case
     image, mask = case.image, case.mask
     if image.ndim != 4 or image.shape[:3] != mask.shape:

@@ -40,11 +40,7 @@ class SealedTest:
         return count_cases(self._cases)
 
     def open(self, run: str, purpose: str) -> list[StoredCase]:
-        """Record the opening, then return the cases.
-
-        Args:
-            run: name of the run that opens the test set.
-            purpose: reason, for the record.
+        """Record that a run opens the test set, and why; then return the cases.
 
         Raises:
             ResourceError: the opening cannot be recorded.

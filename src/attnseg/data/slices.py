@@ -11,7 +11,6 @@ import albumentations as A
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from attnseg.data.augment import Transforms
@@ -20,11 +19,6 @@ from attnseg.data.store import StoredCase
 
 SampleKey = tuple[int, int]  # epoch and index: all that a sample depends on, besides the seed
 Sample = dict[str, Any]
-
-
-def network_tensor(image: NDArray[np.float32]) -> Tensor:
-    """Turn `[H, W, C]` in [0, 1] into the network's `[C, H, W]` in [-1, 1]."""
-    return torch.from_numpy(network_input(image))
 
 
 class SliceDataset(Dataset[Sample]):
@@ -67,10 +61,7 @@ class SliceDataset(Dataset[Sample]):
         return len(self.index)
 
     def __getitem__(self, key: SampleKey) -> Sample:
-        """Return a sample.
-
-        Args:
-            key: epoch and index of the slice.
+        """Return the sample of an epoch and the index of a slice.
 
         Returns:
             `image` `[C, H, W]` float32; `mask`, the label map `[H, W]`; `case`, index
@@ -79,11 +70,11 @@ class SliceDataset(Dataset[Sample]):
         epoch, index = key
         at_case, at_slice = self.index[index]
         case = self.cases[at_case]
-        image, mask = self.view.image(case, at_slice), self.view.mask(case, at_slice)
+        image, mask = self.view.image(case, at_slice), self.view.mask(case.mask[at_slice])
         if self.augment:
             image, mask = self._change(image, mask, epoch, index)
         return {
-            "image": network_tensor(image),
+            "image": torch.from_numpy(network_input(image)),
             "mask": torch.from_numpy(np.ascontiguousarray(mask)),
             "case": at_case,
             "slice": at_slice,
@@ -96,6 +87,7 @@ class SliceDataset(Dataset[Sample]):
     def _change(
         self, image: NDArray[np.float32], mask: NDArray[np.uint8], epoch: int, index: int
     ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+        """Augment a slice and its mask."""
         assert self.augment is not None
         # `set_random_seed` would give every transform the same draws, which ties the rotation of an
         # image to its brightness.
@@ -163,6 +155,7 @@ class EpochSampler(Sampler[SampleKey]):
         return iter([(self.epoch, int(index)) for index in mine[self.first :]])
 
     def _shuffled(self) -> NDArray[np.intp]:
+        """Return the shuffled indices of the epoch, with `share` of them favoured."""
         rng = np.random.default_rng((self.seed, self.epoch))
         order = rng.permutation(self.length)
         if self.favoured is None or len(self.favoured) == 0:

@@ -21,15 +21,6 @@ class Slices(Protocol):
         ...
 
 
-class MaskedSlices(Slices, Protocol):
-    """Slices with a mask."""
-
-    @property
-    def mask(self) -> NDArray[np.uint8]:
-        """Mask `[S, H, W]` (see `Case.mask`)."""
-        ...
-
-
 @dataclass(frozen=True)
 class SliceView:
     """Turns a slice and its neighbours into the network's input.
@@ -66,12 +57,11 @@ class SliceView:
         around = index + self.stride * np.arange(-reach, reach + 1)
         return around.clip(0, case.shape[0] - 1)
 
-    def mask(self, case: MaskedSlices, index: int) -> NDArray[np.uint8]:
-        """Return a slice's mask (see `Case.mask`), resized without interpolation: `[*size]`."""
+    def mask(self, label_map: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Return a slice's label map `[H, W]`, resized without interpolation: `[*size]`."""
         # INTER_NEAREST would sample the corner of each pixel, half a pixel off the image.
         nearest = cv2.INTER_NEAREST_EXACT
-        resized = cv2.resize(case.mask[index], self.size[::-1], interpolation=nearest)
-        return np.asarray(resized, np.uint8)
+        return np.asarray(cv2.resize(label_map, self.size[::-1], interpolation=nearest), np.uint8)
 
 
 def network_input(image: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -82,13 +72,7 @@ def network_input(image: NDArray[np.float32]) -> NDArray[np.float32]:
 def scale_intensities(
     image: NDArray[np.generic], low: tuple[float, ...], high: tuple[float, ...]
 ) -> NDArray[np.float32]:
-    """Scale intensities to [0, 1] and clip them.
-
-    Args:
-        image: intensities `[..., C]`.
-        low: intensity that becomes 0, per channel.
-        high: intensity that becomes 1, per channel.
-    """
+    """Scale intensities `[..., C]` from `low`..`high`, per channel, to [0, 1] and clip them."""
     zero, one = np.array(low, np.float32), np.array(high, np.float32)
     values = (image.astype(np.float32) - zero) / (one - zero)
     return np.asarray(values.clip(0, 1), np.float32)

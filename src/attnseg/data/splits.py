@@ -6,7 +6,6 @@ split, and `read_split` reads it again.
 
 import csv
 import hashlib
-import io
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -28,18 +27,15 @@ def shuffle_names(names: Sequence[str], seed: int) -> list[str]:
 
 
 def draw_roles(patients: Sequence[str], shares: Mapping[str, float], seed: int) -> dict[str, str]:
-    """Draw a role for every patient.
+    """Draw a role for every patient; each role of `shares`, and training, gets at least one.
 
     Args:
         patients: names in any order; repeated names count once.
-        shares: share of the patients by role other than `train`; each role gets at least one.
+        shares: share of the patients by role other than `train`.
         seed: another seed draws another split.
 
-    Returns:
-        Role by patient.
-
     Raises:
-        DataError: there are too few patients to leave one for training.
+        DataError: there are too few patients.
     """
     drawn = shuffle_names(patients, seed)
     counts = {role: max(1, round(share * len(drawn))) for role, share in shares.items()}
@@ -61,18 +57,11 @@ def draw_roles(patients: Sequence[str], shares: Mapping[str, float], seed: int) 
 def divide_into_folds(
     presence: Mapping[str, Sequence[bool]], count: int, seed: int
 ) -> list[list[str]]:
-    """Divide patients into folds in which every class is about equally frequent.
+    """Divide patients into `count` folds in which every class is about equally frequent.
 
     Patients with the rarest class are distributed first. Each goes to the fold with the fewest
-    patients of that class; among equals, to the fold with the fewest patients.
-
-    Args:
-        presence: presence of each class, by patient.
-        count: number of folds.
-        seed: another seed gives other folds.
-
-    Returns:
-        Patients by fold.
+    patients of that class; among equals, to the fold with the fewest patients. `presence` holds
+    the presence of each class, by patient.
 
     Raises:
         DataError: there are fewer patients than folds.
@@ -87,14 +76,13 @@ def divide_into_folds(
     classes = range(max(len(present) for present in presence.values()))
     while waiting:
         left = {k: n for k in classes if (n := sum(presence[name][k] for name in waiting))}
-        rarest = min(left, key=lambda k: left[k]) if left else None
+        rarest = min(left, key=left.__getitem__, default=None)
         for name in [n for n in waiting if rarest is None or presence[n][rarest]]:
-
-            def load(fold: list[str], rarest: int | None = rarest) -> tuple[int, int]:
-                same = 0 if rarest is None else sum(presence[n][rarest] for n in fold)
-                return same, len(fold)
-
-            min(folds, key=load).append(name)
+            loads = [
+                (0 if rarest is None else sum(presence[n][rarest] for n in fold), len(fold))
+                for fold in folds
+            ]
+            folds[loads.index(min(loads))].append(name)
             waiting.remove(name)
     return folds
 
@@ -102,13 +90,9 @@ def divide_into_folds(
 def limit_cases(
     refs: Sequence[CaseRef], roles: Mapping[str, str | None], count: int | None, seed: int
 ) -> list[CaseRef]:
-    """Keep `count` cases of as many patients as possible, taking the roles in turn.
+    """Keep `count` cases (`None` for all) of as many patients as possible, taking roles in turn.
 
-    Args:
-        refs: all cases; their order is kept.
-        roles: role by case; `None` if it is still to be drawn.
-        count: number of cases to keep; `None` for all.
-        seed: seed of the order in which patients are taken.
+    The kept cases stay in order. `roles` are by case, `None` where the role is still to be drawn.
     """
     order = {patient: i for i, patient in enumerate(shuffle_names([r.patient for r in refs], seed))}
     cases_of: dict[str, int] = {}
@@ -138,10 +122,7 @@ def list_published_splits() -> list[str]:
 
 
 def read_split(path: Path) -> pd.DataFrame:
-    """Read a split from a CSV file.
-
-    Returns:
-        A row per case, indexed by case: `patient`, `role` and `digest` (empty if unknown).
+    """Read a split from a CSV file: `patient`, `role` and `digest` (empty if unknown) by case.
 
     Raises:
         DataError: the columns are not `SPLIT_COLUMNS`, a role is unknown, a case appears twice, or
@@ -178,11 +159,7 @@ def read_split(path: Path) -> pd.DataFrame:
 
 
 def check_digests(path: Path | str, split: pd.DataFrame, cases: Sequence[StoredCase]) -> None:
-    """Check that cases have not changed since a split was written.
-
-    Raises:
-        DataError: lists every case that has changed.
-    """
+    """Refuse cases that have changed since a split was written; list all of them."""
     problems = Problems()
     for case in cases:
         if split.loc[case.case, "digest"] not in ("", case.digest):
@@ -196,10 +173,8 @@ def check_digests(path: Path | str, split: pd.DataFrame, cases: Sequence[StoredC
 def format_split(cases: Sequence[StoredCase], roles: Mapping[str, str]) -> str:
     """Return a split as CSV text; `roles` are by case."""
     rows = [(c.patient, c.case, roles[c.case], c.digest) for c in cases]
-    out = io.StringIO()
     frame = pd.DataFrame(rows, columns=list(SPLIT_COLUMNS))
-    frame.to_csv(out, index=False, lineterminator="\n")
-    return out.getvalue()
+    return str(frame.to_csv(index=False, lineterminator="\n"))
 
 
 def assign_roles(
@@ -238,7 +213,6 @@ def assign_roles(
     given_roles = set(given.values())
     free = [case for case, role in given.items() if role in (None, "train")]
     names = [groups[case] for case in free]
-    drawn: dict[str, str]
     if fold is not None and "val" not in given_roles:
         presence_in_group = {
             name: [

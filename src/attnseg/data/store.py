@@ -112,13 +112,7 @@ class StoredCase:
 def _map_array(path: Path, digest: str) -> NDArray[Any]:
     """Return a memory-mapped array.
 
-    Args:
-        path: the file.
-        digest: key of the cache: a case that was prepared again has the same path, but another
-            digest.
-
-    Raises:
-        DataError: the file is damaged.
+    The digest is part of the cache's key: a case that was prepared again has the same path.
     """
     try:
         array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -135,11 +129,8 @@ def prepare_cases(reader: Reader, refs: Sequence[CaseRef], folder: Path) -> list
 
     Args:
         reader: reader of the dataset.
-        refs: the cases to prepare, from `reader.cases()`.
+        refs: all cases to return, in this order; from `reader.cases()`.
         folder: folder of the store.
-
-    Returns:
-        A stored case for each of `refs`, in their order.
 
     Raises:
         DataError: cases are broken; lists every problem. The sound ones are prepared nevertheless.
@@ -161,7 +152,7 @@ def prepare_cases(reader: Reader, refs: Sequence[CaseRef], folder: Path) -> list
             try:
                 case = reader.read(ref)
                 check_case(case, ref, reader)
-                return _write_case(case, ref, folder, sources[ref.case], reader)
+                return _write_case(case, ref, folder, sources[ref.case], reader.labels)
             except DataError as error:
                 return error
 
@@ -217,7 +208,8 @@ def _as_tuples(value: Any) -> Any:  # noqa: ANN401
     return tuple(_as_tuples(item) for item in value) if isinstance(value, list) else value
 
 
-def _write_case(case: Case, ref: CaseRef, folder: Path, source: str, reader: Reader) -> StoredCase:
+def _write_case(case: Case, ref: CaseRef, folder: Path, source: str, labels: Labels) -> StoredCase:
+    """Compute all that a stored case holds, and write it to the store."""
     image, mask = np.ascontiguousarray(case.image), np.ascontiguousarray(case.mask)
     percentiles = np.percentile(image, PERCENTILES, axis=(0, 1, 2)).T
     low, high = intensity_window(case.window, percentiles)
@@ -225,7 +217,7 @@ def _write_case(case: Case, ref: CaseRef, folder: Path, source: str, reader: Rea
         log.warning("%s: every voxel has nearly the same intensity", ref.case)
     pixels = hashlib.sha256(repr((image.shape, image.dtype.str)).encode() + image.tobytes())
     digest = hashlib.sha256(repr((pixels.hexdigest(), case.spacing)).encode() + mask.tobytes())
-    counts, overlaps = _count_voxels(mask, reader.labels)
+    counts, overlaps = _count_voxels(mask, labels)
     stored = StoredCase(
         folder=_case_folder(folder, ref),
         patient=ref.patient,
@@ -244,12 +236,8 @@ def _write_case(case: Case, ref: CaseRef, folder: Path, source: str, reader: Rea
         digest=digest.hexdigest(),
         source=source,
     )
-    arrays = {
-        "image": image,
-        "mask": mask,
-        "counts": counts,
-        "signatures": compute_signatures(image),
-    }
+    arrays = {"image": image, "mask": mask, "counts": counts}
+    arrays["signatures"] = compute_signatures(image)
     part = Path(tempfile.mkdtemp(prefix=".part-", dir=folder))
     try:
         for name, array in arrays.items():
@@ -268,10 +256,8 @@ def intensity_window(
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return the intensities that are scaled to 0 and 1, per channel.
 
-    Args:
-        fixed: both intensities, if the dataset fixes them; `None` for the outer percentiles, whose
-            distance is at least 1.
-        percentiles: intensities `[C, n]` in ascending order.
+    They are those that the dataset fixes, or else the outer ones of the percentiles `[C, n]`, which
+    ascend; where these are equal, their distance becomes 1.
     """
     if fixed is not None:
         low, high = ((value,) * len(percentiles) for value in fixed)
@@ -283,10 +269,7 @@ def intensity_window(
 def _count_voxels(
     mask: NDArray[np.uint8], labels: Labels
 ) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-    """Return pixels of each class per slice `[S, classes]` and overlaps `[classes, classes]`.
-
-    An overlap is the number of voxels that two classes share.
-    """
+    """Return `StoredCase.counts` and `StoredCase.overlaps` of a label map."""
     classes, values = len(labels), labels.largest_value + 1
     counts = np.zeros((len(mask), classes), np.int32)
     overlaps = np.zeros((classes, classes), np.int64)

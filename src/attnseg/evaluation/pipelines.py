@@ -63,7 +63,7 @@ def _update_calibration(
     tensor = torch.from_numpy(logits)
     probability = tensor.sigmoid() if labels.overlapping else tensor.softmax(1)[:, 1:]
     indices = range(at.start, at.stop)
-    truth = labels.split(np.stack([member.view.mask(case, index) for index in indices]))
+    truth = labels.split(np.stack([member.view.mask(case.mask[index]) for index in indices]))
     calibration.update(probability, torch.from_numpy(truth).transpose(0, 1))
 
 

@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from attnseg.data.slices import network_tensor
+import torch
+
+from attnseg.data.slicing import network_input
 from attnseg.data.store import StoredCase
 from attnseg.evaluation.evaluate import FinishedRun
 from attnseg.explain.recording import AttentionRecord, record_attentions
@@ -52,7 +54,7 @@ def record_run(
     Raises:
         ConfigError: no layer has such a name.
     """
-    image = network_tensor(slice_view(run.config).image(case, index))[None]
+    image = torch.from_numpy(network_input(slice_view(run.config).image(case, index)))[None]
     records = record_attentions(run.model, image.to(next(run.model.parameters()).device))
     chosen = choose_layers(list(records), layers, str(run.folder))
     size = (case.shape[1], case.shape[2])

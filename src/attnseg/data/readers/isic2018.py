@@ -10,6 +10,7 @@ Layout as downloaded (https://challenge.isic-archive.com/landing/2018/45/), like
 import csv
 import logging
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 
 import cv2
@@ -67,11 +68,10 @@ class ISIC2018(Reader):
         problems = Problems()
         pairs = {role: _pairs(*_folders(self.root, role), problems) for role in roles}
         seen: dict[str, Path] = {}
-        for pairs_of_role in pairs.values():
-            for name, (image, _) in pairs_of_role.items():
-                if name in seen:
-                    problems.found.append(f"{image}: {seen[name]} has this name, too; remove one")
-                seen[name] = image
+        for name, (image, _) in chain.from_iterable(p.items() for p in pairs.values()):
+            if name in seen:
+                problems.found.append(f"{image}: {seen[name]} has this name, too; remove one")
+            seen[name] = image
         if not seen and not problems.found:
             problems.found.append(f"{self.root}: no photographs found; unpack the download")
         problems.stop()
@@ -121,6 +121,7 @@ class ISIC2018(Reader):
     def _shrink(
         self, image: NDArray[np.uint8], mask: NDArray[np.uint8]
     ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        """Shrink an image and its mask to `max_side`; smaller ones stay as they are."""
         factor = self.max_side / max(mask.shape)
         if factor >= 1:
             return image, mask
@@ -195,6 +196,7 @@ def _read_binary_mask(path: Path) -> NDArray[np.uint8]:
 
 
 def _parse_groups(table: Path, rows: list[list[str]]) -> dict[str, str]:
+    """Return group by image id from the rows of a table, the first of which is its header."""
     header = rows[0] if rows else []
     if any(header.count(name) != 1 for name in GROUP_COLUMNS):
         raise DataError(

@@ -62,12 +62,9 @@ def _parse_description(path: Path, content: Any) -> Description:  # noqa: ANN401
             "(nnUNetv2_convert_old_nnUNet_dataset)"
         )
     if wrong := [key for key, kind in REQUIRED.items() if not isinstance(content.get(key), kind)]:
+        kinds = {dict: "object", str: "text"}
         raise DataError(
-            *(
-                f"{path}: {key} is missing or no {'text' if REQUIRED[key] is str else 'object'}; "
-                "correct it"
-                for key in wrong
-            )
+            *(f"{path}: {key} is missing or no {kinds[REQUIRED[key]]}; correct it" for key in wrong)
         )
     listed = content.get("dataset")
     if listed is not None and not isinstance(listed, dict):
@@ -104,22 +101,16 @@ def _regions(path: Path, labels: dict[str, Any]) -> tuple[dict[str, tuple[int, .
     regions: dict[str, tuple[int, ...]] = {}
     for name, value in labels.items():
         values = tuple(value) if isinstance(value, list) else (value,)
+        label = f"{path}: label {name!r} is {json.dumps(value)[:40]}"
         # `isinstance` would accept true and false as whole numbers.
         if not values or any(type(v) is not int or v < 0 for v in values):
             problems.found.append(
-                f"{path}: label {name!r} is {json.dumps(value)[:40]}, not a whole number from 0 "
-                "or a list of them; correct it"
+                f"{label}, not a whole number from 0 or a list of them; correct it"
             )
         elif (name == "background") != (0 in values) or (0 in values and len(values) > 1):
-            problems.found.append(
-                f"{path}: label {name!r} is {json.dumps(value)[:40]}; background, and it alone, "
-                "is 0"
-            )
+            problems.found.append(f"{label}; background, and it alone, is 0")
         elif len(set(values)) < len(values) or set(values) in map(set, regions.values()):
-            problems.found.append(
-                f"{path}: label {name!r} is {json.dumps(value)[:40]}, a value that comes twice; "
-                "correct it"
-            )
+            problems.found.append(f"{label}, a value that comes twice; correct it")
         else:
             regions[name] = values
     problems.stop()

@@ -15,13 +15,10 @@ from PIL import Image, UnidentifiedImageError
 from attnseg.errors import DataError
 
 FORMATS = {
-    ".png": "PNG",
-    ".jpg": "JPEG",
-    ".jpeg": "JPEG",
-    ".bmp": "BMP",
-    ".tif": "TIFF",
-    ".tiff": "TIFF",
-}
+    ".png": "PNG", ".bmp": "BMP",
+    ".jpg": "JPEG", ".jpeg": "JPEG",
+    ".tif": "TIFF", ".tiff": "TIFF",
+}  # fmt: skip
 SUFFIXES = tuple(FORMATS)
 # Pillow's modes of plain images; palettes and CMYK are not among them.
 GREY8, GREY16, RGB, BINARY = ("L",), ("I;16", "I;16B"), ("RGB",), ("1",)

@@ -11,14 +11,7 @@ from numpy.typing import NDArray
 
 
 def decode(text: str, shape: tuple[int, int]) -> NDArray[np.bool_]:
-    """Decode one mask.
-
-    Args:
-        text: `start length start length ...`; empty for an empty mask.
-        shape: height and width, pixels.
-
-    Returns:
-        Mask `[H, W]`.
+    """Return the mask `[H, W]` of `start length start length ...`; an empty text is an empty mask.
 
     Raises:
         ValueError: the text is not pairs of whole numbers, or runs are empty, overlap, are out of
