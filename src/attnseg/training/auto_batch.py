@@ -31,13 +31,7 @@ Step = Callable[[int], object]  # Trains on a batch of that many slices.
 def find_largest_batch(
     config: Config, components: Components, image: tuple[int, int, int], labels: Labels
 ) -> int:
-    """Return how many slices a training step can take at once; the model is left unchanged.
-
-    Args:
-        config: of the run.
-        components: built from it.
-        image: C, H, W of the network's input.
-        labels: foreground classes.
+    """Return how many slices `[C, H, W]` a training step can take; leave the model unchanged.
 
     Raises:
         ResourceError: not even one slice fits.
@@ -78,10 +72,7 @@ def find_largest_batch(
 def batch_that_fits(small: int, larger: int, available: int) -> int:
     """Return the largest batch size that fits into `available` bytes; 0 if none does.
 
-    Args:
-        small: peak of a batch of `SMALL` slices, bytes.
-        larger: peak of a batch of `LARGER` slices, bytes.
-        available: bytes.
+    `small` and `larger` are the peaks of batches of `SMALL` and `LARGER` slices, in bytes.
     """
     if small > available:
         return 0

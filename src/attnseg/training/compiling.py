@@ -17,10 +17,7 @@ from attnseg.models.model import SegmentationModel
 def compile_model(model: SegmentationModel, mode: str, gpu: bool) -> None:
     """Compile a model in place at its first step; its parameters keep their names.
 
-    Args:
-        model: model to be trained.
-        mode: mode of `torch.compile`; `reduce-overhead` replays a step as one CUDA graph.
-        gpu: whether the model runs on a GPU.
+    The mode is one of `torch.compile`; `reduce-overhead` replays a step as one CUDA graph.
 
     Raises:
         ConfigError: this machine has no compiler.

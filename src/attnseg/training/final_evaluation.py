@@ -24,10 +24,7 @@ log = logging.getLogger(__name__)
 def evaluate_run(run: ActiveRun, setup: TrainingSetup, model: SegmentationModel) -> None:
     """Score the validation cases and, if `trainer.open_test` is set, the test cases, once.
 
-    Args:
-        run: receives cases, metrics, previews and pictures.
-        setup: of the run.
-        model: with its best weights; is moved to the run's device.
+    The model has its best weights and is moved to the run's device.
     """
     config, data, profile = setup.config, setup.data, setup.components.profile
     device = torch.device("cuda" if config.trainer.accelerator == "gpu" else "cpu")
@@ -38,8 +35,7 @@ def evaluate_run(run: ActiveRun, setup: TrainingSetup, model: SegmentationModel)
     drawn_split = list(cases_by_split)[-1]
     labels = data.reader.labels
     segmenter = make_segmenter(model, labels, slice_view(config), config.dataset.batch_size)
-    kept = KeptSlices(labels)
-    pictures = None
+    kept, pictures = KeptSlices(labels), None
     if config.trainer.keep_pictures:
         pictures = Pictures(run.folder.pictures, drawn_split, labels)
 
@@ -73,15 +69,7 @@ def evaluate_run(run: ActiveRun, setup: TrainingSetup, model: SegmentationModel)
 def draw_previews(
     run: ActiveRun, setup: TrainingSetup, kept: KeptSlices, scores: pd.DataFrame, split: str
 ) -> None:
-    """Draw the best, the median and the worst case by their mean over classes.
-
-    Args:
-        run: receives the pictures.
-        setup: of the run.
-        kept: predicted slices of the split's cases.
-        scores: rows of the split, from `score_cases`.
-        split: name of the split.
-    """
+    """Draw the best, the median and the worst case of a split by their mean over classes."""
     profile, watermark = setup.components.profile, setup.data.watermark
     order = rank_cases(profile, scores)
     if order.empty:

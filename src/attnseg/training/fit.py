@@ -48,7 +48,7 @@ def fit(
     """Train to the last epoch, writing checkpoints and history to the run folder.
 
     Args:
-        setup: of the run.
+        setup: components, data and loaders of the run.
         folder: the run folder.
         group: processes of the run.
         stopping: signals that ask the run to stop.
@@ -63,7 +63,14 @@ def fit(
     """
     options, loaders = setup.config.trainer, setup.loaders
     prepare_model(setup.components.model, options)
-    module = make_module(setup)
+    module = SegmentationModule(
+        setup.components,
+        setup.data.reader.labels,
+        train_cases=[case.case for case in setup.data.train],
+        val_cases=[case.case for case in setup.data.val],
+        auxiliary_weight=options.auxiliary_weight,
+        seed=setup.config.seed,
+    )
     callbacks = make_callbacks(setup, folder, stopping, log_epoch, on_epoch)
     resume = find_resume_point(folder.last_checkpoint, options.max_epochs)
     if resume is not None:
@@ -86,22 +93,6 @@ def prepare_model(model: SegmentationModel, options: TrainerOptions) -> None:
         recompute_blocks(model)
     if options.compile:
         compile_model(model, options.compile, options.accelerator == "gpu")
-
-
-def make_module(setup: TrainingSetup) -> SegmentationModule:
-    """Return the LightningModule of a run."""
-    data, components = setup.data, setup.components
-    return SegmentationModule(
-        components.model,
-        components.loss,
-        data.reader.labels,
-        [case.case for case in data.train],
-        [case.case for case in data.val],
-        optimizer=components.optimizer,
-        schedule=components.schedule,
-        auxiliary_weight=setup.config.trainer.auxiliary_weight,
-        seed=setup.config.seed,
-    )
 
 
 def make_callbacks(
@@ -127,8 +118,7 @@ def make_callbacks(
         BestCheckpoint(folder.checkpoints, options.monitor, mode),
         LastCheckpoint(folder.last_checkpoint, options.save_minutes, stopping),
     ]
-    if options.early_stopping:
-        patience = options.early_stopping
+    if patience := options.early_stopping:
         # An epoch whose monitored value is not finite counts as one without improvement.
         callbacks.append(
             EarlyStopping(options.monitor, patience=patience, mode=mode, check_finite=False)
@@ -154,11 +144,6 @@ def translated_failures(
     trainer: pl.Trainer, loaders: SliceDataModule, devices: int
 ) -> Iterator[None]:
     """Turn what interrupts Lightning's fit into the package's errors and exit codes.
-
-    Args:
-        trainer: the Trainer that fits.
-        loaders: its loaders.
-        devices: number of processes of the run.
 
     Raises:
         AttnsegError: a loader process failed, another rank ended, or the loss is not finite.

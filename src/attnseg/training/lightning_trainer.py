@@ -16,25 +16,13 @@ from attnseg.config.training import Trainer as TrainerOptions
 from attnseg.processes.launch import ProcessGroup, cluster_environment
 from attnseg.runs.checkpoints import AtomicCheckpointIO
 
-LIGHTNING_LOGGERS = (
-    "pytorch_lightning",
-    "lightning.pytorch",
-    "lightning_fabric",
-    "lightning.fabric",
-)
+LIGHTNING_LOGGERS = "pytorch_lightning lightning.pytorch lightning_fabric lightning.fabric".split()
 
 
 def make_trainer(
     options: TrainerOptions, group: ProcessGroup, callbacks: Sequence[pl.Callback], folder: Path
 ) -> pl.Trainer:
-    """Return the Trainer that the options describe.
-
-    Args:
-        options: the configuration's `trainer`, with a resolved precision.
-        group: processes of the run.
-        callbacks: in the order in which they are called.
-        folder: the run folder.
-    """
+    """Return the Trainer that the options, with a resolved precision, describe."""
     assert options.precision != "auto"
     # Deterministic algorithms would also fill uninitialised memory, which nothing here reads.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
@@ -85,7 +73,8 @@ def quiet_lightning() -> Iterator[None]:
 def ranks_run_rank_main(folder: Path) -> Iterator[None]:
     """Make Lightning start the other ranks with `rank_main.py RUN_FOLDER`.
 
-    By default it repeats this process's command line for them, which could be a whole multirun.
+    By default it repeats this process's command line for them, which could be a whole multirun. Its
+    launcher reads `sys.argv` alone, so that this is the one place that edits it.
     """
     argv, safe_path = sys.argv, os.environ.get("PYTHONSAFEPATH")
     sys.argv = [str(Path(__file__).with_name("rank_main.py")), str(folder.resolve())]

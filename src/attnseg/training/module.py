@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import math
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytorch_lightning as pl
@@ -12,13 +12,11 @@ from pytorch_lightning.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
+from attnseg.config.components import Components
 from attnseg.data.labels import Labels
 from attnseg.data.slices import Sample
 from attnseg.errors import ConfigError
-from attnseg.losses.loss import SegmentationLoss
 from attnseg.metrics.running import CaseDice, count_areas
-from attnseg.models.model import SegmentationModel
-from attnseg.schedules.schedule import Schedule
 
 log = logging.getLogger(__name__)
 
@@ -30,36 +28,28 @@ class SegmentationModule(pl.LightningModule):
     such as Dice, is therefore the same as in one process with the whole batch.
 
     Args:
-        model: model to be trained.
-        loss: applied to each of the model's outputs.
+        components: model, loss, optimizer and schedule.
         labels: foreground classes.
         train_cases: names of the training cases, for messages.
         val_cases: names of the validation cases.
-        optimizer: builds the optimizer from parameter groups.
-        schedule: learning-rate factor by step.
         auxiliary_weight: weight of the loss of auxiliary outputs.
         seed: seed of dropout and other random choices within a step.
     """
 
     def __init__(
         self,
-        model: SegmentationModel,
-        loss: SegmentationLoss,
+        components: Components,
         labels: Labels,
         train_cases: list[str],
         val_cases: list[str],
-        optimizer: Callable[..., torch.optim.Optimizer],
-        schedule: Schedule,
         auxiliary_weight: float,
         seed: int,
     ) -> None:
         super().__init__()
-        self.model = model
-        self.loss = loss
+        self.model, self.loss = components.model, components.loss
+        self.optimizer, self.schedule = components.optimizer, components.schedule
         self.labels = labels
         self.train_cases, self.val_cases = train_cases, val_cases
-        self.optimizer = optimizer
-        self.schedule = schedule
         self.auxiliary_weight = auxiliary_weight
         self.seed = seed
         # Every process already sees the slices of all processes, so nothing is left to sync.
@@ -154,15 +144,12 @@ class SegmentationModule(pl.LightningModule):
         """Return the name of the first layer whose output for a batch is not finite."""
         names: list[str] = []
 
-        def make_hook(name: str) -> Callable[..., None]:
-            def note_if_nonfinite(module: nn.Module, inputs: object, output: object) -> None:
-                if isinstance(output, Tensor) and not bool(torch.isfinite(output).all()):
-                    names.append(name)
-
-            return note_if_nonfinite
+        def note_if_nonfinite(name: str, layer: object, inputs: object, output: object) -> None:
+            if isinstance(output, Tensor) and not bool(torch.isfinite(output).all()):
+                names.append(name)
 
         handles = [
-            layer.register_forward_hook(make_hook(name))
+            layer.register_forward_hook(partial(note_if_nonfinite, name))
             for name, layer in self.model.named_modules()
         ]
         self.model.training_outputs(image)
@@ -203,15 +190,10 @@ class SegmentationModule(pl.LightningModule):
         """Return the optimizer, and the schedule that sets its learning rate after every step."""
         optimizer = self.optimizer(parameter_groups(self.model))
         steps = int(self.trainer.estimated_stepping_batches)
-
-        def factor(step: int) -> float:
-            return self.schedule(step, steps)
-
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
-        }
+        scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: self.schedule(step, steps)
+        )
+        return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
 
 
 def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:

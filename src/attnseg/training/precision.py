@@ -14,11 +14,7 @@ log = logging.getLogger(__name__)
 
 
 def fastest_precision(accelerator: str) -> tuple[Precision, str]:
-    """Return the fastest precision of this machine that trains stably, and the reason.
-
-    Args:
-        accelerator: `cpu` or `gpu`.
-    """
+    """Return the fastest precision of the `cpu` or `gpu` that trains stably, and the reason."""
     if accelerator == "gpu":
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return "bf16-mixed", f"{torch.cuda.get_device_name()} has bfloat16 units"

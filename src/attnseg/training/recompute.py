@@ -22,18 +22,14 @@ def recompute_blocks(model: nn.Module) -> int:
     blocks = [
         block
         for layers in model.modules()
-        if isinstance(layers, nn.ModuleList) and not _contains_list(layers)
+        if isinstance(layers, nn.ModuleList)
+        and not any(isinstance(m, nn.ModuleList) for m in layers.modules() if m is not layers)
         for block in layers
     ]
     for block in blocks:
         contexts = partial(_forward_and_recompute_contexts, block)
         block.forward = partial(checkpoint, block.forward, use_reentrant=False, context_fn=contexts)
     return len(blocks)
-
-
-def _contains_list(layers: nn.Module) -> bool:
-    inner = (module for module in layers.modules() if module is not layers)
-    return any(isinstance(module, nn.ModuleList) for module in inner)
 
 
 def _forward_and_recompute_contexts(
@@ -46,13 +42,11 @@ def _forward_and_recompute_contexts(
 def _frozen_batch_statistics(block: nn.Module) -> Iterator[None]:
     """Keep running statistics unchanged: the forward pass has already counted this batch."""
     norms = [module for module in block.modules() if isinstance(module, nn.BatchNorm2d)]
-    originals = [dict(norm.named_buffers()) for norm in norms]
-    for norm, buffers in zip(norms, originals, strict=True):
-        for name, value in buffers.items():
-            setattr(norm, name, value.clone())
+    originals = [(norm, name, value) for norm in norms for name, value in norm.named_buffers()]
+    for norm, name, value in originals:
+        setattr(norm, name, value.clone())
     try:
         yield
     finally:
-        for norm, buffers in zip(norms, originals, strict=True):
-            for name, value in buffers.items():
-                setattr(norm, name, value)
+        for norm, name, value in originals:
+            setattr(norm, name, value)

@@ -3,7 +3,6 @@
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from attnseg.files import is_whole
 from attnseg.runs.checkpoints import read_checkpoint
@@ -27,11 +26,7 @@ class ResumePoint:
 
 
 def find_resume_point(checkpoint_file: Path, max_epochs: int) -> ResumePoint | None:
-    """Return the position of an earlier process's checkpoint; `None` if training starts over.
-
-    Args:
-        checkpoint_file: `last.ckpt` of the run.
-        max_epochs: configured length of the training.
+    """Return the position of an earlier process's `last.ckpt`; `None` if training starts over.
 
     Raises:
         CheckpointError: the file matches its SHA-256 but is no checkpoint of a run.
@@ -44,13 +39,9 @@ def find_resume_point(checkpoint_file: Path, max_epochs: int) -> ResumePoint | N
     checkpoint = read_checkpoint(checkpoint_file)
     # Lightning's own entry counts epochs from 0.
     epoch, batch = checkpoint.get("position", (checkpoint["epoch"] + 1, 0))
-    over = _stopped_early(checkpoint) or int(epoch) >= max_epochs
-    return ResumePoint(int(epoch), int(batch), over)
-
-
-def _stopped_early(checkpoint: dict[str, Any]) -> bool:
-    return any(
+    stopped_early = any(
         state["wait_count"] >= state["patience"]
         for state in checkpoint["callbacks"].values()
         if "wait_count" in state
     )
+    return ResumePoint(int(epoch), int(batch), stopped_early or int(epoch) >= max_epochs)

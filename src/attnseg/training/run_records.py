@@ -11,7 +11,7 @@ from attnseg.preparation.datasets import describe_input
 from attnseg.runs.active_run import ActiveRun
 from attnseg.training.callbacks.history import EndedEarly
 from attnseg.training.loggers.run_loggers import RunLoggers
-from attnseg.training.setup import TrainingSetup
+from attnseg.training.setup import TrainingSetup, network_input_shape
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ def record_setup(run: ActiveRun, setup: TrainingSetup) -> None:
         data_digest=data.digest,
         split_digest=setup.split_digest,
         parameters=cost.count_parameters(model),
-        macs=cost.count_macs(model, setup.image_shape),
+        macs=cost.count_macs(model, network_input_shape(setup.config, data)),
         **({} if data.watermark is None else {"watermark": data.watermark}),
     )
 

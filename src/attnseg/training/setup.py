@@ -37,11 +37,6 @@ class TrainingSetup:
         """SHA-256 of the roles of all cases."""
         return hashlib.sha256(self.data.split.encode()).hexdigest()
 
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of the network's input."""
-        return network_input_shape(self.config, self.data)
-
 
 def set_up_training(config: Config) -> TrainingSetup:
     """Seed all random numbers, build the components, prepare the dataset and its loaders.
@@ -100,11 +95,7 @@ def network_input_shape(config: Config, data: PreparedData) -> tuple[int, int, i
 
 
 def check_devices(config: Config, processes: int) -> None:
-    """Refuse devices that this machine lacks.
-
-    Args:
-        config: of the run.
-        processes: number of the run's processes on this machine.
+    """Refuse devices that this machine lacks; `processes` of the run are on it.
 
     Raises:
         ConfigError: there are no GPUs, or too few.

@@ -141,10 +141,9 @@ class LastCheckpoint(pl.callbacks.Checkpoint):
     def _signal_and_due(self, trainer: pl.Trainer) -> tuple[int, bool]:
         """Return the signal to stop by (0 if none) and whether to save, alike in all processes."""
         signal = self.stopping.asked
+        least = self.save_seconds / self.share
         passed = time.monotonic() - self.saved_at
-        due = self.minutes is not None and passed >= max(
-            60 * self.minutes, self.save_seconds / self.share
-        )
+        due = self.minutes is not None and passed >= max(60 * self.minutes, least)
         if trainer.world_size == 1:
             return signal, due
         both = torch.tensor([signal, int(due)], device=trainer.strategy.root_device)

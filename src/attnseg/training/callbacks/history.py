@@ -8,7 +8,6 @@ from typing import Any
 import pandas as pd
 import pytorch_lightning as pl
 
-from attnseg.data.slices import Sample
 from attnseg.files import write_text
 
 HistoryRow = Mapping[str, float | str]
@@ -54,7 +53,7 @@ class History(pl.Callback):
         self.lr, seconds, self.waited = state_dict.get("next", (0.0, 0.0, 0.0))
         self.started = time.monotonic() - seconds
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, *args: object, **kwargs: object) -> None:
         """Start timing the wait for the first batch."""
         self.idle_since = time.monotonic()
 
@@ -64,20 +63,11 @@ class History(pl.Callback):
         self.waited = 0.0
         self.lr = trainer.optimizers[0].param_groups[0]["lr"]
 
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Sample, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, *args: object, **kwargs: object) -> None:
         """Add up the wait for this batch."""
         self.waited += time.monotonic() - self.idle_since
 
-    def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,  # noqa: ANN401
-        batch: Sample,
-        batch_idx: int,
-    ) -> None:
+    def on_train_batch_end(self, *args: object, **kwargs: object) -> None:
         """Start timing the wait for the next batch."""
         self.idle_since = time.monotonic()
 
@@ -85,10 +75,8 @@ class History(pl.Callback):
         """Add the epoch's row, write the file and call the listeners."""
         values = {name: float(value) for name, value in trainer.callback_metrics.items()}
         row = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step, "lr": self.lr}
-        times = {
-            "seconds": round(time.monotonic() - self.started, 2),
-            "waiting": round(self.waited, 3),
-        }
+        seconds = time.monotonic() - self.started
+        times = {"seconds": round(seconds, 2), "waiting": round(self.waited, 3)}
         self.rows.append({**row, **dict(sorted(values.items())), **times, **self.watermark})
         if trainer.is_global_zero:
             # Trackers come first: a resumed run sends them only the epochs that the file lacks.

@@ -21,8 +21,7 @@ class EpochProgress(pl.Callback):
     """
 
     def __init__(self, classes: tuple[str, ...], split: str = "val") -> None:
-        self.classes = classes
-        self.split = split
+        self.classes, self.split = classes, split
         self.bar: Bar | None = None
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -39,9 +38,8 @@ class EpochProgress(pl.Callback):
         self.epoch_started = time.monotonic()
         if trainer.is_global_zero:
             label = f"Epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
-            self.bar = Bar(
-                label, int(trainer.num_training_batches), "batches", resumed_batches(trainer)
-            )
+            batches = int(trainer.num_training_batches)
+            self.bar = Bar(label, batches, "batches", resumed_batches(trainer))
             self.bar.__enter__()
 
     def on_train_batch_end(
@@ -59,13 +57,11 @@ class EpochProgress(pl.Callback):
             scale = trainer.accumulate_grad_batches / trainer.world_size
             self.bar.advance(f"loss {float(outputs['loss']) * scale:.3f}")
 
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_start(self, *args: object, **kwargs: object) -> None:
         """Remove the bar."""
         self._close_bar()
 
-    def on_exception(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
-    ) -> None:
+    def on_exception(self, *args: object, **kwargs: object) -> None:
         """Remove the bar so that it does not obscure the error message."""
         self._close_bar()
 

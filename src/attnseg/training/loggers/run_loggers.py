@@ -35,8 +35,7 @@ class RunLoggers:
         self.trackers: list[Tracker] = [
             build(f"logger.{name}", node) for name, node in config.logger.items()
         ]
-        choices = config.choices
-        self.title = "/".join((config.dataset_name, choices["model"], choices["attn"]))
+        self.title = f"{config.dataset_name}/{config.choices['model']}/{config.choices['attn']}"
         options = config.model_dump(by_alias=True, exclude={"logger", "paths"})
         self.parameters = flatten_options(options)
         self.opened: dict[Tracker, Logger] = {}
@@ -75,14 +74,9 @@ class RunLoggers:
                 logger.save()
 
     def finish(self, status: str) -> None:
-        """Log the scores in `metrics.json` if the run succeeded, and close every tracker.
-
-        Args:
-            status: `success`, `failed` or `stopped`.
-        """
-        values = {}
-        if status == "success" and self.opened:
-            values = final_scores(self.folder.metrics)
+        """Log the scores in `metrics.json` if the status is `success`, and close every tracker."""
+        succeeded = status == "success" and self.opened
+        values = final_scores(self.folder.metrics) if succeeded else {}
         for tracker, logger in list(self.opened.items()):
             with self._dropped_on_failure(tracker):
                 tracker.finish(logger, values, self.epoch, status)
@@ -119,9 +113,7 @@ def final_scores(metrics: Mapping[str, Any]) -> dict[str, float]:
     """
     profile = metrics["profile"]["name"]
     scores: dict[str, float] = {}
-    for split in ("val", "test"):
-        if split not in metrics:
-            continue
+    for split in (name for name in ("val", "test") if name in metrics):
         shown = f"watched_{split}" if "watermark" in metrics else split
         rows = {"": metrics[split]["mean"], **metrics[split]["classes"]}
         for class_name, row in rows.items():

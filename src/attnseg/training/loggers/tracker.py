@@ -37,13 +37,9 @@ class Tracker(ABC):
         """
 
     def finish(self, logger: Logger, values: dict[str, float], epoch: int, status: str) -> None:
-        """Log the final values and close the run.
+        """Log the final scores at the last epoch, if the run was completed, and close the run.
 
-        Args:
-            logger: from `open`.
-            values: final scores; empty if the run was not completed.
-            epoch: the last epoch.
-            status: `success`, `failed` or `stopped`.
+        The status is `success`, `failed` or `stopped`.
         """
         if values:
             logger.log_metrics(values, epoch)
