@@ -57,11 +57,8 @@ def _range_or_choices(node: object) -> object:
 
 def _not_empty(space: object) -> object:
     if not isinstance(space, Mapping) or not space:
-        raise OptionError(
-            "",
-            "not set; choose one as search=NAME or give "
-            "search.space={KEY:{low:1e-4,high:1e-2,log:true}}",
-        )
+        hint = "choose one as search=NAME or give search.space={KEY:{low:1e-4,high:1e-2,log:true}}"
+        raise OptionError("", f"not set; {hint}")
     return space
 
 

@@ -6,6 +6,7 @@ import math
 import shlex
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from attnseg.files import write_text
+from attnseg.search.shared_search import SharedSearch
 
 log = logging.getLogger(__name__)
 PRINTED_TRIALS = 10
@@ -37,39 +39,25 @@ STATES = {
 }
 
 
-def write_report(
-    study: optuna.Study,
-    folder: Path,
-    choices: Mapping[str, str],
-    keys: Sequence[str],
-    monitor: str,
-    overrides: Sequence[str],
-) -> int:
+def write_report(search: SharedSearch, study: optuna.Study, overrides: Sequence[str]) -> int:
     """Print the best trials and write table, plots and the best trial's experiment.
 
-    Args:
-        study: study of the search.
-        folder: receives `trials.csv`, `search.png` and `experiment/best.yaml`.
-        choices: name chosen in each configuration group.
-        keys: searched keys.
-        monitor: name of the score that decides.
-        overrides: overrides of the command line.
+    The search's folder receives `trials.csv`, `search.png` and `experiment/best.yaml`.
 
     Returns:
         The number of trials that have ended.
     """
     trials = study.get_trials(deepcopy=False)
-    maximize = study.direction == optuna.study.StudyDirection.MAXIMIZE
     done = [trial for trial in trials if trial.state == TrialState.COMPLETE]
-    order = sorted(done, key=lambda trial: -_score(trial) if maximize else _score(trial))
+    order = sorted(done, key=lambda trial: -_score(trial) if search.maximize else _score(trial))
     rest = [trial for trial in trials if trial.state != TrialState.COMPLETE]
-    write_csv(folder / "trials.csv", trials, keys, monitor)
-    importance = parameter_importance(study, done, keys)
-    print_trials([*order, *rest], keys, monitor, importance)
-    draw_search(folder / "search.png", trials, order, keys, monitor, importance, maximize)
+    write_csv(search, trials)
+    importance = parameter_importance(study, done, list(search.options.space))
+    print_trials(search, [*order, *rest], importance)
+    draw_search(search, trials, order[:1], importance)
     if order:
-        write_best(folder, order[0], len(trials), choices, monitor, overrides)
-    log.info("Written: %s", folder)
+        write_best(search, order[0], len(trials), overrides)
+    log.info("Written: %s", search.folder)
     return sum(trial.state.is_finished() for trial in trials)
 
 
@@ -90,16 +78,13 @@ def parameter_importance(
 
 
 def print_trials(
-    trials: Sequence[FrozenTrial],
-    keys: Sequence[str],
-    monitor: str,
-    importance: Mapping[str, float],
+    search: SharedSearch, trials: Sequence[FrozenTrial], importance: Mapping[str, float]
 ) -> None:
     """Print the best trials and the importance of the parameters."""
-    table = Table()
+    table, keys = Table(), list(search.options.space)
     names = [key.rpartition(".")[2] for key in keys]
     columns = names if len(set(names)) == len(names) else keys
-    for column in ("trial", "status", f"best {monitor}", "epochs", *columns, "run"):
+    for column in ("trial", "status", f"best {search.monitor}", "epochs", *columns, "run"):
         table.add_column(column, justify="left" if column in ("status", "run") else "right")
     for trial in trials[:PRINTED_TRIALS]:
         table.add_row(
@@ -112,10 +97,8 @@ def print_trials(
         )
     console = Console()
     console.print(table)
-    counts = [sum(trial.state == state for trial in trials) for state in STATES]
-    states = [f"{n} {name}" for n, name in zip(counts, STATES.values(), strict=True) if n]
     hidden = f"; the first {PRINTED_TRIALS} are shown" if len(trials) > PRINTED_TRIALS else ""
-    console.print(f"{', '.join(states) or 'no trials'}{hidden}", highlight=False)
+    console.print(f"{count_states(trials) or 'no trials'}{hidden}", highlight=False)
     shares = ", ".join(f"{key} {weight:.2f}" for key, weight in importance.items())
     unknown = f"given from {ENOUGH_TRIALS} completed trials on"
     console.print(f"Importance: {shares or unknown}", highlight=False)
@@ -125,11 +108,18 @@ def _format_cell(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def write_csv(path: Path, trials: Sequence[FrozenTrial], keys: Sequence[str], monitor: str) -> None:
+def count_states(trials: Sequence[FrozenTrial]) -> str:
+    """Return the number of trials in each state, as text; states without trials are left out."""
+    counts = Counter(trial.state for trial in trials)
+    return ", ".join(f"{counts[state]} {name}" for state, name in STATES.items() if counts[state])
+
+
+def write_csv(search: SharedSearch, trials: Sequence[FrozenTrial]) -> None:
     """Write a row per trial."""
-    with path.open("w", newline="") as file:
+    keys = list(search.options.space)
+    with (search.folder / "trials.csv").open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["trial", "status", monitor, "epochs", *keys, "run", "reason"])
+        writer.writerow(["trial", "status", search.monitor, "epochs", *keys, "run", "reason"])
         for trial in trials:
             writer.writerow(
                 [
@@ -145,14 +135,10 @@ def write_csv(path: Path, trials: Sequence[FrozenTrial], keys: Sequence[str], mo
 
 
 def write_best(
-    folder: Path,
-    best: FrozenTrial,
-    count: int,
-    choices: Mapping[str, str],
-    monitor: str,
-    overrides: Sequence[str],
+    search: SharedSearch, best: FrozenTrial, count: int, overrides: Sequence[str]
 ) -> None:
     """Write the best trial's parameters as an experiment, and print the command that uses it."""
+    choices = search.base.choices
     groups = {key: value for key, value in best.params.items() if key in choices}
     defaults: list[Any] = [choices["experiment"]] if "experiment" in choices else []
     defaults += [{f"override /{key}": value} for key, value in groups.items()]
@@ -165,27 +151,30 @@ def write_best(
                 node = node.setdefault(part, {})
             node[name] = value
     text = yaml.safe_dump({"defaults": defaults, **values} if defaults else values, sort_keys=False)
-    file = folder / "experiment" / "best.yaml"
+    file = search.folder / "experiment" / "best.yaml"
     file.parent.mkdir(exist_ok=True)
-    head = f"# @package _global_\n# Best of {count} trials by {monitor}, {_score(best):.4f}.\n"
+    head = (
+        f"# @package _global_\n# Best of {count} trials by {search.monitor}, {_score(best):.4f}.\n"
+    )
     write_text(file, head + text)
     dropped = ("search", "experiment", "trainer.open_test")
     kept = [override for override in overrides if not override.lstrip("+~").startswith(dropped)]
     program = ["python", "train.py"] if sys.argv[0].endswith(".py") else ["attnseg", "train"]
-    command = [*program, "--config-dir", str(folder), "experiment=best", *kept]
+    command = [*program, "--config-dir", str(search.folder), "experiment=best", *kept]
     log.info("To train the best and open the test set: %s", shlex.join(command))
 
 
 def draw_search(
-    path: Path,
+    search: SharedSearch,
     trials: Sequence[FrozenTrial],
-    order: Sequence[FrozenTrial],
-    keys: Sequence[str],
-    monitor: str,
+    best: Sequence[FrozenTrial],
     importance: Mapping[str, float],
-    maximize: bool,
 ) -> None:
-    """Draw scores over trials, validation curves, and scores over each parameter."""
+    """Draw scores over trials, validation curves, and scores over each parameter.
+
+    `best` holds the best trial, if any is done.
+    """
+    keys, monitor = list(search.options.space), search.monitor
     count = 2 + len(keys)
     columns = 2 if count == 4 else 3
     rows = math.ceil(count / columns)
@@ -193,19 +182,14 @@ def draw_search(
     axes: list[Axes] = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axis in axes[count:]:
         axis.set_axis_off()
-    _draw_scores_by_trial(axes[0], trials, monitor, maximize)
-    _draw_validation_curves(axes[1], trials, order, monitor)
+    _draw_scores_by_trial(axes[0], trials, monitor, search.maximize)
+    _draw_validation_curves(axes[1], trials, best, monitor)
     for axis, key in zip(axes[2:], keys, strict=False):
         _draw_scores_by_parameter(axis, trials, key)
         axis.set_xlabel(f"{key} (importance {importance[key]:.2f})" if key in importance else key)
         axis.set_ylabel(f"best {monitor}")
-    counts = ", ".join(
-        f"{sum(trial.state == state for trial in trials)} {name}"
-        for state, name in STATES.items()
-        if any(trial.state == state for trial in trials)
-    )
-    figure.suptitle(f"{path.parent.name}: {counts}", fontsize=9)
-    figure.savefig(path, metadata={"Software": None})
+    figure.suptitle(f"{search.folder.name}: {count_states(trials)}", fontsize=9)
+    figure.savefig(search.folder / "search.png", metadata={"Software": None})
 
 
 def _ended(trials: Sequence[FrozenTrial], state: TrialState) -> list[FrozenTrial]:
@@ -234,7 +218,7 @@ def _draw_scores_by_trial(
 
 
 def _draw_validation_curves(
-    axis: Axes, trials: Sequence[FrozenTrial], order: Sequence[FrozenTrial], monitor: str
+    axis: Axes, trials: Sequence[FrozenTrial], best: Sequence[FrozenTrial], monitor: str
 ) -> None:
     for trial in trials:
         curve = sorted(trial.intermediate_values.items())
@@ -244,9 +228,9 @@ def _draw_validation_curves(
         axis.plot(steps, [v for _, v in curve], style, color=colour, linewidth=0.8)
         if pruned and curve:
             axis.plot(*curve[-1], "x", color="0.5")
-    if order:
-        curve = sorted(order[0].intermediate_values.items())
-        label = f"trial {order[0].number + 1}, the best"
+    for trial in best:
+        curve = sorted(trial.intermediate_values.items())
+        label = f"trial {trial.number + 1}, the best"
         axis.plot([e for e, _ in curve], [v for _, v in curve], color="C1", label=label)
         axis.legend(fontsize=8, framealpha=0.4)
     axis.set_xlabel("epoch")
@@ -258,8 +242,6 @@ def _draw_scores_by_parameter(axis: Axes, trials: Sequence[FrozenTrial], key: st
     categorical = False
     for state, (marker, colour, _) in TRIAL_MARKERS.items():
         shown = [trial for trial in _ended(trials, state) if key in trial.params]
-        if not shown:
-            continue
         distributions = [trial.distributions[key] for trial in shown]
         categorical |= any(isinstance(one, CategoricalDistribution) for one in distributions)
         values = [str(t.params[key]) if categorical else t.params[key] for t in shown]

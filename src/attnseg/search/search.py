@@ -77,9 +77,7 @@ def run_search(
     if not options.report:
         log.info("Search: %s, %d trials", folder, options.trials)
         code = run_trials(search, study)
-    ended = write_report(
-        study, folder, base.choices, list(options.space), search.monitor, overrides
-    )
+    ended = write_report(search, study, overrides)
     if code == 0 and not options.report and (left := options.trials - ended) > 0:
         log.info("%d of %d trials are in other processes' hands", left, options.trials)
     return code
@@ -131,11 +129,7 @@ def join_search(search: SharedSearch, identity: str) -> optuna.Study:
 
 
 def run_trials(search: SharedSearch, study: optuna.Study) -> int:
-    """Run trials, each in a fork of this process, while there is one to run.
-
-    Returns:
-        The exit code: that of the trial that ended the search, or 0.
-    """
+    """Run trials in forks; return the exit code of the trial that ended the search, or 0."""
     while has_trial_to_run(search, study):
         code = run_in_child(partial(run_trial, search))
         if code < 0:
@@ -148,9 +142,7 @@ def run_trials(search: SharedSearch, study: optuna.Study) -> int:
 def has_trial_to_run(search: SharedSearch, study: optuna.Study) -> bool:
     """Return whether a trial is left to start, or an interrupted one to take up."""
     trials = study.get_trials(deepcopy=False)
-    interrupted = (
-        trial
+    return len(trials) < search.options.trials or any(
+        trial.state == TrialState.RUNNING and not is_held(search.trial_lock(trial.number).path)
         for trial in trials
-        if trial.state == TrialState.RUNNING and not is_held(search.trial_lock(trial.number).path)
     )
-    return len(trials) < search.options.trials or any(interrupted)

@@ -28,11 +28,7 @@ MAX_FAILURES = 3  # Attempts without progress, or first trials without success, 
 
 
 def run_trial(search: SharedSearch) -> int:
-    """Take a trial, train it, and record its outcome in the journal.
-
-    Returns:
-        The exit code: 0 if the search may go on.
-    """
+    """Take a trial, train it, and record its outcome; return 0 if the search may go on."""
     study = search.open_study()
     taken = take_trial(search, study)
     if taken is None:
@@ -40,12 +36,8 @@ def run_trial(search: SharedSearch) -> int:
     trial, lock = taken
     record = partial(study.tell, trial.number, skip_if_finished=True)
     try:
-        log.info(
-            "== Trial %d of %d: %s",
-            trial.number + 1,
-            search.options.trials,
-            " ".join(trial_overrides(trial)),
-        )
+        parameters = " ".join(trial_overrides(trial))
+        log.info("== Trial %d of %d: %s", trial.number + 1, search.options.trials, parameters)
         if was_interrupted_in_vain(study, trial):
             trial.set_user_attr("reason", f"cut off {MAX_FAILURES} times in the same epoch")
             record(state=TrialState.FAIL)
