@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
+from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
@@ -58,7 +58,8 @@ def draw_maps(path: Path, scene: Scene, runs: Sequence[RunAttention]) -> None:
     figure, groups = _make_panels(scene, runs, [len(run.records) + 1 for run in runs])
     for run, axes in zip(runs, groups, strict=True):
         first, *rest = axes
-        _draw_slice_panel(first, scene)
+        first.imshow(scene.image, cmap="gray", vmin=0, vmax=1, aspect=scene.aspect)
+        _draw_contours_and_point(first, scene, COLOURS)
         first.set_title("slice", fontsize=8)
         for axis, (name, record) in zip(rest, run.records.items(), strict=False):
             _draw_layer_panel(axis, scene, record, run.weights[name], None)
@@ -99,11 +100,7 @@ def draw_scores(path: Path, scene: Scene, runs: Sequence[RunAttention]) -> None:
             axis.imshow(values, cmap=SCORE_MAP, vmin=-limit, vmax=limit)
             axis.set_title(name, fontsize=8 if len(name) < 24 else 6.5)
             axis.set_xlabel(f"keys, left to right; up to {limit:.2g}", fontsize=7)
-    bar = figure.colorbar(
-        ScalarMappable(Normalize(-1, 1), SCORE_MAP), ax=figure.axes, shrink=0.5, pad=0.01, aspect=25
-    )
-    bar.set_label("score, as a share of the panel's largest", fontsize=8)
-    bar.ax.tick_params(labelsize=7)
+    _add_colour_bar(figure, ScalarMappable(Normalize(-1, 1), SCORE_MAP), "score")
     figure.suptitle(f"Scores Q K^T, mean over heads: {scene.title}", fontsize=10)
     _save_png(figure, path)
 
@@ -111,12 +108,9 @@ def draw_scores(path: Path, scene: Scene, runs: Sequence[RunAttention]) -> None:
 def weights_as_image(
     weights: NDArray[np.float32], record: AttentionRecord, shape: tuple[int, int]
 ) -> NDArray[np.float32]:
-    """Return an image `[H, W]` in which each pixel has the weight of its nearest key.
+    """Return an image of `shape` `[H, W]` in which each pixel has the weight of its nearest key.
 
-    Args:
-        weights: weights of the grid's keys `[keys]`, in row-major order.
-        record: of the attention.
-        shape: height and width of the slice in pixels.
+    The weights are those of the grid's keys `[keys]`, in row-major order.
     """
     nearest = []
     for pixels, tokens, keys in zip(shape, record.grid, record.key_grid, strict=True):
@@ -141,7 +135,7 @@ def tile_matrices(matrices: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def _make_panels(
     scene: Scene, runs: Sequence[RunAttention], counts: Sequence[int], square: bool = False
-) -> tuple[Figure, list[list[Any]]]:
+) -> tuple[Figure, list[list[Axes]]]:
     """Return a figure and, for each run, a group of axes of which the first `counts` are shown."""
     columns = max(1, min(PANELS_PER_ROW, max(counts)))
     rows = [max(1, -(-count // columns)) for count in counts]
@@ -162,12 +156,7 @@ def _make_panels(
     return figure, groups
 
 
-def _draw_slice_panel(axis: Any, scene: Scene) -> None:  # noqa: ANN401
-    axis.imshow(scene.image, cmap="gray", vmin=0, vmax=1, aspect=scene.aspect)
-    _draw_contours_and_point(axis, scene, COLOURS)
-
-
-def _draw_contours_and_point(axis: Any, scene: Scene, colours: Sequence[str]) -> None:  # noqa: ANN401
+def _draw_contours_and_point(axis: Axes, scene: Scene, colours: Sequence[str]) -> None:
     for index, mask in enumerate(scene.masks):
         if mask.any():
             colour = colours[index % len(colours)]
@@ -180,7 +169,7 @@ def _draw_contours_and_point(axis: Any, scene: Scene, colours: Sequence[str]) ->
 
 
 def _draw_layer_panel(
-    axis: Any,  # noqa: ANN401
+    axis: Axes,
     scene: Scene,
     record: AttentionRecord,
     token_weights: TokenWeights,
@@ -190,39 +179,38 @@ def _draw_layer_panel(
     weights = token_weights.weights.float().numpy()
     if token_weights.kind == "channels":
         shown = tile_matrices(weights if head is None else weights[head : head + 1])
-        axis.imshow(shown, cmap=WEIGHT_MAP, vmin=0, vmax=np.nanmax(shown), interpolation="nearest")
-        width = weights.shape[1]
-        _caption(axis, float(np.nanmax(shown)), width, f"{width} x {width} channels, ")
+        largest, width = float(np.nanmax(shown)), weights.shape[1]
+        axis.imshow(shown, cmap=WEIGHT_MAP, vmin=0, vmax=largest, interpolation="nearest")
+        _caption(axis, largest, width, f"{width} x {width} channels, ")
         return
     on_grid = weights[:, record.prefix :]
     on_grid = on_grid.mean(0) if head is None else on_grid[head]
     largest = float(on_grid.max())
     axis.imshow(scene.image, cmap="gray", vmin=0, vmax=1, aspect=scene.aspect)
-    shape = (scene.image.shape[0], scene.image.shape[1])
-    image = weights_as_image(on_grid, record, shape)
+    height, width, *_ = scene.image.shape
+    image = weights_as_image(on_grid, record, (height, width))
     axis.imshow(image, cmap=WEIGHT_MAP, vmin=0, vmax=largest, alpha=0.72, aspect=scene.aspect)
     _draw_contours_and_point(axis, scene, ("white",))
     _caption(axis, largest, weights.shape[1], "{}x{} keys, ".format(*record.key_grid))
 
 
-def _caption(axis: Any, largest: float, count: int, size: str) -> None:  # noqa: ANN401
-    axis.set_xlabel(
-        f"{size}up to {100 * largest:.2g} %, {largest * count:.1f} x uniform", fontsize=6.5
-    )
+def _caption(axis: Axes, largest: float, count: int, size: str) -> None:
+    text = f"{size}up to {100 * largest:.2g} %, {largest * count:.1f} x uniform"
+    axis.set_xlabel(text, fontsize=6.5)
 
 
 def _finish_maps(figure: Figure, path: Path, scene: Scene, how: str) -> None:
-    bar = figure.colorbar(
-        ScalarMappable(Normalize(0, 1), WEIGHT_MAP), ax=figure.axes, shrink=0.5, pad=0.01, aspect=25
-    )
-    bar.set_label("weight, as a share of the panel's largest", fontsize=8)
-    bar.ax.tick_params(labelsize=7)
+    _add_colour_bar(figure, ScalarMappable(Normalize(0, 1), WEIGHT_MAP), "weight")
     draw_class_legend(figure, scene.classes)
-    figure.suptitle(
-        f"Where the token at + attends, {how}: {scene.title}, pixel {list(scene.point)}",
-        fontsize=10,
-    )
+    title = f"Where the token at + attends, {how}: {scene.title}, pixel {list(scene.point)}"
+    figure.suptitle(title, fontsize=10)
     _save_png(figure, path)
+
+
+def _add_colour_bar(figure: Figure, colours: ScalarMappable, quantity: str) -> None:
+    bar = figure.colorbar(colours, ax=figure.axes, shrink=0.5, pad=0.01, aspect=25)
+    bar.set_label(f"{quantity}, as a share of the panel's largest", fontsize=8)
+    bar.ax.tick_params(labelsize=7)
 
 
 def _save_png(figure: Figure, path: Path) -> None:

@@ -72,8 +72,7 @@ def report_exactness(attentions: Sequence[RunAttention]) -> None:
     error = max(weights.error for one in attentions for weights in one.weights.values())
     text = "Values mixed by the maps give each layer's own output to %.0e of its largest number"
     if error > TRUSTED_ERROR:
-        log.warning(
-            text + ": a mixing is not linear in its values, its map is a linear part", error
-        )
+        text += ": a mixing is not linear in its values, its map is a linear part"
+        log.warning(text, error)
     else:
         log.info(text, error)

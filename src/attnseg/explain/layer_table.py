@@ -12,12 +12,9 @@ from attnseg.explain.spread import measure_spread, score_asymmetry
 
 
 def tabulate_layers(attention: RunAttention, case: StoredCase, unit: str) -> pd.DataFrame:
-    """Return the measures of a run's attention: a row per layer and head.
+    """Return the measures of a run's attention to a slice of the case: a row per layer and head.
 
-    Args:
-        attention: recorded attention of a run.
-        case: case of the recorded slice.
-        unit: unit of the distance, `mm` or `pixels`.
+    The unit of the distance is `mm` or `pixels`.
     """
     choices, rows = attention.run.config.choices, []
     pixel_size = (1.0, 1.0) if case.spacing is None else case.spacing[1:]
@@ -30,6 +27,11 @@ def tabulate_layers(attention: RunAttention, case: StoredCase, unit: str) -> pd.
         spread = measure_spread(record, weights, (height, width))
         asymmetry = score_asymmetry(record) if weights.kind == "tokens" else None
         for head in range(record.q.shape[1]):
+            entropy = highest = distance = on_grid = math.nan
+            if spread is not None:
+                entropy, highest = float(spread.entropy[head]), spread.highest_entropy
+                distance = float(spread.distance[head])
+                on_grid = float(spread.weight_on_grid[head])
             row = {
                 "run": attention.run.folder.name,
                 "model": choices["model"],
@@ -39,18 +41,13 @@ def tabulate_layers(attention: RunAttention, case: StoredCase, unit: str) -> pd.
                 "mixes": weights.kind,
                 "queries": "{}x{}".format(*record.grid),
                 "keys": "{}x{}".format(*record.key_grid),
-                "entropy_bits": math.nan,
-                "highest_entropy_bits": math.nan,
-                f"distance_{unit}": math.nan,
-                "weight_on_grid": math.nan,
+                "entropy_bits": entropy,
+                "highest_entropy_bits": highest,
+                f"distance_{unit}": distance,
+                "weight_on_grid": on_grid,
                 "score_asymmetry": math.nan if asymmetry is None else float(asymmetry[head]),
                 "unexplained": weights.error,
             }
-            if spread is not None:
-                row["entropy_bits"] = float(spread.entropy[head])
-                row["highest_entropy_bits"] = spread.highest_entropy
-                row[f"distance_{unit}"] = float(spread.distance[head])
-                row["weight_on_grid"] = float(spread.weight_on_grid[head])
             rows.append(row)
     return pd.DataFrame(rows)
 
@@ -58,11 +55,7 @@ def tabulate_layers(attention: RunAttention, case: StoredCase, unit: str) -> pd.
 def print_layers(attention: RunAttention, table: pd.DataFrame, title: str, unit: str) -> None:
     """Print a run's layers with means over heads.
 
-    Args:
-        attention: recorded attention of the run.
-        table: rows of all runs, from `tabulate_layers`.
-        title: description of the slice and the point.
-        unit: unit of the distance.
+    The table, from `tabulate_layers`, has the rows of all runs; the title is that of the slice.
     """
     own = table[table["run"] == attention.run.folder.name]
     means = own.groupby("layer", sort=False).mean(numeric_only=True)
@@ -81,10 +74,8 @@ def print_layers(attention: RunAttention, table: pd.DataFrame, title: str, unit:
             _format_number(row["score_asymmetry"], 2),
         )
     printed.caption = "means over heads and over the tokens of the slice"
-    console = Console()
-    console.print(
-        f"{attention.label}: {title}".replace("\n", ", "), highlight=False, soft_wrap=True
-    )
+    console, heading = Console(), f"{attention.label}: {title}".replace("\n", ", ")
+    console.print(heading, highlight=False, soft_wrap=True)
     console.print(printed)
 
 

@@ -1,6 +1,7 @@
 """Records the queries, keys, values and outputs of every attention while a model sees an image."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -49,9 +50,7 @@ class AttentionRecord:
     def token_at(self, point: tuple[int, int], shape: tuple[int, int]) -> int:
         """Return the index of the query token that contains a pixel, prefix tokens included.
 
-        Args:
-            point: row and column of the pixel, from 0.
-            shape: height and width of the slice in pixels.
+        The point is the pixel's row and column, from 0, in a slice of `shape` `[H, W]`.
         """
         row, column = (
             int((at + 0.5) * tokens / pixels)
@@ -62,9 +61,7 @@ class AttentionRecord:
     def centres(self, cell: tuple[float, float], of_keys: bool) -> Tensor:
         """Return the centres of the grid's query or key tokens, `[tokens, 2]`.
 
-        Args:
-            cell: height and width of a query token, in any unit.
-            of_keys: whether to return those of keys instead of queries.
+        The cell is the height and width of a query token, in any unit.
         """
         step, grid = (self.stride, self.key_grid) if of_keys else (1, self.grid)
         rows, columns = (
@@ -78,37 +75,25 @@ class AttentionRecord:
 def record_attentions(model: SegmentationModel, image: Tensor) -> dict[str, AttentionRecord]:
     """Run a model on an image `[1, C, H, W]` and return its attentions by name, in order.
 
-    Args:
-        model: in evaluation mode; it is left unchanged.
-        image: on the model's device.
+    The model, in evaluation mode, is left unchanged.
     """
     records: dict[str, AttentionRecord] = {}
+    grids: dict[str, tuple[int, int]] = {}
     handles = []
+
+    def note_grid(name: str, layer: object, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+        grids[name] = args[1] if len(args) > 1 else named["grid"]
+
+    def note_tensors(name: str, mix: nn.Module, qkv: tuple[Tensor, ...], out: Tensor) -> None:
+        q, k, v = qkv
+        stride = _key_stride(q, k, grids[name])
+        records[name] = AttentionRecord(name, mix, q, k, v, out, grids[name], stride)
+
     attentions = find_attentions(model)
     for name, attention in attentions.items():
-        grids: list[tuple[int, int]] = []
-
-        def note_grid(
-            module: nn.Module,
-            inputs: tuple[Any, ...],
-            keywords: dict[str, Any],
-            grids: list[tuple[int, int]] = grids,
-        ) -> None:
-            grids.append(inputs[1] if len(inputs) > 1 else keywords["grid"])
-
-        def note_tensors(
-            mix: nn.Module,
-            inputs: tuple[Tensor, Tensor, Tensor],
-            out: Tensor,
-            name: str = name,
-            grids: list[tuple[int, int]] = grids,
-        ) -> None:
-            q, k, v = inputs
-            stride = _key_stride(q, k, grids[-1])
-            records[name] = AttentionRecord(name, mix, q, k, v, out, grids[-1], stride)
-
-        handles.append(attention.register_forward_pre_hook(note_grid, with_kwargs=True))
-        handles.append(attention.mix.register_forward_hook(note_tensors))
+        note = partial(note_grid, name)
+        handles.append(attention.register_forward_pre_hook(note, with_kwargs=True))
+        handles.append(attention.mix.register_forward_hook(partial(note_tensors, name)))
         attention.absorbs = False  # Otherwise the mixing may fold other layers into the values.
     try:
         model(image)

@@ -36,28 +36,19 @@ class RunAttention:
 
 
 def record_run(
-    run: FinishedRun,
-    case: StoredCase,
-    index: int,
-    point: tuple[int, int],
-    layers: Sequence[str],
+    run: FinishedRun, case: StoredCase, index: int, point: tuple[int, int], layers: Sequence[str]
 ) -> RunAttention:
-    """Run a model on a slice and derive the attention weights of one pixel's token.
+    """Run a model on the slice `index` of a case and derive the weights of one pixel's token.
 
-    Args:
-        run: the reopened run.
-        case: case of its data.
-        index: index of the slice.
-        point: row and column of the pixel.
-        layers: names or patterns of layers; empty for all.
+    Layers are chosen by name or pattern; all are if none is named.
 
     Raises:
         ConfigError: no layer has such a name.
     """
     image = torch.from_numpy(network_input(slice_view(run.config).image(case, index)))[None]
     records = record_attentions(run.model, image.to(next(run.model.parameters()).device))
-    chosen = choose_layers(list(records), layers, str(run.folder))
     size = (case.shape[1], case.shape[2])
+    chosen = choose_layers(list(records), layers, str(run.folder))
     records = {name: records[name] for name in chosen}
     weights = {
         name: weights_of_token(record, record.token_at(point, size))

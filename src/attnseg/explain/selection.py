@@ -36,11 +36,8 @@ def load_same_case(
 ) -> StoredCase:
     """Return the case to explain, which must be the same in all runs.
 
-    Args:
-        runs: the runs to explain.
-        case: name of the case; `None` for the first run's case with the median score.
-        split: name of the split.
-        cases: cases of that split, for each run.
+    Without a name, it is the first run's case with the median score. `cases` holds the cases of the
+    split, for each run.
 
     Raises:
         ConfigError: a run has no such case.
@@ -93,10 +90,7 @@ def choose_point(masks: Masks, point: tuple[int, int] | None) -> tuple[int, int]
     """Return the row and column of a pixel, by default in the middle of the largest organ.
 
     The default is the organ's pixel nearest to its centre of mass, which may lie outside the organ.
-
-    Args:
-        masks: masks of the slice, `[classes, H, W]`.
-        point: row and column that the configuration gives, if any.
+    The masks are those of the slice, `[classes, H, W]`; the point, if any, is the configured one.
 
     Raises:
         ConfigError: the pixel lies outside the slice.
@@ -118,12 +112,7 @@ def choose_point(masks: Masks, point: tuple[int, int] | None) -> tuple[int, int]
 
 
 def choose_layers(names: Sequence[str], patterns: Sequence[str], run: str) -> list[str]:
-    """Return the layer names that any pattern matches, in order; all names without a pattern.
-
-    Args:
-        names: names of all attention layers.
-        patterns: names or shell patterns.
-        run: the run folder, for messages.
+    """Return the layer names that any shell pattern matches, in order; all names without a pattern.
 
     Raises:
         ConfigError: a pattern matches no layer.

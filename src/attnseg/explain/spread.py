@@ -35,10 +35,8 @@ def measure_spread(
 ) -> AttentionSpread | None:
     """Return how far an attention spreads; `None` where tokens and channels are both mixed.
 
-    Args:
-        record: of the attention.
-        weights: of any of its tokens; they tell what is mixed.
-        cell: height and width of a query token, in mm or pixels.
+    The weights are of any of its tokens and tell the kind of mixing. The cell is the height and
+    width of a query token, in mm or pixels.
     """
     if weights.kind == "both":
         return None
@@ -80,9 +78,7 @@ def _entropy(weights: Tensor) -> Tensor:
 def sample_queries(record: AttentionRecord) -> Tensor | None:
     """Return the indices of evenly spaced queries of the grid, prefix tokens included.
 
-    Returns:
-        `None` for all queries: where there are few, or where a query's output depends on the other
-        queries.
+    `None` stands for all queries: there are few, or a query's output depends on the other queries.
     """
     step = -(-record.grid[0] * record.grid[1] // MAX_QUERIES)
     if step <= 1:
@@ -117,12 +113,8 @@ def score_asymmetry(record: AttentionRecord) -> Tensor | None:
 def mean_scores(record: AttentionRecord, max_tokens: int) -> Tensor | None:
     """Return the scores Q K^T of the grid's tokens, averaged over heads: `[n, n]`.
 
-    Args:
-        record: of the attention.
-        max_tokens: about the largest n; of more tokens, every second, third, ... is taken.
-
-    Returns:
-        `None` where queries and keys stand on different grids.
+    Of more than about `max_tokens` tokens, every second, third, ... is taken. `None` where queries
+    and keys stand on different grids.
     """
     if record.stride != 1:
         return None

@@ -88,9 +88,7 @@ def weight_columns(
 ) -> Iterator[tuple[int, Tensor]]:
     """Yield the weights of many queries, a few keys at a time, where tokens are mixed.
 
-    Args:
-        record: of an attention that mixes tokens.
-        queries: indices of the queries, prefix tokens included; `None` for all.
+    The queries are given by index, prefix tokens included; `None` takes all.
 
     Yields:
         The index of the first key, prefix tokens included, and weights `[h, queries, keys]`.

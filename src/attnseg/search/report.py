@@ -153,10 +153,8 @@ def write_best(
     text = yaml.safe_dump({"defaults": defaults, **values} if defaults else values, sort_keys=False)
     file = search.folder / "experiment" / "best.yaml"
     file.parent.mkdir(exist_ok=True)
-    head = (
-        f"# @package _global_\n# Best of {count} trials by {search.monitor}, {_score(best):.4f}.\n"
-    )
-    write_text(file, head + text)
+    score = f"{search.monitor}, {_score(best):.4f}"
+    write_text(file, f"# @package _global_\n# Best of {count} trials by {score}.\n{text}")
     dropped = ("search", "experiment", "trainer.open_test")
     kept = [override for override in overrides if not override.lstrip("+~").startswith(dropped)]
     program = ["python", "train.py"] if sys.argv[0].endswith(".py") else ["attnseg", "train"]
@@ -242,6 +240,8 @@ def _draw_scores_by_parameter(axis: Axes, trials: Sequence[FrozenTrial], key: st
     categorical = False
     for state, (marker, colour, _) in TRIAL_MARKERS.items():
         shown = [trial for trial in _ended(trials, state) if key in trial.params]
+        if not shown:
+            continue
         distributions = [trial.distributions[key] for trial in shown]
         categorical |= any(isinstance(one, CategoricalDistribution) for one in distributions)
         values = [str(t.params[key]) if categorical else t.params[key] for t in shown]
