@@ -16,13 +16,7 @@ from attnseg.preparation.datasets import slice_view
 
 @dataclass(frozen=True)
 class RunAttention:
-    """The chosen attention layers of a run, by name.
-
-    Attributes:
-        run: the reopened run.
-        records: tensors of each layer for the slice.
-        weights: weights of the chosen token in each layer.
-    """
+    """The chosen attention layers of a run, by name: tensors, and weights of the chosen token."""
 
     run: FinishedRun
     records: dict[str, AttentionRecord]

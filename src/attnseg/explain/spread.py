@@ -41,7 +41,8 @@ def measure_spread(
     if weights.kind == "both":
         return None
     if weights.kind == "channels":
-        entropy = _entropy(weights.weights.abs()).mean(1)
+        shares = weights.weights.abs() / weights.weights.abs().sum(2, keepdim=True)
+        entropy = -torch.xlogy(shares, shares).sum(2).mean(1) / math.log(2)
         total = weights.weights.sum(2).mean(1)
         highest = math.log2(weights.weights.shape[2])
         return AttentionSpread(entropy, highest, torch.zeros_like(entropy), total)
@@ -67,11 +68,6 @@ def _token_spread(record: AttentionRecord, cell: tuple[float, float]) -> Attenti
     entropy = (surprise / total + total.log()) / math.log(2)
     distance = moved / total
     return AttentionSpread(entropy.mean(1), math.log2(len(keys)), distance.mean(1), total.mean(1))
-
-
-def _entropy(weights: Tensor) -> Tensor:
-    shares = weights / weights.sum(-1, keepdim=True)
-    return -torch.xlogy(shares, shares).sum(-1) / math.log(2)
 
 
 @torch.no_grad()

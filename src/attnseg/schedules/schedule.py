@@ -17,8 +17,7 @@ class Schedule:
     def __init__(self, warmup: float = 0.0, final: float = 0.0) -> None:
         if not 0 <= warmup < 1 or not 0 <= final <= 1:
             raise ValueError(f"warmup {warmup} must be in [0, 1) and final {final} in [0, 1]")
-        self.warmup = warmup
-        self.final = final
+        self.warmup, self.final = warmup, final
 
     def __call__(self, step: int, steps: int) -> float:
         """Return the factor of step `step` (from 0) of a training of `steps` steps."""
@@ -42,16 +41,7 @@ class Cosine(Schedule):
 
 
 class Poly(Schedule):
-    """`(1 - progress) ** power`, as SETR, TransUNet and DAE-Former are trained.
-
-    Args:
-        warmup: share of the steps that warm up, in [0, 1).
-        final: factor at the last step, in [0, 1].
-        power: exponent, greater than 0.
-
-    Raises:
-        ValueError: an argument is out of its range.
-    """
+    """`(1 - progress) ** power`, as SETR, TransUNet and DAE-Former are trained; power above 0."""
 
     def __init__(self, warmup: float = 0.0, final: float = 0.0, power: float = 0.9) -> None:
         super().__init__(warmup, final)
@@ -65,11 +55,7 @@ class Poly(Schedule):
 
 
 class Constant(Schedule):
-    """No decay after the warm-up.
-
-    Args:
-        warmup: share of the steps that warm up, in [0, 1).
-    """
+    """No decay after the warm-up."""
 
     def __init__(self, warmup: float = 0.0) -> None:
         super().__init__(warmup)

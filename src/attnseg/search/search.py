@@ -46,16 +46,9 @@ def run_search(
     overrides: Sequence[str],
     report_error: Callable[[Exception], int],
 ) -> int:
-    """Run trials until none is left for this process, then write the report.
+    """Run trials until none is left for this process, write the report, return the exit code.
 
-    Args:
-        options: options of the search.
-        compose: returns the configuration of the command line with further overrides.
-        overrides: the command line's own overrides.
-        report_error: prints an error and returns its exit code.
-
-    Returns:
-        The exit code.
+    `compose` adds further overrides to those of the command line, which `overrides` holds.
 
     Raises:
         AttnsegError: the space or the configuration is wrong, or there is nothing to report.

@@ -26,9 +26,7 @@ class SharedSearch:
     """A search in its folder; `attnseg.search.search` describes the protocol.
 
     Attributes:
-        options: options of the search.
         base: configuration that the trials vary.
-        folder: folder of journal, locks and report.
         compose: returns the configuration with further overrides.
         report_error: prints an error and returns its exit code.
     """

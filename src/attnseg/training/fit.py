@@ -47,13 +47,8 @@ def fit(
 ) -> None:
     """Train to the last epoch, writing checkpoints and history to the run folder.
 
-    Args:
-        setup: components, data and loaders of the run.
-        folder: the run folder.
-        group: processes of the run.
-        stopping: signals that ask the run to stop.
-        log_epoch: called with every new row of the history before it is written.
-        on_epoch: called with all rows after every epoch; may raise `EndedEarly`.
+    `log_epoch` is called with every new row of the history before it is written, `on_epoch` with
+    all rows after every epoch. Training stops when a signal asks for it.
 
     Raises:
         EndedEarly: `on_epoch` ended the run.
@@ -102,10 +97,7 @@ def make_callbacks(
     log_epoch: Callable[[HistoryRow], None],
     on_epoch: OnEpoch,
 ) -> list[pl.Callback]:
-    """Return the callbacks that the options ask for, in the order in which they are called.
-
-    The arguments are those of `fit`.
-    """
+    """Return the callbacks that the options ask for, in the order in which they are called."""
     options, data = setup.config.trainer, setup.data
     mode = "max" if options.monitor == "val/dice" else "min"
     callbacks: list[pl.Callback] = []
@@ -143,12 +135,10 @@ def score_validation(setup: TrainingSetup) -> dict[str, float]:
 def translated_failures(
     trainer: pl.Trainer, loaders: SliceDataModule, devices: int
 ) -> Iterator[None]:
-    """Turn what interrupts Lightning's fit into the package's errors and exit codes.
+    """Turn an interruption of Lightning's fit into the errors and exit codes of `fit`.
 
-    Raises:
-        AttnsegError: a loader process failed, another rank ended, or the loss is not finite.
-        KeyboardInterrupt: stopped by Ctrl-C.
-        SystemExit: stopped by another signal.
+    Apart from signals, a loader process may have failed, another rank may have ended, or the loss
+    may not be finite.
     """
     try:
         yield

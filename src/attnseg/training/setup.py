@@ -20,11 +20,7 @@ from attnseg.training.auto_batch import find_largest_batch
 class TrainingSetup:
     """A training run before its first step.
 
-    Attributes:
-        config: configuration, with the batch size that `trainer.auto_batch` found, if it is set.
-        data: the prepared dataset.
-        components: model, loss, optimizer, schedule, transforms and metric profile.
-        loaders: batches for training and validation.
+    The configuration has the batch size that `trainer.auto_batch` has chosen, if it is set.
     """
 
     config: Config

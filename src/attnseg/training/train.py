@@ -30,12 +30,7 @@ from attnseg.training.loggers.run_loggers import RunLoggers
 from attnseg.training.precision import resolve_precision
 from attnseg.training.rank_main import follow_rank_zero
 from attnseg.training.run_records import announce_run, record_setup, recorded_outcome
-from attnseg.training.setup import (
-    TrainingSetup,
-    check_devices,
-    checkpoint_bytes,
-    set_up_training,
-)
+from attnseg.training.setup import TrainingSetup, check_devices, checkpoint_bytes, set_up_training
 
 log = logging.getLogger(__name__)
 

@@ -16,13 +16,7 @@ from attnseg.processes.signals import Stopped, Stopping
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """Keeps `best.ckpt`, also when the run folder has been moved since the last epoch.
-
-    Args:
-        folder: folder of the checkpoint.
-        monitor: logged value that decides.
-        mode: `max` or `min`.
-    """
+    """Keeps `best.ckpt`, also when the run folder has been moved since the last epoch."""
 
     def __init__(self, folder: Path, monitor: str, mode: str) -> None:
         super().__init__(

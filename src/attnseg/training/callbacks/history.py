@@ -24,11 +24,8 @@ class History(pl.Callback):
     The column `seconds` is the time of the whole epoch, `waiting` the part of it in which training
     waited for the next batch.
 
-    Args:
-        path: file to write.
-        watermark: note that must appear beside the numbers, if any.
-        log_epoch: called with every new row before it is written.
-        on_epoch: called with all rows after every epoch; may raise `EndedEarly`.
+    The watermark, if any, must appear beside the numbers. `log_epoch` is called with every new row
+    before it is written, `on_epoch` with all rows after every epoch; it may raise `EndedEarly`.
     """
 
     def __init__(
@@ -86,12 +83,7 @@ class History(pl.Callback):
 
 
 class ProfileScores(pl.Callback):
-    """Scores whole validation cases under the metric profile every few epochs.
-
-    Args:
-        every: number of epochs from one scoring to the next.
-        score: returns the mean of each metric.
-    """
+    """Scores whole validation cases every `every` epochs; `score` returns each metric's mean."""
 
     def __init__(self, every: int, score: Callable[[], dict[str, float]]) -> None:
         self.every, self.score = every, score

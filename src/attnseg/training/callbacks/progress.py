@@ -15,9 +15,7 @@ log = logging.getLogger(__name__)
 class EpochProgress(pl.Callback):
     """Shows a bar with the loss while an epoch trains, and prints a line when it is done.
 
-    Args:
-        classes: names of the foreground classes.
-        split: label of the split that is scored after every epoch.
+    The line names the foreground classes and the split that is scored after every epoch.
     """
 
     def __init__(self, classes: tuple[str, ...], split: str = "val") -> None:

@@ -22,10 +22,7 @@ log = logging.getLogger(__name__)
 
 
 class RunLoggers:
-    """The trackers of one run.
-
-    Args:
-        config: configuration of the run; all its loggers are built at once, so that mistakes show.
+    """The trackers of one run, all built at once, so that mistakes show before training.
 
     Raises:
         ConfigError: an option is unknown or wrong, or a package is missing.

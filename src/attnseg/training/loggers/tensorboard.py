@@ -19,9 +19,9 @@ class TensorBoard(Tracker):
     ) -> Logger:
         """Start an event file; TensorBoard then ignores later epochs in older event files."""
         self.parameters = parameters
-        options: dict[str, Any] = {"purge_step": len(rows) + 1} if rows else {}
+        first = len(rows) + 1 if rows else None
         logger = TensorBoardLogger(
-            folder, name="", version=self.name, default_hp_metric=False, **options
+            folder, name="", version=self.name, default_hp_metric=False, purge_step=first
         )
         logger.log_hyperparams(parameters)
         _ = logger.experiment  # Creating the file now reports an unwritable folder at once.

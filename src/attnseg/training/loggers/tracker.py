@@ -29,11 +29,7 @@ class Tracker(ABC):
     ) -> Logger:
         """Start a run in the tracker, or resume the one that belongs to this run folder.
 
-        Args:
-            folder: the run folder.
-            title: display name of the run.
-            parameters: the configuration under dotted keys.
-            rows: history of the epochs that are already done.
+        The parameters are the configuration under dotted keys, the rows the epochs already done.
         """
 
     def finish(self, logger: Logger, values: dict[str, float], epoch: int, status: str) -> None:
