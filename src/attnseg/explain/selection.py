@@ -58,11 +58,7 @@ def load_same_case(
 
 
 def find_median_case(run: FinishedRun, cases: dict[str, StoredCase], split: str) -> str:
-    """Return the name of the case with the median score, or the middle case if none has a score.
-
-    Raises:
-        DataError: the run's scores cannot be read.
-    """
+    """Return the name of the case with the median score, or the middle case if none has a score."""
     try:
         scores = run.folder.cases
     except DataError as error:
@@ -74,11 +70,7 @@ def find_median_case(run: FinishedRun, cases: dict[str, StoredCase], split: str)
 
 
 def choose_slice(case: StoredCase, number: int | None) -> int:
-    """Return the index of slice `number` (from 1), or of the slice with the most foreground.
-
-    Raises:
-        ConfigError: the case has no slice of this number.
-    """
+    """Return the index of slice `number` (from 1), or of the slice with the most foreground."""
     if number is None:
         return int(case.counts.sum(1).argmax())
     if number > case.shape[0]:

@@ -50,24 +50,25 @@ def measure_spread(
 
 
 def _token_spread(record: AttentionRecord, cell: tuple[float, float]) -> AttentionSpread:
+    """Add up weights, entropy and distance over blocks of keys: all weights would not fit."""
     sampled = sample_queries(record)
     rows = torch.arange(record.prefix, record.q.shape[2]) if sampled is None else sampled
     queries = record.centres(cell, of_keys=False)[rows - record.prefix]
     keys = record.centres(cell, of_keys=True)
     shape = (record.q.shape[1], len(queries))
-    total, surprise, moved = torch.zeros(shape), torch.zeros(shape), torch.zeros(shape)
+    weight_sum, entropy_sum, distance_sum = torch.zeros(3, *shape)
     for start, columns in weight_columns(record, sampled):
         first = max(record.prefix - start, 0)
         weights = (columns[:, rows] if sampled is None else columns)[..., first:]
         weights = weights.float().abs().cpu()
         at = start + first - record.prefix
-        total += weights.sum(2)
-        surprise -= torch.xlogy(weights, weights).sum(2)
-        moved += (weights * torch.cdist(queries, keys[at : at + weights.shape[2]])).sum(2)
+        weight_sum += weights.sum(2)
+        entropy_sum -= torch.xlogy(weights, weights).sum(2)
+        distance_sum += (weights * torch.cdist(queries, keys[at : at + weights.shape[2]])).sum(2)
     # Entropy and distance are of the weights' shares of their sum on the grid.
-    entropy = (surprise / total + total.log()) / math.log(2)
-    distance = moved / total
-    return AttentionSpread(entropy.mean(1), math.log2(len(keys)), distance.mean(1), total.mean(1))
+    entropy = (entropy_sum / weight_sum + weight_sum.log()) / math.log(2)
+    distance, highest = distance_sum / weight_sum, math.log2(len(keys))
+    return AttentionSpread(entropy.mean(1), highest, distance.mean(1), weight_sum.mean(1))
 
 
 @torch.no_grad()

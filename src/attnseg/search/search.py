@@ -77,11 +77,7 @@ def run_search(
 
 
 def check_search_space(options: Search, base: Config, compose: Compose) -> None:
-    """Refuse a search that cannot work; compose both ends of every range and every choice.
-
-    Raises:
-        ConfigError: names the key that is wrong.
-    """
+    """Refuse a search that cannot work; compose both ends of every range and every choice."""
     if base.trainer.max_epochs == 0:
         raise ConfigError("trainer.max_epochs: 0; a search needs at least one epoch")
     if base.trainer.devices > 1:
@@ -104,11 +100,7 @@ def search_identity(options: Search, base: Config) -> str:
 
 
 def join_search(search: SharedSearch, identity: str) -> optuna.Study:
-    """Create the search in its folder, or join the one that is there.
-
-    Raises:
-        ConfigError: the folder holds a search of another configuration or space.
-    """
+    """Create the search in its folder, or join the one that is there if it is the same."""
     with search.folder_lock():
         study = search.open_study()
         if study.user_attrs.get("identity", identity) != identity:

@@ -98,11 +98,10 @@ def was_interrupted_in_vain(study: optuna.Study, trial: optuna.Trial) -> bool:
 
 
 def train_trial(search: SharedSearch, trial: optuna.Trial) -> list[HistoryRow]:
-    """Return the history of a trial's run after training it, or after finding it trained.
+    """Return the history of a trial's run, trained unless it already is.
 
     Raises:
         EndedEarly: the pruner ended the trial.
-        AttnsegError: as `train`.
     """
     config = search.compose(trial_overrides(trial))
 

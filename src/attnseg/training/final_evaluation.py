@@ -44,6 +44,7 @@ def evaluate_run(run: ActiveRun, setup: TrainingSetup, model: SegmentationModel)
         if pictures is not None:
             pictures.add(case, truth, prediction)
 
+    # A watermark warns that the test set was watched during training; every result carries it.
     mark = {"watermark": data.watermark} if data.watermark else {}
     metrics: dict[str, Any] = {**mark, "profile": profile.describe()}
     scores, tables = {}, {}

@@ -90,11 +90,7 @@ class SegmentationModule(pl.LightningModule):
         torch.manual_seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1)
 
     def training_step(self, batch: Sample, batch_idx: int) -> Tensor:
-        """Return the loss of one batch.
-
-        Raises:
-            ConfigError: the loss is not finite; another step would ruin the weights.
-        """
+        """Return the loss of one batch; one that is not finite raises, as it ruins the weights."""
         main, *auxiliary = self.model.training_outputs(batch["image"])
         target = self.labels.target(self.gather(batch["mask"]))
         loss: Tensor = self.loss(self.gather(main), target)
@@ -107,11 +103,7 @@ class SegmentationModule(pl.LightningModule):
         return loss * self.trainer.world_size
 
     def check_loss(self, loss: Tensor, batch: Sample) -> float:
-        """Return the loss as a number.
-
-        Raises:
-            ConfigError: it is not finite; the message names the cases of the batch.
-        """
+        """Return the loss as a number, or raise ConfigError with its cases if not finite."""
         value = loss.item()
         if not math.isfinite(value):
             indices = self.gather(batch["case"]).tolist()
@@ -126,11 +118,7 @@ class SegmentationModule(pl.LightningModule):
     def gather(self, own: Tensor) -> Tensor:
         """Return the slices of all processes, in the order that one process would have them.
 
-        Args:
-            own: this process's slices, `[B, ...]`; only they carry a gradient in the result.
-
-        Returns:
-            `[B * processes, ...]`.
+        From `[B, ...]` of this process, which alone carry a gradient, to `[B * processes, ...]`.
         """
         if self.trainer.world_size == 1:
             return own

@@ -18,11 +18,7 @@ from attnseg.training.setup import set_up_training
 
 
 def follow_rank_zero(config: Config, folder: Path, group: ProcessGroup) -> None:
-    """Train as one of the ranks above 0 in the run folder that rank 0 has created.
-
-    Raises:
-        SystemExit: training failed; the reason is printed if rank 0 cannot know it.
-    """
+    """Train as a rank above 0 in the run folder of rank 0; print failures it cannot know."""
     logging.getLogger("attnseg").setLevel(logging.ERROR)
     setup = set_up_training(config)
     try:

@@ -54,11 +54,7 @@ def set_up_training(config: Config) -> TrainingSetup:
 
 
 def make_loaders(config: Config, data: PreparedData, components: Components) -> SliceDataModule:
-    """Return the loaders for training and validation.
-
-    Raises:
-        ConfigError: the batches of all processes hold more slices than there are.
-    """
+    """Return the loaders for training and validation; refuse batches that exceed the slices."""
     slices, processes = count_slices(data), config.trainer.devices
     if slices // processes < config.dataset.batch_size and processes > 1:
         raise ConfigError(

@@ -117,11 +117,7 @@ def fit_and_evaluate(
 
 
 def load_best_weights(run: ActiveRun, config: Config, model: SegmentationModel) -> None:
-    """Load the weights of the best epoch by `trainer.monitor`, and record its number.
-
-    Raises:
-        ConfigError: the monitored value was not finite after any epoch.
-    """
+    """Load the weights of the best epoch by `trainer.monitor`, and record its number."""
     folder = run.folder
     if not folder.best_checkpoint.exists():
         raise ConfigError(

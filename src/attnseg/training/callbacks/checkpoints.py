@@ -145,11 +145,7 @@ class LastCheckpoint(pl.callbacks.Checkpoint):
         return int(both[0]), bool(both[1])
 
     def _save(self, trainer: pl.Trainer, batches: int | None) -> None:
-        """Write the checkpoint.
-
-        Raises:
-            ConfigError: a weight is not finite; the previous file is kept.
-        """
+        """Write the checkpoint; if a weight is not finite, keep the previous one and raise."""
         for name, weights in trainer.lightning_module.named_parameters():
             if not bool(torch.isfinite(weights.detach()).all()):
                 raise ConfigError(

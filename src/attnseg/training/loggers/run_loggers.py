@@ -39,11 +39,7 @@ class RunLoggers:
         self.epoch = 0
 
     def open(self, folder: RunFolder, watermark: str | None = None) -> None:
-        """Start every tracker, or resume it after the epochs in the folder's `history.csv`.
-
-        Raises:
-            ResourceError: a tracker cannot be reached.
-        """
+        """Start every tracker, or resume it after the epochs in the folder's `history.csv`."""
         self.folder, rows = folder, folder.history_rows()
         self.epoch = len(rows)
         title = f"{self.title}/{folder.name}"
