@@ -35,9 +35,6 @@ def record_run(
     """Run a model on the slice `index` of a case and derive the weights of one pixel's token.
 
     Layers are chosen by name or pattern; all are if none is named.
-
-    Raises:
-        ConfigError: no layer has such a name.
     """
     image = torch.from_numpy(network_input(slice_view(run.config).image(case, index)))[None]
     records = record_attentions(run.model, image.to(next(run.model.parameters()).device))

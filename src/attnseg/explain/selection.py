@@ -38,10 +38,6 @@ def load_same_case(
 
     Without a name, it is the first run's case with the median score. `cases` holds the cases of the
     split, for each run.
-
-    Raises:
-        ConfigError: a run has no such case.
-        DataError: the case differs between runs, or the scores cannot be read.
     """
     by_name = [{case.case: case for case in own} for own in cases]
     name = case or find_median_case(runs[0], by_name[0], split)
@@ -83,9 +79,6 @@ def choose_point(masks: Masks, point: tuple[int, int] | None) -> tuple[int, int]
 
     The default is the organ's pixel nearest to its centre of mass, which may lie outside the organ.
     The masks are those of the slice, `[classes, H, W]`; the point, if any, is the configured one.
-
-    Raises:
-        ConfigError: the pixel lies outside the slice.
     """
     height, width = masks.shape[1:]
     if point is not None:
@@ -104,11 +97,7 @@ def choose_point(masks: Masks, point: tuple[int, int] | None) -> tuple[int, int]
 
 
 def choose_layers(names: Sequence[str], patterns: Sequence[str], run: str) -> list[str]:
-    """Return the layer names that any shell pattern matches, in order; all names without a pattern.
-
-    Raises:
-        ConfigError: a pattern matches no layer.
-    """
+    """Return the layer names that any shell pattern matches, in order; all without a pattern."""
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
             raise ConfigError(f"layer: no {pattern!r} in {run}; {nearest(pattern, names)}")

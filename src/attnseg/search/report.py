@@ -40,12 +40,9 @@ STATES = {
 
 
 def write_report(search: SharedSearch, study: optuna.Study, overrides: Sequence[str]) -> int:
-    """Print the best trials and write table, plots and the best trial's experiment.
+    """Print the best trials, write files, and return the number of trials that have ended.
 
     The search's folder receives `trials.csv`, `search.png` and `experiment/best.yaml`.
-
-    Returns:
-        The number of trials that have ended.
     """
     trials = study.get_trials(deepcopy=False)
     done = [trial for trial in trials if trial.state == TrialState.COMPLETE]
@@ -165,13 +162,10 @@ def write_best(
 def draw_search(
     search: SharedSearch,
     trials: Sequence[FrozenTrial],
-    best: Sequence[FrozenTrial],
+    best: Sequence[FrozenTrial],  # One trial, or none if none is done.
     importance: Mapping[str, float],
 ) -> None:
-    """Draw scores over trials, validation curves, and scores over each parameter.
-
-    `best` holds the best trial, if any is done.
-    """
+    """Draw scores over trials, validation curves, and scores over each parameter."""
     keys, monitor = list(search.options.space), search.monitor
     count = 2 + len(keys)
     columns = 2 if count == 4 else 3

@@ -18,9 +18,6 @@ def compile_model(model: SegmentationModel, mode: str, gpu: bool) -> None:
     """Compile a model in place at its first step; its parameters keep their names.
 
     The mode is one of `torch.compile`; `reduce-overhead` replays a step as one CUDA graph.
-
-    Raises:
-        ConfigError: this machine has no compiler.
     """
     if not gpu and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))):
         raise ConfigError("trainer.compile: needs a C++ compiler; install g++ or set it to null")

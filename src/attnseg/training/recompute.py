@@ -12,12 +12,9 @@ from torch.utils.checkpoint import checkpoint
 
 
 def recompute_blocks(model: nn.Module) -> int:
-    """Make every block of a model keep its inputs only.
+    """Make every block of a model keep its inputs only; return the number of blocks.
 
     A block is an item of a `ModuleList` that contains no other list.
-
-    Returns:
-        The number of blocks.
     """
     blocks = [
         block

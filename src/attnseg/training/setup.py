@@ -35,13 +35,7 @@ class TrainingSetup:
 
 
 def set_up_training(config: Config) -> TrainingSetup:
-    """Seed all random numbers, build the components, prepare the dataset and its loaders.
-
-    Raises:
-        ConfigError: an option is wrong, or a batch is larger than the training set.
-        DataError: the dataset is broken or does not fit its reader.
-        ResourceError: not even a batch of one slice fits into memory.
-    """
+    """Seed all random numbers, build the components, prepare the dataset and its loaders."""
     reader = open_reader(config)
     pl.seed_everything(config.seed, workers=True, verbose=False)
     components = build_components(config, reader)
@@ -87,11 +81,7 @@ def network_input_shape(config: Config, data: PreparedData) -> tuple[int, int, i
 
 
 def check_devices(config: Config, processes: int) -> None:
-    """Refuse devices that this machine lacks; `processes` of the run are on it.
-
-    Raises:
-        ConfigError: there are no GPUs, or too few.
-    """
+    """Refuse a run with more processes on this machine than it has GPUs."""
     if config.trainer.accelerator == "gpu":
         gpus = torch.cuda.device_count()
         if gpus == 0:

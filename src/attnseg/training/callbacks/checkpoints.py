@@ -50,12 +50,8 @@ class LastCheckpoint(pl.callbacks.Checkpoint):
     training resumes at exactly this step; `SliceDataModule.first_batch` lets the loader begin with
     the next batch.
 
-    Args:
-        path: file to write.
-        minutes: interval between checkpoints within an epoch; `None` writes one per epoch only.
-            The interval grows where saving is slow, so that it never takes more than `share` of the
-            time.
-        stopping: the signals that ask the run to stop.
+    Within an epoch, `minutes` lie between checkpoints; `None` writes one per epoch only. The
+    interval grows where saving is slow, so that it never takes more than `share` of the time.
     """
 
     share = 0.05

@@ -22,11 +22,7 @@ log = logging.getLogger(__name__)
 
 
 class RunLoggers:
-    """The trackers of one run, all built at once, so that mistakes show before training.
-
-    Raises:
-        ConfigError: an option is unknown or wrong, or a package is missing.
-    """
+    """The trackers of one run, all built at once, so that mistakes show before training."""
 
     def __init__(self, config: Config) -> None:
         self.trackers: list[Tracker] = [
