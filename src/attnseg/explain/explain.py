@@ -17,7 +17,6 @@ from attnseg.explain.selection import (
     choose_point,
     choose_slice,
     chosen_run_folders,
-    default_output_folder,
     load_same_case,
 )
 from attnseg.files import write_text
@@ -33,9 +32,6 @@ def explain_runs(config: Explain) -> pd.DataFrame:
 
     Returns:
         The rows of `layers.csv`: one per run, layer and head.
-
-    Raises:
-        AttnsegError: an option, the data or a checkpoint is wrong.
     """
     runs = [FinishedRun(RunFolder(folder), config) for folder in chosen_run_folders(config)]
     cases = [run.cases(config, "explain") for run in runs]
@@ -54,7 +50,8 @@ def explain_runs(config: Explain) -> pd.DataFrame:
         print_layers(attention, table, f"{title}, pixel {list(point)}", unit)
     report_exactness(attentions)
 
-    folder = Path(config.outputs or default_output_folder(config))
+    default = "outputs/attention" if config.run is None else RunFolder(config.run).attention
+    folder = Path(config.outputs or default)
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "layers.csv", table.to_csv(index=False, lineterminator="\n"))
     scene = Scene(title, slice_image(case, index), masks, labels.names, pixel_aspect(case), point)

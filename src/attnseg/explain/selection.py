@@ -15,7 +15,6 @@ from attnseg.errors import ConfigError, DataError
 from attnseg.evaluation.evaluate import FinishedRun
 from attnseg.evaluation.summary import rank_cases
 from attnseg.explain.options import Explain
-from attnseg.runs.run_folder import RunFolder
 
 
 def chosen_run_folders(config: Explain) -> list[Path]:
@@ -24,11 +23,6 @@ def chosen_run_folders(config: Explain) -> list[Path]:
         return [Path(config.run)]
     matches = (sorted(glob(pattern)) or [pattern] for pattern in config.runs)
     return [Path(name) for name in dict.fromkeys(name for names in matches for name in names)]
-
-
-def default_output_folder(config: Explain) -> Path:
-    """Return the folder for the files: inside the run folder if there is only one run."""
-    return Path("outputs/attention") if config.run is None else RunFolder(config.run).attention
 
 
 def load_same_case(

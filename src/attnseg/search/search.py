@@ -49,9 +49,6 @@ def run_search(
     """Run trials until none is left for this process, write the report, return the exit code.
 
     `compose` adds further overrides to those of the command line, which `overrides` holds.
-
-    Raises:
-        AttnsegError: the space or the configuration is wrong, or there is nothing to report.
     """
     overridden = {override.lstrip("+~").partition("=")[0] for override in overrides}
     for key in options.space:

@@ -31,11 +31,7 @@ Step = Callable[[int], object]  # Trains on a batch of that many slices.
 def find_largest_batch(
     config: Config, components: Components, image: tuple[int, int, int], labels: Labels
 ) -> int:
-    """Return how many slices `[C, H, W]` a training step can take; leave the model unchanged.
-
-    Raises:
-        ResourceError: not even one slice fits.
-    """
+    """Return how many slices `[C, H, W]` a training step can take; leave the model unchanged."""
     gpu = config.trainer.accelerator == "gpu"
     device = torch.device("cuda" if gpu else "cpu")
     free: int | None

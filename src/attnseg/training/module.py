@@ -27,13 +27,7 @@ class SegmentationModule(pl.LightningModule):
     The processes of a distributed run exchange logits and targets. A loss over the whole batch,
     such as Dice, is therefore the same as in one process with the whole batch.
 
-    Args:
-        components: model, loss, optimizer and schedule.
-        labels: foreground classes.
-        train_cases: names of the training cases, for messages.
-        val_cases: names of the validation cases.
-        auxiliary_weight: weight of the loss of auxiliary outputs.
-        seed: seed of dropout and other random choices within a step.
+    The names of the cases serve messages, the seed dropout and other random choices within a step.
     """
 
     def __init__(

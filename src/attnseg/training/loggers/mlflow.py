@@ -20,9 +20,6 @@ class MLflow(Tracker):
         uri: of a server (`http://...`), a data base (`sqlite:///...`) or a folder; `None` for the
             folder `mlruns` in the run folder.
         experiment: MLflow experiment of the run.
-
-    Raises:
-        ConfigError: mlflow is not installed.
     """
 
     name = "mlflow"

@@ -15,13 +15,9 @@ from attnseg.training.callbacks.history import HistoryRow
 
 
 class Tracker(ABC):
-    """An experiment tracker with its options; a subclass per tracker.
+    """An experiment tracker with its options; a subclass per tracker."""
 
-    Attributes:
-        name: of the tracker in the configuration group `logger`.
-    """
-
-    name: str
+    name: str  # In the configuration group `logger`.
 
     @abstractmethod
     def open(

@@ -22,9 +22,6 @@ class WandB(Tracker):
         entity: user or team; `None` for the account's default.
         group: group under which the run is displayed.
         machine: also record the machine, its load, the command and the code's repository.
-
-    Raises:
-        ConfigError: wandb is not installed.
     """
 
     name = "wandb"
