@@ -13,12 +13,7 @@ from attnseg.explain.attention_pictures import Scene
 from attnseg.explain.layer_table import print_layers, tabulate_layers
 from attnseg.explain.options import Explain
 from attnseg.explain.run_attention import RunAttention, record_run
-from attnseg.explain.selection import (
-    choose_point,
-    choose_slice,
-    chosen_run_folders,
-    load_same_case,
-)
+from attnseg.explain.selection import choose_point, choose_slice, chosen_run_folders, load_same_case
 from attnseg.files import write_text
 from attnseg.runs.run_folder import RunFolder
 
