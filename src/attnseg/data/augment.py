@@ -68,16 +68,9 @@ def strong(
 ) -> Transforms:
     """Return strong transforms for small datasets: geometry, elastic deformation, image quality.
 
-    Args:
-        shift: largest shift, share of the image.
-        scale: largest zoom in or out, share.
-        rotate: largest rotation, degrees.
-        elastic: strength of the elastic deformation, pixels before smoothing.
-        brightness: largest change of brightness, share of the range.
-        contrast: largest change of contrast, share.
-        blur: largest standard deviation of the blur, pixels.
-        noise: largest standard deviation of the noise, share of the range.
-        flip: also mirror images.
+    The options that `light` lacks are `elastic`, the strength of the deformation in pixels before
+    smoothing, and the largest standard deviations of `blur` (pixels) and `noise` (share of the
+    range).
     """
     return [
         *_mirrors(flip),
@@ -135,9 +128,7 @@ def dae_former(noise: float = 1.275) -> Transforms:
 class Noise(A.ImageOnlyTransform):  # type: ignore[misc]
     """Gaussian noise of any strength; `GaussNoise` allows no more than the range of the image.
 
-    Args:
-        std: standard deviation, share of the range.
-        p: probability.
+    `std` is the standard deviation, share of the range.
     """
 
     def __init__(self, std: float, p: float) -> None:
@@ -154,12 +145,8 @@ class Warp(BaseDistortion):  # type: ignore[misc]
     """Smooth deformation: a grid of 4 x 4 points moves at random, pixels between follow.
 
     In albumentations 2.0.8, `PiecewiseAffine` folds the image in a fixed pattern, and
-    `ThinPlateSpline` deforms several times more than asked.
-
-    Args:
-        low: smallest standard deviation of a point's move, share of the image.
-        high: largest standard deviation.
-        p: probability.
+    `ThinPlateSpline` deforms several times more than asked. The standard deviation of a point's
+    move is drawn between `low` and `high`, shares of the image.
     """
 
     def __init__(self, low: float, high: float, p: float) -> None:

@@ -60,8 +60,7 @@ class SliceDataModule(pl.LightningDataModule):
             raise ConfigError(f"augment: {error}") from error
         self.val = SliceDataset(val, view)
         self.batch_size, self.seed, self.foreground = batch_size, seed, foreground
-        self.num_workers, self.timeout = num_workers, timeout
-        self.prepare_worker = prepare_worker
+        self.num_workers, self.prepare_worker, self.timeout = num_workers, prepare_worker, timeout
         self.first_epoch = self.first_batch = 0
         self.watched: list[WatchedDataset] = []
         if batch_size > len(self.train):

@@ -58,10 +58,8 @@ def check_split(
             within.append(pair)
     for pair in within[:MAX_LOGGED_PAIRS]:
         log.warning("%s", describe_pair(cases, pair, roles))
-    if len(within) > MAX_LOGGED_PAIRS:
-        log.warning(
-            "%d more pairs of the same picture within a role", len(within) - MAX_LOGGED_PAIRS
-        )
+    if (more := len(within) - MAX_LOGGED_PAIRS) > 0:
+        log.warning("%d more pairs of the same picture within a role", more)
     problems.stop()
 
 

@@ -37,11 +37,9 @@ class WatchedDataset(Dataset[Sample]):
         return len(self.dataset)
 
     def __getitem__(self, key: SampleKey) -> Sample:
-        """Return a sample.
+        """Return a sample; in a loader process, every failure becomes a `DataError`.
 
-        Raises:
-            DataError: loading failed in a loader process, for any reason. An exception that cannot
-                be pickled would never reach the main process and leave it waiting.
+        An exception that cannot be pickled would never reach the main process and leave it waiting.
         """
         worker = get_worker_info()
         if worker is None:

@@ -20,9 +20,7 @@ def count_cases(cases: Sequence[StoredCase]) -> dict[str, int]:
 class SealedTest:
     """Holds the test cases; they can be counted freely, but are handed out by `open` only.
 
-    Args:
-        cases: the test set.
-        openings: file to which every opening appends a line of JSON; nothing removes lines.
+    Every opening appends a line of JSON to the file `openings`; nothing removes lines.
     """
 
     def __init__(self, cases: Sequence[StoredCase], openings: Path) -> None:

@@ -100,18 +100,10 @@ class SliceDataset(Dataset[Sample]):
 class EpochSampler(Sampler[SampleKey]):
     """Yields the keys of one epoch, in an order that depends on seed and epoch alone.
 
-    Several processes share an epoch: their batches of one step together are the batch that a single
-    process with the same total batch size would have.
-
-    Args:
-        length: number of slices.
-        shuffle: whether to shuffle.
-        seed: seed of the order.
-        rank: number of this process, from 0.
-        world: number of processes; each takes every `world`-th key.
-        favoured: indices of slices that are drawn more often than the others.
-        share: share of an epoch's slices that is drawn from the favoured ones; the rest is drawn
-            from all.
+    Several processes share an epoch, each of which takes every `world`-th key from its `rank` on:
+    their batches of one step together are the batch that a single process with the same total batch
+    size would have. A shuffled epoch draws `share` of its slices from the `favoured` indices, and
+    the rest from all.
     """
 
     def __init__(

@@ -110,10 +110,8 @@ def limit_cases(
 
 def find_split_file(name: str) -> Path | None:
     """Return the file of a path or of a published split's name; `None` if there is none."""
-    for path in (Path(name), Path(str(PUBLISHED / f"{name}.csv"))):
-        if path.is_file():
-            return path
-    return None
+    paths = (Path(name), Path(str(PUBLISHED / f"{name}.csv")))
+    return next((path for path in paths if path.is_file()), None)
 
 
 def list_published_splits() -> list[str]:

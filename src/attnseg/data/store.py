@@ -127,10 +127,7 @@ def _map_array(path: Path, digest: str) -> NDArray[Any]:
 def prepare_cases(reader: Reader, refs: Sequence[CaseRef], folder: Path) -> list[StoredCase]:
     """Decode and validate the cases that are not in the store yet or have changed since.
 
-    Args:
-        reader: reader of the dataset.
-        refs: all cases to return, in this order; from `reader.cases()`.
-        folder: folder of the store.
+    All of `refs`, which come from `reader.cases()`, are returned in their order.
 
     Raises:
         DataError: cases are broken; lists every problem. The sound ones are prepared nevertheless.

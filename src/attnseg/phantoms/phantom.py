@@ -29,13 +29,8 @@ def make_preset(
 ) -> None:
     """Make a preset's phantom at `root`, unless the same one exists there.
 
-    Args:
-        root: root folder of the phantom, for its reader.
-        presets: specification by name.
-        name: the preset to make.
-        seed: replaces the preset's own.
-        write: writes the phantom of a specification to an empty folder.
-        options: what else decides the phantom's bytes.
+    `seed` replaces the preset's own. `write` writes the phantom of a specification to an empty
+    folder, and `options` are all that decides its bytes besides the specification.
 
     Raises:
         ValueError: there is no such preset.

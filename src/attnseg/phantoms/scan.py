@@ -38,14 +38,8 @@ def tilted_affine(
 ) -> Field:
     """Return the affine of a scan whose patient lies tilted by a few degrees, for `save_scan`.
 
-    Args:
-        rng: draws angles and position.
-        shape: slices, height, width.
-        spacing: voxel size along these, mm.
-
-    Returns:
-        `[4, 4]` from voxel indices along width, height and slices to mm (NIfTI's axes: right,
-        front, up).
+    It is `[4, 4]`, from voxel indices along width, height and slices to mm (NIfTI's axes: right,
+    front, up). `spacing` is the voxel size along slices, height and width, mm.
     """
     affine = np.eye(4)
     turn = Rotation.from_euler("xyz", rng.uniform(-7, 7, 3), degrees=True).as_matrix()

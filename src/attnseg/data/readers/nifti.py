@@ -75,7 +75,7 @@ def read_nifti(path: Path, plane: str = "axial", channels: int = 1) -> NiftiVolu
     try:
         with _log_header_repairs(path):
             image: Any = nib.load(path)
-        shape = tuple(int(n) for n in image.shape)
+        shape = tuple(map(int, image.shape))
         while len(shape) > 3 and shape[-1] == 1:
             shape = shape[:-1]
         if len(shape) == 5 and shape[3] == 1:  # NIfTI stores vectors along the fifth axis.

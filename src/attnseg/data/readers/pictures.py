@@ -33,15 +33,10 @@ PICTURE_ERRORS = (
 def read_picture(
     path: Path, modes: tuple[str, ...], kind: str | None = None
 ) -> NDArray[np.generic]:
-    """Decode a picture.
+    """Decode a picture to `[H, W]`, or `[H, W, 3]` for RGB; bool, uint8 or uint16.
 
-    Args:
-        path: the file.
-        modes: accepted modes of Pillow.
-        kind: Pillow's name of the format; by default that of the file's suffix, one of `SUFFIXES`.
-
-    Returns:
-        `[H, W]`, or `[H, W, 3]` for RGB; bool, uint8 or uint16.
+    `modes` are the accepted modes of Pillow, and `kind` is its name of the format, by default that
+    of the file's suffix, one of `SUFFIXES`.
 
     Raises:
         DataError: the file is broken, has another format or mode, holds several pictures, or has

@@ -100,11 +100,11 @@ class UWMadison(Reader):
     def read(self, ref: CaseRef) -> Case:
         """Decode one scan; see `Reader.read`."""
         masks: list[NDArray[np.uint8]] = []
-
-        def decode(path: Path, shape: tuple[int, ...]) -> None:
-            masks.append(self._slice_mask(ref, path, shape))
-
-        image, spacing = read_scan(ref.case, ref.files, decode)
+        image, spacing = read_scan(
+            ref.case,
+            ref.files,
+            lambda path, shape: masks.append(self._slice_mask(ref, path, shape)),
+        )
         return Case(image, np.stack(masks), spacing)
 
     def _slice_mask(self, ref: CaseRef, path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
@@ -180,13 +180,10 @@ def read_scan(
     files: Sequence[Path],
     check_slice: Callable[[Path, tuple[int, ...]], None] = lambda path, shape: None,
 ) -> tuple[NDArray[np.generic], tuple[float, float, float]]:
-    """Decode the slices of a scan.
+    """Decode the slices of a scan, whose files are in the order of the slices.
 
-    Args:
-        name: name of the scan, for the log.
-        files: the files in the order of the slices.
-        check_slice: called with file and shape (H, W) of each sound slice; a `DataError` from it is
-            one of the problems.
+    `check_slice` is called with file and shape (H, W) of each sound slice; a `DataError` from it is
+    one of the problems.
 
     Returns:
         Image `[S, H, W, 1]` and voxel size along S, H, W, mm.
@@ -229,11 +226,7 @@ def read_scan(
 
 
 def parse_slice_name(path: Path) -> tuple[int, int, int, float, float]:
-    """Return slice number, width and height (pixels), spacing along both (mm) from a file name.
-
-    Raises:
-        DataError: the name has another form, or a spacing is zero.
-    """
+    """Return slice number, width and height (pixels), spacing along both (mm) from a file name."""
     match = SLICE_FILE_NAME.fullmatch(path.name)
     if match is None or float(match[4]) == 0 or float(match[5]) == 0:
         raise DataError(
