@@ -46,9 +46,8 @@ def evaluate(config: Evaluate) -> pd.DataFrame:
     profiles = build_profiles(config.profile)
     if config.pred is not None and config.truth is not None:
         source = f"{config.pred} against {config.truth}"
-        scores = score_folders(
-            Path(config.pred), Path(config.truth), profiles, config.classes, config.patient
-        )
+        folders = Path(config.pred), Path(config.truth)
+        scores = score_folders(*folders, profiles, config.classes, config.patient)
         folder = Path(config.outputs or "outputs/evaluation")
         write_evaluation(folder, source, scores, profiles, {}, None)
         return scores

@@ -245,10 +245,9 @@ def split_cases(
     )
     left_out: set[str] = set()
     if split.duplicates == "drop" and (left_out := guard.choose_left_out(cases, roles, pairs)):
+        names = ", ".join(sorted(left_out))
         log.warning(
-            "%d cases left out, since another role has the same picture: %s",
-            len(left_out),
-            ", ".join(sorted(left_out)),
+            "%d cases left out, since another role has the same picture: %s", len(left_out), names
         )
     kept = [p for p in pairs if not {cases[p.first].case, cases[p.second].case} & left_out]
     guard.check_split(cases, roles, kept)

@@ -47,8 +47,8 @@ class ActiveRun:
             parent.mkdir(parents=True, exist_ok=True)
             repeat = config.trainer.repeat
             self.folder = RunFolder(_new_folder(parent, identity) if repeat else parent / identity)
-            for part in (self.folder.checkpoints, self.folder.previews):
-                part.mkdir(parents=True, exist_ok=True)
+            self.folder.checkpoints.mkdir(parents=True, exist_ok=True)
+            self.folder.previews.mkdir(exist_ok=True)
             self.lock = Lock(self.folder.lock_file)
             holder = self.lock.take()
         except OSError as error:

@@ -63,7 +63,7 @@ def list_voting_runs(config: Predict) -> list[RunFolder]:
     done, unfinished = [], 0
     for run in list_run_folders(Path(config.study)):
         try:
-            variant = " with ".join(run.facts.choices[group] for group in ("model", "attn"))
+            variant = "{model} with {attn}".format(**run.facts.choices)
         except (DataError, KeyError) as error:
             raise ConfigError(
                 f"{run.facts_file}: not readable; restore it or remove its folder"
@@ -149,11 +149,8 @@ def build_rules(options: Postprocess, classes: Sequence[str]) -> dict[str, Rule]
     """
     largest = options.largest_component
     named = largest if isinstance(largest, list) else list(classes) if largest else []
-    for key, names in (
-        ("largest_component", named),
-        ("min_ml", options.min_ml),
-        ("min_pixels", options.min_pixels),
-    ):
+    for key in ("largest_component", "min_ml", "min_pixels"):
+        names = getattr(options, key)
         for name in names if isinstance(names, list | dict) else ():
             if name not in classes:
                 raise ConfigError(f"postprocess.{key}: no class {name!r}; {nearest(name, classes)}")
