@@ -1,5 +1,6 @@
 """The largest batch: the arithmetic, and that the measured batch does fit."""
 
+import math
 import resource
 
 import pytest
@@ -48,6 +49,7 @@ def test_what_is_found_follows_the_memory_there_is(tmp_path, monkeypatch):
             find_largest_batch(config, parts, IMAGE, Labels(("a", "b", "c"), overlapping=True))
         )
     assert 1 < found[0] < found[1] < 4 * found[0]
+    assert (400 << 20) / found[1] > 4 * math.prod(IMAGE)  # A slice takes more than its pixels.
     assert all(torch.equal(before[n], v) for n, v in parts.model.state_dict().items())
     monkeypatch.setattr(auto_batch, "free_memory", lambda: 1 << 20)
     with pytest.raises(ResourceError, match="one slice needs"):

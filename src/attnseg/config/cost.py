@@ -73,9 +73,14 @@ def peak_memory() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def transient_memory(step: Callable[[], object]) -> int:
-    """Return the peak of the memory that `step` allocates, in bytes."""
-    if torch.cuda.is_available():
+def transient_memory(step: Callable[[], object], on_gpu: bool | None = None) -> int:
+    """Return the peak of the memory that `step` allocates, in bytes.
+
+    Args:
+        step: called once.
+        on_gpu: count the GPU's allocations; by default, if there is a GPU.
+    """
+    if torch.cuda.is_available() if on_gpu is None else on_gpu:
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         step()

@@ -2,12 +2,12 @@
 
 A training step's memory grows linearly with the batch. Two small batches are tried and the line
 through both peaks is extended to a share of the free memory. On a GPU, PyTorch reports the peaks.
-On a CPU, each batch is tried in a forked process, whose peak the system reports.
+On a CPU, each batch is tried in a forked process, which leaves the model as it is and may run
+out of memory.
 """
 
 import logging
 import multiprocessing
-import resource
 from collections.abc import Callable
 from functools import partial
 from multiprocessing.connection import Connection
@@ -15,6 +15,7 @@ from multiprocessing.connection import Connection
 import torch
 
 from attnseg.config.components import Components
+from attnseg.config.cost import transient_memory
 from attnseg.config.training import Config
 from attnseg.data.labels import Labels
 from attnseg.errors import ResourceError
@@ -99,13 +100,11 @@ def _train_on_zeros(
 
 
 def _gpu_peak(step: Step, batch: int) -> int:
-    torch.cuda.reset_peak_memory_stats()
-    step(batch)
-    return torch.cuda.max_memory_allocated()
+    return transient_memory(partial(step, batch), on_gpu=True)
 
 
 def _cpu_peak(step: Step, batch: int) -> int:
-    """Return the bytes by which a step raises the peak of a fork of this process."""
+    """Return the peak of the bytes that a step allocates in a fork of this process."""
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
     child = context.Process(target=_send_peak, args=(step, batch, sender))
@@ -124,6 +123,4 @@ def _cpu_peak(step: Step, batch: int) -> int:
 
 def _send_peak(step: Step, batch: int, sender: Connection) -> None:
     torch.set_num_threads(1)  # A fork does not have its parent's other threads.
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    step(batch)
-    sender.send(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
+    sender.send(transient_memory(partial(step, batch), on_gpu=False))
