@@ -232,7 +232,7 @@ def test_a_killed_trial_goes_on_and_one_that_never_gets_on_is_given_up(search, t
 
     answer, table = search(SPACE, "search.trials=2", train=killed_once)
     assert answer.code == 0, answer.err
-    assert "killed by signal 9; it goes on" in answer.out
+    assert "killed by signal 9; the search continues" in answer.out
     assert list(table["status"]) == ["done", "done"]
     assert sorted(p.read_text() for p in tmp_path.glob("outputs/**/began")) == ["x", "xx"]
 

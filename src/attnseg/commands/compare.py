@@ -1,4 +1,4 @@
-"""Compares the variants among finished runs: quality with intervals over patients, beside cost.
+"""Compares variants of finished runs: scores with intervals over patients, next to the cost.
 
 attnseg compare runs=[outputs/phantom/setr/*/*] baseline=qkv
 attnseg compare runs=[DIR,DIR] metric=hd95_mm margin=1
@@ -13,7 +13,21 @@ from attnseg.config.nodes import Fraction, Node
 
 
 class Compare(Node):
-    """The runs that are compared, and the terms."""
+    """Options of `attnseg compare`.
+
+    Attributes:
+        choices: names that Hydra chose in groups; not used here.
+        runs: run folders, or patterns of them.
+        baseline: the variant that the others are compared with.
+        by: options whose values distinguish the variants, such as `model` and `attn`.
+        split: the cases that are compared.
+        metric: of the runs' profile; by default its first.
+        margin: the largest difference that counts as equivalent, in the metric's unit.
+        level: of the confidence intervals.
+        cases: number of cases that the page shows.
+        outputs: folder for the tables and the page.
+        seed: of the bootstrap and of the permutations.
+    """
 
     choices: dict[str, str]
     runs: list[str]

@@ -1,4 +1,8 @@
-"""Checks a capsule and replays its golden input, offline and without torch.
+"""Verifies a capsule: its files by their digests, then its network on the input that it contains.
+
+A capsule is a zip file with an exported network, its preprocessing, a test input and the output
+that the network must give for it. Neither torch nor, for a local file, a network connection is
+needed.
 
 attnseg verify FILE.zip
 attnseg verify capsule=FILE.zip
@@ -14,7 +18,13 @@ from attnseg.errors import require
 
 
 class Verify(Node):
-    """The capsule that is verified."""
+    """Options of `attnseg verify`.
+
+    Attributes:
+        choices: names that Hydra chose in groups; not used here.
+        capsule: a file, or the address of one on the Hugging Face Hub.
+        threads: of ONNX Runtime; 0 is its own choice.
+    """
 
     choices: dict[str, str]
     capsule: Folder
@@ -22,11 +32,11 @@ class Verify(Node):
 
 
 def run(options: Verify) -> None:
-    """Verify a capsule."""
+    """Fetch the capsule if it is on the Hub, and verify it."""
     from attnseg.prediction.capsule import verify_capsule
     from attnseg.prediction.hub import fetch_capsule
 
-    require("backend", "predict", "onnx", "onnxruntime")
+    require("backend", "predict", "onnx", "onnxruntime")  # of the extra `predict`
     verify_capsule(fetch_capsule(options.capsule), options.threads)
 
 

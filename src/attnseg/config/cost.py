@@ -32,12 +32,12 @@ def count_macs(model: nn.Module, image: tuple[int, int, int]) -> int:
 
 
 def count_attention_macs(model: nn.Module, image: tuple[int, int, int]) -> tuple[int, int]:
-    """Return the MACs of all attentions of a model: by their own formulas, and as counted."""
+    """Return the MACs of the attention layers, by each layer's formula and by PyTorch's counter."""
     return _count(model, image)[1:]
 
 
 def find_attentions(model: nn.Module) -> dict[str, Any]:
-    """Return a model's attentions by name, in order: the modules that have `mix` and `macs`."""
+    """Return a model's attention layers by name, in order: the modules with `mix` and `macs`."""
     return {
         name: module
         for name, module in model.named_modules()
@@ -46,20 +46,21 @@ def find_attentions(model: nn.Module) -> dict[str, Any]:
 
 
 def _count(model: nn.Module, image: tuple[int, int, int]) -> tuple[int, int, int]:
-    """Return all MACs, those of attentions by their formulas, and those of attentions counted."""
-    shadow = copy.deepcopy(model).to("meta").eval()
-    attentions = find_attentions(shadow)
+    """Return all MACs as counted, then those of the attention layers by formula and as counted."""
+    meta_model = copy.deepcopy(model).to("meta").eval()
+    attentions = find_attentions(meta_model)
     formula = 0
 
     def add(module: Any, inputs: tuple[Any, ...]) -> None:  # noqa: ANN401
         nonlocal formula
-        formula += module.macs(inputs[0].shape[1], inputs[1])
+        tokens, grid = inputs  # [B, N, C] and (height, width) in tokens
+        formula += module.macs(tokens.shape[1], grid)
 
     for module in attentions.values():
         module.register_forward_pre_hook(add)
     with FlopCounterMode(display=False) as counter:
-        shadow(torch.zeros(1, *image, device="meta"))
-    root = type(shadow).__name__
+        meta_model(torch.zeros(1, *image, device="meta"))
+    root = type(meta_model).__name__
     flops = counter.get_flop_counts()
     inside = sum(sum(flops[f"{root}.{name}"].values()) for name in attentions)
     return int(counter.get_total_flops()) // 2, formula, inside // 2
@@ -78,7 +79,7 @@ def transient_memory(step: Callable[[], object], on_gpu: bool | None = None) -> 
 
     Args:
         step: called once.
-        on_gpu: count the GPU's allocations; by default, if there is a GPU.
+        on_gpu: count the GPU's allocations; by default, where a GPU is available.
     """
     if torch.cuda.is_available() if on_gpu is None else on_gpu:
         before = torch.cuda.memory_allocated()
@@ -101,7 +102,7 @@ def transient_memory(step: Callable[[], object], on_gpu: bool | None = None) -> 
 
 @contextlib.contextmanager
 def silent_stderr() -> Iterator[None]:
-    """Discard output of native code to stderr: the profiler reports its own start and end."""
+    """Discard what native code prints to stderr: the profiler announces its start and stop."""
     original, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 2)
     try:

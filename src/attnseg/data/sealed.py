@@ -1,4 +1,4 @@
-"""The sealed test set: test cases can only be read after the access has been recorded."""
+"""The sealed test set: its cases can be read only after the access has been recorded."""
 
 import hashlib
 import json
@@ -18,9 +18,9 @@ def count_cases(cases: Sequence[StoredCase]) -> dict[str, int]:
 
 
 class SealedTest:
-    """Holds the test cases; they can be counted freely, but are handed out by `open` only.
+    """Holds the test cases, which anybody may count but only `open` returns.
 
-    Every opening appends a line of JSON to the file `openings`; nothing removes lines.
+    Every opening appends a line of JSON to the log file `openings`. No line is ever removed.
     """
 
     def __init__(self, cases: Sequence[StoredCase], openings: Path) -> None:
@@ -65,4 +65,5 @@ class SealedTest:
         """Return how often any run has opened a test set of exactly these cases."""
         if not self.openings.is_file():
             return 0
+        # The text is searched as `json.dumps` writes it.
         return self.openings.read_text().count(f'"test_set": "{self.digest}"')

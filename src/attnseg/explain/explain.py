@@ -1,4 +1,4 @@
-"""The command `explain`: draws and measures where the token of a pixel attends in finished runs."""
+"""Draws and measures the parts of an image that one pixel's token attends to, in finished runs."""
 
 import logging
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from attnseg.runs.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 
-TRUSTED_ERROR = 1e-3  # A map that explains the output less exactly than this is warned of.
+MAX_TRUSTED_ERROR = 1e-3  # A map that reproduces its layer's output less exactly is warned of.
 
 
 def explain_runs(config: Explain) -> pd.DataFrame:
@@ -60,11 +60,14 @@ def explain_runs(config: Explain) -> pd.DataFrame:
 
 
 def report_exactness(attentions: Sequence[RunAttention]) -> None:
-    """Log how exactly the weights explain the outputs; warn if a mixing is not linear."""
+    """Log how exactly the attention maps, applied to the values, reproduce the layers' outputs.
+
+    Warn if they do not: the layer is then not linear in its values.
+    """
     error = max(weights.error for one in attentions for weights in one.weights.values())
-    text = "Values mixed by the maps give each layer's own output to %.0e of its largest number"
-    if error > TRUSTED_ERROR:
-        text += ": a mixing is not linear in its values, its map is a linear part"
+    text = "Attention maps applied to the values give each layer's output to %.0e of its maximum"
+    if error > MAX_TRUSTED_ERROR:
+        text += "; a layer is not linear in its values, and its map shows the linear part only"
         log.warning(text, error)
     else:
         log.info(text, error)

@@ -1,4 +1,4 @@
-"""Postprocessing of masks: connected components that are too small to be an organ are removed."""
+"""Postprocessing of masks: removes connected components that are too small to be an organ."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ class Rule:
     Attributes:
         largest: keep the largest component only.
         min_ml: components with a smaller volume are removed.
-        min_pixels: components with fewer voxels, or pixels of a picture, are removed.
+        min_pixels: components with fewer voxels (pixels in 2D) are removed.
     """
 
     largest: bool = False
@@ -22,7 +22,7 @@ class Rule:
     min_pixels: int = 0
 
     @property
-    def idle(self) -> bool:
+    def is_noop(self) -> bool:
         """Whether the rule changes nothing."""
         return not self.largest and self.min_ml <= 0 and self.min_pixels <= 1
 
@@ -30,18 +30,18 @@ class Rule:
 def clean_mask(
     mask: NDArray[np.bool_], rule: Rule, spacing: tuple[float, float, float] | None
 ) -> NDArray[np.bool_]:
-    """Remove components of a mask `[S, H, W]` as a rule says.
+    """Remove components of a mask `[S, H, W]` according to a rule.
 
-    Voxels that touch at a corner belong to one component. The spacing is the voxel size in mm; it
-    may be unknown unless the rule has a volume.
+    Voxels that touch at a corner belong to one component. The largest component is removed, too, if
+    it is too small. `spacing` is the voxel size in mm, needed only if `rule.min_ml` is set.
     """
-    if rule.idle or not mask.any():
+    if rule.is_noop or not mask.any():
         return mask
     least = rule.min_pixels
     if rule.min_ml > 0:
         if spacing is None:
             raise ValueError("min_ml needs the size of a voxel")
-        # A component of exactly the limit stays, whatever rounding does to the quotient.
+        # The tolerance keeps a component of exactly the limit despite rounding.
         least = max(least, int(np.ceil(rule.min_ml * 1000 / float(np.prod(spacing)) - 1e-6)))
     labels, _ = ndimage.label(mask, np.ones((3, 3, 3)))
     sizes = np.bincount(labels.ravel())

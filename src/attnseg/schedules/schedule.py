@@ -1,4 +1,4 @@
-"""Learning-rate schedules: a linear warm-up, then a decay, as a factor of the first rate."""
+"""Learning-rate schedules: a linear warm-up and a decay, as factors of the base learning rate."""
 
 import math
 
@@ -7,7 +7,7 @@ class Schedule:
     """A linear warm-up followed by the decay that a subclass defines.
 
     Args:
-        warmup: share of the steps that warm up, in [0, 1).
+        warmup: fraction of all steps that is spent on warming up, in [0, 1).
         final: factor at the last step, in [0, 1].
 
     Raises:
@@ -20,7 +20,7 @@ class Schedule:
         self.warmup, self.final = warmup, final
 
     def __call__(self, step: int, steps: int) -> float:
-        """Return the factor of step `step` (from 0) of a training of `steps` steps."""
+        """Return the factor for step `step`, counted from 0, of a training run of `steps` steps."""
         warmup_steps = self.warmup * steps
         if step < warmup_steps:
             return (step + 1) / (warmup_steps + 1)
@@ -28,7 +28,7 @@ class Schedule:
         return self.final + (1 - self.final) * self.decay(progress)
 
     def decay(self, progress: float) -> float:
-        """Return a value that falls from 1 at progress 0 towards 0 at progress 1."""
+        """Return a value that is 1 at progress 0 and never rises until progress 1."""
         raise NotImplementedError
 
 
@@ -41,7 +41,11 @@ class Cosine(Schedule):
 
 
 class Poly(Schedule):
-    """`(1 - progress) ** power`, as SETR, TransUNet and DAE-Former are trained; power above 0."""
+    """`(1 - progress) ** power`, the schedule that SETR, TransUNet and DAE-Former are trained with.
+
+    Raises:
+        ValueError: `power` is not positive, or another argument is out of its range.
+    """
 
     def __init__(self, warmup: float = 0.0, final: float = 0.0, power: float = 0.9) -> None:
         super().__init__(warmup, final)
@@ -50,7 +54,7 @@ class Poly(Schedule):
         self.power = power
 
     def decay(self, progress: float) -> float:
-        """Return the power of the remaining share of training."""
+        """Return the remaining fraction of training to the power `power`."""
         return float((1 - progress) ** self.power)
 
 

@@ -1,4 +1,4 @@
-"""Searches options by many trials, each of them a training run, in any number of processes.
+"""Searches hyperparameters: runs many trials, each a training run, in any number of processes.
 
 The protocol between the processes, which share only the search's folder:
 
@@ -7,12 +7,13 @@ The protocol between the processes, which share only the search's folder:
 - *Folder lock.* `lock` is held while a process reads the journal and decides which trial to take,
   for milliseconds, so that two processes never take the same one.
 - *Trial locks.* `trial-N.lock` is held by the process that trains trial N, until the journal has
-  its outcome. A trial that the journal calls running and nobody holds was interrupted: the next
-  process takes it up with the same parameters, and its run resumes from the last checkpoint.
-- *Forks.* Each trial trains in a fork of the searching process. A killed fork costs its trial one
-  attempt and leaves the search alive; if the search itself is killed, the same command goes on.
-- *Order.* A trial's parameters are drawn from the search's seed and the trial's number, so neither
-  kills nor the number of processes change the seeds of the draws.
+  its outcome. A trial that is running according to the journal, but whose lock nobody holds, was
+  interrupted: the next process resumes it with the same parameters, from its last checkpoint.
+- *Forks.* Each trial trains in a fork of the searching process. If the fork is killed, the search
+  continues and resumes the trial, unless it was cut off in the same epoch too often. If the search
+  itself is killed, repeating the command continues it.
+- *Reproducibility.* The sampler of a trial is seeded from the search's seed and the trial's number,
+  so that neither interruptions nor the number of processes change these seeds.
 
 Validation scores decide; the test set stays sealed.
 """
@@ -48,7 +49,8 @@ def run_search(
 ) -> int:
     """Run trials until none is left for this process, write the report, return the exit code.
 
-    `compose` adds further overrides to those of the command line, which `overrides` holds.
+    `overrides` are those of the command line. `compose` builds a configuration from them and from
+    further overrides.
     """
     overridden = {override.lstrip("+~").partition("=")[0] for override in overrides}
     for key in options.space:
@@ -69,7 +71,7 @@ def run_search(
         code = run_trials(search, study)
     ended = write_report(search, study, overrides)
     if code == 0 and not options.report and (left := options.trials - ended) > 0:
-        log.info("%d of %d trials are in other processes' hands", left, options.trials)
+        log.info("%d of %d trials are still running in other processes", left, options.trials)
     return code
 
 
@@ -115,14 +117,14 @@ def run_trials(search: SharedSearch, study: optuna.Study) -> int:
     while has_trial_to_run(search, study):
         code = run_in_child(partial(run_trial, search))
         if code < 0:
-            log.warning("The trial's process was killed by signal %d; it goes on", -code)
+            log.warning("The trial's process was killed by signal %d; the search continues", -code)
         elif code > 0:
             return code
     return 0
 
 
 def has_trial_to_run(search: SharedSearch, study: optuna.Study) -> bool:
-    """Return whether a trial is left to start, or an interrupted one to take up."""
+    """Return whether a trial is left to start, or an interrupted one to resume."""
     trials = study.get_trials(deepcopy=False)
     return len(trials) < search.options.trials or any(
         trial.state == TrialState.RUNNING and not is_held(search.trial_lock(trial.number).path)

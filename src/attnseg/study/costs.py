@@ -1,4 +1,4 @@
-"""Costs of variants, as recorded by their runs, and the Pareto front of quality and cost."""
+"""The average cost of a variant, read from its runs, and the Pareto front of quality and cost."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -25,10 +25,10 @@ def _mean_or_nan(values: Sequence[float | None]) -> float:
 
 
 def find_pareto_front(quality: Sequence[float], cost: Sequence[float]) -> list[bool]:
-    """Return for each point if it is on the Pareto front.
+    """Return whether each point is on the Pareto front.
 
-    A point is on the front if no other is at least as good and at most as costly, unless both are
-    equal. A point whose quality is NaN never is.
+    It is unless another point is at least as good and no more costly, and differs in one of the
+    two. A point whose quality is NaN is never on the front.
     """
     points = list(zip(quality, cost, strict=True))
     return [

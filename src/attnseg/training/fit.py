@@ -26,7 +26,11 @@ from attnseg.training.callbacks.checkpoints import BestCheckpoint, LastCheckpoin
 from attnseg.training.callbacks.history import History, HistoryRow, OnEpoch, ProfileScores
 from attnseg.training.callbacks.progress import EpochProgress
 from attnseg.training.compiling import compile_model
-from attnseg.training.lightning_trainer import make_trainer, quiet_lightning, ranks_run_rank_main
+from attnseg.training.lightning_trainer import (
+    launch_ranks_with_rank_main,
+    make_trainer,
+    quiet_lightning,
+)
 from attnseg.training.module import SegmentationModule
 from attnseg.training.recompute import recompute_blocks
 from attnseg.training.resume import find_resume_point
@@ -72,7 +76,7 @@ def fit(
         if resume.over:
             return
         loaders.first_epoch, loaders.first_batch = resume.epoch, resume.batch
-    with quiet_lightning(), ranks_run_rank_main(folder.path):
+    with quiet_lightning(), launch_ranks_with_rank_main(folder.path):
         trainer = make_trainer(options, group, callbacks, folder.path)
         with stopping.deferred(), translated_failures(trainer, loaders, options.devices):
             trainer.fit(module, loaders, ckpt_path=folder.last_checkpoint if resume else None)

@@ -1,4 +1,4 @@
-"""Lightning's Trainer as this package uses it, without its output and its way to start ranks."""
+"""Builds Lightning's Trainer, silences it, and replaces the command that it starts ranks with."""
 
 import contextlib
 import logging
@@ -22,17 +22,17 @@ LIGHTNING_LOGGERS = "pytorch_lightning lightning.pytorch lightning_fabric lightn
 def make_trainer(
     options: TrainerOptions, group: ProcessGroup, callbacks: Sequence[pl.Callback], folder: Path
 ) -> pl.Trainer:
-    """Return the Trainer that the options, with a resolved precision, describe."""
+    """Build the Trainer from the options, whose precision must be resolved already (not `auto`)."""
     assert options.precision != "auto"
-    # Deterministic algorithms would also fill uninitialised memory, which nothing here reads.
+    # Deterministic mode would also fill uninitialised memory. Nothing here reads any.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     strategy: str | ModelParallelStrategy = options.strategy
-    if strategy == "fsdp":  # Its checkpoints are one plain file, as those of any other run.
+    if strategy == "fsdp":  # One plain file per checkpoint, as in other runs.
         strategy = ModelParallelStrategy(options.devices, 1, save_distributed_checkpoint=False)
     return pl.Trainer(
         max_epochs=options.max_epochs,
         accelerator=options.accelerator,
-        devices=group.per_machine,
+        devices=group.per_machine,  # options.devices counts those of all machines.
         num_nodes=group.machines,
         strategy=strategy,
         precision=options.precision,
@@ -55,7 +55,7 @@ def make_trainer(
 
 @contextlib.contextmanager
 def quiet_lightning() -> Iterator[None]:
-    """Hide Lightning's hints and warnings; what users need to know, this package reports."""
+    """Hide Lightning's hints and warnings; this package reports what users need to know."""
     loggers = [logging.getLogger(name) for name in LIGHTNING_LOGGERS]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -70,15 +70,16 @@ def quiet_lightning() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def ranks_run_rank_main(folder: Path) -> Iterator[None]:
+def launch_ranks_with_rank_main(folder: Path) -> Iterator[None]:
     """Make Lightning start the other ranks with `rank_main.py RUN_FOLDER`.
 
-    By default it repeats this process's command line for them, which could be a whole multirun. Its
-    launcher reads `sys.argv` alone, so that this is the one place that edits it.
+    By default, Lightning repeats this process's command line for each rank, which would repeat a
+    whole multirun. Its launcher has no setting for the command and reads `sys.argv`, which is
+    therefore replaced for the time being, here and nowhere else.
     """
     argv, safe_path = sys.argv, os.environ.get("PYTHONSAFEPATH")
     sys.argv = [str(Path(__file__).with_name("rank_main.py")), str(folder.resolve())]
-    # Without it, the modules beside rank_main.py would shadow packages of the same name.
+    # Without this variable, the modules beside rank_main.py would shadow packages of the same name.
     os.environ["PYTHONSAFEPATH"] = "1"
     try:
         yield
@@ -86,3 +87,5 @@ def ranks_run_rank_main(folder: Path) -> Iterator[None]:
         sys.argv = argv
         if safe_path is None:
             del os.environ["PYTHONSAFEPATH"]
+        else:
+            os.environ["PYTHONSAFEPATH"] = safe_path

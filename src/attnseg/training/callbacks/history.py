@@ -1,4 +1,8 @@
-"""The history of a run: one row per epoch, kept in `history.csv` and sent to listeners."""
+"""Callbacks that record what each epoch logs.
+
+`History` writes one row per epoch to `history.csv` and passes it on, to experiment trackers for
+example. `ProfileScores` adds scores of whole validation cases to the logged values.
+"""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -24,8 +28,11 @@ class History(pl.Callback):
     The column `seconds` is the time of the whole epoch, `waiting` the part of it in which training
     waited for the next batch.
 
-    The watermark, if any, must appear beside the numbers. `log_epoch` is called with every new row
-    before it is written, `on_epoch` with all rows after every epoch; it may raise `EndedEarly`.
+    Args:
+        path: of `history.csv`.
+        watermark: text of a column beside the numbers, if the test set was watched during training.
+        log_epoch: called with the new row of every epoch before it is written.
+        on_epoch: called with all rows after every epoch; this function may raise `EndedEarly`.
     """
 
     def __init__(
@@ -38,6 +45,8 @@ class History(pl.Callback):
         self.path, self.log_epoch, self.on_epoch = path, log_epoch, on_epoch
         self.watermark = {} if watermark is None else {"watermark": watermark}
         self.rows: list[dict[str, float | str]] = []
+        # Of the current epoch; a run that resumes within an epoch restores them.
+        self.lr, self.waited, self.started = 0.0, 0.0, time.monotonic()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the rows so far and the measurements of the unfinished epoch."""
@@ -55,7 +64,7 @@ class History(pl.Callback):
         self.idle_since = time.monotonic()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Note the time and the learning rate."""
+        """Record the time and the learning rate."""
         self.started = self.idle_since = time.monotonic()
         self.waited = 0.0
         self.lr = trainer.optimizers[0].param_groups[0]["lr"]
@@ -69,14 +78,14 @@ class History(pl.Callback):
         self.idle_since = time.monotonic()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Add the epoch's row, write the file and call the listeners."""
+        """Add the epoch's row, pass it to trackers, write the file and call `on_epoch`."""
         values = {name: float(value) for name, value in trainer.callback_metrics.items()}
         row = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step, "lr": self.lr}
         seconds = time.monotonic() - self.started
         times = {"seconds": round(seconds, 2), "waiting": round(self.waited, 3)}
         self.rows.append({**row, **dict(sorted(values.items())), **times, **self.watermark})
         if trainer.is_global_zero:
-            # Trackers come first: a resumed run sends them only the epochs that the file lacks.
+            # A resumed run sends trackers only epochs that the file lacks, so they come first.
             self.log_epoch(self.rows[-1])
             write_text(self.path, pd.DataFrame(self.rows).to_csv(index=False, lineterminator="\n"))
             self.on_epoch(self.rows)
