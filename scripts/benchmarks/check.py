@@ -33,7 +33,7 @@ COLUMNS = {"label": "model", "what": "ratio", "ratio": "measured", "bound": "at 
 
 
 def engine_over_bare_loop(config: Benchmark, device: torch.device) -> float:
-    """Return a step of the engine over one of the bare loop."""
+    """Return a step of the training loop over one of the bare loop."""
     return 1 + median_of(measure_overhead(config, device, FLOAT32)[0], "overhead") / 100
 
 

@@ -1,9 +1,10 @@
-"""Cost of the engine beyond a bare PyTorch loop on the same data and model.
+"""Cost of the training loop beyond a bare PyTorch loop on the same data and model.
 
-One process trains the same model twice, epoch by epoch in turn: the engine with its default
-callbacks trains an epoch, then the bare loop does. Both are timed by the same clock, from the end
-of one optimizer step to the end of the next, loading included. The first step of an epoch, behind
-validation and checkpoints, is left out, and so are the first epoch and the bare loop's.
+One process trains the same model twice, epoch by epoch in turn: attnseg's training loop with its
+default callbacks trains an epoch, then the bare loop does. Both are timed by the same clock, from
+the end of one optimizer step to the end of the next, loading included. The first step of an epoch,
+which follows validation and checkpoints, is left out, and so are the first epoch and the bare
+loop's.
 """
 
 import contextlib
@@ -67,7 +68,7 @@ class Clock:
 def measure_overhead(
     config: Benchmark, device: torch.device, precisions: Sequence[str]
 ) -> list[Row]:
-    """Train with the engine and with the bare loop, an epoch each in turn."""
+    """Train with the training loop and with the bare loop, an epoch each in turn."""
     config = shorten(config, device)
     reader = open_reader(config)
     data = load_dataset(config, reader)
@@ -84,7 +85,7 @@ def measure_overhead(
 
     with tempfile.TemporaryDirectory() as folder:
         fit(setup, RunFolder(folder), ProcessGroup(1), Stopping(), on_epoch=end_epoch)
-    names = {"engine": engine.epochs[1:], "bare": bare.epochs[1:]}
+    names = {"training loop": engine.epochs[1:], "bare": bare.epochs[1:]}
     ratios = [
         100 * (median(ours) / median(theirs) - 1)
         for ours, theirs in zip(*names.values(), strict=True)
@@ -157,7 +158,7 @@ class BareLoop:
         self.labels = labels
 
     def epoch(self, number: int) -> None:
-        """Train as many batches as the engine does."""
+        """Train as many batches as the training loop does."""
         assert self.options.limit_batches is not None
         self.model.train()
         self.loader.sampler.set_epoch(number)  # type: ignore[attr-defined]
@@ -185,7 +186,7 @@ class BareLoop:
 
 @contextlib.contextmanager
 def nondeterministic_algorithms() -> Iterator[None]:
-    """Leave deterministic algorithms, which the engine asks for, while the block runs."""
+    """Leave deterministic algorithms, which training turns on, while the block runs."""
     deterministic = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(False)
     try:

@@ -18,7 +18,7 @@ MAINTAINERS_SUITES = {
     "volume": OurSuite("A whole volume", (DAE_FORMER,)),
     "scaling": OurSuite("Scaling", (DAE_FORMER,)),
     "loading": OurSuite("Loading"),
-    "overhead": OurSuite("The engine against a bare loop"),
+    "overhead": OurSuite("The training loop against a bare loop"),
     "safety": OurSuite("What safety costs"),
     "startup": OurSuite("Start-up"),
     "check": OurSuite("Ratios within their bounds", in_all=False),

@@ -1,6 +1,6 @@
 """Cost of being able to stop a run anywhere and resume it to the same end, to the bit.
 
-Of a training step: the time in everything that the engine does for it between the network's passes,
+Of a training step: the time in all that the training loop does for it between the network's passes,
 and what deterministic algorithms take longer. Of a checkpoint: keeping it whole, with its SHA-256,
 against Lightning's own way.
 """
@@ -52,7 +52,7 @@ CHECKS: tuple[tuple[type, str], ...] = (
 
 
 def measure_safety(config: Benchmark, device: torch.device, precisions: Sequence[str]) -> list[Row]:
-    """Train with the engine, its checks timed; then keep its checkpoint in both ways."""
+    """Train with the checks timed; then keep the checkpoint in both ways."""
     config = shorten(config, device, save_minutes=None)  # saving is timed by itself
     reader = open_reader(config)
     data, clock = load_dataset(config, reader), Clock()
