@@ -9,14 +9,13 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from attnseg.commands.command import Command
-from attnseg.config.nodes import Fraction, Node
+from attnseg.config.nodes import CommandOptions, Fraction
 
 
-class Compare(Node):
+class Compare(CommandOptions):
     """Options of `attnseg compare`.
 
     Attributes:
-        choices: names that Hydra chose in groups; not used here.
         runs: run folders, or patterns of them.
         baseline: the variant that the others are compared with.
         by: options whose values distinguish the variants, such as `model` and `attn`.
@@ -29,7 +28,6 @@ class Compare(Node):
         seed: of the bootstrap and of the permutations.
     """
 
-    choices: dict[str, str]
     runs: list[str]
     baseline: str
     by: Annotated[list[str], Field(min_length=1)]

@@ -4,13 +4,12 @@ attnseg publish capsule=FILE.zip to=hf://owner/name
 """
 
 from attnseg.commands.command import Command
-from attnseg.config.nodes import Folder, Node
+from attnseg.config.nodes import CommandOptions, Folder
 
 
-class Publish(Node):
+class Publish(CommandOptions):
     """The capsule that is published, and where."""
 
-    choices: dict[str, str]
     capsule: Folder
     to: Folder
 

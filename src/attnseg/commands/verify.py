@@ -1,9 +1,5 @@
 """Verifies a capsule: its files by their digests, then its network on the input that it contains.
 
-A capsule is a zip file with an exported network, its preprocessing, a test input and the output
-that the network must give for it. Neither torch nor, for a local file, a network connection is
-needed.
-
 attnseg verify FILE.zip
 attnseg verify capsule=FILE.zip
 """
@@ -13,20 +9,21 @@ import re
 from pydantic import NonNegativeInt
 
 from attnseg.commands.command import Command
-from attnseg.config.nodes import Folder, Node
+from attnseg.config.nodes import CommandOptions, Folder
 from attnseg.errors import require
 
 
-class Verify(Node):
+class Verify(CommandOptions):
     """Options of `attnseg verify`.
 
+    A capsule is a zip file with an exported network, its preprocessing, a test input and the output
+    that the network must give for it. A local file is verified offline, and none needs torch.
+
     Attributes:
-        choices: names that Hydra chose in groups; not used here.
         capsule: a file, or the address of one on the Hugging Face Hub.
         threads: of ONNX Runtime; 0 is its own choice.
     """
 
-    choices: dict[str, str]
     capsule: Folder
     threads: NonNegativeInt
 

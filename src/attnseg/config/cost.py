@@ -81,7 +81,9 @@ def transient_memory(step: Callable[[], object], on_gpu: bool | None = None) -> 
         step: called once.
         on_gpu: count the GPU's allocations; by default, where a GPU is available.
     """
-    if torch.cuda.is_available() if on_gpu is None else on_gpu:
+    if on_gpu is None:
+        on_gpu = torch.cuda.is_available()
+    if on_gpu:
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         step()
@@ -93,7 +95,7 @@ def transient_memory(step: Callable[[], object], on_gpu: bool | None = None) -> 
         step()
     results: Any = profiled.profiler
     changes = [e for e in results.kineto_results.events() if e.name() == "[memory]"]
-    held = peak = 0
+    held = peak = 0  # Events are allocations (positive) and releases (negative).
     for change in sorted(changes, key=lambda event: event.start_ns()):
         held += change.nbytes()
         peak = max(peak, held)

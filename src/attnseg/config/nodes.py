@@ -33,6 +33,16 @@ class Node(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
+class CommandOptions(Node):
+    """The options of a command.
+
+    Attributes:
+        choices: the name that was chosen in each configuration group.
+    """
+
+    choices: dict[str, str]
+
+
 class Component(BaseModel):
     """A part of the configuration that names a class and holds the options it is built with."""
 

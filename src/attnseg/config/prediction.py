@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from attnseg.config.errors import OptionError
-from attnseg.config.nodes import Folder, Node
+from attnseg.config.nodes import CommandOptions, Folder, Node
 
 Sizes = Annotated[float, Field(ge=0)] | dict[str, Annotated[float, Field(ge=0)]] | None
 Counts = NonNegativeInt | dict[str, NonNegativeInt] | None
@@ -19,10 +19,9 @@ class Postprocess(Node):
     min_pixels: Counts = None
 
 
-class Predict(Node):
+class Predict(CommandOptions):
     """The networks, the images, and how they are segmented."""
 
-    choices: dict[str, str]
     run: str | Annotated[list[str], Field(min_length=1)] | None
     study: str | None
     capsule: str | None

@@ -5,10 +5,10 @@ from typing import Literal, Self
 from pydantic import NonNegativeInt, model_validator
 
 from attnseg.config.errors import OptionError
-from attnseg.config.nodes import Component, Node
+from attnseg.config.nodes import CommandOptions, Component
 
 
-class Reopen(Node):
+class Reopen(CommandOptions):
     """The cases of a finished run, and where its data are."""
 
     split: Literal["val", "test"]
@@ -18,9 +18,18 @@ class Reopen(Node):
 
 
 class Evaluate(Reopen):
-    """The masks that are scored, and the profiles."""
+    """Options of `attnseg evaluate` and `attnseg metrics_diff`.
 
-    choices: dict[str, str]
+    Attributes:
+        profile: the metric profiles, by name.
+        run: a finished run, or else `pred` and `truth`: folders of masks.
+        pipeline: how prediction and truth are brought to one size; see `evaluation/pipelines.py`.
+        classes: of the masks in folders.
+        patient: a regular expression that finds a patient's name in a file's name.
+        worst: number of the worst cases that are drawn.
+        outputs: folder for tables and pictures.
+    """
+
     profile: dict[str, Component]
     run: str | None
     pipeline: Literal["native", "zoom", "network_size"]

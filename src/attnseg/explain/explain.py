@@ -1,4 +1,4 @@
-"""Draws and measures the parts of an image that one pixel's token attends to, in finished runs."""
+"""Draws where the token of one pixel attends in an image, and tabulates it by run and layer."""
 
 import logging
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from attnseg.runs.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 
-MAX_TRUSTED_ERROR = 1e-3  # A map that reproduces its layer's output less exactly is warned of.
+MAX_TRUSTED_ERROR = 1e-3  # relative; above it, a warning is logged
 
 
 def explain_runs(config: Explain) -> pd.DataFrame:
@@ -62,7 +62,7 @@ def explain_runs(config: Explain) -> pd.DataFrame:
 def report_exactness(attentions: Sequence[RunAttention]) -> None:
     """Log how exactly the attention maps, applied to the values, reproduce the layers' outputs.
 
-    Warn if they do not: the layer is then not linear in its values.
+    Above `MAX_TRUSTED_ERROR`, warn that a layer is not linear in its values.
     """
     error = max(weights.error for one in attentions for weights in one.weights.values())
     text = "Attention maps applied to the values give each layer's output to %.0e of its maximum"

@@ -18,7 +18,6 @@ class Explain(Reopen):
         layer: names or patterns of layers; none for all.
     """
 
-    choices: dict[str, str]
     run: str | None
     runs: Names
     case: str | None

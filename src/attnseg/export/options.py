@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from attnseg.config.errors import OptionError
-from attnseg.config.nodes import Component, Folder, Node
+from attnseg.config.nodes import CommandOptions, Component, Folder
 from attnseg.config.prediction import Postprocess
 from attnseg.evaluation.options import Reopen
 
@@ -13,7 +13,6 @@ from attnseg.evaluation.options import Reopen
 class Export(Reopen):
     """The files that a finished run is exported as."""
 
-    choices: dict[str, str]
     profile: dict[str, Component]
     run: str
     formats: Annotated[list[Literal["onnx", "torch", "safetensors"]], Field(min_length=1)]
@@ -31,10 +30,9 @@ class Export(Reopen):
         return self
 
 
-class Capsule(Node):
+class Capsule(CommandOptions):
     """The run that is packed, and the texts that are packed with it."""
 
-    choices: dict[str, str]
     run: str
     output: Folder
     license: str | None

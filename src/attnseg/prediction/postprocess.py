@@ -1,4 +1,4 @@
-"""Postprocessing of masks: removes connected components that are too small to be an organ."""
+"""Postprocessing of masks: removes small connected components, or all but the largest one."""
 
 from dataclasses import dataclass
 
@@ -46,7 +46,7 @@ def clean_mask(
     labels, _ = ndimage.label(mask, np.ones((3, 3, 3)))
     sizes = np.bincount(labels.ravel())
     stays = sizes >= least
-    stays[0] = False
+    stays[0] = False  # the background
     if rule.largest:
         sizes[0] = 0
         stays &= np.arange(len(sizes)) == sizes.argmax()

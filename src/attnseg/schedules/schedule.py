@@ -23,7 +23,7 @@ class Schedule:
         """Return the factor for step `step`, counted from 0, of a training run of `steps` steps."""
         warmup_steps = self.warmup * steps
         if step < warmup_steps:
-            return (step + 1) / (warmup_steps + 1)
+            return (step + 1) / (warmup_steps + 1)  # above 0, and 1 after the warm-up
         progress = min(1.0, (step - warmup_steps) / max(1.0, steps - warmup_steps))
         return self.final + (1 - self.final) * self.decay(progress)
 

@@ -1,6 +1,8 @@
 """Searches hyperparameters: runs many trials, each a training run, in any number of processes.
 
-The protocol between the processes, which share only the search's folder:
+`run_search` checks the space, creates the study in the search's folder or joins the one that is
+there, and forks one trial after another until none is left. `trial.py` takes, trains and records
+one trial; `shared_search.py` holds the locks. The processes share only the folder:
 
 - *Journal.* `journal.log` is Optuna's record of trials: their parameters, validation curves and
   outcomes. Only one search may use a folder; its identity is stored in the journal.
@@ -9,9 +11,9 @@ The protocol between the processes, which share only the search's folder:
 - *Trial locks.* `trial-N.lock` is held by the process that trains trial N, until the journal has
   its outcome. A trial that is running according to the journal, but whose lock nobody holds, was
   interrupted: the next process resumes it with the same parameters, from its last checkpoint.
-- *Forks.* Each trial trains in a fork of the searching process. If the fork is killed, the search
-  continues and resumes the trial, unless it was cut off in the same epoch too often. If the search
-  itself is killed, repeating the command continues it.
+- *Forks.* Each trial trains in a fork. If the fork is killed, its parent goes on and resumes the
+  trial; a trial that is cut off in the same epoch too often is recorded as failed. If the parent is
+  killed, repeating the command continues the search.
 - *Reproducibility.* The sampler of a trial is seeded from the search's seed and the trial's number,
   so that neither interruptions nor the number of processes change these seeds.
 
@@ -50,7 +52,7 @@ def run_search(
     """Run trials until none is left for this process, write the report, return the exit code.
 
     `overrides` are those of the command line. `compose` builds a configuration from them and from
-    further overrides.
+    further overrides. `report_error` prints an error and returns its exit code.
     """
     overridden = {override.lstrip("+~").partition("=")[0] for override in overrides}
     for key in options.space:
@@ -113,7 +115,7 @@ def join_search(search: SharedSearch, identity: str) -> optuna.Study:
 
 
 def run_trials(search: SharedSearch, study: optuna.Study) -> int:
-    """Run trials in forks; return the exit code of the trial that ended the search, or 0."""
+    """Run trials in forks until none is left or one ends in an error; return its exit code or 0."""
     while has_trial_to_run(search, study):
         code = run_in_child(partial(run_trial, search))
         if code < 0:
@@ -124,7 +126,10 @@ def run_trials(search: SharedSearch, study: optuna.Study) -> int:
 
 
 def has_trial_to_run(search: SharedSearch, study: optuna.Study) -> bool:
-    """Return whether a trial is left to start, or an interrupted one to resume."""
+    """Return whether a trial is left to start, or an interrupted one to resume.
+
+    Another process may take it first: `run_trial` decides, under the folder lock.
+    """
     trials = study.get_trials(deepcopy=False)
     return len(trials) < search.options.trials or any(
         trial.state == TrialState.RUNNING and not is_held(search.trial_lock(trial.number).path)

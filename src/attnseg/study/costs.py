@@ -27,8 +27,8 @@ def _mean_or_nan(values: Sequence[float | None]) -> float:
 def find_pareto_front(quality: Sequence[float], cost: Sequence[float]) -> list[bool]:
     """Return whether each point is on the Pareto front.
 
-    It is unless another point is at least as good and no more costly, and differs in one of the
-    two. A point whose quality is NaN is never on the front.
+    A point is on the front unless another one is at least as good and costs no more, and differs in
+    one of the two. A point whose quality is NaN is never on it.
     """
     points = list(zip(quality, cost, strict=True))
     return [

@@ -1,4 +1,4 @@
-"""Builds Lightning's Trainer, silences it, and replaces the command that it starts ranks with."""
+"""Builds Lightning's Trainer, silences it, and makes it start the other ranks by `rank_main.py`."""
 
 import contextlib
 import logging
@@ -45,6 +45,7 @@ def make_trainer(
         plugins=[AtomicCheckpointIO(), cluster_environment()],
         callbacks=list(callbacks),
         default_root_dir=folder,
+        # Logging, progress and the order of samples are this package's own.
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,

@@ -30,7 +30,7 @@ class History(pl.Callback):
 
     Args:
         path: of `history.csv`.
-        watermark: text of a column beside the numbers, if the test set was watched during training.
+        watermark: if the test set was watched during training, text that says so in every row.
         log_epoch: called with the new row of every epoch before it is written.
         on_epoch: called with all rows after every epoch; this function may raise `EndedEarly`.
     """
@@ -85,7 +85,8 @@ class History(pl.Callback):
         times = {"seconds": round(seconds, 2), "waiting": round(self.waited, 3)}
         self.rows.append({**row, **dict(sorted(values.items())), **times, **self.watermark})
         if trainer.is_global_zero:
-            # A resumed run sends trackers only epochs that the file lacks, so they come first.
+            # Trackers come first: epochs that the file lacks are sent again when a run resumes, so
+            # that an interruption between the two loses none.
             self.log_epoch(self.rows[-1])
             write_text(self.path, pd.DataFrame(self.rows).to_csv(index=False, lineterminator="\n"))
             self.on_epoch(self.rows)
