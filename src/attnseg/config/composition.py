@@ -62,7 +62,8 @@ def to_raw(composed: DictConfig, choices: Mapping[str, object] | None = None) ->
     """
     if choices is None:
         choices = composed.hydra.runtime.choices
-    own = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
+    keys: list[Any] = [key for key in composed if key != "hydra"]  # A wrong one may be no text.
+    own = OmegaConf.masked_copy(composed, keys)
     try:
         raw: Any = OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
     except MissingMandatoryValue as error:
