@@ -8,25 +8,14 @@
 # make bench  every suite of measurements, tables and plots to outputs/benchmark; an hour, machine to itself
 # make bench-check  ratios against plain loops, within bounds; minutes
 # make audit  known weaknesses of the locked packages; needs a network
-# TORCH=cpu|cuda chooses the lock; without it, a machine with nvidia-smi takes cuda.
+# PYTHON=<path> and TORCH=cpu|cuda choose for the environment; scripts/setup.py says what is chosen without.
 
-PYTHON ?= $(or $(shell command -v python3.11),python3)
-TORCH ?= $(if $(shell command -v nvidia-smi),cuda,cpu)
 PY := .venv/bin/python
 
 .PHONY: setup demo test test-all test-gpu test-slurm chaos check bench bench-check audit lock
 
-setup: .venv/.ready
-
-.venv/.ready: requirements/$(TORCH).lock pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null || { \
-	  echo "error: $(PYTHON): not Python 3.11, which the locks are for; install it or pass PYTHON=<its path>" >&2; exit 2; }
-	@test -x $(PY) || $(PYTHON) -m venv .venv
-	@echo "Installing the locked packages ($<); a few minutes the first time."
-	@$(PY) -m pip install -qq --disable-pip-version-check --require-hashes -r $< || { \
-	  echo "error: $<: could not be installed (see above); if no CPU build of torch was found, name the index that has it in PIP_EXTRA_INDEX_URL or run 'make TORCH=cuda'" >&2; exit 5; }
-	@$(PY) -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation --editable .
-	@touch $@
+setup:
+	@$(or $(shell command -v python3),$(PYTHON),python3) scripts/setup.py
 
 demo: setup
 	$(PY) train.py experiment=demo
@@ -64,7 +53,7 @@ bench-check: setup
 	  image_size=128 repeats=3 phantom_size=tiny
 
 audit: setup
-	$(PY) -m pip_audit --strict --disable-pip --require-hashes -r requirements/cpu.lock
+	$(PY) -m pip_audit --strict --disable-pip --require-hashes -r requirements/packages.lock -r requirements/torch.lock
 
 lock:
 	$(PYTHON) scripts/lock.py

@@ -1,24 +1,28 @@
-"""Write requirements/cuda.lock, cpu.lock and predict.lock, every file pinned by hash.
+"""Write the locks of requirements/, which serve Python 3.11 to 3.14, every file pinned by hash.
 
-All hold the same versions. The CPU lock leaves out CUDA's companion packages (gigabytes) and lists
-only builds of PyTorch without CUDA: on Linux, the one that the configured index offers. The lock
-for prediction has what `attnseg predict` and `attnseg verify` need with a capsule: no torch. What
-is pinned stays so unless a bound in pyproject.toml forbids it; delete cuda.lock for newer versions.
+packages.lock has all packages but PyTorch. torch.lock has PyTorch's default build and, for Linux,
+the CUDA packages that it needs; torch-cpu.lock has those Linux builds without CUDA that the
+configured index offers. predict.lock has what `attnseg predict` and `attnseg verify` need with a
+capsule: no torch. What is pinned stays so unless a bound in pyproject.toml forbids it; delete
+torch.lock and packages.lock for newer versions.
 
     python scripts/lock.py        # needs uv on PATH; run after changing a bound in pyproject.toml
 """
 
 import hashlib
+import itertools
 import re
 import subprocess
 import sys
 import tempfile
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 TORCH = "torch==2.13.0"
-COMPANION = re.compile(r"(nvidia-|cuda-|triton==)")
-CPU_ONLY_PLATFORMS = ("macosx_14_0_arm64", "win_amd64")  # where PyTorch's default is CPU-only
+OF_TORCH = re.compile(r"(torch|triton)==|nvidia-|cuda-")
+PYTHONS = ("3.11", "3.12", "3.13", "3.14")
+MACHINES = ("x86_64", "aarch64")
 LOCKS = Path(__file__).resolve().parent.parent / "requirements"
 
 
@@ -54,40 +58,41 @@ def predict_requirements() -> str:
     return "\n".join([*core, *project["optional-dependencies"]["predict"]]) + "\n"
 
 
-def cpu_build_hash(*platform: str) -> str:
-    """Download the wheel of `TORCH` that pip prefers; return its SHA-256.
-
-    Args:
-        platform: pip's options for another platform than this one.
-
-    Raises:
-        SystemExit: pip prefers a Linux build that needs CUDA.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "pip", "download", "-qq", "--no-deps", "-d", folder]
-        subprocess.run([*command, *platform, TORCH], check=True)
-        (wheel,) = Path(folder).iterdir()
-        if "linux" in wheel.name and "+cpu" not in wheel.name:
-            sys.exit(f"error: pip took {wheel.name}; add an index that offers the CPU build")
-        return hashlib.sha256(wheel.read_bytes()).hexdigest()
+def cpu_builds() -> Iterator[str]:
+    """Download every Linux build of `TORCH` without CUDA that the index offers; yield its pin."""
+    for python, machine in itertools.product(PYTHONS, MACHINES):
+        with tempfile.TemporaryDirectory() as folder:
+            command = [sys.executable, "-m", "pip", "download", "-qq", "--no-deps", "-d", folder]
+            command += ["--only-binary=:all:", "--python-version", python]
+            command += ["--platform", f"manylinux_2_28_{machine}", TORCH + "+cpu"]
+            offered = subprocess.run(command, stderr=subprocess.DEVNULL).returncode == 0
+            print(f"{TORCH}+cpu, Python {python}, {machine}: {'pinned' if offered else 'none'}")
+            if offered:
+                (wheel,) = Path(folder).iterdir()
+                digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+                where = f"platform_machine == '{machine}' and sys_platform == 'linux'"
+                pin = f"{TORCH}+cpu ; python_version == '{python}' and {where}"
+                yield f"{pin} \\\n    --hash=sha256:{digest}\n"
 
 
 def main() -> None:
     """Write the locks."""
-    compile_lock("pyproject.toml", "--all-extras", LOCKS / "cuda.lock", TORCH + "\n")
-    cuda = (LOCKS / "cuda.lock").read_text()
-    entries = re.split(r"(?m)^(?=\S)", cuda)
-    cpu = "".join(entry for entry in entries if not COMPANION.match(entry))
-    # pip prefers a listed build over the CPU-only one, so the CPU lock lists no other for Linux.
-    others = [f"--only-binary=:all: --platform {name}".split() for name in CPU_ONLY_PLATFORMS]
-    hashes = [cpu_build_hash(), *(cpu_build_hash(*options) for options in others)]
-    pinned = " \\\n".join([TORCH, *(f"    --hash=sha256:{digest}" for digest in hashes)])
-    cpu = re.sub(rf"(?m)^{re.escape(TORCH)}(.*\n)(    .*\n)+", pinned + "\n", cpu)
-    (LOCKS / "cpu.lock").write_text(cpu)
+    with tempfile.NamedTemporaryFile("w+", suffix=".lock") as lock:
+        for part in ("packages", "torch"):
+            path = LOCKS / f"{part}.lock"
+            lock.write(path.read_text() if path.exists() else "")
+        lock.flush()
+        compile_lock("pyproject.toml", "--all-extras", Path(lock.name), TORCH + "\n")
+        whole = Path(lock.name).read_text()
+    entries = [entry for entry in re.split(r"(?m)^(?=\S)", whole) if entry]
+    of_torch = [entry for entry in entries if OF_TORCH.match(entry)]
+    (LOCKS / "torch.lock").write_text("".join(of_torch))
+    (LOCKS / "packages.lock").write_text("".join(e for e in entries if e not in of_torch))
+    (LOCKS / "torch-cpu.lock").write_text("".join(cpu_builds()))
     with tempfile.NamedTemporaryFile("w", suffix=".in") as needed:
         needed.write(predict_requirements())
         needed.flush()
-        versions = re.sub(r"(?m) ?\\$|^    .*\n", "", cuda)
+        versions = re.sub(r"(?m) ?\\$|^    .*\n", "", whole)
         (LOCKS / "predict.lock").unlink(missing_ok=True)
         compile_lock(needed.name, "", LOCKS / "predict.lock", versions)
 

@@ -1,0 +1,283 @@
+"""Creates the environment `.venv` with the locked packages; `make setup` calls it.
+
+The Python is the newest supported one on this machine; PYTHON=<its path> names another. Without a
+GPU, PyTorch's CPU build is installed where the package index offers one, else the default build;
+TORCH=cpu or TORCH=cuda decides otherwise. An interrupted or failed call can be repeated.
+The syntax is that of Python 3.6, so that older Pythons can say which ones are needed.
+"""
+
+import glob
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+LOCKS = [
+    os.path.join(ROOT, "requirements", name + ".lock")
+    for name in ("torch-cpu", "torch", "packages")
+]
+VENV = os.path.join(ROOT, ".venv")
+PY = os.path.join(VENV, "bin", "python")
+STATE = os.path.join(VENV, ".ready")  # "unfinished", "usable", or what was installed
+SUPPORTED = ("3.14", "3.13", "3.12", "3.11")
+PIP = [PY, "-I", "-m", "pip", "--disable-pip-version-check"]
+UV = shutil.which("uv")
+LINUX = sys.platform == "linux"
+SIZES = {"cpu": (0.8, 2.5), "cuda": (3.5, 7.5)}  # GB to download and in .venv, on Linux
+AGAIN = "run the same command again"
+BROKEN = "a download broke off or was altered; " + AGAIN
+OFFLINE = "the package index cannot be reached; check the network and pip's settings, and " + AGAIN
+# Patterns of installers' messages, and what the error line says; the first match counts.
+REASONS = (
+    (
+        r"No space left|Errno 28|os error 28|Disk quota",
+        "no disk space is left for .venv, pip's cache or temporary files (TMPDIR); free some, and "
+        + AGAIN,
+    ),
+    (
+        r"from versions: none|NewConnection|Failed to establish|timed? ?out|ProxyError"
+        r"|name resolution|dns error|tcp connect error",
+        OFFLINE,
+    ),
+    (
+        r"DO NOT MATCH THE HASHES|[Hh]ash mismatch|IncompleteRead|incomplete-download"
+        r"|[Cc]onnection ?(broken|reset)|not enough bytes|[Uu]nexpected EOF|end of file",
+        BROKEN,
+    ),
+    (
+        r"Permission denied|Read-only file system",
+        "this folder cannot be written; use a clone in a folder of your own",
+    ),
+)
+
+
+def fail(code: int, message: str) -> None:
+    """End with one line on standard error."""
+    sys.stderr.write(f"error: {message}\n")
+    sys.exit(code)
+
+
+def explain(printed: str) -> str:
+    """Return why an installer failed and what to do, from its messages."""
+    for pattern, reason in REASONS:
+        if re.search(pattern, printed):
+            return reason
+    lines = [line for line in printed.splitlines() if line.strip()] or ["no message"]
+    lines = [line for line in lines if line.lower().startswith("error")] or lines
+    return f"could not be installed ({lines[-1].strip()}); mend that and {AGAIN}"
+
+
+def call(command: "list[str]", shown: bool = False) -> "tuple[bool, str, str]":
+    """Run a command; return whether it succeeded, its standard output and its messages.
+
+    Args:
+        command: the program and its arguments.
+        shown: whether its standard output, such as a progress bar, goes to the terminal instead.
+    """
+    process = subprocess.Popen(
+        command,
+        stdout=None if shown else subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        universal_newlines=True,
+    )
+    output, messages = process.communicate()
+    return process.returncode == 0, output or "", messages
+
+
+def read_state() -> "list[str]":
+    """Return what the last call wrote about `.venv`: fingerprint, Python and build if complete."""
+    if not os.path.exists(STATE):
+        if os.path.isdir(VENV) and os.listdir(VENV):
+            fail(2, f".venv: was not made by this command; move it away and {AGAIN}")
+        return []
+    with open(STATE) as file:
+        return file.read().split()
+
+
+def write_state(text: str) -> None:
+    """Note the state of `.venv` for the next call."""
+    with open(STATE, "w") as file:
+        file.write(text + "\n")
+
+
+def find_pythons() -> "list[tuple[str, str]]":
+    """Return (version, path) of the supported Pythons of this machine, the newest first."""
+    named = os.environ.get("PYTHON")
+    folders = os.environ["PATH"].split(os.pathsep)
+    pyenv = os.path.join(os.environ.get("PYENV_ROOT", "~/.pyenv"), "versions", "*", "bin")
+    for pattern in (pyenv, "~/.local/share/uv/python/*/bin"):
+        folders += sorted(glob.glob(os.path.expanduser(pattern)))
+    names = [os.path.join(folder, "python" + each) for each in SUPPORTED for folder in folders]
+    pythons, refusals = {}, {}
+    for path in [named] if named else [*names, sys.executable]:
+        if not shutil.which(path) or os.path.basename(path)[6:] in pythons:
+            continue
+        probe = "import sys; print('%d.%d' % sys.version_info[:2]); import ensurepip"
+        has_pip, version, _ = call([path, "-I", "-c", probe])
+        version = version.strip()
+        if version not in SUPPORTED:
+            refusals[path] = "Python " + version if has_pip else "no working Python"
+        elif has_pip or UV:
+            pythons.setdefault(version, path)
+        else:
+            refusals[path] = f"without ensurepip (Debian, Ubuntu: install python{version}-venv)"
+    if not pythons:
+        found = "; ".join(f"{path} is {what}" for path, what in sorted(refusals.items()))
+        found = found or f"{named} is not there"
+        needed = f"Python {', '.join(SUPPORTED[:0:-1])} or {SUPPORTED[0]} is needed"
+        fail(2, f"{needed}, but {found}; install one or pass PYTHON=<its path>")
+    return sorted(pythons.items(), key=lambda item: SUPPORTED.index(item[0]))
+
+
+def make_environment(version: str, path: str) -> None:
+    """Create an empty `.venv`, or empty the one that is there."""
+    print(f"Creating .venv with Python {version} ({path}).", flush=True)
+    os.makedirs(VENV, exist_ok=True)
+    write_state("unfinished")
+    for old in (os.path.join(VENV, name) for name in os.listdir(VENV)):
+        if os.path.isdir(old) and not os.path.islink(old):
+            shutil.rmtree(old)
+        elif old != STATE:
+            os.remove(old)
+    command = [path, "-I", "-m", "venv", VENV]
+    done, output, messages = call(command)
+    if not done and UV:
+        done, output, messages = call([*command, "--without-pip"])
+    if not done:
+        fail(5, ".venv: " + explain(output + messages))
+    write_state("usable")
+
+
+def install(name: str, *arguments: str, shown: bool = False) -> None:
+    """Install packages; a download that breaks off is tried once more.
+
+    Args:
+        name: what an error is about.
+        arguments: of `pip install` or `uv pip install`.
+        shown: whether progress is shown.
+    """
+    command = [UV, "pip", "install", "--python", PY] if UV else [*PIP, "install"]
+    command += [*([] if shown else ["-q"]), *arguments]
+    for attempt in range(2):
+        write_state("unfinished")
+        done, output, messages = call(command, shown)
+        write_state("usable")
+        if done:
+            return
+        reason = explain(output + messages)
+        if attempt or reason != BROKEN:
+            fail(5, f"{name}: {reason}")
+        print(f"{name}: a download broke off; trying once more.", flush=True)
+
+
+def offers_cpu_build(torch: str, version: str) -> bool:
+    """Ask pip whether the package index has PyTorch's CPU build for a version of Python."""
+    query = [*PIP, "install", "-q", "--dry-run", "--no-deps", "--only-binary=:all:", "--target"]
+    offered, _, messages = call([*query, VENV, "--python-version", version, torch + "+cpu"])
+    if not offered and "from versions: none" in messages:
+        fail(5, f"{torch}: {OFFLINE}")
+    return offered
+
+
+def require_disk(build: str) -> None:
+    """Refuse to begin an installation for which the disk has no room."""
+    free = shutil.disk_usage(VENV).free / 1e9
+    needed = SIZES[build][1]
+    if free < needed and not glob.glob(VENV + "/lib/*/site-packages/torch"):
+        lack = f"needs about {needed} GB of disk space, and {free:.1f} GB are free"
+        fail(5, f".venv: {lack}; free some, and {AGAIN}")
+
+
+def install_torch(pythons: "list[tuple[str, str]]", asked: str) -> None:
+    """Install PyTorch: uv's choice of build, or the CPU build without a GPU, or the default one.
+
+    Args:
+        pythons: those to choose from, the newest first; `.venv` has the first.
+        asked: the build that the user wants, `cpu` or `cuda`, or nothing.
+    """
+    cpu_lock, default_lock, _ = LOCKS
+    with open(default_lock) as lock:
+        torch = re.search(r"torch==[\w.]+", lock.read()).group()
+    wants_cpu = LINUX and asked != "cuda" and (asked == "cpu" or not shutil.which("nvidia-smi"))
+    require_disk("cpu" if wants_cpu or not LINUX else "cuda")
+    if UV and LINUX and asked != "cuda":
+        backend = "--torch-backend=" + (asked or "auto")
+        if call([UV, "pip", "install", "--python", PY, "-q", backend, torch])[0]:
+            return
+        print(f"uv cannot fetch the build of its choice ({backend}).", flush=True)
+    if wants_cpu:
+        offered = [each for each in pythons if offers_cpu_build(torch, each[0])]
+        if offered:
+            if offered[0] != pythons[0]:
+                print(f"The index has the CPU build of {torch} for Python {offered[0][0]}.")
+                make_environment(*offered[0])
+            # By hash where it is known, else by version: the lock has markers.
+            install(torch, "--no-deps", "--require-hashes", "-r", cpu_lock)
+            return install(torch, "--no-deps", torch + "+cpu")
+        if asked == "cpu":
+            where = "name an index that has it in PIP_EXTRA_INDEX_URL or leave TORCH=cpu out"
+            fail(5, f"{torch}: the package index has no CPU build; {where}")
+        require_disk("cuda")
+    if LINUX:
+        why = "The index has no CPU build" if wants_cpu else "With CUDA"
+        download, disk = SIZES["cuda"]
+        sizes = f"about {download} GB to download, {disk} GB on disk"
+        print(f"{why}: installing the default build of {torch}, {sizes}.", flush=True)
+    install(torch, "--no-deps", "--require-hashes", "-r", default_lock, shown=LINUX)
+
+
+def main() -> None:
+    """Bring `.venv` to the state that the locks describe, unless it is there already."""
+    started = time.time()
+    asked = os.environ.get("TORCH", "")
+    if asked not in ("", "cpu", "cuda"):
+        fail(2, f"TORCH={asked}: not a build of PyTorch; use cpu or cuda")
+    if not os.access(os.path.expanduser("~"), os.W_OK):
+        os.environ["UV_NO_CACHE"] = "1"
+    digest = hashlib.sha256()
+    for path in [*LOCKS, os.path.join(ROOT, "pyproject.toml")]:
+        with open(path, "rb") as file:
+            digest.update(file.read())
+    state = read_state()
+    keeps = state not in ([], ["unfinished"]) and os.path.exists(PY)
+    keeps = keeps and (not asked or state[2:] in ([], [asked]))
+    named = find_pythons()[0][0] if os.environ.get("PYTHON") else "".join(state[1:2])
+    if keeps and state[:2] == [digest.hexdigest(), named]:
+        return
+
+    pythons = find_pythons()
+    about = "import sys; print('%d.%d' % sys.version_info[:2])"
+    version = call([PY, "-I", "-c", about])[1].strip() if keeps else ""
+    if version not in dict(pythons):
+        make_environment(*pythons[0])
+    elif version != pythons[0][0]:
+        pythons = [(version, PY)]
+    install_torch(pythons, asked)
+    print("Installing the other locked packages; a few minutes the first time.", flush=True)
+    install("packages.lock", "--no-deps", "--require-hashes", "-r", LOCKS[-1])
+    install("attnseg", "--no-deps", "--no-build-isolation", "--editable", ROOT)
+    about += (
+        "; import attnseg, torch as t; print(t.__version__, 'cuda' if t.version.cuda else 'cpu')"
+    )
+    works, output, messages = call([PY, "-c", about])
+    if not works:
+        fail(5, f".venv: does not work ({messages.splitlines()[-1]}); delete it and {AGAIN}")
+    version, torch, build = output.split()
+    write_state(f"{digest.hexdigest()} {version} {build}")
+    paths = (os.path.join(folder, each) for folder, _, files in os.walk(VENV) for each in files)
+    size = sum(os.lstat(path).st_size for path in paths) / 1e9
+    what = f"Python {version}, torch {torch}, {size:.1f} GB in .venv"
+    print(f"Ready after {time.time() - started:.0f} s: {what}.", flush=True)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except OSError as error:
+        fail(5, explain(f"error: {error}"))
