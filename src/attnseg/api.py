@@ -18,10 +18,11 @@ from attnseg.commands import evaluate as evaluate_command
 from attnseg.commands import predict as predict_command
 from attnseg.commands import train as train_command
 from attnseg.commands.command import Command
-from attnseg.config.build import ATTENTION, build, factory
+from attnseg.config.budget import build_model
+from attnseg.config.build import build
 from attnseg.config.components import attention_component, model_nodes
+from attnseg.config.folder import list_attentions as list_attention_choices
 from attnseg.config.folder import list_choices
-from attnseg.config.nodes import Component
 from attnseg.models.model import SegmentationModel
 from attnseg.models.pretrained import load_file_into
 from attnseg.runs.predictors import predict_as_configured
@@ -103,7 +104,7 @@ def list_models() -> list[str]:
 
 def list_attentions() -> list[str]:
     """Return the names that `create_attention` takes."""
-    return list_choices("attn")
+    return list_attention_choices()
 
 
 def create_attention(name: str, dim: int, num_heads: int, **options: Any) -> nn.Module:  # noqa: ANN401
@@ -150,14 +151,13 @@ def create_model(
     Returns:
         A module that maps images `[B, in_channels, H, W]` to logits `[B, num_classes, H, W]`.
     """
-    model_node, attn_node = model_nodes(name, attn if isinstance(attn, str) else None)
-    model: SegmentationModel = build(
-        "model",
-        Component.model_validate({**model_node, **options}),
-        in_channels=in_channels,
-        num_classes=num_classes,
-        image_size=(image_size, image_size) if isinstance(image_size, int) else image_size,
-        attn=attn if callable(attn) else factory("attn", attn_node, ATTENTION),
+    model_node, attn_node = model_nodes(name, attn if isinstance(attn, str) else None, **options)
+    model = build_model(
+        model_node,
+        attn if callable(attn) else attn_node,
+        in_channels,
+        num_classes,
+        (image_size, image_size) if isinstance(image_size, int) else image_size,
     )
     if pretrained is not None:
         print(load_file_into(model, pretrained))

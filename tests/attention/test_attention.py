@@ -133,7 +133,11 @@ def test_kv_is_qkv_with_tied_weights():
         ({"num_heads": 3}, "nearest: 2 or 4"),
         ({"num_heads": 0}, "num_heads 0"),
         ({"sharing": "kq"}, "none, qk, k_v, single"),
-        ({"mixing": "sofmax"}, "efficient, positional_softmax, softmax, transpose"),
+        ({"mixing": "sofmax"}, "choose one of .*softmax"),
+        ({"mixing": "attention"}, "unknown mixing"),  # a file of the folder, but no mixing
+        ({"mixing": "identity"}, "unknown mixing"),
+        ({"gather": "softmax"}, "unknown gather 'softmax'; choose one of .*none"),
+        ({"gather_options": {"ratio": 2}}, "gather none has no option 'ratio'"),
         ({"mixing_options": {"pos_dim": 3}}, "no option 'pos_dim'"),
     ],
 )

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from attnseg.attention.attention import Attention
+from attnseg.attention.mixing import Layout
 from attnseg.attention.positional_softmax import PositionalSoftmax
 from attnseg.benchmark.timing import alternate
 
@@ -43,7 +44,7 @@ def test_folded_form_equals_the_published_one(m, keys, d):
     bias = torch.tensor(0.7, dtype=torch.double)  # of the published map; it cancels
     wanted = (q, k, v, mix.weight)
 
-    ours = mix(q, k, v)
+    ours = mix(q, k, v, Layout((1, 11), (1, keys)))
     theirs = published(q, k, v, mix.weight, bias, d**-0.5)
     assert (ours - theirs).abs().max() < 1e-12
     our_gradients = torch.autograd.grad((ours * aim).sum(), wanted)
@@ -70,6 +71,7 @@ def test_folded_form_is_twenty_times_faster():
     """784 tokens of ViT-B's width, forward alone; the published code is prepared beforehand."""
     mix = PositionalSoftmax(64, 12, 0.125)
     q, k, v = torch.randn(3, 1, 12, 784, 64)
+    layout = Layout((28, 28), (28, 28))
     index = torch.from_numpy(np.arange(784.0))[:, None] / 10000 ** (np.arange(0, 26, 2) / 26)
     code = torch.stack((index.sin(), index.cos()), -1).flatten(1).float()
     pairs = torch.cat((code[:, None].expand(-1, 784, -1), code[None].expand(784, -1, -1)), -1)
@@ -79,8 +81,8 @@ def test_folded_form_is_twenty_times_faster():
         return ((scores + pairs[..., :50]) @ mix.weight).softmax(-1) @ v
 
     with torch.inference_mode():
-        assert torch.allclose(nnm(), mix(q, k, v), atol=1e-4)
-        found = alternate({"published": nnm, "folded": lambda: mix(q, k, v)}, 5)
+        assert torch.allclose(nnm(), mix(q, k, v, layout), atol=1e-4)
+        found = alternate({"published": nnm, "folded": lambda: mix(q, k, v, layout)}, 5)
     slow, fast = (median(s.seconds for s in samples) for samples in found.values())
     print(f"{slow / fast:.0f} times faster: {1e3 * fast:.1f} ms instead of {1e3 * slow:.0f} ms")
     assert slow / fast >= 20

@@ -12,14 +12,15 @@ from attnseg.config.build import ATTENTION, build, factory
 from attnseg.config.training import parse_config
 from attnseg.errors import CheckpointError, ConfigError
 from tests.contracts.groups import compose, names
+from tests.contracts.pairs import attentions
 
 
 def test_names_are_those_of_the_configuration():
     assert attnseg.list_models() == names("model")
-    assert attnseg.list_attentions() == names("attn")
+    assert attnseg.list_attentions() == attentions()
 
 
-@pytest.mark.parametrize("name", names("attn"))
+@pytest.mark.parametrize("name", attentions())
 def test_every_attention(name):
     attention = attnseg.create_attention(name, dim=24, num_heads=3)
     x = torch.randn(2, 12, 24)

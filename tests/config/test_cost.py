@@ -5,7 +5,8 @@ import torch
 from attnseg.config import cost
 from attnseg.config.build import ATTENTION, build, factory
 from attnseg.config.training import parse_config
-from tests.contracts.groups import compose, names
+from tests.contracts.groups import compose
+from tests.contracts.pairs import attentions
 
 GRID = 14  # 224 / 16
 TOKENS = GRID * GRID + 1  # and the class token
@@ -51,7 +52,7 @@ def test_the_position_term_is_nearly_free():
 
 
 def test_every_attention_is_counted():
-    macs = {attn: measure(attn)[1] for attn in names("attn")}
+    macs = {attn: measure(attn)[1] for attn in attentions()}
     assert len(macs) >= 5
     linear = macs["qkv"] - DEPTH * 2 * TOKENS * TOKENS * DIM
     # Linear mixings cost d x d contexts per head instead of N x N scores.

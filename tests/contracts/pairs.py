@@ -7,17 +7,28 @@ import pytest
 
 from attnseg.attention import attention
 from attnseg.attention.mixing import Mixing
+from attnseg.config.folder import attentions_of, list_attentions
 from tests.contracts.groups import names
 
 
 def product() -> list[tuple[str, str]]:
-    """Every model with every attention, as `configs/` has them."""
-    return [(model, attn) for model in names("model") for attn in names("attn")]
+    """Every model that takes an attention with every attention, as `configs/` has them."""
+    return [(model, attn) for model in attending_models() for attn in attentions()]
+
+
+def attentions() -> list[str]:
+    """The attentions, without the one name that stands for models without attention."""
+    return list_attentions()
+
+
+def attending_models() -> list[str]:
+    """The models that take an attention."""
+    return [name for name in names("model") if attentions_of(name) == attentions()]
 
 
 def cover() -> list[tuple[str, str]]:
     """The fewest neighbouring pairs in which every model and every attention occurs."""
-    models, attns = names("model"), names("attn")
+    models, attns = attending_models(), attentions()
     at_model = at_attn = 0
     pairs = [(models[0], attns[0])]
     while (at_model, at_attn) != (len(models) - 1, len(attns) - 1):

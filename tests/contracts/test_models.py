@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from attnseg.attention.attention import SHARINGS, list_mixings
-from attnseg.config.build import ATTENTION, build, factory
+from attnseg.attention.attention import SHARINGS, list_parts
+from attnseg.attention.mixing import Mixing
+from attnseg.config.budget import build_model
 from attnseg.config.training import parse_config
-from tests.contracts.groups import compose, names
-from tests.contracts.pairs import each_pair, mixings
+from tests.contracts.groups import compose
+from tests.contracts.pairs import attending_models, attentions, each_pair, mixings
 
 SIZE = (32, 48)
 PLAIN = {"cvt": ("model.decoder=mlp_plain",)}  # Where a faster form does not call every layer.
@@ -19,14 +20,7 @@ PLAIN = {"cvt": ("model.decoder=mlp_plain",)}  # Where a faster form does not ca
 def make(model: str, attn: str, channels: int = 1, classes: int = 3, options: tuple[str, ...] = ()):
     config = parse_config(compose(f"model={model}", f"attn={attn}", "model.size=tiny", *options))
     torch.manual_seed(0)
-    return build(
-        "model",
-        config.model,
-        in_channels=channels,
-        num_classes=classes,
-        image_size=SIZE,
-        attn=factory("attn", config.attn, ATTENTION),
-    )
+    return build_model(config.model, config.attn, channels, classes, SIZE)
 
 
 def assert_alive(net):
@@ -44,7 +38,7 @@ def assert_alive(net):
 
 def combinations():
     """Every model, sharing and mixing; by default each sharing with each mixing, in one model."""
-    models = names("model")
+    models = attending_models()
     for i, sharing in enumerate(SHARINGS):
         for j, mixing in enumerate(mixings()):
             for k, model in enumerate(models):
@@ -53,7 +47,7 @@ def combinations():
 
 
 def test_every_mixing_is_listed():
-    assert list_mixings() == mixings()
+    assert list_parts(Mixing) == mixings()
 
 
 @pytest.mark.parametrize(("model", "sharing", "mixing"), list(combinations()))
@@ -68,7 +62,7 @@ def test_any_sharing_goes_with_any_mixing(model, sharing, mixing):
     assert (together[:1] - alone).abs().max() < 1e-5
 
 
-@pytest.mark.parametrize("channel", names("attn"))
+@pytest.mark.parametrize("channel", attentions())
 @pytest.mark.parametrize("fusion", ["sequential", "additive", "concatenation"])
 def test_dae_former_has_a_site_and_a_fusion_of_its_own(fusion, channel):
     options = (f"model.fusion={fusion}", f"attn@model.channel_attn={channel}")
@@ -171,7 +165,7 @@ def test_vmap_over_a_batch(model, attn):
     assert torch.allclose(mapped, together, atol=1e-5)
 
 
-@pytest.mark.parametrize("model", names("model"))
+@pytest.mark.parametrize("model", attending_models())
 def test_maps_of_one_token_train(model):
     """Of the smallest image that most models take; their deepest maps have a single place."""
     net = make(model, "kv").train()
@@ -217,7 +211,7 @@ def test_bfloat16_autocast_stays_close(model, attn):
 
 
 @pytest.mark.parametrize("size", [(33, 48), (47, 50), (3, 80)])
-@pytest.mark.parametrize("model", names("model"))
+@pytest.mark.parametrize("model", attending_models())
 def test_a_size_fits_or_is_answered_with_the_nearest(model, size):
     net = make(model, "qkv").eval()
     image = torch.randn(1, 1, *size)
@@ -231,7 +225,7 @@ def test_a_size_fits_or_is_answered_with_the_nearest(model, size):
     assert logits.shape[2:] == size
 
 
-@pytest.mark.parametrize("model", names("model"))
+@pytest.mark.parametrize("model", attending_models())
 def test_state_survives_saving(model, tmp_path):
     net, other = make(model, "kv_pos").eval(), make(model, "kv_pos").eval()
     with torch.no_grad():

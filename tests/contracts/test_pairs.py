@@ -1,15 +1,17 @@
 """The cover reaches everything that the product has, and nobody's list has fallen behind."""
 
 from tests.contracts.groups import names
-from tests.contracts.pairs import cover, mixings, product
+from tests.contracts.pairs import attending_models, attentions, cover, mixings, product
 
 
 def test_every_model_and_attention_is_covered():
-    assert len(product()) == len(names("model")) * len(names("attn")) >= 20
-    assert len(set(cover())) == len(cover()) == len(names("model")) + len(names("attn")) - 1
+    models, attns = attending_models(), attentions()
+    assert set(names("attn")) - set(attns) == {"none"}
+    assert len(product()) == len(models) * len(attns) >= 32
+    assert len(set(cover())) == len(cover()) == len(models) + len(attns) - 1
     assert set(cover()) < set(product())
-    assert {model for model, _ in cover()} == set(names("model"))
-    assert {attn for _, attn in cover()} == set(names("attn"))
+    assert {model for model, _ in cover()} == set(models)
+    assert {attn for _, attn in cover()} == set(attns)
 
 
 def test_every_mixing_is_found():

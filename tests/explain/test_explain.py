@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from attnseg.attention.attention import make_mixing
+from attnseg.attention.attention import Attention, load_part
+from attnseg.attention.mixing import Layout, Mixing
 from attnseg.config.cost import find_attentions
 from attnseg.errors import ConfigError
 from attnseg.explain.attention_pictures import tile_matrices, weights_as_image
@@ -27,11 +28,17 @@ TOKENS = 1 + GRID[0] * GRID[1]
 def make_record(mix, grid=GRID, prefix=1, stride=1, seed=0, width=WIDTH):
     """An attention with random queries, keys and values."""
     torch.manual_seed(seed)
-    keys = prefix + -(-grid[0] // stride) * -(-grid[1] // stride)
+    key_grid = (-(-grid[0] // stride), -(-grid[1] // stride))
+    keys = prefix + key_grid[0] * key_grid[1]
     q = torch.randn(1, HEADS, prefix + grid[0] * grid[1], width)
     k, v = torch.randn(2, 1, HEADS, keys, width)
     with torch.no_grad():
-        return AttentionRecord("here", mix, q, k, v, mix(q, k, v), grid, stride)
+        layout = Layout(grid, key_grid, prefix, prefix, stride)
+        return AttentionRecord("here", mix, q, k, v, mix(q, k, v, layout), layout)
+
+
+def make_mixing(name, scale, width=WIDTH):
+    return load_part("mixing", name, Mixing, {})(width, HEADS, scale)
 
 
 def explicit(name, mix, q, k):
@@ -50,7 +57,7 @@ def explicit(name, mix, q, k):
 
 @pytest.mark.parametrize("name", mixings())
 def test_maps_are_the_explicit_weights(name):
-    mix = make_mixing(name, WIDTH, HEADS, 0.7, {})
+    mix = make_mixing(name, 0.7)
     here = make_record(mix)
     expected = explicit(name, mix, here.q, here.k).float()
     for token in (0, 1, TOKENS - 1):
@@ -68,7 +75,8 @@ def test_every_attention_of_every_model(model, attn):
     with torch.no_grad():
         before = net(image)
     records = record_attentions(net, image)
-    assert list(records) == list(find_attentions(net))
+    mixers = find_attentions(net)
+    assert list(records) == [n for n, mixer in mixers.items() if isinstance(mixer, Attention)]
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
     for name, here in records.items():
         token = here.prefix + here.grid[0] * here.grid[1] // 2
@@ -81,9 +89,9 @@ def test_every_attention_of_every_model(model, attn):
         if found.kind == "tokens":
             whole = torch.cat([block for _, block in weight_columns(here)], 2)
             torch.testing.assert_close(whole[:, token], found.weights, atol=1e-6, rtol=1e-4)
-            shared = attn.startswith("kv") and here.stride == 1
+            shared = attn.startswith("kv") and here.same_tokens
             tilt = score_asymmetry(here)
-            assert (tilt is None) == (here.stride > 1)
+            assert (tilt is None) == (not here.same_tokens)
             assert tilt is None or shared == bool((tilt < 1e-6).all()), name
         found_spread = measure_spread(here, found, (1.0, 1.0))
         assert found_spread is not None
@@ -95,7 +103,7 @@ def test_every_attention_of_every_model(model, attn):
 def test_strided_keys_have_a_grid_of_their_own():
     records = record_attentions(make("cvt", "kv").eval(), torch.randn(1, 1, *SIZE))
     last = records["encoder.stages.2.blocks.0.attn"]
-    assert (last.grid, last.key_grid, last.stride, last.prefix) == ((2, 3), (1, 2), 2, 1)
+    assert (last.grid, last.key_grid, last.layout.cell, last.prefix) == ((2, 3), (1, 2), 2, 1)
     assert last.centres((10.0, 10.0), of_keys=True).tolist() == [[5, 5], [5, 25]]
     painted = weights_as_image(np.array([1, 2], np.float32), last, (2, 6))
     # Keys stand at the first and the third of three query tokens, two pixels each.
@@ -103,9 +111,9 @@ def test_strided_keys_have_a_grid_of_their_own():
 
 
 def test_kv_scores_are_symmetric_but_not_its_rows():
-    mix = make_mixing("softmax", WIDTH, HEADS, 1.0, {})
+    mix = make_mixing("softmax", 1.0)
     here = make_record(mix)
-    kv = AttentionRecord("kv", mix, here.q, here.q, here.v, here.out, GRID, 1)
+    kv = AttentionRecord("kv", mix, here.q, here.q, here.v, here.out, here.layout)
     matrix = mean_scores(kv, 100)
     assert torch.equal(matrix, matrix.T)
     assert (score_asymmetry(kv) < 1e-7).all()
@@ -120,28 +128,28 @@ def test_kv_scores_are_symmetric_but_not_its_rows():
 class Mean(nn.Module):
     """Every token takes the same of all."""
 
-    def forward(self, q, k, v):
+    def forward(self, q, k, v, layout):
         return v.mean(2, keepdim=True).expand(-1, -1, q.shape[2], -1)
 
 
 class Own(nn.Module):
     """Every token takes its own value."""
 
-    def forward(self, q, k, v):
+    def forward(self, q, k, v, layout):
         return v
 
 
 class Turned(nn.Module):
     """Tokens and channels at once: the mean, channels reversed and doubled."""
 
-    def forward(self, q, k, v):
-        return 2 * Mean()(q, k, v).flip(3)
+    def forward(self, q, k, v, layout):
+        return 2 * Mean()(q, k, v, layout).flip(3)
 
 
 class Bent(nn.Module):
     """Not linear in the values."""
 
-    def forward(self, q, k, v):
+    def forward(self, q, k, v, layout):
         return v.square()
 
 
@@ -160,7 +168,7 @@ def test_spread_of_equal_weights_by_hand():
 
 
 def test_spread_does_not_depend_on_how_columns_are_cut():
-    mix = make_mixing("softmax", 3, HEADS, 1.0, {})
+    mix = make_mixing("softmax", 1.0, 3)
     here = make_record(mix, width=3, prefix=4)  # the first block holds class tokens only
     found = measure_spread(here, weights_of_token(here, 4), (2.0, 3.0))
     weights = explicit("softmax", mix, here.q, here.k)[:, 4:, 4:]
@@ -173,7 +181,7 @@ def test_spread_does_not_depend_on_how_columns_are_cut():
 
 
 def test_means_over_many_tokens_are_taken_over_some(monkeypatch):
-    mix = make_mixing("softmax", WIDTH, HEADS, 1.0, {})
+    mix = make_mixing("softmax", 1.0)
     here = make_record(mix, grid=(6, 8))
     assert sample_queries(here) is None  # all
     monkeypatch.setattr("attnseg.explain.spread.MAX_QUERIES", 12)

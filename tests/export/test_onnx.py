@@ -20,10 +20,10 @@ from attnseg.export.export import (
 )
 from attnseg.prediction.onnx import OnnxNetwork, walk_messages
 from attnseg.runs.reopen import TorchNetwork
-from tests.contracts.groups import names
+from tests.contracts.pairs import attentions, product
 from tests.export import made
 
-PAIRS = [(model, attn) for model in names("model") for attn in names("attn")]
+PAIRS = product()
 SIZE = (64, 64)
 FLAT = (64, 96)
 POS_DIM = 50  # channels of KV+Pos's pair code
@@ -46,7 +46,7 @@ def assert_equal(net, data, spec):
     return apart, measure_latencies({"PyTorch": torch_network, "ONNX": network}, images[:1])
 
 
-@pytest.mark.parametrize("attn", names("attn"))
+@pytest.mark.parametrize("attn", attentions())
 def test_onnx_computes_the_same(attn):
     assert_equal(*exported("setr", attn, FLAT, depth=1, auxiliary=False))
 

@@ -60,6 +60,7 @@ def test_keys_are_every_second_query_where_both_share_a_projection():
     seen = []
     attention.mix.register_forward_pre_hook(lambda mix, inputs: seen.extend(inputs))
     attention(torch.randn(2, 12, 4), (3, 4))
-    q, k, v = seen
+    q, k, v, layout = seen
+    assert (layout.queries, layout.keys, layout.cell) == ((3, 4), (2, 2), 2)
     assert torch.equal(k, q.unflatten(2, (3, 4))[:, :, ::2, ::2].flatten(2, 3))
     assert v.shape == k.shape

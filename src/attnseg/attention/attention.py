@@ -1,25 +1,31 @@
-"""Multi-head attention as two independent choices: shared projections, and the mixing of values.
+"""Multi-head attention as three independent choices: sharing x gather x mixing.
 
 - *sharing*: which of query, key and value share one projection. `none` is the usual QKV
   (Vaswani et al., 2017, arXiv 1706.03762); `qk` is the Key-Value transformer (Borji, 2023,
   arXiv 2305.19129); `k_v` and `single` are the other two sharings of its successor
   (arXiv 2606.04032).
-- *mixing*: a subclass of `Mixing`, each in a file of its own beside this one.
+- *gather*: which tokens give keys and values. `none` takes all tokens; any other is a subclass of
+  `Gather`, in a file of its own beside this one.
+- *mixing*: how values are combined; a subclass of `Mixing`, in a file of its own beside this one.
 
 Notation: B batch, N query tokens, M key tokens, C width, h heads, d = C / h head width.
 """
 
 import importlib
+import importlib.util
 import inspect
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import attnseg.attention
-from attnseg.attention.mixing import Mixing
+from attnseg.attention.gather import Gather, Gathered
+from attnseg.attention.mixing import Layout, Mixing
+from attnseg.layers.tokens import DEFAULT_PLACE, Grid, Place, TokenMixer
 
 # The projection that query, key and value each use, by sharing.
 SHARINGS: dict[str, dict[str, str]] = {
@@ -28,33 +34,49 @@ SHARINGS: dict[str, dict[str, str]] = {
     "k_v": {"q": "q", "k": "kv", "v": "kv"},
     "single": {"q": "qkv", "k": "qkv", "v": "qkv"},
 }
+ALL_TOKENS = "none"  # the gather that takes all tokens
+NO_OPTIONS: Mapping[str, Any] = MappingProxyType({})
 
 
-def list_mixings() -> list[str]:
-    """Return the names of the mixings: the files of this folder that define one."""
-    files = {module.name for module in pkgutil.iter_modules(attnseg.attention.__path__)}
-    return sorted(files - {"attention", "mixing"})
+def list_parts(base: type[nn.Module]) -> list[str]:
+    """Return the names of the mixings or gathers: the files of this folder that define one."""
+    names = [module.name for module in pkgutil.iter_modules(attnseg.attention.__path__)]
+    return sorted(name for name in names if _find_part(name, base))
 
 
-def make_mixing(
-    name: str, head_dim: int, num_heads: int, scale: float, options: dict[str, Any]
-) -> Mixing:
-    """Build the mixing called `name`, class `SomeName` of the file `some_name.py`.
+def load_part(kind: str, name: str, base: type[nn.Module], options: Mapping[str, Any]) -> Any:  # noqa: ANN401
+    """Return the class `SomeName` of the file `some_name.py`, whose options were checked.
+
+    Args:
+        kind: `mixing` or `gather`, for messages.
+        name: name of the file.
+        base: the class must be a subclass of it.
+        options: what its constructor will be given beside the arguments of the base.
 
     Raises:
-        ValueError: there is no such mixing, or it does not take one of the options.
+        ValueError: there is no such part, or it does not take one of the options.
     """
-    if name not in list_mixings():
-        raise ValueError(f"unknown mixing {name!r}; choose one of {', '.join(list_mixings())}")
-    class_name = "".join(part.capitalize() for part in name.split("_"))
-    cls: type[Mixing] = getattr(importlib.import_module(f"attnseg.attention.{name}"), class_name)
-    known = list(inspect.signature(cls).parameters)[3:]
+    part = _find_part(name, base)
+    if part is None:
+        known = list_parts(base) + ([ALL_TOKENS] if base is Gather else [])
+        raise ValueError(f"unknown {kind} {name!r}; choose one of {', '.join(sorted(known))}")
+    common = len(inspect.signature(base).parameters)
+    known = list(inspect.signature(part).parameters)[common:]
     for option in options:
         if option not in known:
             raise ValueError(
-                f"mixing {name} has no option {option!r}; it takes {', '.join(known) or 'none'}"
+                f"{kind} {name} has no option {option!r}; it takes {', '.join(known) or 'none'}"
             )
-    return cls(head_dim, num_heads, scale, **options)
+    return part
+
+
+def _find_part(name: str, base: type[nn.Module]) -> type[nn.Module] | None:
+    if importlib.util.find_spec(f"attnseg.attention.{name}") is None:
+        return None
+    module = importlib.import_module(f"attnseg.attention.{name}")
+    part = getattr(module, "".join(word.capitalize() for word in name.split("_")), None)
+    is_part = isinstance(part, type) and issubclass(part, base) and part is not base
+    return part if is_part else None
 
 
 class LinearProjection(nn.Module):
@@ -85,11 +107,12 @@ class LinearProjection(nn.Module):
         return tokens * self.linear.in_features * self.linear.out_features, tokens
 
 
-class Attention(nn.Module):
-    """Multi-head self- or cross-attention with a chosen sharing and mixing.
+class Attention(TokenMixer):
+    """Multi-head self- or cross-attention with a chosen sharing, gather and mixing.
 
-    Queries keep every token; the kind of projection decides how many keys and values there are. If
-    queries and keys share a projection with a stride, the keys are every stride-th query.
+    Queries keep every token; the gather, or without one the kind of projection, decides how many
+    keys and values there are. If queries and keys share a projection with a stride, the keys are
+    every stride-th query.
 
     Args:
         dim: C, the width of the tokens.
@@ -97,16 +120,20 @@ class Attention(nn.Module):
         bias: whether the query, key and value projections have a bias.
         scale: factor of the scores; `None` is `d ** -0.5`.
         projection: makes a projection from `dim` and `bias`; `None` is `LinearProjection`.
+        place: where in the model the attention stands.
         sharing: one of `SHARINGS`.
         mixing: name of a `Mixing`.
-        mixing_options: the mixing's own options, beside head width, heads and scale.
+        mixing_options: the mixing's own options.
+        gather: name of a `Gather`; `none` takes all tokens.
+        gather_options: the gather's own options.
 
     Attributes:
         absorbs: whether `Mixing.absorbed` is used where it saves operations; if `False`, every
             value is computed.
 
     Raises:
-        ValueError: `num_heads` does not divide `dim`, or `sharing` or `mixing` is unknown.
+        ValueError: `num_heads` does not divide `dim`; `sharing`, `mixing` or `gather` is unknown;
+            or the mixing needs all tokens as keys, and the gather changes them.
     """
 
     absorbs = True
@@ -118,11 +145,14 @@ class Attention(nn.Module):
         bias: bool = True,
         scale: float | None = None,
         projection: Callable[[int, bool], nn.Module] | None = None,
+        place: Place = DEFAULT_PLACE,
         sharing: str = "none",
         mixing: str = "softmax",
         mixing_options: dict[str, Any] | None = None,
+        gather: str = ALL_TOKENS,
+        gather_options: Mapping[str, Any] = NO_OPTIONS,
     ) -> None:
-        super().__init__()
+        super().__init__(dim, num_heads, bias, scale, projection, place)
         if num_heads < 1 or dim % num_heads:
             valid = [h for h in range(1, dim + 1) if dim % h == 0]
             nearest = sorted(sorted(valid, key=lambda h: abs(h - num_heads))[:2])
@@ -139,55 +169,99 @@ class Attention(nn.Module):
         self.project = nn.ModuleDict(
             {name: make(dim, bias) for name in dict.fromkeys(self.reads.values())}
         )
-        self.mix = make_mixing(
-            mixing, head_dim, num_heads, scale or head_dim**-0.5, mixing_options or {}
-        )
+        options = mixing_options or {}
+        make_mixing = load_part("mixing", mixing, Mixing, options)
+        self.mix = make_mixing(head_dim, num_heads, scale or head_dim**-0.5, place, **options)
         self.out = nn.Linear(dim, dim)
+        self.gather: Gather | None = None
+        if gather != ALL_TOKENS:
+            if self.mix.equal_tokens:
+                raise ValueError(f"mixing {mixing} needs all tokens as keys; use gather=none")
+            make_gather = load_part("gather", gather, Gather, gather_options)
+            self.gather = make_gather(dim, num_heads, place, **gather_options)
+        elif gather_options:
+            raise ValueError(f"gather none has no option {next(iter(gather_options))!r}")
 
-    def forward(self, x: Tensor, grid: tuple[int, int], context: Tensor | None = None) -> Tensor:
-        """Let every token of `x` attend.
+    def forward(
+        self,
+        x: Tensor,
+        grid: Grid,
+        context: Tensor | None = None,
+        context_grid: Grid | None = None,
+    ) -> Tensor:
+        """Let every token of `x` attend; see `TokenMixer.forward`.
 
-        Args:
-            x: tokens `[B, N, C]`; any prefix tokens first, then the grid in row-major order.
-            grid: height and width of the grid of tokens.
-            context: tokens `[B, M, C]` that give keys and values; `None` is `x` itself.
-
-        Returns:
-            Attended tokens `[B, N, C]`.
+        Raises:
+            ValueError: the mixing needs as many key as query tokens, and the context has others.
         """
-        memory = x if context is None else context
-        strided = not self.mix.equal_tokens
+        strided = self._is_strided()
         queried = self._projection("q")(x, grid, False)
+        source = Gathered(x, grid)
+        if context is not None and context is not x:
+            source = Gathered(context, context_grid or (1, context.shape[1]))
+        if self.gather is not None:
+            source = self.gather(*source[:2], queried, grid)
+        tokens = source.tokens
+        if self.mix.equal_tokens and tokens.shape[1] != x.shape[1]:
+            raise ValueError(
+                f"{type(self.mix).__name__} mixing needs as many query as key tokens, got "
+                f"{x.shape[1]} and {tokens.shape[1]}"
+            )
         q = self._heads(queried)
         k, v = q, q
-        if self.reads["k"] != self.reads["q"] or memory is not x:
-            k = v = self._heads(self._projection("k")(memory, grid, strided))
+        if self.reads["k"] != self.reads["q"] or tokens is not x:
+            k = v = self._heads(self._projection("k")(tokens, source.grid, strided))
         elif strided and self._projection("k").stride != 1:
             k = v = self._heads(self._projection("k").thinned(queried, grid))
-        if self._may_absorb() and self._absorbed_macs(q.shape[2], k.shape[2]) > 0:
+        prefixes = (x.shape[1] - grid[0] * grid[1], tokens.shape[1] - _area(source.grid))
+        layout = self._layout(grid, source, prefixes, strided)
+        if self._may_absorb() and self._absorbed_macs(layout) > 0:
             value = self._projection("v").linear
-            absorbed: Tensor = self.mix.absorbed(q, k, memory, value, self.out)
+            absorbed: Tensor = self.mix.absorbed(q, k, tokens, value, self.out)
             return absorbed
         if self.reads["v"] != self.reads["k"]:
-            v = self._heads(self._projection("v")(memory, grid, strided))
-        mixed: Tensor = self.mix(q, k, v)
+            v = self._heads(self._projection("v")(tokens, source.grid, strided))
+        mixed: Tensor = self.mix(q, k, v, layout)
         out: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
         return out
 
-    def macs(self, tokens: int, grid: tuple[int, int]) -> int:
-        """Return the multiply-accumulates of self-attention for one item, in closed form.
-
-        Args:
-            tokens: N, prefix tokens included.
-            grid: height and width of the grid of tokens.
-        """
-        strided = not self.mix.equal_tokens
-        total = tokens * self.out.in_features * self.out.out_features
+    def macs(
+        self, tokens: int, grid: Grid, context: int | None = None, context_grid: Grid | None = None
+    ) -> int:
+        """Return the multiply-accumulates for one item; see `TokenMixer.macs`."""
+        strided = self._is_strided()
+        total: int = tokens * self.out.in_features * self.out.out_features
+        total += self._projection("q").macs(tokens, grid, False)[0]
+        source, source_grid = tokens, grid
+        if context is not None:
+            source, source_grid = context, context_grid or (1, context)
+        if self.gather is not None:
+            gathering, source, source_grid = self.gather.macs(source, source_grid)
+            total += gathering
+        # A projection that is shared with the queries is applied again to other tokens.
+        others = context is not None or self.gather is not None
         projections: Any = self.project.items()
         for name, projection in projections:
-            total += projection.macs(tokens, grid, strided and name != self.reads["q"])[0]
-        keys = self._projection("k").macs(tokens, grid, strided)[1]
-        return total + self.mix.macs(tokens, keys) - self._absorbed_macs(tokens, keys)
+            if name in (self.reads["k"], self.reads["v"]) and (others or name != self.reads["q"]):
+                total += projection.macs(source, source_grid, strided)[0]
+        prefixes = (tokens - _area(grid), source - _area(source_grid))
+        gathered = Gathered(torch.empty(0), source_grid)
+        layout = self._layout(grid, gathered, prefixes, strided)
+        return total + self.mix.macs(layout) - self._absorbed_macs(layout)
+
+    def _is_strided(self) -> bool:
+        """Return whether the projections may leave out keys; a gather decides that alone."""
+        equal: bool = self.mix.equal_tokens
+        return self.gather is None and not equal
+
+    def _layout(
+        self, grid: Grid, source: Gathered, prefixes: tuple[int, int], strided: bool
+    ) -> Layout:
+        """Return where queries and projected keys lie; the prefixes are theirs, in this order."""
+        stride = self._projection("k").stride if strided else 1
+        keys = (-(-source.grid[0] // stride), -(-source.grid[1] // stride))
+        cell = source.cell * stride
+        return Layout(grid, keys, *prefixes, cell, source.joined, source.positions)
 
     def _may_absorb(self) -> bool:
         """Return whether the weights may be used without calling their layers.
@@ -203,13 +277,14 @@ class Attention(nn.Module):
             for layer in (project.linear, self.out)
         )
 
-    def _absorbed_macs(self, queries: int, keys: int) -> int:
+    def _absorbed_macs(self, layout: Layout) -> int:
         """Return the saving where values have a linear projection of their own, 0 elsewhere."""
         project = self._projection("v")
         own = self.reads["v"] not in (self.reads["q"], self.reads["k"])
         if not own or not isinstance(project, LinearProjection):
             return 0
-        return max(0, self.mix.absorbed_macs(queries, keys, project.linear))
+        saving: int = self.mix.absorbed_macs(layout, project.linear)
+        return max(0, saving)
 
     def _projection(self, role: str) -> Any:  # noqa: ANN401
         return self.project[self.reads[role]]
@@ -217,3 +292,7 @@ class Attention(nn.Module):
     def _heads(self, projected: Tensor) -> Tensor:
         heads: Tensor = projected.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
         return heads
+
+
+def _area(grid: Grid) -> int:
+    return grid[0] * grid[1]

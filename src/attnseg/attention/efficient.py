@@ -5,20 +5,21 @@ Shen et al., 2021, arXiv 1812.01243. Scores are never formed, so there is nothin
 
 from torch import Tensor, nn
 
-from attnseg.attention.mixing import Mixing
+from attnseg.attention.mixing import Layout, Mixing
 
 
 class Efficient(Mixing):
     """Sums the values into d global contexts per head; every query mixes these contexts."""
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
         """Mix values; shapes as in `Mixing.forward`."""
         context = k.softmax(2).transpose(2, 3) @ v
         return q.softmax(3) @ context
 
-    def macs(self, queries: int, keys: int) -> int:
+    def macs(self, layout: Layout) -> int:
         """Return the multiply-accumulates for one item."""
-        return self.num_heads * (queries + keys) * self.head_dim**2
+        tokens = layout.query_tokens + layout.key_tokens
+        return self.num_heads * tokens * self.head_dim**2
 
     def absorbed(
         self, q: Tensor, k: Tensor, tokens: Tensor, value: nn.Linear, out: nn.Linear
@@ -33,6 +34,7 @@ class Efficient(Mixing):
         mixed: Tensor = q.squeeze(1).softmax(2) @ out(value(context))
         return mixed
 
-    def absorbed_macs(self, queries: int, keys: int, value: nn.Linear) -> int:
+    def absorbed_macs(self, layout: Layout, value: nn.Linear) -> int:
         """Return the saving for one item; several heads would need too many copies."""
-        return (queries + keys - 2 * self.head_dim) * self.head_dim**2 if self.num_heads == 1 else 0
+        tokens = layout.query_tokens + layout.key_tokens
+        return (tokens - 2 * self.head_dim) * self.head_dim**2 if self.num_heads == 1 else 0

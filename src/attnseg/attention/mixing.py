@@ -3,52 +3,105 @@
 Notation: B batch, N query tokens, M key tokens, C width, h heads, d = C / h head width.
 """
 
+from typing import NamedTuple
+
+import torch
 from torch import Tensor, nn
+
+from attnseg.layers.tokens import DEFAULT_PLACE, Grid, Place
+
+
+class Layout(NamedTuple):
+    """Where queries and keys lie: prefix tokens first, then a grid in row-major order.
+
+    Attributes:
+        queries: height and width of the grid of queries.
+        keys: height and width of the grid of keys; (1, n) where keys lie on none.
+        query_prefix: number of query tokens before the grid, such as a class token.
+        key_prefix: number of key tokens before the grid.
+        cell: query tokens per key, along each axis.
+        joined: whether a key is made of all query tokens of its cell, not of the first alone.
+        positions: row and column of each key of the grid, `[B, g, keys, 2]` for g groups of heads,
+            in units of query tokens, whose first has its centre at 0.5; `None` on a regular grid.
+    """
+
+    queries: Grid
+    keys: Grid
+    query_prefix: int = 0
+    key_prefix: int = 0
+    cell: int = 1
+    joined: bool = False
+    positions: Tensor | None = None
+
+    @property
+    def query_tokens(self) -> int:
+        """Number of queries, N."""
+        return self.query_prefix + self.queries[0] * self.queries[1]
+
+    @property
+    def key_tokens(self) -> int:
+        """Number of keys, M."""
+        return self.key_prefix + self.keys[0] * self.keys[1]
+
+    def key_centres(self) -> Tensor:
+        """Return row and column of each key of the grid, as `positions` has them: `[..., keys, 2]`.
+
+        Of a regular grid `[keys, 2]`.
+        """
+        if self.positions is not None:
+            return self.positions
+        middle = self.cell / 2 if self.joined else 0.5
+        return torch.cartesian_prod(*(torch.arange(n) * self.cell + middle for n in self.keys))
 
 
 class Mixing(nn.Module):
-    """Combines values according to queries and keys: `forward(q, k, v)`.
+    """Combines values according to queries and keys: `forward(q, k, v, layout)`.
 
     A subclass in the file `attention/some_name.py` is called `SomeName` and is selected by
-    `mixing="some_name"`. Its constructor takes the three arguments below, then its own options.
+    `mixing="some_name"`. Its constructor takes the four arguments below, then its own options.
 
     Args:
         head_dim: d, the width of one head.
         num_heads: h.
         scale: factor of the scores; mixings without scores ignore it.
+        place: where in the model the attention stands.
 
     Attributes:
-        equal_tokens: whether there must be as many query as key tokens.
+        equal_tokens: whether queries and keys must be the same tokens.
     """
 
     equal_tokens = False
 
-    def __init__(self, head_dim: int, num_heads: int, scale: float) -> None:
+    def __init__(
+        self, head_dim: int, num_heads: int, scale: float, place: Place = DEFAULT_PLACE
+    ) -> None:
         super().__init__()
         self.head_dim = head_dim
         self.num_heads = num_heads
         self.scale = scale
+        self.place = place
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
         """Mix values.
 
         Args:
             q: queries `[B, h, N, d]`.
             k: keys `[B, h, M, d]`.
             v: values `[B, h, M, d]`.
+            layout: where queries and keys lie.
 
         Returns:
             Mixed values `[B, h, N, d]`.
         """
         raise NotImplementedError
 
-    def macs(self, queries: int, keys: int) -> int:
-        """Return the multiply-accumulates of `forward` for one item of N queries and M keys.
+    def macs(self, layout: Layout) -> int:
+        """Return the multiply-accumulates of `forward` for one item.
 
-        Only matrix products count, as in PyTorch's FLOP counter. The default is that of a mixing
-        that computes N x M scores and applies them to the values.
+        Only matrix products and convolutions count, as in PyTorch's FLOP counter. The default is
+        that of a mixing that computes N x M scores and applies them to the values.
         """
-        return 2 * self.num_heads * queries * keys * self.head_dim
+        return 2 * self.num_heads * layout.query_tokens * layout.key_tokens * self.head_dim
 
     def absorbed(
         self, q: Tensor, k: Tensor, tokens: Tensor, value: nn.Linear, out: nn.Linear
@@ -61,6 +114,6 @@ class Mixing(nn.Module):
         """
         raise NotImplementedError
 
-    def absorbed_macs(self, queries: int, keys: int, value: nn.Linear) -> int:
+    def absorbed_macs(self, layout: Layout, value: nn.Linear) -> int:
         """Return how many multiply-accumulates `absorbed` saves for one item; 0 by default."""
         return 0

@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from attnseg.attention.mixing import Mixing
+from attnseg.attention.mixing import Layout, Mixing
+from attnseg.layers.tokens import DEFAULT_PLACE, Place
 
 
 def index_code(length: int, channels: int, like: Tensor) -> Tensor:
@@ -95,20 +96,28 @@ class PositionalSoftmax(Mixing):
         head_dim: d.
         num_heads: h; all heads share c and b, as published.
         scale: factor of the scores before c.
+        place: where in the model the attention stands.
         pos_dim: m, the channels of the pair code: 50 in the published vision models.
 
     Raises:
         ValueError: `pos_dim` is less than 3, which leaves no channel to the key index.
     """
 
-    def __init__(self, head_dim: int, num_heads: int, scale: float, pos_dim: int = 50) -> None:
-        super().__init__(head_dim, num_heads, scale)
+    def __init__(
+        self,
+        head_dim: int,
+        num_heads: int,
+        scale: float,
+        place: Place = DEFAULT_PLACE,
+        pos_dim: int = 50,
+    ) -> None:
+        super().__init__(head_dim, num_heads, scale, place)
         if pos_dim < 3:
             raise ValueError(f"pos_dim {pos_dim} leaves no channel to the key index; use 3 or more")
         weight = torch.empty(pos_dim).uniform_(-(pos_dim**-0.5), pos_dim**-0.5)
         self.weight = nn.Parameter(weight + (1 - weight.sum()) / pos_dim)
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
         """Mix values; shapes as in `Mixing.forward`."""
         inputs = (q, k, v, *self.terms(k.shape[2]), self.scale)
         if q.is_cuda:  # The flash kernels of GPUs take no mask.

@@ -6,12 +6,12 @@ Vaswani et al., 2017, arXiv 1706.03762, equation 1.
 import torch.nn.functional as F
 from torch import Tensor
 
-from attnseg.attention.mixing import Mixing
+from attnseg.attention.mixing import Layout, Mixing
 
 
 class Softmax(Mixing):
     """Gives every query a convex combination of the values, by softmax over the keys."""
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
         """Mix values; shapes as in `Mixing.forward`."""
         return F.scaled_dot_product_attention(q, k, v, scale=self.scale)

@@ -7,7 +7,8 @@ normalised along the tokens, and a learned temperature per head takes the place 
 import torch
 from torch import Tensor, nn
 
-from attnseg.attention.mixing import Mixing
+from attnseg.attention.mixing import Layout, Mixing
+from attnseg.layers.tokens import DEFAULT_PLACE, Place
 
 MIN_NORM = 1e-12  # as in `torch.nn.functional.normalize`
 
@@ -17,16 +18,14 @@ class Transpose(Mixing):
 
     equal_tokens = True
 
-    def __init__(self, head_dim: int, num_heads: int, scale: float) -> None:
-        super().__init__(head_dim, num_heads, scale)
+    def __init__(
+        self, head_dim: int, num_heads: int, scale: float, place: Place = DEFAULT_PLACE
+    ) -> None:
+        super().__init__(head_dim, num_heads, scale, place)
         self.temperature = nn.Parameter(torch.ones(num_heads, 1, 1))
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Mix values; shapes as in `Mixing.forward`.
-
-        Raises:
-            ValueError: the number of query and key tokens differs.
-        """
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
+        """Mix values; shapes as in `Mixing.forward`."""
         mixed: Tensor = v @ self._weights(q, k).transpose(2, 3)
         return mixed
 
@@ -35,7 +34,7 @@ class Transpose(Mixing):
     ) -> Tensor:
         """Mix the rows of the value weights instead of the values.
 
-        Shapes as in `Mixing.absorbed`, errors as in `forward`.
+        Shapes as in `Mixing.absorbed`.
         """
         weights = self._weights(q, k)  # [B, h, d, d]
         heads = (self.num_heads, self.head_dim)
@@ -46,22 +45,17 @@ class Transpose(Mixing):
         mixed: Tensor = tokens @ joined.transpose(1, 2)
         return mixed if bias is None else mixed + bias
 
-    def absorbed_macs(self, queries: int, keys: int, value: nn.Linear) -> int:
+    def absorbed_macs(self, layout: Layout, value: nn.Linear) -> int:
         """Return the saving for one item."""
-        rows = queries - value.in_features - (value.bias is not None)
+        rows = layout.query_tokens - value.in_features - (value.bias is not None)
         return rows * value.in_features * (value.in_features + self.head_dim)
 
-    def macs(self, queries: int, keys: int) -> int:
+    def macs(self, layout: Layout) -> int:
         """Return the multiply-accumulates for one item."""
-        return 2 * self.num_heads * queries * self.head_dim**2
+        return 2 * self.num_heads * layout.query_tokens * self.head_dim**2
 
     def _weights(self, q: Tensor, k: Tensor) -> Tensor:
         """Return the weights `[B, h, d, d]` with which channels (rows) mix channels (columns)."""
-        if q.shape[2] != k.shape[2]:
-            raise ValueError(
-                f"transpose mixing needs as many query as key tokens, got {q.shape[2]} and "
-                f"{k.shape[2]}; project both with the same stride"
-            )
         # The norms divide the d x d scores, which are smaller than the N x d queries and keys. A
         # head's queries are made contiguous first; their transpose then needs no copy.
         scores = q.contiguous().transpose(2, 3) @ k

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from attnseg.benchmark.options import Benchmark
 from attnseg.config.errors import nearest
-from attnseg.config.folder import list_choices
+from attnseg.config.folder import attentions_of, list_choices
 from attnseg.errors import ConfigError
 from attnseg.files import write_text
 
@@ -23,7 +23,7 @@ WORKLOADS: list[Choice] = [{"workload": name} for name in list_choices("workload
 VARIANTS: list[Choice] = [
     {"model": model, "attn": attn}
     for model in list_choices("model")
-    for attn in list_choices("attn")
+    for attn in attentions_of(model)
 ]
 PRECISIONS: list[Choice] = [{"precisions": "[float32]"}, {"precisions": "[bf16]"}]
 

@@ -1,5 +1,6 @@
 """Builds models; with `model.match`, a cheaper attention gets wider MLPs at equal total cost."""
 
+import inspect
 import logging
 from collections.abc import Callable
 from functools import partial
@@ -7,48 +8,66 @@ from functools import partial
 import torch
 
 from attnseg.config import cost
-from attnseg.config.build import ATTENTION, build, factory
+from attnseg.config.build import ATTENTION, build, factory, locate
 from attnseg.config.nodes import Component
 from attnseg.config.training import Model
 from attnseg.errors import ConfigError
+from attnseg.layers.tokens import AttentionFactory
 from attnseg.models.model import SegmentationModel
 
 log = logging.getLogger(__name__)
 
+# The baseline of every budget, by the defaults of the class: softmax and three projections.
+QKV = Component.model_validate({"_target_": "attnseg.attention.attention.Attention"})
 BUDGET_TOLERANCE = 0.01  # share of the budget
 LARGEST_RATIO = 64.0
 
 
 def build_model(
     model: Model,
-    attn: Component,
+    attn: Component | AttentionFactory | None,
     in_channels: int,
     num_classes: int,
     image_size: tuple[int, int],
 ) -> SegmentationModel:
     """Build a model with an attention, with wider MLPs if `model.match` asks for equal cost.
 
+    The attention is one of a configuration, any other factory, or `None` for a model without.
     `image_size` is height and width in pixels. A `ConfigError` names an option that is wrong.
     """
-    build("attn", attn, dim=8, num_heads=1)  # An error in the attention is thus named as its own.
+    class_name = model.target.rpartition(".")[2]
+    attends = "attn" in inspect.signature(locate("model", model.target)).parameters
+    if attends and attn is None:
+        raise ConfigError(f"attn: {class_name} needs an attention; choose one, such as attn=qkv")
+    if not attends and attn is not None:
+        raise ConfigError(f"attn: {class_name} has no attention; use attn=none")
+    if isinstance(attn, Component):
+        build("attn", attn, dim=8, num_heads=1)  # An error in the attention is named as its own.
 
-    def make(attn: Component, mlp_ratio: float) -> SegmentationModel:
+    def make(
+        attn: Component | AttentionFactory | None, mlp_ratio: float | None
+    ) -> SegmentationModel:
+        if isinstance(attn, Component):
+            attn = factory("attn", attn, ATTENTION)
         built: SegmentationModel = build(
             "model",
             model.model_copy(update={"mlp_ratio": mlp_ratio}),
             in_channels=in_channels,
             num_classes=num_classes,
             image_size=image_size,
-            attn=factory("attn", attn, ATTENTION),
+            **({"attn": attn} if attends else {}),
         )
         return built
 
     if model.match is None:
         return make(attn, model.mlp_ratio)
-    qkv = attn.model_copy(update={"sharing": "none", "mixing": "softmax", "mixing_options": {}})
+    if not attends or model.mlp_ratio is None:
+        raise ConfigError(
+            f"model.match: {class_name} has no attention or no mlp_ratio; use model.match=null"
+        )
     image = (in_channels, *image_size)
     ratio = find_mlp_ratio(
-        model.match, partial(make, qkv), partial(make, attn), model.mlp_ratio, image
+        model.match, partial(make, QKV), partial(make, attn), model.mlp_ratio, image
     )
     log.info("MLP ratio %g spends the %s of QKV", ratio, model.match)
     return make(attn, ratio)

@@ -30,7 +30,14 @@ MOVED = {  # places in run folders of version 0.1.0, and the present ones; appli
     "attnseg.engine.schedules.": "attnseg.schedules.schedule.",
 }
 OTHERS = frozenset({"torch.optim.AdamW", "torch.optim.SGD"})
-ATTENTION = ("dim", "num_heads", "bias", "scale", "projection")  # arguments that a model passes
+ATTENTION = (
+    "dim",
+    "num_heads",
+    "bias",
+    "scale",
+    "projection",
+    "place",
+)  # arguments that a model passes
 
 
 def locate(key: str, target: str) -> Callable[..., Any]:

@@ -11,10 +11,10 @@ import torch
 from attnseg.config.budget import build_model
 from attnseg.config.build import build, factory
 from attnseg.config.composition import compose, to_raw
-from attnseg.config.errors import nearest
+from attnseg.config.errors import nearest, parse_options
 from attnseg.config.folder import list_choices
 from attnseg.config.nodes import Component
-from attnseg.config.training import Config
+from attnseg.config.training import Config, Model
 from attnseg.data.augment import Transforms
 from attnseg.data.reader import Reader
 from attnseg.errors import ConfigError
@@ -92,14 +92,22 @@ def optimizer_factory(config: Config) -> Callable[..., torch.optim.Optimizer]:
 
 def attention_component(name: str, **options: Any) -> Component:  # noqa: ANN401
     """Return the component of a named attention, with options changed."""
-    return Component.model_validate({**_compose_choices(attn=name)["attn"], **options})
+    node = _compose_choices(attn=name)["attn"]
+    if not node:
+        raise ConfigError(f"attn: {name} stands for models without attention; choose another")
+    return Component.model_validate({**node, **options})
 
 
-def model_nodes(name: str, attn: str | None = None) -> tuple[dict[str, Any], Component]:
-    """Return the class and options of a named model, and its attention: by default its own."""
+def model_nodes(
+    name: str,
+    attn: str | None = None,
+    **options: Any,  # noqa: ANN401
+) -> tuple[Model, Component | None]:
+    """Return a named model with options changed, and its attention: by default its own."""
     raw = _compose_choices(model=name, **({} if attn is None else {"attn": attn}))
-    model = {k: v for k, v in raw["model"].items() if k not in ("pretrained", "match")}
-    return model, Component.model_validate(raw["attn"])
+    model = {**raw["model"], "pretrained": None, "match": None, **options}
+    own = Component.model_validate(raw["attn"]) if raw["attn"] else None
+    return parse_options(Model, model, "model"), own
 
 
 def _compose_choices(**choices: str) -> dict[str, Any]:

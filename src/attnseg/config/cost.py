@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import inspect
 import os
 import resource
 import sys
@@ -12,6 +13,8 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
+
+from attnseg.layers.tokens import TokenMixer
 
 
 def count_parameters(model: nn.Module) -> dict[str, int]:
@@ -32,37 +35,46 @@ def count_macs(model: nn.Module, image: tuple[int, int, int]) -> int:
 
 
 def count_attention_macs(model: nn.Module, image: tuple[int, int, int]) -> tuple[int, int]:
-    """Return the MACs of the attention layers, by each layer's formula and by PyTorch's counter."""
+    """Return the MACs of the attention layers, by each one's formula and by PyTorch's counter."""
     return _count(model, image)[1:]
 
 
-def find_attentions(model: nn.Module) -> dict[str, Any]:
-    """Return a model's attention layers by name, in order: the modules with `mix` and `macs`."""
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if hasattr(module, "macs") and hasattr(module, "mix")
-    }
+def find_attentions(model: nn.Module) -> dict[str, TokenMixer]:
+    """Return a model's attentions, and what stands in their place, by name and in order.
+
+    An attention within another one is a part of it.
+    """
+    mixers: dict[str, TokenMixer] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, TokenMixer) and not any(name.startswith(f"{o}.") for o in mixers):
+            mixers[name] = module
+    return mixers
 
 
 def _count(model: nn.Module, image: tuple[int, int, int]) -> tuple[int, int, int]:
-    """Return all MACs as counted, then those of the attention layers by formula and as counted."""
+    """Return all MACs as counted, then those of the attentions by formula and as counted."""
     meta_model = copy.deepcopy(model).to("meta").eval()
     attentions = find_attentions(meta_model)
     formula = 0
 
-    def add(module: Any, inputs: tuple[Any, ...]) -> None:  # noqa: ANN401
+    def add(mixer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:  # noqa: ANN401
         nonlocal formula
-        tokens, grid = inputs  # [B, N, C] and (height, width) in tokens
-        formula += module.macs(tokens.shape[1], grid)
+        given = inspect.signature(mixer.forward).bind(*args, **kwargs).arguments
+        context = given.get("context")
+        formula += mixer.macs(
+            given["x"].shape[1],
+            given["grid"],
+            None if context is None else context.shape[1],
+            given.get("context_grid"),
+        )
 
     for module in attentions.values():
-        module.register_forward_pre_hook(add)
+        module.register_forward_pre_hook(add, with_kwargs=True)
     with FlopCounterMode(display=False) as counter:
         meta_model(torch.zeros(1, *image, device="meta"))
     root = type(meta_model).__name__
     flops = counter.get_flop_counts()
-    inside = sum(sum(flops[f"{root}.{name}"].values()) for name in attentions)
+    inside = sum(sum(flops.get(f"{root}.{name}", {}).values()) for name in attentions)
     return int(counter.get_total_flops()) // 2, formula, inside // 2
 
 

@@ -2,6 +2,10 @@
 
 from pathlib import Path
 
+import yaml
+
+NO_ATTENTION = "none"  # the choice of `attn` for models without attention
+
 
 def configs_folder() -> Path:
     """Return the folder `configs/` of the installed package, or of the clone it is run from."""
@@ -21,6 +25,21 @@ def list_choices(group: str) -> list[str]:
         return []
     folders = (configs_folder(), own_folder())
     return sorted({p.stem for f in folders if f for p in (f / group).glob("[!_]*.yaml")})
+
+
+def list_attentions() -> list[str]:
+    """Return the attentions, without the choice that stands for models without one."""
+    return [name for name in list_choices("attn") if name != NO_ATTENTION]
+
+
+def attentions_of(model: str) -> list[str]:
+    """Return the attentions that a model can have; of a model without attention, `NO_ATTENTION`."""
+    folders = [folder for folder in (own_folder(), configs_folder()) if folder]
+    path = next(p for f in folders if (p := f / "model" / f"{model}.yaml").is_file())
+    # Such a model says so among its defaults.
+    defaults = yaml.safe_load(path.read_text()).get("defaults", [])
+    attends = {"override /attn@_global_.attn": NO_ATTENTION} not in defaults
+    return list_attentions() if attends else [NO_ATTENTION]
 
 
 def list_groups() -> list[str]:

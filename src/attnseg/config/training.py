@@ -12,7 +12,14 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from attnseg.config.errors import OptionError, parse_options
 from attnseg.config.markers import Harmless, NotIdentity, Technical
@@ -22,6 +29,10 @@ INVENTED = "-phantom"  # at the end of the name of a dataset that is generated
 MAX_WORKERS = 1024  # more is a slip of the keyboard, and would take the machine down
 
 Precision = Literal[32, "bf16-mixed", "16-mixed"]
+
+
+def _none_if_empty(value: object) -> object:
+    return value or None
 
 
 class Split(Node):
@@ -81,12 +92,13 @@ class Model(Component):
 
     pretrained: str | None
     match: Literal["params", "macs"] | None
-    mlp_ratio: PositiveFloat
+    mlp_ratio: PositiveFloat | None = None
 
     @property
     def options(self) -> dict[str, Any]:
         """Return the keyword arguments of the class."""
-        return {"mlp_ratio": self.mlp_ratio, **(self.model_extra or {})}
+        ratio = {} if self.mlp_ratio is None else {"mlp_ratio": self.mlp_ratio}
+        return {**ratio, **(self.model_extra or {})}
 
 
 class Optimizer(Component):
@@ -195,6 +207,7 @@ class Config(Node):
         seed: of initialisation, order and augmentation; the split has its own.
         phantom_size: preset of the data that is generated where none is given.
         choices: the name chosen in each group.
+        attn: `None` for a model without attention.
     """
 
     seed: Annotated[Seed, Harmless]
@@ -203,7 +216,7 @@ class Config(Node):
     paths: Annotated[Paths, Technical]
     choices: Annotated[dict[str, str], NotIdentity]  # names for the other keys
     dataset: Dataset
-    attn: Component
+    attn: Annotated[Component | None, BeforeValidator(_none_if_empty)] = None
     model: Model
     loss: Component
     augment: Component

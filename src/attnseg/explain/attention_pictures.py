@@ -112,11 +112,11 @@ def weights_as_image(
 
     The weights are those of the grid's keys `[keys]`, in row-major order.
     """
-    nearest = []
+    layout, nearest = record.layout, []
+    first = layout.cell / 2 if layout.joined else 0.5  # centre, in units of query tokens
     for pixels, tokens, keys in zip(shape, record.grid, record.key_grid, strict=True):
-        # Pixel positions in units of query tokens; keys stand at every stride-th query's centre.
-        at = (np.arange(pixels) + 0.5) * tokens / pixels - 0.5
-        nearest.append(np.floor(at / record.stride + 0.5).astype(int).clip(0, keys - 1))
+        at = (np.arange(pixels) + 0.5) * tokens / pixels
+        nearest.append(np.floor((at - first) / layout.cell + 0.5).astype(int).clip(0, keys - 1))
     image: NDArray[np.float32] = weights.reshape(record.key_grid)[np.ix_(*nearest)]
     return image
 

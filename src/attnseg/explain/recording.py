@@ -5,9 +5,12 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from attnseg.attention.attention import Attention
+from attnseg.attention.mixing import Layout, Mixing
 from attnseg.config.cost import find_attentions
+from attnseg.layers.tokens import Grid
 from attnseg.models.model import SegmentationModel
 
 
@@ -19,33 +22,46 @@ class AttentionRecord:
 
     Attributes:
         name: name of the module in the model.
-        mix: the mixing, called as `mix(q, k, v)`.
+        mix: the mixing, called as `mix(q, k, v, layout)`.
         q: queries `[1, h, N, d]`: prefix tokens, then the grid in row-major order.
         k: keys `[1, h, M, d]`, in the same order.
         v: values `[1, h, M, d]`.
         out: output of the mixing, `[1, h, N, d]`.
-        grid: height and width of the grid of query tokens.
-        stride: a key stands at every stride-th query, along both axes.
+        layout: where queries and keys lie.
     """
 
     name: str
-    mix: nn.Module
+    mix: Mixing
     q: Tensor
     k: Tensor
     v: Tensor
     out: Tensor
-    grid: tuple[int, int]
-    stride: int
+    layout: Layout
+
+    @property
+    def grid(self) -> Grid:
+        """Height and width of the grid of query tokens."""
+        return self.layout.queries
+
+    @property
+    def key_grid(self) -> Grid:
+        """Height and width of the grid of key tokens."""
+        return self.layout.keys
 
     @property
     def prefix(self) -> int:
-        """Number of tokens before the grid, such as class tokens."""
-        return self.q.shape[2] - self.grid[0] * self.grid[1]
+        """Number of query tokens before the grid, such as class tokens."""
+        return self.layout.query_prefix
 
     @property
-    def key_grid(self) -> tuple[int, int]:
-        """Height and width of the grid of key tokens."""
-        return -(-self.grid[0] // self.stride), -(-self.grid[1] // self.stride)
+    def same_tokens(self) -> bool:
+        """Whether queries and keys stand on the same grid."""
+        return self.layout.queries == self.layout.keys and self.layout.positions is None
+
+    def mix_values(self, q: Tensor, v: Tensor) -> Tensor:
+        """Mix other values `[1, h, M, d]`, for other queries, as the attention did."""
+        mixed: Tensor = self.mix(q, self.k, v, self.layout)
+        return mixed
 
     def token_at(self, point: tuple[int, int], shape: tuple[int, int]) -> int:
         """Return the index of the query token that contains a pixel, prefix tokens included.
@@ -63,12 +79,9 @@ class AttentionRecord:
 
         The cell is the height and width of a query token, in any unit.
         """
-        step, grid = (self.stride, self.key_grid) if of_keys else (1, self.grid)
-        rows, columns = (
-            (torch.arange(count) * step + 0.5) * size
-            for count, size in zip(grid, cell, strict=True)
-        )
-        return torch.cartesian_prod(rows, columns)
+        own = Layout(self.grid, self.grid)
+        centres = (self.layout if of_keys else own).key_centres().float()
+        return centres * torch.tensor(cell)
 
 
 @torch.no_grad()
@@ -78,22 +91,15 @@ def record_attentions(model: SegmentationModel, image: Tensor) -> dict[str, Atte
     The model, in evaluation mode, is left unchanged.
     """
     records: dict[str, AttentionRecord] = {}
-    grids: dict[str, tuple[int, int]] = {}
     handles = []
 
-    def note_grid(name: str, layer: object, args: tuple[Any, ...], named: dict[str, Any]) -> None:
-        grids[name] = args[1] if len(args) > 1 else named["grid"]
+    def note(name: str, mix: Mixing, inputs: tuple[Any, ...], out: Tensor) -> None:
+        q, k, v, layout = inputs
+        records[name] = AttentionRecord(name, mix, q, k, v, out, layout)
 
-    def note_tensors(name: str, mix: nn.Module, qkv: tuple[Tensor, ...], out: Tensor) -> None:
-        q, k, v = qkv
-        stride = _key_stride(q, k, grids[name])
-        records[name] = AttentionRecord(name, mix, q, k, v, out, grids[name], stride)
-
-    attentions = find_attentions(model)
+    attentions = {n: a for n, a in find_attentions(model).items() if isinstance(a, Attention)}
     for name, attention in attentions.items():
-        note = partial(note_grid, name)
-        handles.append(attention.register_forward_pre_hook(note, with_kwargs=True))
-        handles.append(attention.mix.register_forward_hook(partial(note_tensors, name)))
+        handles.append(attention.mix.register_forward_hook(partial(note, name)))
         attention.absorbs = False  # Otherwise the mixing may fold other layers into the values.
     try:
         model(image)
@@ -103,10 +109,3 @@ def record_attentions(model: SegmentationModel, image: Tensor) -> dict[str, Atte
         for handle in handles:
             handle.remove()
     return records
-
-
-def _key_stride(q: Tensor, k: Tensor, grid: tuple[int, int]) -> int:
-    """Return the stride between keys that explains their number."""
-    grid_keys = k.shape[2] - (q.shape[2] - grid[0] * grid[1])
-    strides = range(1, max(grid) + 1)
-    return next(s for s in strides if -(-grid[0] // s) * -(-grid[1] // s) == grid_keys)

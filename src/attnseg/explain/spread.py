@@ -83,7 +83,7 @@ def sample_queries(record: AttentionRecord) -> Tensor | None:
     # The step is odd: an even one could fall on the same columns of the grid in every row.
     indices = torch.arange(record.prefix, record.q.shape[2], step | 1)
     try:
-        out = record.mix(record.q[:, :, indices], record.k, record.v)
+        out = record.mix_values(record.q[:, :, indices], record.v)
     except (RuntimeError, ValueError):  # The mixing requires all queries.
         return None
     expected = record.out[:, :, indices]
@@ -98,7 +98,7 @@ def score_asymmetry(record: AttentionRecord) -> Tensor | None:
     in KV attention, where S = K K^T; independent queries and keys have 0.71. `None` where queries
     and keys stand on different grids.
     """
-    if record.stride != 1:
+    if not record.same_tokens:
         return None
     q, k = (tokens[0, :, record.prefix :].double() for tokens in (record.q, record.k))
     squares = ((q.mT @ q) * (k.mT @ k)).sum((1, 2))
@@ -113,7 +113,7 @@ def mean_scores(record: AttentionRecord, max_tokens: int) -> Tensor | None:
     Of more than about `max_tokens` tokens, every second, third, ... is taken. `None` where queries
     and keys stand on different grids.
     """
-    if record.stride != 1:
+    if not record.same_tokens:
         return None
     step = -(-(record.q.shape[2] - record.prefix) // max_tokens)
     q, k = (tokens[0, :, record.prefix :: step] for tokens in (record.q, record.k))

@@ -6,8 +6,8 @@ token i takes value token j is therefore the derivative of its output by that va
     d out_i / d v_j = w_ij I      where tokens are mixed (softmax and its variants, efficient),
     d out_i / d v_i = A           where channels are mixed (transpose): no other token is reached.
 
-One backward pass through `mix(q, k, v)` gives row i of w; one forward pass with unit vectors as
-values gives columns of it. Notation: see `attnseg.attention.attention`.
+One backward pass through the mixing gives row i of w; one forward pass with unit vectors as values
+gives columns of it. Notation: see `attnseg.attention.attention`.
 """
 
 from collections.abc import Iterator
@@ -73,7 +73,7 @@ def _derivative_along(record: AttentionRecord, token: int, direction: Tensor) ->
     """Return the derivative of a token's output, along `[h, d]`, by the values: `[h, M, d]`."""
     with torch.enable_grad():
         v = record.v.detach().requires_grad_()
-        out = record.mix(record.q, record.k, v)[0, :, token]
+        out = record.mix_values(record.q, v)[0, :, token]
         return torch.autograd.grad(out, v, direction)[0][0]
 
 
@@ -99,4 +99,4 @@ def weight_columns(
         at = torch.arange(min(width, keys - start))
         units = torch.zeros_like(record.v)
         units[..., start + at, at] = 1
-        yield start, record.mix(q, record.k, units)[0, ..., : len(at)]
+        yield start, record.mix_values(q, units)[0, ..., : len(at)]

@@ -3,31 +3,9 @@
 Dosovitskiy et al., 2021, arXiv 2010.11929.
 """
 
-from collections.abc import Callable
-from typing import Protocol, runtime_checkable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-
-@runtime_checkable
-class AttentionFactory(Protocol):
-    """Callable that builds one attention; the model passes only the options below.
-
-    The attention is called as `attention(x[B, N, C], grid)` and returns `[B, N, C]`.
-    """
-
-    def __call__(
-        self,
-        dim: int,
-        num_heads: int,
-        bias: bool = True,
-        scale: float | None = None,
-        projection: Callable[[int, bool], nn.Module] | None = None,
-    ) -> nn.Module:
-        """Return an attention of width `dim`; arguments as in `attention.attention.Attention`."""
-        ...
 
 
 class QuickGELU(nn.Module):

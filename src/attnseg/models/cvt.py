@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attnseg.layers.conv import conv_bn_relu, resize
-from attnseg.layers.vit import AttentionFactory, Block, QuickGELU, init_weights, tokens_to_map
+from attnseg.layers.tokens import AttentionFactory, Grid, Place
+from attnseg.layers.vit import Block, QuickGELU, init_weights, tokens_to_map
 from attnseg.models.model import PublishedModule, SegmentationModel, check_positive, translate_name
 
 NORM_EPS = 1e-5
@@ -109,6 +110,7 @@ class Stage(nn.Module):
         attn: AttentionFactory,
         stride_kv: int,
         mlp_ratio: float,
+        grid: Grid,
     ) -> None:
         super().__init__()
         dim, depth = size.dims[index], size.depths[index]
@@ -117,18 +119,25 @@ class Stage(nn.Module):
         self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim)) if last else None
         rates = [size.drop_path * i / max(depth - 1, 1) if last else 0.0 for i in range(depth)]
-        projection = functools.partial(ConvProjection, stride=stride_kv)
+        first = sum(size.depths[:index])  # Number of the stage's first block in the encoder.
         # As published, the scale is that of the full width, not of a head's.
+        make = functools.partial(
+            attn,
+            dim,
+            size.num_heads[index],
+            scale=dim**-0.5,
+            projection=functools.partial(ConvProjection, stride=stride_kv),
+        )
         self.blocks = nn.ModuleList(
             Block(
                 dim,
-                attn(dim, size.num_heads[index], scale=dim**-0.5, projection=projection),
+                make(place=Place(index, first + i, grid)),
                 NORM_EPS,
                 drop_path=rate,
                 act=QuickGELU,
                 mlp_ratio=mlp_ratio,
             )
-            for rate in rates
+            for i, rate in enumerate(rates)
         )
         self.apply(init_weights)
         if self.cls_token is not None:
@@ -156,15 +165,19 @@ class Encoder(nn.Module):
         attn: AttentionFactory,
         stride_kv: int = 2,
         mlp_ratio: float = 4.0,
+        image_size: tuple[int, int] = (224, 224),
     ) -> None:
         super().__init__()
         if size not in SIZES:
             raise ValueError(f"unknown size {size!r}; choose one of {', '.join(SIZES)}")
         self.dims = SIZES[size].dims
-        inputs = (in_channels, *self.dims[:2])
-        self.stages = nn.ModuleList(
-            Stage(i, inputs[i], SIZES[size], attn, stride_kv, mlp_ratio) for i in range(3)
-        )
+        inputs, height, width = (in_channels, *self.dims[:2]), *image_size
+        stages = []
+        for i, stride in enumerate(STRIDES):
+            height, width = -(-height // stride), -(-width // stride)
+            stage = Stage(i, inputs[i], SIZES[size], attn, stride_kv, mlp_ratio, (height, width))
+            stages.append(stage)
+        self.stages = nn.ModuleList(stages)
 
     def forward(self, image: Tensor) -> tuple[list[Tensor], Tensor]:
         """Return the stage maps `[B, dim, h, w]`, un-normalised, and the class token `[B, 1, C]`.
@@ -285,7 +298,8 @@ class CvT(SegmentationModel):
     Args:
         in_channels: channels of the image.
         num_classes: K, channels of the logits.
-        image_size: ignored, since CvT has no learned positions.
+        image_size: height and width of the images for which an attention may prepare; CvT itself
+            has no learned positions.
         attn: builds the attention of every block.
         size: `tiny`, `cvt-13` or `cvt-21`.
         decoder: `mlp`, `mlp_plain` (the same, layer by layer) or `fpn`.
@@ -314,7 +328,7 @@ class CvT(SegmentationModel):
         if decoder not in DECODERS:
             raise ValueError(f"unknown decoder {decoder!r}; choose one of {', '.join(DECODERS)}")
         check_positive(stride_kv=stride_kv, decoder_channels=decoder_channels)
-        self.encoder = Encoder(in_channels, size, attn, stride_kv, mlp_ratio)
+        self.encoder = Encoder(in_channels, size, attn, stride_kv, mlp_ratio, image_size)
         self.decoder = DECODERS[decoder](self.encoder.dims, decoder_channels, num_classes)
 
     def forward(self, image: Tensor) -> Tensor:

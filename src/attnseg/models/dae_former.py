@@ -5,6 +5,7 @@ without its 18,382,864 parameters (of 48,073,065) that no output depends on, and
 evaluation of each `fc1`.
 """
 
+import itertools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,14 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from attnseg.layers.vit import AttentionFactory, tokens_to_map
+from attnseg.layers.tokens import AttentionFactory, Grid, Place
+from attnseg.layers.vit import tokens_to_map
 from attnseg.models.model import SegmentationModel, check_divisible, translate_name
 
 NORM_EPS = 1e-5
 STRIDE = 16  # Pixels per token of the last stage.
 CHANNEL_HEADS = 8
 FUSIONS = ("sequential", "additive", "concatenation")
-Grid = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,7 @@ class DualBlock(nn.Module):
             the changes. The paper's ablation has variants of these names but does not say how they
             are wired, so the last two are ours.
         mlp_ratio: hidden width of the feed-forward networks, as a multiple of `dim`.
+        place: where in the model the block stands.
     """
 
     def __init__(
@@ -97,13 +99,14 @@ class DualBlock(nn.Module):
         channel_attn: AttentionFactory,
         fusion: str,
         mlp_ratio: float,
+        place: Place,
     ) -> None:
         super().__init__()
         self.norm1, self.norm2 = layer_norm(dim), layer_norm(dim)
         self.norm3, self.norm4 = layer_norm(dim), layer_norm(dim)
-        self.attn = attn(dim, 1)
+        self.attn = attn(dim, 1, place=place)
         self.mlp1 = MixFFN(dim, round(mlp_ratio * dim))
-        self.channel_attn = channel_attn(dim, CHANNEL_HEADS, bias=False)
+        self.channel_attn = channel_attn(dim, CHANNEL_HEADS, bias=False, place=place)
         self.mlp2 = MixFFN(dim, round(mlp_ratio * dim))
         self.fusion = fusion
         self.join = nn.Linear(2 * dim, dim) if fusion == "concatenation" else None
@@ -226,7 +229,7 @@ class DecoderStage(nn.Module):
         self,
         in_dim: int,
         dim: int,
-        blocks: tuple[DualBlock, DualBlock],
+        blocks: list[DualBlock],
         expand: PatchExpand | PatchClassify,
     ) -> None:
         super().__init__()
@@ -251,7 +254,8 @@ class DAEFormer(SegmentationModel):
     Args:
         in_channels: channels of the image.
         num_classes: K, channels of the logits.
-        image_size: checked only; no parameter depends on it.
+        image_size: height and width of the images for which an attention may prepare; no other
+            parameter depends on it.
         attn: builds the spatial attention of every block; published: efficient.
         channel_attn: builds the channel attention; published: transpose.
         size: `tiny` or `base`.
@@ -282,22 +286,34 @@ class DAEFormer(SegmentationModel):
         check_divisible("image_size", image_size, STRIDE)
         dims, depth = SIZES[size].dims, SIZES[size].depth
 
-        def block(dim: int) -> DualBlock:
-            return DualBlock(dim, attn, channel_attn, fusion, mlp_ratio)
+        number = itertools.count()
+
+        def make_blocks(stage: int, count: int) -> list[DualBlock]:
+            patch = 4 * 2**stage  # Pixels per token.
+            grid = (image_size[0] // patch, image_size[1] // patch)
+            return [
+                DualBlock(
+                    dims[stage],
+                    attn,
+                    channel_attn,
+                    fusion,
+                    mlp_ratio,
+                    Place(stage, next(number), grid),
+                )
+                for _ in range(count)
+            ]
 
         inputs = (in_channels, *dims[:2])
         windows = ((7, 4), (3, 2), (3, 2))  # kernel and stride
         self.stages = nn.ModuleList(
-            EncoderStage(inputs[i], dim, *windows[i], [block(dim) for _ in range(depth)])
+            EncoderStage(inputs[i], dim, *windows[i], make_blocks(i, depth))
             for i, dim in enumerate(dims)
         )
         low, mid, high = dims
         self.expand = PatchExpand(high, high // 2, 2)
-        first = DecoderStage(
-            high // 2, mid, (block(mid), block(mid)), PatchExpand(mid, mid // 2, 2)
-        )
+        first = DecoderStage(high // 2, mid, make_blocks(1, 2), PatchExpand(mid, mid // 2, 2))
         second = DecoderStage(
-            mid // 2, low, (block(low), block(low)), PatchClassify(low, low, 4, num_classes)
+            mid // 2, low, make_blocks(0, 2), PatchClassify(low, low, 4, num_classes)
         )
         self.decoder = nn.ModuleList([first, second])
 

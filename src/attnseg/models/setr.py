@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from attnseg.layers.conv import conv_bn_relu, resize, upsample
-from attnseg.layers.vit import AttentionFactory, Block, PatchTokens, init_weights, tokens_to_map
+from attnseg.layers.tokens import AttentionFactory, Place
+from attnseg.layers.vit import Block, PatchTokens, init_weights, tokens_to_map
 from attnseg.models.model import (
     VIT_NAMES,
     SegmentationModel,
@@ -189,8 +190,13 @@ class SETR(SegmentationModel):
         grid = (image_size[0] // self.patch_size, image_size[1] // self.patch_size)
         self.embed = PatchTokens(in_channels, dim, self.patch_size, grid, head != "mla")
         self.encoder = nn.ModuleList(
-            Block(dim, attn(dim, num_heads or preset.num_heads), NORM_EPS, mlp_ratio=mlp_ratio)
-            for _ in range(depth)
+            Block(
+                dim,
+                attn(dim, num_heads or preset.num_heads, place=Place(0, i, grid)),
+                NORM_EPS,
+                mlp_ratio=mlp_ratio,
+            )
+            for i in range(depth)
         )
         self.encoder.apply(init_weights)
         self.mla_levels = [depth * (i + 1) // MLA_LEVELS - 1 for i in range(MLA_LEVELS)]

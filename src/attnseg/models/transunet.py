@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from attnseg.layers.conv import conv_bn_relu, upsample
 from attnseg.layers.resnetv2 import ResNetV2
-from attnseg.layers.vit import AttentionFactory, Block, PatchTokens, init_weights, tokens_to_map
+from attnseg.layers.tokens import AttentionFactory, Place
+from attnseg.layers.vit import Block, PatchTokens, init_weights, tokens_to_map
 from attnseg.models.model import VIT_NAMES, SegmentationModel, check_divisible, translate_name
 
 PATCH = 16  # Pixels of the image per token, with and without the ResNet.
@@ -102,8 +103,14 @@ class TransUNet(SegmentationModel):
         self.embed = PatchTokens(channels, dim, patch, grid, class_token=False)
         self.drop = nn.Dropout(dropout)
         self.encoder = nn.ModuleList(
-            Block(dim, attn(dim, preset.num_heads), NORM_EPS, dropout, mlp_ratio=mlp_ratio)
-            for _ in range(preset.depth)
+            Block(
+                dim,
+                attn(dim, preset.num_heads, place=Place(0, i, grid)),
+                NORM_EPS,
+                dropout,
+                mlp_ratio=mlp_ratio,
+            )
+            for i in range(preset.depth)
         )
         self.encoder.apply(init_weights)
         self.norm = nn.LayerNorm(dim, eps=NORM_EPS)

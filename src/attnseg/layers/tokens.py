@@ -1,0 +1,107 @@
+"""Modules that let tokens see each other, and the places in a model where they stand."""
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol, runtime_checkable
+
+from torch import Tensor, nn
+
+Grid = tuple[int, int]  # height and width, in tokens
+
+
+class Place(NamedTuple):
+    """A place in a model, which tells one block from another.
+
+    Attributes:
+        stage: level of resolution, from 0 for the finest; a plain transformer has only 0.
+        block: number of the block, from 0, counted through the whole model.
+        grid: the grid of tokens at the image size that the model is built for; images of another
+            size have another one.
+    """
+
+    stage: int = 0
+    block: int = 0
+    grid: Grid = (14, 14)
+
+
+DEFAULT_PLACE = Place()
+
+
+class TokenMixer(nn.Module):
+    """Mixes tokens within a block: the base of every attention and of what replaces one.
+
+    Args:
+        dim: C, the width of the tokens.
+        num_heads: number of heads; mixers without heads ignore it, and likewise `bias` and `scale`.
+        bias: whether the projections of the tokens have a bias.
+        scale: factor of the scores; `None` is the mixer's own.
+        projection: makes a projection from `dim` and `bias`; `None` is a linear one.
+        place: where in the model the mixer stands.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        bias: bool = True,
+        scale: float | None = None,
+        projection: Callable[[int, bool], nn.Module] | None = None,
+        place: Place = DEFAULT_PLACE,
+    ) -> None:
+        super().__init__()
+        self.dim = dim
+        self.place = place
+
+    def forward(
+        self,
+        x: Tensor,
+        grid: Grid,
+        context: Tensor | None = None,
+        context_grid: Grid | None = None,
+    ) -> Tensor:
+        """Mix the tokens of `x`, or let them take from those of a context.
+
+        Args:
+            x: tokens `[B, N, C]`; any prefix tokens first, then the grid in row-major order.
+            grid: height and width of the grid of tokens.
+            context: tokens `[B, M, C]`, in the same order; `None` is `x` itself.
+            context_grid: height and width of the grid of the context; `None` is one row.
+
+        Returns:
+            Mixed tokens `[B, N, C]`.
+
+        Raises:
+            ValueError: the mixer takes no context.
+        """
+        raise NotImplementedError
+
+    def macs(
+        self, tokens: int, grid: Grid, context: int | None = None, context_grid: Grid | None = None
+    ) -> int:
+        """Return the multiply-accumulates of `forward` for one item, in closed form.
+
+        Only matrix products and convolutions count, as in PyTorch's FLOP counter.
+
+        Args:
+            tokens: N, prefix tokens included.
+            grid: height and width of the grid of tokens.
+            context: M, prefix tokens included; `None` without a context.
+            context_grid: height and width of the grid of the context.
+        """
+        raise NotImplementedError
+
+
+@runtime_checkable
+class AttentionFactory(Protocol):
+    """Callable that builds one `TokenMixer`; a model passes these options and no others."""
+
+    def __call__(
+        self,
+        dim: int,
+        num_heads: int,
+        bias: bool = True,
+        scale: float | None = None,
+        projection: Callable[[int, bool], nn.Module] | None = None,
+        place: Place = DEFAULT_PLACE,
+    ) -> nn.Module:
+        """Return a mixer of width `dim`; arguments as in `TokenMixer`."""
+        ...
