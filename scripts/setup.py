@@ -133,6 +133,15 @@ def find_pythons() -> "list[tuple[str, str]]":
     return sorted(pythons.items(), key=lambda item: SUPPORTED.index(item[0]))
 
 
+def require_disk(build: str) -> None:
+    """Refuse to begin an installation for which the disk has no room."""
+    free = shutil.disk_usage(VENV).free / 1e9
+    needed = SIZES[build][1]
+    if free < needed and not glob.glob(VENV + "/lib/*/site-packages/torch"):
+        lack = f"needs about {needed} GB of disk space, and {free:.1f} GB are free"
+        fail(5, f".venv: {lack}; free some, and {AGAIN}")
+
+
 def make_environment(version: str, path: str) -> None:
     """Create an empty `.venv`, or empty the one that is there."""
     print(f"Creating .venv with Python {version} ({path}).", flush=True)
@@ -143,6 +152,7 @@ def make_environment(version: str, path: str) -> None:
             shutil.rmtree(old)
         elif old != STATE:
             os.remove(old)
+    require_disk("cpu")
     command = [path, "-I", "-m", "venv", VENV]
     done, output, messages = call(command)
     if not done and UV:
@@ -183,15 +193,6 @@ def offers_cpu_build(torch: str, version: str) -> bool:
     return offered
 
 
-def require_disk(build: str) -> None:
-    """Refuse to begin an installation for which the disk has no room."""
-    free = shutil.disk_usage(VENV).free / 1e9
-    needed = SIZES[build][1]
-    if free < needed and not glob.glob(VENV + "/lib/*/site-packages/torch"):
-        lack = f"needs about {needed} GB of disk space, and {free:.1f} GB are free"
-        fail(5, f".venv: {lack}; free some, and {AGAIN}")
-
-
 def install_torch(pythons: "list[tuple[str, str]]", asked: str) -> None:
     """Install PyTorch: uv's choice of build, or the CPU build without a GPU, or the default one.
 
@@ -203,7 +204,8 @@ def install_torch(pythons: "list[tuple[str, str]]", asked: str) -> None:
     with open(default_lock) as lock:
         torch = re.search(r"torch==[\w.]+", lock.read()).group()
     wants_cpu = LINUX and asked != "cuda" and (asked == "cpu" or not shutil.which("nvidia-smi"))
-    require_disk("cpu" if wants_cpu or not LINUX else "cuda")
+    if LINUX and not wants_cpu:
+        require_disk("cuda")
     if UV and LINUX and asked != "cuda":
         backend = "--torch-backend=" + (asked or "auto")
         if call([UV, "pip", "install", "--python", PY, "-q", backend, torch])[0]:

@@ -1,5 +1,6 @@
 """The loaders for training and validation; by design, there is none for the test set."""
 
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -93,6 +94,10 @@ class SliceDataModule(pl.LightningDataModule):
             batch_size=self.batch_size,
             sampler=sampler,
             num_workers=self.num_workers,
+            # From Python 3.14, other loader processes would import everything anew.
+            multiprocessing_context="fork"
+            if self.num_workers and sys.platform == "linux"
+            else None,
             drop_last=shuffle,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=self.num_workers > 0,
