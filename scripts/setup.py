@@ -27,7 +27,7 @@ SUPPORTED = ("3.14", "3.13", "3.12", "3.11")
 PIP = [PY, "-I", "-m", "pip", "--disable-pip-version-check"]
 UV = shutil.which("uv")
 LINUX = sys.platform == "linux"
-SIZES = {"cpu": (0.8, 2.5), "cuda": (3.5, 7.5)}  # GB to download and in .venv, on Linux
+DISK = {"cpu": 2.2, "cuda": 6.1}  # GB of .venv with each build of PyTorch, on Linux
 AGAIN = "run the same command again"
 BROKEN = "a download broke off or was altered; " + AGAIN
 OFFLINE = "the package index cannot be reached; check the network and pip's settings, and " + AGAIN
@@ -136,7 +136,7 @@ def find_pythons() -> "list[tuple[str, str]]":
 def require_disk(build: str) -> None:
     """Refuse to begin an installation for which the disk has no room."""
     free = shutil.disk_usage(VENV).free / 1e9
-    needed = SIZES[build][1]
+    needed = DISK[build]
     if free < needed and not glob.glob(VENV + "/lib/*/site-packages/torch"):
         lack = f"needs about {needed} GB of disk space, and {free:.1f} GB are free"
         fail(5, f".venv: {lack}; free some, and {AGAIN}")
@@ -162,15 +162,16 @@ def make_environment(version: str, path: str) -> None:
     write_state("usable")
 
 
-def install(name: str, *arguments: str, shown: bool = False) -> None:
+def install(name: str, *arguments: str, uv: bool = False, shown: bool = False) -> None:
     """Install packages; a download that breaks off is tried once more.
 
     Args:
         name: what an error is about.
         arguments: of `pip install` or `uv pip install`.
+        uv: whether uv installs.
         shown: whether progress is shown.
     """
-    command = [UV, "pip", "install", "--python", PY] if UV else [*PIP, "install"]
+    command = [UV, "pip", "install", "--python", PY] if uv else [*PIP, "install"]
     command += [*([] if shown else ["-q"]), *arguments]
     for attempt in range(2):
         write_state("unfinished")
@@ -193,43 +194,46 @@ def offers_cpu_build(torch: str, version: str) -> bool:
     return offered
 
 
-def install_torch(pythons: "list[tuple[str, str]]", asked: str) -> None:
-    """Install PyTorch: uv's choice of build, or the CPU build without a GPU, or the default one.
+def let_uv_choose(torch: str, asked: str) -> bool:
+    """Install the build of PyTorch that uv thinks best; return whether that was possible."""
+    if not UV or asked == "cuda":
+        return False
+    write_state("unfinished")
+    command = [UV, "pip", "install", "-q", "--python", PY, "--torch-backend", asked or "auto"]
+    done = call([*command, torch])[0]
+    write_state("usable")
+    if not done:
+        print(f"uv cannot install its choice of {torch} here; pip is used instead.", flush=True)
+    return done
+
+
+def install_torch(torch: str, pythons: "list[tuple[str, str]]", asked: str) -> None:
+    """Install PyTorch with pip: without a GPU the CPU build if there is one, else the default.
 
     Args:
+        torch: the locked version.
         pythons: those to choose from, the newest first; `.venv` has the first.
         asked: the build that the user wants, `cpu` or `cuda`, or nothing.
     """
-    cpu_lock, default_lock, _ = LOCKS
-    with open(default_lock) as lock:
-        torch = re.search(r"torch==[\w.]+", lock.read()).group()
     wants_cpu = LINUX and asked != "cuda" and (asked == "cpu" or not shutil.which("nvidia-smi"))
-    if LINUX and not wants_cpu:
-        require_disk("cuda")
-    if UV and LINUX and asked != "cuda":
-        backend = "--torch-backend=" + (asked or "auto")
-        if call([UV, "pip", "install", "--python", PY, "-q", backend, torch])[0]:
-            return
-        print(f"uv cannot fetch the build of its choice ({backend}).", flush=True)
-    if wants_cpu:
-        offered = [each for each in pythons if offers_cpu_build(torch, each[0])]
-        if offered:
-            if offered[0] != pythons[0]:
-                print(f"The index has the CPU build of {torch} for Python {offered[0][0]}.")
-                make_environment(*offered[0])
-            # By hash where it is known, else by version: the lock has markers.
-            install(torch, "--no-deps", "--require-hashes", "-r", cpu_lock)
-            return install(torch, "--no-deps", torch + "+cpu")
-        if asked == "cpu":
-            where = "name an index that has it in PIP_EXTRA_INDEX_URL or leave TORCH=cpu out"
-            fail(5, f"{torch}: the package index has no CPU build; {where}")
-        require_disk("cuda")
+    offered = [each for each in pythons if wants_cpu and offers_cpu_build(torch, each[0])]
+    if offered:
+        if offered[0] != pythons[0]:
+            print(f"The index has the CPU build of {torch} for Python {offered[0][0]}.")
+            make_environment(*offered[0])
+        # By hash where it is known, else by version: the lock has markers.
+        install(torch, "--no-deps", "--require-hashes", "-r", LOCKS[0])
+        install(torch, "--no-deps", torch + "+cpu")
+        return
+    if asked == "cpu" and LINUX:
+        where = "name an index that has it in PIP_EXTRA_INDEX_URL or leave TORCH=cpu out"
+        fail(5, f"{torch}: the package index has no CPU build; {where}")
     if LINUX:
-        why = "The index has no CPU build" if wants_cpu else "With CUDA"
-        download, disk = SIZES["cuda"]
-        sizes = f"about {download} GB to download, {disk} GB on disk"
-        print(f"{why}: installing the default build of {torch}, {sizes}.", flush=True)
-    install(torch, "--no-deps", "--require-hashes", "-r", default_lock, shown=LINUX)
+        require_disk("cuda")
+        why = "The index has no CPU build of it" if wants_cpu else "For the GPU"
+        sizes = "about 2.7 GB to download, 5 GB on disk"
+        print(f"{torch}: {why}; installing the default build, {sizes}.", flush=True)
+    install(torch, "--no-deps", "--require-hashes", "-r", LOCKS[1], shown=LINUX)
 
 
 def main() -> None:
@@ -258,10 +262,14 @@ def main() -> None:
         make_environment(*pythons[0])
     elif version != pythons[0][0]:
         pythons = [(version, PY)]
-    install_torch(pythons, asked)
+    with open(LOCKS[1]) as lock:
+        torch = re.search(r"torch==[\w.]+", lock.read()).group()
+    uv = let_uv_choose(torch, asked)
+    if not uv:
+        install_torch(torch, pythons, asked)
     print("Installing the other locked packages; a few minutes the first time.", flush=True)
-    install("packages.lock", "--no-deps", "--require-hashes", "-r", LOCKS[-1])
-    install("attnseg", "--no-deps", "--no-build-isolation", "--editable", ROOT)
+    install("packages.lock", "--no-deps", "--require-hashes", "-r", LOCKS[2], uv=uv)
+    install("attnseg", "--no-deps", "--no-build-isolation", "--editable", ROOT, uv=uv)
     about += (
         "; import attnseg, torch as t; print(t.__version__, 'cuda' if t.version.cuda else 'cpu')"
     )
