@@ -56,4 +56,4 @@ audit: setup
 	$(PY) -m pip_audit --strict --disable-pip --require-hashes -r requirements/packages.lock -r requirements/torch.lock
 
 lock:
-	$(PYTHON) scripts/lock.py
+	$(or $(PYTHON),$(PY)) scripts/lock.py

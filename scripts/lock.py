@@ -19,9 +19,10 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
+from setup import SUPPORTED
+
 TORCH = "torch==2.13.0"
 OF_TORCH = re.compile(r"(torch|triton)==|nvidia-|cuda-")
-PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 MACHINES = ("x86_64", "aarch64")
 LOCKS = Path(__file__).resolve().parent.parent / "requirements"
 
@@ -46,7 +47,8 @@ def compile_lock(source: str, options: str, lock: Path, constraints: str) -> Non
         constraint.write(constraints)
         constraint.flush()
         command = f"uv pip compile {source} {options} --universal --generate-hashes --no-header"
-        command += f" --no-annotate --python-version 3.11 --quiet -c {constraint.name} -o {lock}"
+        command += f" --no-annotate --quiet --python-version {SUPPORTED[-1]}"
+        command += f" -c {constraint.name} -o {lock}"
         subprocess.run(command.split(), cwd=LOCKS.parent, check=True, stdout=subprocess.DEVNULL)
 
 
@@ -60,7 +62,7 @@ def predict_requirements() -> str:
 
 def cpu_builds() -> Iterator[str]:
     """Download every Linux build of `TORCH` without CUDA that the index offers; yield its pin."""
-    for python, machine in itertools.product(PYTHONS, MACHINES):
+    for python, machine in itertools.product(reversed(SUPPORTED), MACHINES):
         with tempfile.TemporaryDirectory() as folder:
             command = [sys.executable, "-m", "pip", "download", "-qq", "--no-deps", "-d", folder]
             command += ["--only-binary=:all:", "--python-version", python]

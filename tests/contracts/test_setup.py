@@ -1,20 +1,24 @@
 """Set-up on machines where something is missing or breaks, with tiny packages for the real."""
 
+import ast
 import hashlib
 import http.server
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+import tomllib
 import urllib.parse
 import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[2]
 VERSION = "{}.{}".format(*sys.version_info)
@@ -139,6 +143,19 @@ def machine(tmp_path):
     made = Machine(tmp_path)
     yield made
     made.server.shutdown()
+
+
+def test_the_same_pythons_are_named_everywhere():
+    script = (ROOT / "scripts" / "setup.py").read_text()
+    supported = ast.literal_eval(re.search(r"SUPPORTED = (.*)", script)[1])[::-1]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["requires-python"] == f">={supported[0]}"
+    classified = [each.partition("Python :: ")[2] for each in project["classifiers"]]
+    assert tuple(filter(None, classified)) == supported
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yaml").read_text())
+    assert tuple(workflow["jobs"]["ci"]["strategy"]["matrix"]["python"]) == supported
+    named = f"Python {', '.join(supported[:-1])} or {supported[-1]}"
+    assert named in (ROOT / "README.md").read_text().replace("\n", " ")
 
 
 def test_a_machine_whose_network_fails_in_every_way(machine):
