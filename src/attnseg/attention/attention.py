@@ -239,7 +239,7 @@ class Attention(TokenMixer):
             gathering, source, source_grid = self.gather.macs(source, source_grid)
             total += gathering
         # A projection that is shared with the queries is applied again to other tokens.
-        others = context is not None or self.gather is not None
+        others = context is not None or not (self.gather is None or self.gather.keeps_all)
         projections: Any = self.project.items()
         for name, projection in projections:
             if name in (self.reads["k"], self.reads["v"]) and (others or name != self.reads["q"]):

@@ -35,7 +35,12 @@ class Gather(nn.Module):
         dim: C, the width of the tokens.
         num_heads: h.
         place: where in the model the attention stands.
+
+    Attributes:
+        keeps_all: whether `forward` returns its tokens as they are.
     """
+
+    keeps_all = False
 
     def __init__(self, dim: int, num_heads: int, place: Place = DEFAULT_PLACE) -> None:
         super().__init__()
