@@ -1,4 +1,4 @@
-"""Pairs of models and attentions: a cover for the default tier, the product for the full one."""
+"""Pairs of models and attentions: a cover for the usual tiers, the product for the slow one."""
 
 import importlib
 from pathlib import Path
@@ -56,11 +56,18 @@ def _holds_mixing(stem: str) -> bool:
 
 
 _COVER = frozenset(cover())
-# Decorates a test of (model, attn): the cover runs by default, the other pairs with `-m full`.
-each_pair = pytest.mark.parametrize(
-    ("model", "attn"),
-    [
-        pytest.param(*pair, id="-".join(pair), marks=() if pair in _COVER else pytest.mark.full)
-        for pair in product()
-    ],
-)
+
+
+def _each_pair(covered: tuple[pytest.MarkDecorator, ...]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize(
+        ("model", "attn"),
+        [
+            pytest.param(*p, id="-".join(p), marks=covered if p in _COVER else pytest.mark.slow)
+            for p in product()
+        ],
+    )
+
+
+# These decorate a test of (model, attn); pairs beyond the cover need `-m slow`.
+each_pair = _each_pair(())
+each_pair_in_full = _each_pair((pytest.mark.full,))  # for what takes seconds

@@ -41,7 +41,8 @@ ALLOWED = {  # and itself
     "study": {"runs", "errors", "files", "config"},
     "benchmark": {"training", "evaluation", "preparation"} | RUNS,
     "export": {"evaluation", "preparation"} | RUNS,
-    "commands": {"benchmark", "explain", "export", "search", "study"}
+    "contracts": {"export", "explain", "attention"} | RUNS,
+    "commands": {"benchmark", "contracts", "explain", "export", "search", "study"}
     | {"training", "evaluation", "preparation"}
     | RUNS,
     "cli": {"commands", "training", "study"} | RUNS,

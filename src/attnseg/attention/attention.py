@@ -247,7 +247,8 @@ class Attention(TokenMixer):
         prefixes = (tokens - _area(grid), source - _area(source_grid))
         gathered = Gathered(torch.empty(0), source_grid)
         layout = self._layout(grid, gathered, prefixes, strided)
-        return total + self.mix.macs(layout) - self._absorbed_macs(layout)
+        mixing: int = self.mix.macs(layout)
+        return total + mixing - self._absorbed_macs(layout)
 
     def _is_strided(self) -> bool:
         """Return whether the projections may leave out keys; a gather decides that alone."""

@@ -11,6 +11,8 @@ from attnseg.layers.tokens import Grid, TokenMixer
 class Identity(TokenMixer):
     """Returns every token as it is; without parameters, projections and operations."""
 
+    mixes_prefix = False
+
     def forward(
         self,
         x: Tensor,

@@ -32,6 +32,8 @@ class Pool(TokenMixer):
         ValueError: the size is even or below 1.
     """
 
+    mixes_prefix = False
+
     def __init__(
         self,
         dim: int,

@@ -8,6 +8,7 @@ from attnseg.cli.hydra_app import run_command
 from attnseg.commands import (
     benchmark,
     capsule,
+    check,
     compare,
     evaluate,
     explain,
@@ -28,7 +29,7 @@ from attnseg.errors import ConfigError
 
 MODULES = (
     train, prepare, preview, phantom, status, evaluate, predict, metrics_diff, explain, compare,
-    export, capsule, verify, publish, search, benchmark,
+    export, capsule, verify, publish, search, benchmark, check,
 )  # fmt: skip
 COMMANDS = {module.COMMAND.name: module.COMMAND for module in MODULES}
 

@@ -130,7 +130,7 @@ def write_networks(
     networks: dict[str, Network] = {"PyTorch": TorchNetwork(model)}
     if not {"torch", "onnx"} & set(config.formats):
         return networks
-    program = trace_model(model, spec)
+    program = trace_model(model, (spec.in_channels, *spec.size))
     if "torch" in config.formats:
         networks["torch.export"] = TorchNetwork(program.module())
         check_same_logits("torch", networks, "torch.export", samples)
@@ -179,13 +179,13 @@ def make_images(spec: InferenceSpec, count: int) -> Images:
     return np.asarray(np.clip(blobs, 0, 1) * 2 - 1, np.float32)
 
 
-def trace_model(model: nn.Module, spec: InferenceSpec) -> ExportedProgram:
-    """Trace a model into one graph that takes any number of images.
+def trace_model(model: nn.Module, image: tuple[int, int, int]) -> ExportedProgram:
+    """Trace a model into one graph that takes any number of images; `image` is C, H, W of one.
 
     Gradients are enabled because KV+Pos then carries its bias as one more channel. Without them its
     bias is a mask, which the exporter would store for every block, tokens times tokens.
     """
-    example = torch.zeros(2, spec.in_channels, *spec.size)
+    example = torch.zeros(2, *image)
     try:
         with torch.enable_grad(), silenced_exporters():
             return torch.export.export(

@@ -36,7 +36,12 @@ class TokenMixer(nn.Module):
         scale: factor of the scores; `None` is the mixer's own.
         projection: makes a projection from `dim` and `bias`; `None` is a linear one.
         place: where in the model the mixer stands.
+
+    Attributes:
+        mixes_prefix: whether the tokens of the grid take from prefix tokens, such as a class token.
     """
+
+    mixes_prefix = True
 
     def __init__(
         self,

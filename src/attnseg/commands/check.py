@@ -1,0 +1,51 @@
+"""Holds an attention, a model or a loss to every promise of the framework, within a minute.
+
+attnseg check attn=kv                in every model that takes an attention
+attnseg check model=setr             with the model's own attention
+attnseg check model=setr attn=kv     one pair
+attnseg check loss=dice
+"""
+
+from collections.abc import Sequence
+
+from attnseg.commands.command import Command, Invocation
+from attnseg.config.folder import attentions_of, list_choices
+from attnseg.config.training import parse_config
+from attnseg.contracts.options import Check
+from attnseg.errors import ConfigError
+
+
+def run(options: Check, invocation: Invocation) -> None:
+    """Check what the command line names, and exit with 3 if a promise is broken."""
+    from attnseg.contracts.check import check_loss, check_networks
+
+    named = {override.partition("=")[0].lstrip("+") for override in invocation.overrides}
+    if not named & {"attn", "model", "loss"}:
+        raise ConfigError(
+            "check: nothing to check; name it, such as attn=kv, model=setr or loss=ce"
+        )
+    problems = []
+    if named & {"attn", "model"}:
+        configs = {}
+        for model in _models(options, named):
+            raw = invocation.compose([*invocation.overrides, f"model={model}"])
+            config = parse_config(raw)
+            configs[f"{model} {config.choices['attn']}"] = config
+        problems += check_networks(configs)
+    if "loss" in named:
+        problems += check_loss(options)
+    for problem in problems:
+        print(f"broken: {problem}")
+    if problems:
+        raise SystemExit(3)
+
+
+def _models(options: Check, named: set[str]) -> Sequence[str]:
+    """Return the chosen model, or every one that takes the attention if none is named."""
+    if "model" in named:
+        return [options.choices["model"]]
+    attn = options.choices["attn"]
+    return [model for model in list_choices("model") if attn in attentions_of(model)]
+
+
+COMMAND = Command("check", __doc__, Check, run_invocation=run)

@@ -1,0 +1,1 @@
+"""Promises that every model, attention and loss keeps, for tests and for `attnseg check`."""

@@ -1,0 +1,75 @@
+"""Holds the choices of a command line to their promises and prints a table."""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from attnseg.config.budget import build_model
+from attnseg.config.build import build
+from attnseg.config.training import Config
+from attnseg.contracts import losses, networks
+from attnseg.contracts.networks import IMAGE, Finding
+from attnseg.errors import first_line
+from attnseg.models.model import SegmentationModel
+from attnseg.progress import track
+
+
+def check_network(config: Config) -> dict[str, Finding]:
+    """Hold a configured model with its attention to all contracts, by name."""
+
+    def make(channels: int = IMAGE[0], classes: int = networks.CLASSES) -> SegmentationModel:
+        torch.manual_seed(0)
+        return build_model(config.model, config.attn, channels, classes, IMAGE[1:])
+
+    return {name: _hold(contract, make) for name, contract in networks.CONTRACTS.items()}
+
+
+def check_networks(configs: Mapping[str, Config]) -> list[str]:
+    """Check configurations by a label of each, print a table, and return the problems."""
+    findings = {}
+    for config in configs.values():  # A mistyped option is no broken promise.
+        build_model(config.model, config.attn, IMAGE[0], networks.CLASSES, IMAGE[1:])
+    for pair in track(list(configs), "checking", "models"):
+        findings[pair] = check_network(configs[pair])
+    table = Table(caption=f"images of {IMAGE[1]}x{IMAGE[2]} pixels, {networks.CLASSES} classes")
+    table.add_column("promise")
+    for pair in findings:
+        table.add_column(pair, justify="right")
+    for name in networks.CONTRACTS:
+        table.add_row(name, *(_show(found[name]) for found in findings.values()))
+    Console().print(table)
+    return [
+        f"{pair}: {name}: {finding.problem}"
+        for pair, found in findings.items()
+        for name, finding in found.items()
+        if finding.problem
+    ]
+
+
+def check_loss(config: Config) -> list[str]:
+    """Check the loss of a configuration, print a table, and return the problems."""
+    loss = config.choices["loss"]
+    table, problems = Table("promise", "classes", loss), []
+    for overlapping, kind in ((False, "exclusive"), (True, "overlapping")):
+        module = build("loss", config.loss, overlapping=overlapping)
+        for name, contract in losses.CONTRACTS.items():
+            finding = _hold(contract, module, overlapping)
+            table.add_row(name, kind, _show(finding))
+            if finding.problem:
+                problems.append(f"{loss}, {kind} classes: {name}: {finding.problem}")
+    Console().print(table)
+    return problems
+
+
+def _hold(contract: Callable[..., Finding], *subject: object) -> Finding:
+    """Return the finding of a contract; an exception is a broken promise, not the end of all."""
+    try:
+        return contract(*subject)
+    except Exception as error:  # What is checked may be anybody's first attempt.
+        return Finding("", f"{type(error).__name__}: {first_line(error)}")
+
+
+def _show(finding: Finding) -> str:
+    return "[red]broken[/red]" if finding.problem else finding.measured
