@@ -1,4 +1,4 @@
-# make demo   set up if needed, then train SETR with KV attention on a phantom and show the result
+# make demo   set up if needed, then train on a phantom for a minute and draw a prediction
 # make test   set up if needed, then run the default tests; three minutes on two idle cores
 # make test-all    the other tests: trainings, commands, exports, all pairs of models and attentions
 # make test-gpu    the tests that need a CUDA device
@@ -18,7 +18,7 @@ setup:
 	@$(or $(shell command -v python3),$(PYTHON),python3) scripts/setup.py
 
 demo: setup
-	$(PY) train.py experiment=demo
+	.venv/bin/attnseg demo
 
 # CONTRIBUTING.md says what each tier holds.
 test: setup

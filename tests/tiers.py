@@ -27,7 +27,7 @@ STARTERS = {
 }
 CLI = ("attnseg.cli", "attnseg.commands")
 COMMANDS = set(
-    "main train prepare preview phantom status evaluate predict metrics_diff explain compare "
+    "main demo train prepare preview phantom status evaluate predict metrics_diff explain compare "
     "export capsule verify publish search benchmark check".split()
 )
 

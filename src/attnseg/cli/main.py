@@ -10,6 +10,7 @@ from attnseg.commands import (
     capsule,
     check,
     compare,
+    demo,
     evaluate,
     explain,
     export,
@@ -28,15 +29,25 @@ from attnseg.config.errors import nearest
 from attnseg.errors import ConfigError
 
 MODULES = (
-    train, prepare, preview, phantom, status, evaluate, predict, metrics_diff, explain, compare,
-    export, capsule, verify, publish, search, benchmark, check,
+    demo, train, prepare, preview, phantom, status, evaluate, predict, metrics_diff, explain,
+    compare, export, capsule, verify, publish, search, benchmark, check,
 )  # fmt: skip
+START = """\
+attnseg COMMAND KEY=VALUE ...
+
+Start with one of these:
+  attnseg demo           trains on generated scans and draws a prediction, in a minute
+  attnseg train --help   lists all options of a training, with examples
+  attnseg --help         lists all commands"""
 COMMANDS = {module.COMMAND.name: module.COMMAND for module in MODULES}
 
 
 def main() -> NoReturn:
     """Run the command that `sys.argv` names."""
-    name, *arguments = sys.argv[1:] or ["--help"]
+    if len(sys.argv) == 1:
+        print(START)
+        sys.exit(0)
+    name, *arguments = sys.argv[1:]
     if name in ("-h", "--help"):
         print("attnseg COMMAND KEY=VALUE ...\n")
         for command in COMMANDS.values():

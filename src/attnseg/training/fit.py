@@ -172,5 +172,5 @@ def translated_failures(
 def command_line() -> str:
     """Return the command line of this process."""
     program, *arguments = sys.argv
-    start = ["python", program] if program.endswith(".py") else ["attnseg", "train"]
+    start = ["python", program] if program.endswith(".py") else ["attnseg"]
     return shlex.join([*start, *arguments])
