@@ -218,6 +218,8 @@ def test_pythons_that_no_lock_serves(machine, tmp_path):
     needed = "Python 3.11, 3.12, 3.13 or 3.14 is needed"
     machine.refuses(2, needed, f"{old} is Python 3.9", "PYTHON=<its path>", PYTHON=str(old))
     machine.refuses(2, needed, "/no/python is not there", PYTHON="/no/python")
+    old.write_text("#!/bin/sh\necho 3.12\nexit 1\n")  # Debian's without python3.12-venv
+    machine.refuses(2, needed, f"{old} is without ensurepip", "python3.12-venv", PYTHON=str(old))
     assert not (machine.root / ".venv").exists()
 
 
