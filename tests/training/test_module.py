@@ -1,4 +1,11 @@
-from attnseg.training.module import parameter_groups
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from attnseg.data.labels import Labels
+from attnseg.errors import ConfigError
+from attnseg.training.module import SegmentationModule, parameter_groups
 from tests.contracts.test_models import make
 
 
@@ -12,3 +19,15 @@ def test_weight_decay_spares_biases_norms_and_positions():
         assert parameter.ndim >= 2
     assert {"embed.pos_embed", "embed.cls_token"} <= {names[id(p)] for p in spared}
     assert parameter_groups(model)[1]["weight_decay"] == 0
+
+
+def test_a_batch_too_small_for_its_normalisation_is_refused():
+    components = SimpleNamespace(model=make("cvt", "qkv"), loss=None, optimizer=None, schedule=None)
+    module = SegmentationModule(components, Labels(("a", "b"), False), [], [], 0.4, 0).train()
+    assert len(module.compute_outputs(torch.randn(2, 1, 32, 32))) == 1
+    with pytest.raises(
+        ConfigError, match=r"^dataset\.batch_size: .* 1 slice of 32x32; use at least 2"
+    ):
+        module.compute_outputs(torch.randn(1, 1, 32, 32))
+    with pytest.raises(ValueError, match="smaller than 16"):  # another error stays what it is
+        module.compute_outputs(torch.randn(1, 1, 8, 8))

@@ -85,7 +85,7 @@ class SegmentationModule(pl.LightningModule):
 
     def training_step(self, batch: Sample, batch_idx: int) -> Tensor:
         """Return the loss of one batch; one that is not finite raises, as it ruins the weights."""
-        main, *auxiliary = self.model.training_outputs(batch["image"])
+        main, *auxiliary = self.compute_outputs(batch["image"])
         target = self.labels.target(self.gather(batch["mask"]))
         loss: Tensor = self.loss(self.gather(main), target)
         for output in auxiliary:
@@ -95,6 +95,19 @@ class SegmentationModule(pl.LightningModule):
         # Each process has the gradient of its own slices only, and Lightning averages over
         # processes: the factor turns that mean into the sum.
         return loss * self.trainer.world_size
+
+    def compute_outputs(self, images: Tensor) -> list[Tensor]:
+        """Return the training outputs; refuse a batch of which a normalisation gets one value."""
+        try:
+            return self.model.training_outputs(images)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            height, width = images.shape[2:]
+            raise ConfigError(
+                f"dataset.batch_size: batch normalisation gets a single value from {len(images)} "
+                f"slice of {height}x{width}; use at least 2, or a larger dataset.image_size"
+            ) from error
 
     def check_loss(self, loss: Tensor, batch: Sample) -> float:
         """Return the loss as a number, or raise ConfigError with its cases if not finite."""
