@@ -1,10 +1,14 @@
 """Sharing and mixing against their definitions, written out plainly."""
 
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
 
-from attnseg.attention.attention import SHARINGS, Attention
+from attnseg.attention.attention import ALL_TOKENS, SHARINGS, Attention, list_parts, load_part
+from attnseg.attention.gather import Gather
+from attnseg.attention.mixing import Mixing
 
 N, M, C, H = 6, 4, 8, 2
 
@@ -162,3 +166,22 @@ def test_channels_of_zeros_have_a_gradient_in_transpose_mixing():
     out = attention(torch.randn(1, N, C), (2, 3))
     out.square().sum().backward()
     assert all(weight.grad.isfinite().all() for weight in attention.parameters())
+
+
+def test_every_sharing_gather_and_mixing_runs_or_is_refused_with_advice():
+    gathers, mixings = [ALL_TOKENS, *list_parts(Gather)], list_parts(Mixing)
+    ran, refused = set(), {}
+    for sharing, gather, mixing in itertools.product(SHARINGS, gathers, mixings):
+        try:
+            attention = Attention(32, 4, sharing=sharing, gather=gather, mixing=mixing)
+        except ValueError as error:
+            refused[sharing, gather, mixing] = str(error)
+            continue
+        out = attention(torch.randn(2, 1 + 6 * 8, 32), (6, 8))
+        assert out.shape == (2, 49, 32), (sharing, gather, mixing)
+        assert out.isfinite().all(), (sharing, gather, mixing)
+        ran.add((sharing, gather, mixing))
+    equal = {name for name in mixings if load_part("mixing", name, Mixing, {}).equal_tokens}
+    assert {(g, m) for _, g, m in refused} == set(itertools.product(gathers[1:], equal))
+    assert all(message.endswith("; use gather=none") for message in refused.values())
+    assert len(ran) + len(refused) == len(SHARINGS) * len(gathers) * len(mixings)
