@@ -14,7 +14,7 @@ from attnseg.config.training import parse_config
 from tests.contracts.groups import FOLDER, compose, names
 
 GROUPS = {
-    "dataset": 6,
+    "dataset": 7,
     "attn": 5,
     "model": 4,
     "loss": 5,
@@ -24,7 +24,7 @@ GROUPS = {
     "profile": 7,
     "logger": 4,
     "trainer": 4,
-    "experiment": 2,
+    "experiment": 3,
 }
 CHOICES = [(group, name) for group in GROUPS for name in names(group)]
 

@@ -1,6 +1,6 @@
 """A synthetic abdomen as signed distance fields, from which the phantoms of scans are drawn."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import reduce
 from itertools import pairwise
 
@@ -18,11 +18,105 @@ Wall = tuple[Field, float]  # signed distance of the organ, grey value of its wa
 Place = Callable[[int, float, float, float], Point]
 
 
-class Body:
-    """One patient's abdomen on one day, as signed distances in mm (negative inside).
+class Drawing:
+    """Signed distances in mm (negative inside) on the voxels of a scan, painted to a picture.
 
     x runs to the patient's left and y to the back, both in mm from the middle. z runs up from the
-    feet; organs are placed by their share of the height. All slices together span the abdomen.
+    feet; all slices together span the height.
+
+    Args:
+        today: draws textures and noise.
+        shape: slices, height, width.
+        spacing: pixel size within slices, mm.
+        shift: position of the patient's middle, mm along x and y.
+    """
+
+    HEIGHT = 260.0  # of the drawn part of the body, mm
+
+    def __init__(
+        self,
+        today: Generator,
+        shape: tuple[int, int, int],
+        spacing: float,
+        shift: Sequence[float] | Field = (0.0, 0.0),
+    ) -> None:
+        self.today = today
+        self.shape = shape
+        slices, height, width = shape
+        self.x = (np.arange(width) - (width - 1) / 2) * spacing - shift[0]
+        self.y = (np.arange(height) - (height - 1) / 2) * spacing - shift[1]
+        self.z = (np.arange(slices) + 0.5) / slices * self.HEIGHT
+        self.spacing = spacing
+
+    @property
+    def axes(self) -> tuple[Field, Field, Field]:
+        """The coordinates x, y and z, each along its axis of an array `[S, H, W]`."""
+        return self.x[None, None, :], self.y[None, :, None], self.z[:, None, None]
+
+    def label_map(self, *organs: tuple[int, Field]) -> NDArray[np.uint8]:
+        """Return the label map `[S, H, W]` of numbered organs; later ones cover earlier ones."""
+        labels = np.zeros(self.shape, np.uint8)
+        for number, organ in organs:
+            labels[organ < 0] = number
+        return labels
+
+    def _ellipsoid(self, centre: Point, radii: Point) -> Field:
+        x, y, z = ((axis - c) / r for axis, c, r in zip(self.axes, centre, radii, strict=True))
+        squared = x**2 + y**2 + z**2
+        return np.asarray((np.sqrt(squared) - 1) * min(radii))
+
+    def _tube(self, points: list[Point], radii: Iterable[float]) -> Field:
+        """Return the distance to a tube along a line of points, evaluated near the tube only."""
+        field = np.full(self.shape, np.inf)
+        margin = 8.0  # mm around the tube in which soft edges need the distance
+        ends = list(zip(np.array(points), radii, strict=True))
+        for (a, radius_a), (b, radius_b) in pairwise(ends):
+            reach = max(radius_a, radius_b) + margin
+            low, high = np.minimum(a, b) - reach, np.maximum(a, b) + reach
+            sx, sy, sz = (
+                slice(*np.searchsorted(axis, (low[i], high[i])))
+                for i, axis in enumerate((self.x, self.y, self.z))
+            )
+            x, y, z = self.x[None, None, sx], self.y[None, sy, None], self.z[sz, None, None]
+            d = b - a
+            along = ((x - a[0]) * d[0] + (y - a[1]) * d[1] + (z - a[2]) * d[2]) / max(d @ d, 1e-9)
+            along = np.clip(along, 0, 1)
+            squared = (x - a[0] - along * d[0]) ** 2 + (y - a[1] - along * d[1]) ** 2
+            squared += (z - a[2] - along * d[2]) ** 2
+            distance = np.sqrt(squared) - (radius_a + along * (radius_b - radius_a))
+            field[sz, sy, sx] = np.minimum(field[sz, sy, sx], distance)
+        return field
+
+    def mr(self, tissues: Iterable[Tissue], walls: Iterable[Wall]) -> NDArray[np.uint16]:
+        """Return an MR-like image `[S, H, W]`, 16-bit, from grey values between 0 and 1."""
+        image = self.paint(0.02, tissues)
+        for field, wall in walls:
+            image += np.clip(1 - np.abs(field + 2) / 2.5, 0, 1) * 0.7 * (wall - image)
+        image = ndimage.gaussian_filter(image, (0, 0.5, 0.5)) * self._bias()
+        noise = self.today.normal(0, 0.03, (2, *self.shape))
+        magnitude = np.sqrt((image + noise[0]) ** 2 + noise[1] ** 2)  # Rician
+        brightness = self.today.uniform(900, 2400)
+        return np.asarray(np.clip(magnitude * brightness, 0, 65535), np.uint16)
+
+    def paint(self, air: float, tissues: Iterable[Tissue]) -> Field:
+        """Return a picture `[S, H, W]` of tissues, painted one over the other on `air`."""
+        image = np.full(self.shape, air)
+        for field, value, texture in tissues:
+            grain = ndimage.gaussian_filter(self.today.standard_normal(self.shape), (0.6, 1.2, 1.2))
+            inside = np.clip(0.5 - field / self.spacing, 0, 1)  # partial volume effect at the edge
+            image += inside * (value + 2.0 * texture * grain - image)
+        return image
+
+    def _bias(self) -> Field:
+        """Return a smooth multiplicative bias field."""
+        x, y = self.axes[0] / 150, self.axes[1] / 110
+        a, b, c, d = self.today.uniform(-0.16, 0.16, 4)
+        log = a * x + b * y + c * x * y + d * (x * x + y * y - 0.5)
+        return np.broadcast_to(np.exp(log), self.shape)
+
+
+class Body(Drawing):
+    """One patient's abdomen on one day; organs are placed by their share of the height.
 
     Args:
         anatomy: draws everything that stays the same from day to day.
@@ -31,19 +125,10 @@ class Body:
         spacing: pixel size within slices, mm.
     """
 
-    HEIGHT = 260.0  # height of the abdomen, mm
-
     def __init__(
         self, anatomy: Generator, today: Generator, shape: tuple[int, int, int], spacing: float
     ) -> None:
-        self.today = today
-        self.shape = shape
-        slices, height, width = shape
-        shift = today.normal(0, 4, 2)
-        self.x = (np.arange(width) - (width - 1) / 2) * spacing - shift[0]
-        self.y = (np.arange(height) - (height - 1) / 2) * spacing - shift[1]
-        self.z = (np.arange(slices) + 0.5) / slices * self.HEIGHT
-        self.spacing = spacing
+        super().__init__(today, shape, spacing, today.normal(0, 4, 2))
         self.girth = anatomy.uniform(0.88, 1.08)
         self.depth = anatomy.uniform(0.9, 1.1)
         at = self._places(anatomy.normal(0, 5, (8, 3)))
@@ -59,18 +144,6 @@ class Body:
         self.stomach = self._stomach(at, today.uniform(0.85, 1.15))
         self.large_bowel = self._large_bowel(at, anatomy.uniform(0.9, 1.1))
         self.small_bowel = self._small_bowel(at)
-
-    @property
-    def axes(self) -> tuple[Field, Field, Field]:
-        """The coordinates x, y and z, each along its axis of an array `[S, H, W]`."""
-        return self.x[None, None, :], self.y[None, :, None], self.z[:, None, None]
-
-    def label_map(self, *organs: tuple[int, Field]) -> NDArray[np.uint8]:
-        """Return the label map `[S, H, W]` of numbered organs; later ones cover earlier ones."""
-        labels = np.zeros(self.shape, np.uint8)
-        for number, organ in organs:
-            labels[organ < 0] = number
-        return labels
 
     def _places(self, offsets: Field) -> Place:
         """Return the function that places organs, each shifted by its row of `offsets`, mm."""
@@ -111,33 +184,6 @@ class Body:
             loops = np.minimum(loops, self._tube(points, radii))
         return loops
 
-    def _ellipsoid(self, centre: Point, radii: Point) -> Field:
-        x, y, z = ((axis - c) / r for axis, c, r in zip(self.axes, centre, radii, strict=True))
-        squared = x**2 + y**2 + z**2
-        return np.asarray((np.sqrt(squared) - 1) * min(radii))
-
-    def _tube(self, points: list[Point], radii: Iterable[float]) -> Field:
-        """Return the distance to a tube along a line of points, evaluated near the tube only."""
-        field = np.full(self.shape, np.inf)
-        margin = 8.0  # mm around the tube in which soft edges need the distance
-        ends = list(zip(np.array(points), radii, strict=True))
-        for (a, radius_a), (b, radius_b) in pairwise(ends):
-            reach = max(radius_a, radius_b) + margin
-            low, high = np.minimum(a, b) - reach, np.maximum(a, b) + reach
-            sx, sy, sz = (
-                slice(*np.searchsorted(axis, (low[i], high[i])))
-                for i, axis in enumerate((self.x, self.y, self.z))
-            )
-            x, y, z = self.x[None, None, sx], self.y[None, sy, None], self.z[sz, None, None]
-            d = b - a
-            along = ((x - a[0]) * d[0] + (y - a[1]) * d[1] + (z - a[2]) * d[2]) / max(d @ d, 1e-9)
-            along = np.clip(along, 0, 1)
-            squared = (x - a[0] - along * d[0]) ** 2 + (y - a[1] - along * d[1]) ** 2
-            squared += (z - a[2] - along * d[2]) ** 2
-            distance = np.sqrt(squared) - (radius_a + along * (radius_b - radius_a))
-            field[sz, sy, sx] = np.minimum(field[sz, sy, sx], distance)
-        return field
-
     def render(self) -> NDArray[np.uint16]:
         """Return the MR-like image `[S, H, W]`, 16-bit."""
         return self.mr(
@@ -155,33 +201,6 @@ class Body:
             ),
             ((self.stomach, 0.30), (self.large_bowel, 0.55), (self.small_bowel, 0.45)),
         )
-
-    def mr(self, tissues: Iterable[Tissue], walls: Iterable[Wall]) -> NDArray[np.uint16]:
-        """Return an MR-like image `[S, H, W]`, 16-bit, from grey values between 0 and 1."""
-        image = self.paint(0.02, tissues)
-        for field, wall in walls:
-            image += np.clip(1 - np.abs(field + 2) / 2.5, 0, 1) * 0.7 * (wall - image)
-        image = ndimage.gaussian_filter(image, (0, 0.5, 0.5)) * self._bias()
-        noise = self.today.normal(0, 0.03, (2, *self.shape))
-        magnitude = np.sqrt((image + noise[0]) ** 2 + noise[1] ** 2)  # Rician
-        brightness = self.today.uniform(900, 2400)
-        return np.asarray(np.clip(magnitude * brightness, 0, 65535), np.uint16)
-
-    def paint(self, air: float, tissues: Iterable[Tissue]) -> Field:
-        """Return a picture `[S, H, W]` of tissues, painted one over the other on `air`."""
-        image = np.full(self.shape, air)
-        for field, value, texture in tissues:
-            grain = ndimage.gaussian_filter(self.today.standard_normal(self.shape), (0.6, 1.2, 1.2))
-            inside = np.clip(0.5 - field / self.spacing, 0, 1)  # partial volume effect at the edge
-            image += inside * (value + 2.0 * texture * grain - image)
-        return image
-
-    def _bias(self) -> Field:
-        """Return a smooth multiplicative bias field."""
-        x, y = self.axes[0] / 150, self.axes[1] / 110
-        a, b, c, d = self.today.uniform(-0.16, 0.16, 4)
-        log = a * x + b * y + c * x * y + d * (x * x + y * y - 0.5)
-        return np.broadcast_to(np.exp(log), self.shape)
 
 
 def _resample(points: list[Point], count: int) -> list[Point]:

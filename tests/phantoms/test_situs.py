@@ -1,0 +1,142 @@
+"""The situs phantom: the far end of the picture decides, and nothing else can."""
+
+import time
+from collections import Counter, defaultdict
+
+import numpy as np
+import pytest
+import torch
+from numpy.random import default_rng
+
+from attnseg.attention.attention import Attention
+from attnseg.attention.identity import Identity
+from attnseg.attention.pool import Pool
+from attnseg.config.training import parse_config
+from attnseg.models.setr import SETR
+from attnseg.phantoms.situs import SITUS_PRESETS, Trunk, make_pair, make_situs
+from attnseg.preparation.datasets import load_dataset, open_reader
+from tests.contracts.groups import compose
+
+PATIENTS = range(60)
+RIGHT, LEFT = 1, 2
+SIDE = 128
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    return [make_pair(0, patient, SIDE) for patient in PATIENTS]
+
+
+def test_a_pair_differs_in_the_mirrored_upper_half_alone(pairs):
+    for (a, _), (b, _) in pairs:
+        assert np.array_equal(a[SIDE // 2 :], b[SIDE // 2 :])
+        assert np.array_equal(a[: SIDE // 2], b[: SIDE // 2, ::-1])
+        assert not np.array_equal(a, b)
+        assert np.array_equal(*(np.bincount(picture.ravel(), minlength=256) for picture in (a, b)))
+
+
+def test_the_right_hip_is_on_the_side_of_the_liver(pairs):
+    sides = Counter()
+    for pair in pairs:
+        for picture, label in pair:
+            upper, half = picture[: SIDE // 4].astype(float), SIDE // 2
+            liver = int(upper[:, half:].mean() > upper[:, :half].mean())  # it is the brightest
+            halves = label[:, :half], label[:, half:]
+            assert [np.unique(part).tolist() for part in halves] == (
+                [[0, LEFT], [0, RIGHT]] if liver else [[0, RIGHT], [0, LEFT]]
+            )
+            assert np.array_equal(halves[0] > 0, halves[1][:, ::-1] > 0)  # equal and symmetric
+            assert min((part > 0).sum() for part in halves) > 150
+            sides[liver] += 1
+        assert {tuple(np.unique(label)) for _, label in pair} == {(0, RIGHT, LEFT)}
+    assert sides == {0: len(PATIENTS), 1: len(PATIENTS)}
+    natural = sum(int((label[:, : SIDE // 2] == RIGHT).any()) for (_, label), _ in pairs)
+    assert 15 < natural < 45  # a mirrored half, if one could see it, says nothing of the side
+
+
+def _features(pair, rows):
+    for picture, label in pair:
+        histogram = np.bincount(picture.ravel() // 4, minlength=64) / picture.size
+        region = picture[rows].reshape(-1, 4, SIDE // 4, 4).mean((1, 3)) / 255
+        answer = 1.0 if (label[:, : SIDE // 2] == RIGHT).any() else -1.0
+        yield np.concatenate([[1.0], histogram, region.ravel()]), answer
+
+
+@pytest.mark.parametrize(("rows", "lowest", "highest"), [((64, 128), 0.5, 0.5), ((0, 64), 0.99, 1)])
+def test_a_linear_classifier_needs_the_upper_half(pairs, rows, lowest, highest):
+    """Ridge regression on the histogram and on a half of the picture, in blocks of 4 x 4 pixels."""
+    samples = [sample for pair in pairs for sample in _features(pair, slice(*rows))]
+    x, answers = (np.array(column) for column in zip(*samples, strict=True))
+    train = x[:80]
+    weights = train.T @ np.linalg.solve(train @ train.T + 0.01 * np.eye(80), answers[:80])
+    assert lowest <= (np.sign(x[80:] @ weights) == answers[80:]).mean() <= highest
+
+
+def test_whatever_predicts_the_same_for_both_pictures_scores_half_at_most(pairs):
+    def score(predicted):
+        return np.mean(
+            [
+                2 * ((predicted == c) & (label == c)).sum()
+                / ((predicted == c).sum() + (label == c).sum())
+                for _, label in pair
+                for c in (RIGHT, LEFT)
+            ]
+        )  # fmt: skip
+
+    rng = default_rng(0)
+    for pair in pairs[:20]:
+        label = pair[0][1]
+        assert score(label) == pytest.approx(0.5)
+        assert score(np.where(label, RIGHT, 0)) == pytest.approx(1 / 3)
+        for _ in range(5):
+            share = rng.uniform(0, 1, SIDE)  # by column
+            assert score(np.where(label, 1 + (rng.random(label.shape) < share), 0)) <= 0.5 + 1e-9
+
+
+@pytest.mark.parametrize(
+    ("mixer", "head", "reaches"),
+    [
+        (Identity, "naive", False),
+        (Identity, "pup", False),
+        (Identity, "mla", False),
+        (Pool, "pup", False),
+        (Attention, "pup", True),
+    ],
+)
+def test_convolutions_do_not_reach_from_the_hips_to_the_liver(pairs, mixer, head, reaches):
+    hips = min(np.nonzero(label)[0].min() for pair in pairs for _, label in pair)
+    trunks = [Trunk(default_rng(patient), SIDE, 1) for patient in PATIENTS]
+    rows = [(np.minimum(t.liver, t.stomach)[::-1, 0] < 0).any(1) for t in trunks]
+    liver = np.nonzero(np.any(rows, 0))[0].max()
+    assert hips - liver > 60
+    network = SETR(
+        in_channels=1, num_classes=3, image_size=(SIDE, SIDE), attn=mixer, size="tiny", head=head
+    ).eval()
+    picture = torch.rand(1, 1, SIDE, SIDE, requires_grad=True)
+    network(picture)[0, :, hips:].square().sum().backward()
+    assert bool(picture.grad[0, 0, : liver + 1].any()) == reaches
+    assert picture.grad[0, 0, hips:].any()
+
+
+def test_training_gets_whole_patients_by_role(tmp_path):
+    node = compose("dataset=situs", "phantom_size=tiny", f"paths.data={tmp_path}")
+    config = parse_config(node)
+    data = load_dataset(config, open_reader(config))
+    assert data.reader.classes == ("right_hip", "left_hip")
+    roles = defaultdict(set)
+    for line in data.split.splitlines()[1:]:
+        patient, case, role = line.split(",")[:3]
+        assert case in (f"{patient}_a", f"{patient}_b")
+        roles[patient].add((case, role))
+    assert len(roles) == 12
+    assert all(len(cases) == 2 and len({r for _, r in cases}) == 1 for cases in roles.values())
+    counts = Counter(role for cases in roles.values() for _, role in cases)
+    assert counts["train"] > counts["test"] >= counts["val"] >= 2
+
+
+def test_presets_are_made_in_time(tmp_path):
+    started = time.process_time()  # of this process: others may be busy beside the tests
+    make_situs(tmp_path / "tiny", "tiny")
+    make_pair(0, 0, SITUS_PRESETS["demo"].side)
+    assert time.process_time() - started < 2
+    assert len(list((tmp_path / "tiny" / "imagesTr").iterdir())) == 24
