@@ -118,3 +118,10 @@ def test_a_run_that_is_not_finished(explain, place, kv):
     path.write_text(facts)
     assert (answer.code, answer.err.count("\n")) == (2, 1)
     assert "the run is stopped, not done; train it first" in answer.err
+
+
+def test_a_model_without_attention(explain, kv, monkeypatch):
+    monkeypatch.setattr("attnseg.explain.recording.find_attentions", lambda model: {})
+    answer = explain(f"run={kv}")
+    assert (answer.code, answer.err.count("\n")) == (2, 1), answer.err
+    assert "is of a model without attention" in answer.err

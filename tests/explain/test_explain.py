@@ -1,6 +1,8 @@
 """Attention maps are what the network computed: explicit formulas, its own outputs, two roads."""
 
+import dataclasses
 import logging
+import math
 
 import numpy as np
 import pytest
@@ -8,20 +10,28 @@ import torch
 from torch import nn
 
 from attnseg.attention.attention import Attention, load_part
+from attnseg.attention.identity import Identity
 from attnseg.attention.mixing import Layout, Mixing
+from attnseg.attention.pool import Pool
+from attnseg.attention.random import Random
 from attnseg.config.cost import find_attentions
 from attnseg.errors import ConfigError
 from attnseg.explain.attention_pictures import tile_matrices, weights_as_image
 from attnseg.explain.explain import report_exactness
-from attnseg.explain.recording import AttentionRecord, record_attentions
+from attnseg.explain.jacobian import derive_weights, estimate_jacobians
+from attnseg.explain.recording import AttentionRecord, MixerRecord, record_attentions
 from attnseg.explain.run_attention import RunAttention
 from attnseg.explain.selection import choose_layers, choose_point
 from attnseg.explain.spread import mean_scores, measure_spread, sample_queries, score_asymmetry
 from attnseg.explain.token_weights import weight_columns, weights_of_token
+from attnseg.layers.tokens import TokenMixer
+from attnseg.layers.vit import tokens_to_map
+from attnseg.models.model import SegmentationModel
 from tests.contracts.pairs import each_pair, mixings
 from tests.contracts.test_models import SIZE, make
 
 HEADS, GRID, WIDTH = 2, (3, 4), 5
+SUM_TO_1 = {"qkv", "kv", "kv_pos", "efficient", "transpose"}
 TOKENS = 1 + GRID[0] * GRID[1]
 
 
@@ -34,7 +44,10 @@ def make_record(mix, grid=GRID, prefix=1, stride=1, seed=0, width=WIDTH):
     k, v = torch.randn(2, 1, HEADS, keys, width)
     with torch.no_grad():
         layout = Layout(grid, key_grid, prefix, prefix, stride)
-        return AttentionRecord("here", mix, q, k, v, mix(q, k, v, layout), layout)
+        out = mix(q, k, v, layout)
+        return AttentionRecord(
+            name="here", layout=layout, source=grid, mix=mix, q=q, k=k, v=v, out=out
+        )
 
 
 def make_mixing(name, scale, width=WIDTH):
@@ -76,36 +89,205 @@ def test_every_attention_of_every_model(model, attn):
         before = net(image)
     records = record_attentions(net, image)
     mixers = find_attentions(net)
-    assert list(records) == [n for n, mixer in mixers.items() if isinstance(mixer, Attention)]
+    assert list(records) == list(mixers)
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
     for name, here in records.items():
         token = here.prefix + here.grid[0] * here.grid[1] // 2
-        found = weights_of_token(here, token)
+        found = derive_weights(here, token)
         assert found.error < 1e-5, name
-        mixes_channels = "channel_attn" in name or attn == "transpose"
-        assert found.kind == ("channels" if mixes_channels else "tokens"), name
-        torch.testing.assert_close(found.weights.sum(-1), torch.ones(found.weights.shape[:-1]))
-        assert here.prefix + here.key_grid[0] * here.key_grid[1] == here.k.shape[2]
-        if found.kind == "tokens":
-            whole = torch.cat([block for _, block in weight_columns(here)], 2)
-            torch.testing.assert_close(whole[:, token], found.weights, atol=1e-6, rtol=1e-4)
-            shared = attn.startswith("kv") and here.same_tokens
-            tilt = score_asymmetry(here)
-            assert (tilt is None) == (not here.same_tokens)
-            assert tilt is None or shared == bool((tilt < 1e-6).all()), name
+        assert (found.kind == "jacobian") == (not isinstance(mixers[name], Attention)), name
+        if attn in SUM_TO_1:
+            own = "channels" if "channel_attn" in name or attn == "transpose" else "tokens"
+            assert found.kind == own, name
+            torch.testing.assert_close(found.weights.sum(-1), torch.ones(found.weights.shape[:-1]))
         found_spread = measure_spread(here, found, (1.0, 1.0))
-        assert found_spread is not None
-        assert (found_spread.entropy <= found_spread.highest_entropy + 1e-4).all()
+        assert (found_spread is None) == (found.kind == "both")
+        if found_spread is not None:
+            assert (found_spread.entropy <= found_spread.highest_entropy + 1e-4).all()
+            assert found_spread.distance.isfinite().all()
+        if isinstance(here, AttentionRecord):
+            shared = attn.startswith("kv") and here.same_tokens
+            check_weights(here, found, token, shared if attn in SUM_TO_1 else None)
     with torch.no_grad():
         assert torch.equal(net(image), before)
+
+
+def check_weights(here, found, token, shared):
+    """Two roads to the weights agree; `shared` tells whether queries are keys, if that is known."""
+    assert here.layout.key_tokens == here.k.shape[2]
+    constant = here.mix_values(here.q, torch.ones_like(here.v))[0, :, token]
+    if found.kind == "channels":
+        torch.testing.assert_close(found.weights.sum(2), constant, atol=1e-5, rtol=1e-4)
+    if found.kind == "tokens":
+        sums = found.weights.sum(1, keepdim=True).expand_as(constant)
+        torch.testing.assert_close(sums, constant, atol=1e-5, rtol=1e-4)
+        whole = torch.cat([block for _, block in weight_columns(here)], 2)
+        torch.testing.assert_close(whole[:, token], found.weights, atol=1e-6, rtol=1e-4)
+        tilt = score_asymmetry(here)
+        assert (tilt is None) == (not here.same_tokens)
+        assert None in (tilt, shared) or shared == bool((tilt < 1e-6).all()), here.name
+
+
+class Gate(TokenMixer):
+    """Not linear, in a window of a grid or over a context."""
+
+    def __init__(self, dim=6):
+        super().__init__(dim, 1)
+        self.mix = nn.Conv2d(dim, dim, 3, padding=1)
+        self.gate = nn.Linear(dim, dim)
+
+    def forward(self, x, grid, context=None, context_grid=None):
+        tokens, grid_of = (x, grid) if context is None else (context, context_grid)
+        prefix = tokens.shape[1] - grid_of[0] * grid_of[1]
+        near = self.mix(tokens_to_map(tokens, grid_of)).flatten(2).mT
+        if context is not None:
+            return self.gate(x) * near.mean(1, keepdim=True) + 0 * tokens[:, :1]
+        return self.gate(x).tanh() * torch.cat((tokens[:, :prefix], near), 1)
+
+
+def gated(context=None):
+    torch.manual_seed(0)
+    mixer, x = Gate(), torch.randn(1, 1 + 5 * 7, 6)
+    source = (5, 7) if context is None else (3, 4)
+    layout = Layout((5, 7), source, 1, 1)
+    return MixerRecord(name="gate", layout=layout, source=source, mixer=mixer, x=x, context=context)
+
+
+@pytest.mark.parametrize("crossed", [False, True])
+def test_the_map_of_a_mixer_without_values_is_its_jacobian(crossed):
+    here = gated(torch.randn(1, 1 + 3 * 4, 6) if crossed else None)
+    token = 1 + 2 * 7 + 3
+    found = derive_weights(here, token)
+    assert found.kind == "jacobian"
+    assert found.error < 1e-5
+    whole = torch.autograd.functional.jacobian(
+        lambda tokens: here.mix_tokens(here.mixer, tokens)[0, token], here.tokens
+    )
+    expected = whole[:, 0].norm(dim=(0, 2)) / 6**0.5
+    torch.testing.assert_close(found.weights[0], expected)
+    assert found.shares.sum() == pytest.approx(1)
+    if not crossed:
+        assert found.weights.count_nonzero() == 9
+
+
+def test_jacobians_are_estimated_closely(monkeypatch):
+    here = gated()
+    tokens = torch.arange(1, 36, 3)
+    exact = torch.cat([derive_weights(here, int(token)).weights for token in tokens])
+    estimate = estimate_jacobians(here, tokens)
+    assert (estimate - exact).norm() < 0.1 * exact.norm()
+    assert (estimate == 0).equal(exact == 0)
+    monkeypatch.setattr("attnseg.explain.jacobian.BATCH_NUMBERS", 1000)
+    torch.testing.assert_close(estimate_jacobians(here, tokens), estimate)
+    spread = measure_spread(here, derive_weights(here, 1), (5.0, 7.0))
+    assert spread.entropy <= spread.highest_entropy < math.log2(9)  # the border has fewer
+    assert 0 < spread.distance < 2**0.5
+
+
+@pytest.mark.parametrize(
+    ("mixer", "expected"),
+    [
+        (Identity(4, 1), [0, 0, 0, 0, 1, 0, 0, 0, 0]),
+        (Pool(4, 1), [1 / 9] * 4 + [8 / 9] + [1 / 9] * 4),
+        (Random(4, 1), Random(4, 1)._weights(9, 9, torch.device("cpu"))[4].tolist()),
+    ],
+)
+def test_maps_of_the_null_controls(mixer, expected):
+    torch.manual_seed(0)
+    x, layout = torch.randn(1, 9, 4), Layout((3, 3), (3, 3))
+    here = MixerRecord(name="null", layout=layout, source=(3, 3), mixer=mixer, x=x, context=None)
+    found = derive_weights(here, 4)
+    torch.testing.assert_close(found.weights, torch.tensor([expected]).float())
+    spread = measure_spread(here, found, (3.0, 3.0))
+    if isinstance(mixer, Identity):
+        assert spread.entropy.item() == spread.highest_entropy.item() == 0
+        assert spread.distance.item() == 0
+
+
+class Cross(SegmentationModel):
+    """Tokens of a coarser branch as context; a class token that asks another branch."""
+
+    def __init__(self):
+        nn.Module.__init__(self)
+        self.tokens = Attention(8, 2)
+        self.pooled = Attention(8, 2, gather="none", sharing="qk")
+        self.asking = Attention(8, 2)
+
+    def forward(self, image):
+        x, context = image[..., :25, 0].mT, image[..., :13, 1].mT
+        y = self.tokens(x, (4, 6), context=context, context_grid=(2, 6))
+        y = self.pooled(y, (4, 6), context[:, 1:])
+        return y, self.asking(y[:, :1], (0, 0), x, (4, 6))
+
+
+def test_maps_of_cross_attention():
+    torch.manual_seed(0)
+    records = record_attentions(Cross().eval(), torch.randn(1, 8, 25, 2))
+    for name, here in records.items():
+        token = here.token_at((7, 3), (8, 12))
+        found = derive_weights(here, token)
+        assert found.kind == "tokens"
+        assert found.error < 1e-5
+        assert not here.same_tokens
+        check_weights(here, found, token, None)
+        spread = measure_spread(here, found, (8.0, 12.0))
+        assert (spread.entropy <= spread.highest_entropy + 1e-5).all()
+        assert spread.distance.isnan().all() == (name == "asking")
+    tokens, asking = records["tokens"], records["asking"]
+    assert (tokens.layout.query_prefix, tokens.layout.key_prefix) == (1, 1)
+    # A context of 2 x 6 tokens covers the slice as the 4 x 6 queries do.
+    assert tokens.key_centres((8.0, 12.0))[0, :2].tolist() == [[2, 1], [2, 3]]
+    painted = weights_as_image(np.arange(12, dtype=np.float32)[None], tokens, (8, 12))
+    assert painted.tolist() == np.arange(12).reshape(2, 6).repeat(4, 0).repeat(2, 1).tolist()
+    assert (asking.grid, asking.prefix, asking.layout.key_prefix) == ((0, 0), 1, 1)
+    assert asking.token_at((7, 3), (8, 12)) == 0
+    assert records["pooled"].source == (1, 12)
+
+
+class Near(nn.Module):
+    """Softmax over the keys of each query's own half of the rows; the prefix takes all."""
+
+    def forward(self, q, k, v, layout):
+        half = torch.arange(layout.query_tokens) < layout.query_tokens // 2
+        mask = half[:, None] == half
+        return nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+
+def test_highest_entropy_counts_the_keys_that_can_be_reached():
+    here = make_record(Near(), grid=(4, 4), prefix=0)
+    found = measure_spread(here, derive_weights(here, 3), (1.0, 1.0))
+    assert found.highest_entropy.tolist() == [3.0] * HEADS  # 8 of 16 keys
+    assert (found.entropy < 3).all()
+
+
+def test_keys_are_drawn_where_they_lie():
+    """Joined keys in the middle of their cells; positions of their own for each group of heads."""
+    here = make_record(Mean(), grid=(4, 4), prefix=0, stride=2)
+    joined = dataclasses.replace(here, layout=here.layout._replace(joined=True))
+    assert joined.key_centres((4.0, 8.0))[0].tolist() == [[1, 2], [1, 6], [3, 2], [3, 6]]
+    painted = weights_as_image(np.arange(4, dtype=np.float32)[None], joined, (4, 4))
+    assert painted.tolist() == [[0, 0, 1, 1]] * 2 + [[2, 2, 3, 3]] * 2
+    positions = torch.tensor([[[[0.5, 0.5], [3.5, 3.5]], [[0.5, 3.5], [0.5, 0.5]]]])
+    layout = here.layout._replace(keys=(1, 2), positions=positions)
+    own = dataclasses.replace(here, layout=layout, v=here.v[:, :, :2], k=here.k[:, :, :2])
+    assert own.key_centres((8.0, 4.0))[1].tolist() == [[1, 3.5], [1, 0.5]]
+    weights = np.array([[1, 0], [0, 0]], np.float32)  # the first head, on its upper left key
+    painted = weights_as_image(weights, own, (4, 4))
+    assert (painted[0, 0], painted[3, 3]) == (0.5, 0)
+    weights = np.array([[0, 0], [1, 0]], np.float32)  # the second head, on its upper right key
+    painted = weights_as_image(weights, own, (4, 4))
+    assert (painted[0, 0], painted[0, 3]) == (0, 0.5)
+    found = measure_spread(own, derive_weights(own, 0), (4.0, 4.0))
+    ways = torch.cdist(own.query_centres((4.0, 4.0)), own.key_centres((4.0, 4.0)))
+    torch.testing.assert_close(found.distance, ways.mean((1, 2)))
 
 
 def test_strided_keys_have_a_grid_of_their_own():
     records = record_attentions(make("cvt", "kv").eval(), torch.randn(1, 1, *SIZE))
     last = records["encoder.stages.2.blocks.0.attn"]
     assert (last.grid, last.key_grid, last.layout.cell, last.prefix) == ((2, 3), (1, 2), 2, 1)
-    assert last.centres((10.0, 10.0), of_keys=True).tolist() == [[5, 5], [5, 25]]
-    painted = weights_as_image(np.array([1, 2], np.float32), last, (2, 6))
+    assert last.key_centres((20.0, 30.0)).tolist() == [[[5, 5], [5, 25]]]
+    painted = weights_as_image(np.array([[1, 2]], np.float32), last, (2, 6))
     # Keys stand at the first and the third of three query tokens, two pixels each.
     assert painted.tolist() == [[1, 1, 1, 2, 2, 2]] * 2
 
@@ -113,7 +295,7 @@ def test_strided_keys_have_a_grid_of_their_own():
 def test_kv_scores_are_symmetric_but_not_its_rows():
     mix = make_mixing("softmax", 1.0)
     here = make_record(mix)
-    kv = AttentionRecord("kv", mix, here.q, here.q, here.v, here.out, here.layout)
+    kv = dataclasses.replace(here, k=here.q)
     matrix = mean_scores(kv, 100)
     assert torch.equal(matrix, matrix.T)
     assert (score_asymmetry(kv) < 1e-7).all()
@@ -155,9 +337,9 @@ class Bent(nn.Module):
 
 def test_spread_of_equal_weights_by_hand():
     here = make_record(Mean(), grid=(1, 2), prefix=1)
-    found = measure_spread(here, weights_of_token(here, 1), (7.0, 4.0))
+    found = measure_spread(here, weights_of_token(here, 1), (7.0, 8.0))
     assert found.entropy.tolist() == pytest.approx([1.0] * HEADS)
-    assert found.highest_entropy == 1.0
+    assert found.highest_entropy.tolist() == [1.0] * HEADS
     assert found.distance.tolist() == pytest.approx([2.0] * HEADS)  # mm: half stays, half goes 4
     third_on_class_token = pytest.approx([2 / 3] * HEADS)
     assert found.weight_on_grid.tolist() == third_on_class_token
@@ -170,10 +352,10 @@ def test_spread_of_equal_weights_by_hand():
 def test_spread_does_not_depend_on_how_columns_are_cut():
     mix = make_mixing("softmax", 1.0, 3)
     here = make_record(mix, width=3, prefix=4)  # the first block holds class tokens only
-    found = measure_spread(here, weights_of_token(here, 4), (2.0, 3.0))
+    found = measure_spread(here, weights_of_token(here, 4), (6.0, 12.0))
     weights = explicit("softmax", mix, here.q, here.k)[:, 4:, 4:]
     shares = weights / weights.sum(2, keepdim=True)
-    places = here.centres((2.0, 3.0), of_keys=False).double()
+    places = here.query_centres((6.0, 12.0)).double()
     expected = (shares * torch.cdist(places, places)).sum(2).mean(1)
     torch.testing.assert_close(found.distance.double(), expected, atol=1e-5, rtol=1e-5)
     entropy = -(shares * shares.log2()).sum(2).mean(1)
@@ -224,7 +406,7 @@ def test_the_token_of_a_pixel():
 
 def test_every_pixel_is_painted_with_its_own_token():
     here = make_record(Mean(), grid=(3, 4), prefix=0)
-    painted = weights_as_image(np.arange(12, dtype=np.float32), here, (31, 50))
+    painted = weights_as_image(np.arange(12, dtype=np.float32)[None], here, (31, 50))
     for row in range(31):
         for column in range(50):
             assert painted[row, column] == here.token_at((row, column), (31, 50))

@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from attnseg.layers.tokens import TokenMixer
+from attnseg.layers.tokens import Grid, TokenMixer
 
 
 def count_parameters(model: nn.Module) -> dict[str, int]:
@@ -51,6 +51,20 @@ def find_attentions(model: nn.Module) -> dict[str, TokenMixer]:
     return mixers
 
 
+def bind_tokens(
+    mixer: TokenMixer, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Tensor, Grid, Tensor | None, Grid | None]:
+    """Return tokens, grid, context and its grid of a call of a mixer; see `TokenMixer.forward`.
+
+    Tokens that are their own context have none.
+    """
+    given = inspect.signature(mixer.forward).bind(*args, **kwargs).arguments
+    context = given.get("context")
+    if context is None or context is given["x"]:
+        return given["x"], given["grid"], None, None
+    return given["x"], given["grid"], context, given.get("context_grid")
+
+
 def _count(model: nn.Module, image: tuple[int, int, int]) -> tuple[int, int, int]:
     """Return all MACs as counted, then those of the attentions by formula and as counted."""
     meta_model = copy.deepcopy(model).to("meta").eval()
@@ -59,14 +73,9 @@ def _count(model: nn.Module, image: tuple[int, int, int]) -> tuple[int, int, int
 
     def add(mixer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:  # noqa: ANN401
         nonlocal formula
-        given = inspect.signature(mixer.forward).bind(*args, **kwargs).arguments
-        context = given.get("context")
-        formula += mixer.macs(
-            given["x"].shape[1],
-            given["grid"],
-            None if context is None else context.shape[1],
-            given.get("context_grid"),
-        )
+        x, grid, context, context_grid = bind_tokens(mixer, args, kwargs)
+        tokens = None if context is None else context.shape[1]
+        formula += mixer.macs(x.shape[1], grid, tokens, context_grid)
 
     for module in attentions.values():
         module.register_forward_pre_hook(add, with_kwargs=True)

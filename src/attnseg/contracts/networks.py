@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from attnseg.config.cost import count_attention_macs, find_attentions
+from attnseg.explain.jacobian import derive_weights
 from attnseg.explain.recording import record_attentions
-from attnseg.explain.token_weights import weights_of_token
 from attnseg.export.export import TOLERANCE, onnx_bytes, trace_model
 from attnseg.models.model import SegmentationModel
 
@@ -126,12 +126,15 @@ def check_macs(make: MakeNetwork) -> Finding:
 
 
 def check_maps(make: MakeNetwork) -> Finding:
-    """The attention map of a token, applied to the values, gives the token's output."""
+    """The attention map of a token, applied to the values, gives the token's output.
+
+    The map of a mixer without values agrees with a difference quotient.
+    """
     net = make().eval()
     worst = 0.0
     for name, record in record_attentions(net, _noise(1)).items():
         token = record.prefix + record.grid[0] * record.grid[1] // 2
-        error = weights_of_token(record, token).error
+        error = derive_weights(record, token).error
         if error > ROUNDING:
             return Finding(f"{error:.0e}", f"{name}: the map does not explain the output")
         worst = max(worst, error)

@@ -12,10 +12,11 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
+from scipy.spatial import KDTree
 
 from attnseg.data.labels import Masks
 from attnseg.drawing.cases import draw_class_legend
-from attnseg.explain.recording import AttentionRecord
+from attnseg.explain.recording import AttentionRecord, TokenRecord
 from attnseg.explain.run_attention import RunAttention
 from attnseg.explain.spread import mean_scores
 from attnseg.explain.token_weights import TokenWeights
@@ -70,7 +71,7 @@ def draw_maps(path: Path, scene: Scene, runs: Sequence[RunAttention]) -> None:
 def draw_heads(path: Path, scene: Scene, runs: Sequence[RunAttention]) -> None:
     """Draw a map per layer and head, with a group of rows per run."""
     heads_of_runs = [
-        [(name, head) for name, record in run.records.items() for head in range(record.q.shape[1])]
+        [(name, head) for name, record in run.records.items() for head in range(record.heads)]
         for run in runs
     ]
     figure, groups = _make_panels(scene, runs, [len(heads) for heads in heads_of_runs])
@@ -82,12 +83,13 @@ def draw_heads(path: Path, scene: Scene, runs: Sequence[RunAttention]) -> None:
 
 
 def draw_scores(path: Path, scene: Scene, runs: Sequence[RunAttention]) -> None:
-    """Draw every layer's scores Q K^T, averaged over heads, if queries and keys share a grid."""
+    """Draw every attention's scores Q K^T, averaged over heads, if its queries are its keys."""
     scores_of_runs = [
         {
             name: scores
             for name, record in run.records.items()
-            if (scores := mean_scores(record, MAX_SCORE_TOKENS)) is not None
+            if isinstance(record, AttentionRecord)
+            and (scores := mean_scores(record, MAX_SCORE_TOKENS)) is not None
         }
         for run in runs
     ]
@@ -106,19 +108,36 @@ def draw_scores(path: Path, scene: Scene, runs: Sequence[RunAttention]) -> None:
 
 
 def weights_as_image(
-    weights: NDArray[np.float32], record: AttentionRecord, shape: tuple[int, int]
+    weights: NDArray[np.float32], record: TokenRecord, shape: tuple[int, int]
 ) -> NDArray[np.float32]:
-    """Return an image of `shape` `[H, W]` in which each pixel has the weight of its nearest key.
+    """Return an image `[H, W]` in which each pixel has the weight of its nearest key.
 
-    The weights are those of the grid's keys `[keys]`, in row-major order.
+    Args:
+        weights: of the grid's keys in row-major order, `[h, keys]`; heads are averaged.
+        record: tells where keys lie.
+        shape: H, W.
     """
-    layout, nearest = record.layout, []
-    first = layout.cell / 2 if layout.joined else 0.5  # centre, in units of query tokens
-    for pixels, tokens, keys in zip(shape, record.grid, record.key_grid, strict=True):
-        at = (np.arange(pixels) + 0.5) * tokens / pixels
-        nearest.append(np.floor((at - first) / layout.cell + 0.5).astype(int).clip(0, keys - 1))
-    image: NDArray[np.float32] = weights.reshape(record.key_grid)[np.ix_(*nearest)]
+    nearest = _nearest_keys(record, shape)
+    groups = weights.reshape(len(nearest), -1, weights.shape[1]).mean(1)
+    images = [group[keys] for group, keys in zip(groups, nearest, strict=True)]
+    image: NDArray[np.float32] = np.mean(images, 0)
     return image
+
+
+def _nearest_keys(record: TokenRecord, shape: tuple[int, int]) -> NDArray[np.int64]:
+    """Return the number of each pixel's nearest key of the grid, `[g, H, W]` for g groups."""
+    layout = record.layout
+    if layout.positions is None:
+        axes = []
+        first = layout.cell / 2 if layout.joined else 0.5  # centre, in tokens that became keys
+        for pixels, tokens, keys in zip(shape, record.source, record.key_grid, strict=True):
+            at = (np.arange(pixels) + 0.5) * tokens / pixels
+            nearest = np.floor((at - first) / layout.cell + 0.5).astype(int)
+            axes.append(nearest.clip(0, keys - 1))
+        return (axes[0][:, None] * record.key_grid[1] + axes[1])[None]
+    pixels = np.stack(np.indices(shape), -1) + 0.5
+    sites = record.key_centres((float(shape[0]), float(shape[1]))).numpy()
+    return np.stack([KDTree(group).query(pixels)[1] for group in sites])
 
 
 def tile_matrices(matrices: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -171,30 +190,34 @@ def _draw_contours_and_point(axis: Axes, scene: Scene, colours: Sequence[str]) -
 def _draw_layer_panel(
     axis: Axes,
     scene: Scene,
-    record: AttentionRecord,
+    record: TokenRecord,
     token_weights: TokenWeights,
     head: int | None,
 ) -> None:
     """Draw the map of one head, or of the mean of all heads."""
-    weights = token_weights.weights.float().numpy()
+    weights = token_weights.shares.float().numpy()
     if token_weights.kind == "channels":
         shown = tile_matrices(weights if head is None else weights[head : head + 1])
         largest, width = float(np.nanmax(shown)), weights.shape[1]
         axis.imshow(shown, cmap=WEIGHT_MAP, vmin=0, vmax=largest, interpolation="nearest")
         _caption(axis, largest, width, f"{width} x {width} channels, ")
         return
-    on_grid = weights[:, record.prefix :]
-    on_grid = on_grid.mean(0) if head is None else on_grid[head]
-    largest = float(on_grid.max())
-    axis.imshow(scene.image, cmap="gray", vmin=0, vmax=1, aspect=scene.aspect)
     height, width, *_ = scene.image.shape
-    image = weights_as_image(on_grid, record, (height, width))
-    axis.imshow(image, cmap=WEIGHT_MAP, vmin=0, vmax=largest, alpha=0.72, aspect=scene.aspect)
+    axis.imshow(scene.image, cmap="gray", vmin=0, vmax=1, aspect=scene.aspect)
+    on_grid = weights[:, record.layout.key_prefix :]
+    if on_grid.shape[1]:
+        if head is not None:  # Every head stands for itself, with its own keys.
+            on_grid = np.where(np.arange(len(on_grid))[:, None] == head, on_grid, 0) * len(on_grid)
+        image = weights_as_image(on_grid, record, (height, width))
+        largest = float(image.max())
+        axis.imshow(image, cmap=WEIGHT_MAP, vmin=0, vmax=largest, alpha=0.72, aspect=scene.aspect)
+        own = weights if head is None else weights[head : head + 1]
+        reached = np.count_nonzero(own, 1).mean()
+        _caption(axis, largest, reached, "{}x{} keys, ".format(*record.key_grid))
     _draw_contours_and_point(axis, scene, ("white",))
-    _caption(axis, largest, weights.shape[1], "{}x{} keys, ".format(*record.key_grid))
 
 
-def _caption(axis: Axes, largest: float, count: int, size: str) -> None:
+def _caption(axis: Axes, largest: float, count: float, size: str) -> None:
     text = f"{size}up to {100 * largest:.2g} %, {largest * count:.1f} x uniform"
     axis.set_xlabel(text, fontsize=6.5)
 

@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from attnseg.data.store import StoredCase
+from attnseg.explain.recording import AttentionRecord
 from attnseg.explain.run_attention import RunAttention
 from attnseg.explain.spread import measure_spread, score_asymmetry
 
@@ -20,16 +21,15 @@ def tabulate_layers(attention: RunAttention, case: StoredCase, unit: str) -> pd.
     pixel_size = (1.0, 1.0) if case.spacing is None else case.spacing[1:]
     for name, record in attention.records.items():
         weights = attention.weights[name]
-        height, width = (
-            pixels * size / tokens
-            for pixels, size, tokens in zip(case.shape[1:], pixel_size, record.grid, strict=True)
-        )
-        spread = measure_spread(record, weights, (height, width))
-        asymmetry = score_asymmetry(record) if weights.kind == "tokens" else None
-        for head in range(record.q.shape[1]):
+        size = (case.shape[1] * pixel_size[0], case.shape[2] * pixel_size[1])
+        spread = measure_spread(record, weights, size)
+        asymmetry = None
+        if isinstance(record, AttentionRecord) and weights.kind == "tokens":
+            asymmetry = score_asymmetry(record)
+        for head in range(record.heads):
             entropy = highest = distance = on_grid = math.nan
             if spread is not None:
-                entropy, highest = float(spread.entropy[head]), spread.highest_entropy
+                entropy, highest = float(spread.entropy[head]), float(spread.highest_entropy[head])
                 distance = float(spread.distance[head])
                 on_grid = float(spread.weight_on_grid[head])
             row = {

@@ -7,10 +7,12 @@ import torch
 
 from attnseg.data.slicing import network_input
 from attnseg.data.store import StoredCase
+from attnseg.errors import ConfigError
 from attnseg.evaluation.evaluate import FinishedRun
-from attnseg.explain.recording import AttentionRecord, record_attentions
+from attnseg.explain.jacobian import derive_weights
+from attnseg.explain.recording import AnyRecord, record_attentions
 from attnseg.explain.selection import choose_layers
-from attnseg.explain.token_weights import TokenWeights, weights_of_token
+from attnseg.explain.token_weights import TokenWeights
 from attnseg.preparation.datasets import slice_view
 
 
@@ -19,7 +21,7 @@ class RunAttention:
     """The chosen attention layers of a run, by name: tensors, and weights of the chosen token."""
 
     run: FinishedRun
-    records: dict[str, AttentionRecord]
+    records: dict[str, AnyRecord]
     weights: dict[str, TokenWeights]
 
     @property
@@ -38,11 +40,15 @@ def record_run(
     """
     image = torch.from_numpy(network_input(slice_view(run.config).image(case, index)))[None]
     records = record_attentions(run.model, image.to(next(run.model.parameters()).device))
+    if not records:
+        raise ConfigError(
+            f"run: {run.folder} is of a model without attention; give a run of another model"
+        )
     size = (case.shape[1], case.shape[2])
     chosen = choose_layers(list(records), layers, str(run.folder))
     records = {name: records[name] for name in chosen}
     weights = {
-        name: weights_of_token(record, record.token_at(point, size))
+        name: derive_weights(record, record.token_at(point, size))
         for name, record in records.items()
     }
     return RunAttention(run, records, weights)

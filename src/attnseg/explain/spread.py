@@ -1,74 +1,114 @@
 """Measures of attention: how far it spreads over the slice, and how symmetric its scores are."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from attnseg.explain.recording import AttentionRecord
+from attnseg.explain.jacobian import estimate_jacobians
+from attnseg.explain.recording import AnyRecord, AttentionRecord, MixerRecord, TokenRecord
 from attnseg.explain.token_weights import TokenWeights, is_negligible, weight_columns
 
 MAX_QUERIES = 256  # About the most queries averaged over: the time grows with queries x keys^2.
+MAX_JACOBIANS = 32  # The same of derivatives, each of which takes several backward passes.
 
 
 @dataclass(frozen=True)
 class AttentionSpread:
     """Spread of attention per head `[h]`, averaged over the query tokens of `sample_queries`.
 
+    NaN where it has no meaning: of tokens that take nothing, of distances without a grid.
+
     Attributes:
         entropy: entropy of the weights on the grid's keys, or on channels, in bits.
-        highest_entropy: entropy of uniform weights, in bits.
-        distance: mean distance of the keys, weighted, in the unit of the cell; 0 where no other
-            token is reached.
+        highest_entropy: entropy of uniform weights on the keys that a query can reach, in bits.
+        distance: mean distance of the keys, weighted, in the unit of the slice's size; 0 where no
+            other token is reached.
         weight_on_grid: sum of the weights on the grid's keys; the rest is on prefix tokens.
     """
 
     entropy: Tensor
-    highest_entropy: float
+    highest_entropy: Tensor
     distance: Tensor
     weight_on_grid: Tensor
 
 
 def measure_spread(
-    record: AttentionRecord, weights: TokenWeights, cell: tuple[float, float]
+    record: AnyRecord, weights: TokenWeights, size: tuple[float, float]
 ) -> AttentionSpread | None:
     """Return how far an attention spreads; `None` where tokens and channels are both mixed.
 
-    The weights are of any of its tokens and tell the kind of mixing. The cell is the height and
-    width of a query token, in mm or pixels.
+    The weights are of any of its tokens and tell the kind of mixing. The size is the height and
+    width of the slice, in mm or pixels.
     """
+    if weights.kind == "channels":
+        sums = weights.shares.sum(2, keepdim=True)
+        shares = weights.shares / sums
+        entropy = -torch.xlogy(shares, shares).sum(2).mean(1) / math.log(2)
+        highest = shares.count_nonzero(2).float().log2().mean(1)
+        total = weights.weights.sum(2).mean(1)
+        return AttentionSpread(entropy, highest, torch.zeros_like(entropy), total)
+    if isinstance(record, MixerRecord):
+        rows = _space_queries(record, MAX_JACOBIANS)
+        norms = estimate_jacobians(record, rows)
+        shares = norms / norms.sum(1, keepdim=True)
+        return _add_up(record, rows, iter([(0, shares[None])]), size)
     if weights.kind == "both":
         return None
-    if weights.kind == "channels":
-        shares = weights.weights.abs() / weights.weights.abs().sum(2, keepdim=True)
-        entropy = -torch.xlogy(shares, shares).sum(2).mean(1) / math.log(2)
-        total = weights.weights.sum(2).mean(1)
-        highest = math.log2(weights.weights.shape[2])
-        return AttentionSpread(entropy, highest, torch.zeros_like(entropy), total)
-    return _token_spread(record, cell)
-
-
-def _token_spread(record: AttentionRecord, cell: tuple[float, float]) -> AttentionSpread:
-    """Add up weights, entropy and distance over blocks of keys: all weights would not fit."""
     sampled = sample_queries(record)
-    rows = torch.arange(record.prefix, record.q.shape[2]) if sampled is None else sampled
-    queries = record.centres(cell, of_keys=False)[rows - record.prefix]
-    keys = record.centres(cell, of_keys=True)
-    shape = (record.q.shape[1], len(queries))
-    weight_sum, entropy_sum, distance_sum = torch.zeros(3, *shape)
-    for start, columns in weight_columns(record, sampled):
-        first = max(record.prefix - start, 0)
-        weights = (columns[:, rows] if sampled is None else columns)[..., first:]
-        weights = weights.float().abs().cpu()
-        at = start + first - record.prefix
+    rows = _space_queries(record, record.q.shape[2]) if sampled is None else sampled
+    columns = weight_columns(record, sampled)
+    if sampled is None:
+        columns = ((start, block[:, rows]) for start, block in columns)
+    return _add_up(record, rows, columns, size)
+
+
+def _add_up(
+    record: TokenRecord,
+    rows: Tensor,
+    columns: Iterator[tuple[int, Tensor]],
+    size: tuple[float, float],
+) -> AttentionSpread:
+    """Add up weights, entropy and distance over blocks of keys: all weights would not fit.
+
+    Columns are the index of the first key and weights `[h, rows, keys]`.
+    """
+    places, keys = record.query_centres(size), record.key_centres(size)
+    if len(places):
+        places = places[rows - record.prefix]
+    weight_sum, entropy_sum, distance_sum, reached = torch.zeros(4, record.heads, len(rows))
+    for start, block in columns:
+        first = max(record.layout.key_prefix - start, 0)
+        weights = block[..., first:].float().abs().cpu()
+        at = start + first - record.layout.key_prefix
         weight_sum += weights.sum(2)
         entropy_sum -= torch.xlogy(weights, weights).sum(2)
-        distance_sum += (weights * torch.cdist(queries, keys[at : at + weights.shape[2]])).sum(2)
+        reached += weights.count_nonzero(2)
+        if len(places):
+            distances = torch.cdist(places, keys[:, at : at + weights.shape[2]])
+            distances = distances.repeat_interleave(record.heads // len(keys), 0)
+            distance_sum += (weights * distances).sum(2)
     # Entropy and distance are of the weights' shares of their sum on the grid.
+    distance = distance_sum / weight_sum if len(places) else torch.full_like(weight_sum, math.nan)
     entropy = (entropy_sum / weight_sum + weight_sum.log()) / math.log(2)
-    distance, highest = distance_sum / weight_sum, math.log2(len(keys))
-    return AttentionSpread(entropy.mean(1), highest, distance.mean(1), weight_sum.mean(1))
+    reached[reached == 0] = math.nan
+    means = (x.nanmean(1) for x in (entropy, reached.log2(), distance))
+    return AttentionSpread(*means, weight_sum.mean(1))
+
+
+def _space_queries(record: TokenRecord, most: int) -> Tensor:
+    """Return the indices of about the given number of evenly spaced queries of the grid.
+
+    Prefix tokens count; they are the queries where there is no grid.
+    """
+    queries = record.grid[0] * record.grid[1]
+    if queries == 0:
+        return torch.arange(record.prefix)
+    step = -(-queries // most)
+    # The step is odd: an even one could fall on the same columns of the grid in every row.
+    return torch.arange(record.prefix, record.prefix + queries, step | 1 if step > 1 else 1)
 
 
 @torch.no_grad()
@@ -77,14 +117,12 @@ def sample_queries(record: AttentionRecord) -> Tensor | None:
 
     `None` stands for all queries: there are few, or a query's output depends on the other queries.
     """
-    step = -(-record.grid[0] * record.grid[1] // MAX_QUERIES)
-    if step <= 1:
+    if record.grid[0] * record.grid[1] <= MAX_QUERIES:
         return None
-    # The step is odd: an even one could fall on the same columns of the grid in every row.
-    indices = torch.arange(record.prefix, record.q.shape[2], step | 1)
+    indices = _space_queries(record, MAX_QUERIES)
     try:
         out = record.mix_values(record.q[:, :, indices], record.v)
-    except (RuntimeError, ValueError):  # The mixing requires all queries.
+    except (RuntimeError, ValueError, IndexError):  # The mixing requires all queries.
         return None
     expected = record.out[:, :, indices]
     same = out.shape == expected.shape and is_negligible(out - expected, expected)

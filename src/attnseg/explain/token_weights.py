@@ -7,7 +7,8 @@ token i takes value token j is therefore the derivative of its output by that va
     d out_i / d v_i = A           where channels are mixed (transpose): no other token is reached.
 
 One backward pass through the mixing gives row i of w; one forward pass with unit vectors as values
-gives columns of it. Notation: see `attnseg.attention.attention`.
+gives columns of it. Notation: see `attnseg.attention.attention`. Mixers without values:
+`attnseg.explain.jacobian`.
 """
 
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from attnseg.explain.recording import AttentionRecord
 
-MixingKind = Literal["tokens", "channels", "both"]
+MixingKind = Literal["tokens", "channels", "both", "jacobian"]
 ROUNDING = 1e-4  # Derivatives below this share of the largest one count as rounding errors.
 
 
@@ -28,17 +29,26 @@ class TokenWeights:
     """The weights with which one query token takes values.
 
     Attributes:
-        kind: whether the mixing mixes tokens, channels, or both at once.
+        kind: whether the mixing mixes tokens, channels, or both at once; or that there are no
+            values, and the derivative is by the input tokens of the whole mixer.
         weights: of keys, `[h, M]`, if tokens are mixed; of channels, `[h, d, d]`, if channels are;
-            the norm of the derivative by each value token, `[h, M]`, if both are.
+            else the norm of the derivative by each value or input token, `[h, M]` or `[1, M]`.
         error: largest difference between the mixing's output and the one rebuilt from the
             derivative, as a share of the largest output; above rounding if the mixing is not
-            linear in its values.
+            linear in its values. Of a jacobian: see `attnseg.explain.jacobian`.
     """
 
     kind: MixingKind
     weights: Tensor
     error: float
+
+    @property
+    def shares(self) -> Tensor:
+        """The weights without their signs; of norms, each one's share of their sum."""
+        sizes = self.weights.abs()
+        if self.kind in ("tokens", "channels"):
+            return sizes
+        return sizes / sizes.sum(-1, keepdim=True).clamp_min(torch.finfo(sizes.dtype).tiny)
 
 
 @torch.no_grad()
