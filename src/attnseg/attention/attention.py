@@ -221,7 +221,7 @@ class Attention(TokenMixer):
             return absorbed
         if self.reads["v"] != self.reads["k"]:
             v = self._heads(self._projection("v")(tokens, source.grid, strided))
-        mixed: Tensor = self.mix(q, k, v, layout)
+        mixed: Tensor = self.mix.finish(self.mix(q, k, v, layout))
         out: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
         return out
 

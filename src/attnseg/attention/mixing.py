@@ -57,6 +57,8 @@ class Layout(NamedTuple):
 class Mixing(nn.Module):
     """Combines values according to queries and keys: `forward(q, k, v, layout)`.
 
+    `forward` is linear in the values; what follows and is not, such as a norm, stands in `finish`.
+
     A subclass in the file `attention/some_name.py` is called `SomeName` and is selected by
     `mixing="some_name"`. Its constructor takes the four arguments below, then its own options.
 
@@ -94,6 +96,10 @@ class Mixing(nn.Module):
             Mixed values `[B, h, N, d]`.
         """
         raise NotImplementedError
+
+    def finish(self, mixed: Tensor) -> Tensor:
+        """Return what becomes of the mixed values before their projection: `[B, h, N, d]`."""
+        return mixed
 
     def macs(self, layout: Layout) -> int:
         """Return the multiply-accumulates of `forward` for one item.
