@@ -26,12 +26,40 @@ def transpose(q, k, v):
     return ((q.T @ k).softmax(1) @ v.T).T
 
 
-PLAIN = {"softmax": softmax, "efficient": efficient, "transpose": transpose}
+def channel_group(q, k, v):
+    """Channel by channel, with the scale of the heads' width."""
+    mixed = torch.zeros_like(v)
+    for channel in range(q.shape[1]):
+        scores = [sum(q[:, channel] * k[:, other]) for other in range(q.shape[1])]
+        shares = (torch.stack(scores) / (C // H) ** 0.5).exp()
+        for other in range(q.shape[1]):
+            mixed[:, channel] += shares[other] / shares.sum() * v[:, other]
+    return mixed
 
 
-# Transpose mixing needs as many query as key tokens, so it has no case with a context.
+def linear(q, k, v):
+    """Query by query, as a weighted mean."""
+    mixed = torch.zeros(len(q), v.shape[1], dtype=v.dtype)
+    for i in range(len(q)):
+        shares = torch.stack([(q[i].clamp(0) * k[j].clamp(0)).sum() for j in range(len(k))])
+        for j in range(len(k)):
+            mixed[i] += shares[j] / shares.sum().clamp(1e-12) * v[j]
+    return mixed
+
+
+PLAIN = {
+    "softmax": softmax,
+    "efficient": efficient,
+    "transpose": transpose,
+    "channel_group": channel_group,
+    "linear": linear,
+}
+
+
+# Mixings of channels need as many query as key tokens, so they have no case with a context.
 CASES = [(mixing, cross) for mixing in PLAIN for cross in (False, True)]
 CASES.remove(("transpose", True))
+CASES.remove(("channel_group", True))
 
 
 def by_definition(attention, mixing, x, memory):
@@ -68,6 +96,7 @@ def test_equals_the_definition_head_by_head(sharing, mixing, cross):
         ("efficient", 1, True),
         ("transpose", 1, False),
         ("transpose", H, False),
+        ("channel_group", H, False),
     ],
 )
 def test_mixing_that_meets_the_weights_first_equals_its_definition(

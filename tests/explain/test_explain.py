@@ -10,6 +10,8 @@ import torch
 from torch import nn
 
 from attnseg.attention.attention import Attention, load_part
+from attnseg.attention.channel_group import ChannelGroup
+from attnseg.attention.differential import Differential
 from attnseg.attention.identity import Identity
 from attnseg.attention.mixing import Layout, Mixing
 from attnseg.attention.pool import Pool
@@ -30,8 +32,9 @@ from attnseg.models.model import SegmentationModel
 from tests.contracts.pairs import each_pair, mixings
 from tests.contracts.test_models import SIZE, make
 
-HEADS, GRID, WIDTH = 2, (3, 4), 5
-SUM_TO_1 = {"qkv", "kv", "kv_pos", "efficient", "transpose"}
+HEADS, GRID, WIDTH = 2, (3, 4), 6
+OF_CHANNELS = {"transpose", "channel_group"}  # mixings that mix these instead of tokens
+SUM_TO_1 = {"qkv", "kv", "kv_pos", "efficient", "linear", "alternate", *OF_CHANNELS}
 TOKENS = 1 + GRID[0] * GRID[1]
 
 
@@ -64,6 +67,15 @@ def explicit(name, mix, q, k):
         return (temperature * mix.scale * q @ k.mT + bias).softmax(2)
     if name == "efficient":
         return q.softmax(2) @ k.softmax(1).mT
+    if name == "linear":
+        products = q.relu() @ k.relu().mT
+        return products / products.sum(2, keepdim=True).clamp_min(1e-12)
+    if name == "differential":
+        halves = zip(q.chunk(2, 2), k.chunk(2, 2), strict=True)
+        wanted, noise = ((2**0.5 * mix.scale * a @ b.mT).softmax(2) for a, b in halves)
+        return wanted - mix.noise_weight() * noise
+    if name == "channel_group":
+        return (mix.scale * q.mT @ k).softmax(2)
     q, k = (x / x.norm(dim=1, keepdim=True) for x in (q, k))
     return (mix.temperature * q.mT @ k).softmax(2)
 
@@ -75,8 +87,8 @@ def test_maps_are_the_explicit_weights(name):
     expected = explicit(name, mix, here.q, here.k).float()
     for token in (0, 1, TOKENS - 1):
         found = weights_of_token(here, token)
-        own = expected if name == "transpose" else expected[:, token]
-        assert found.kind == ("channels" if name == "transpose" else "tokens")
+        own = expected if name in OF_CHANNELS else expected[:, token]
+        assert found.kind == ("channels" if name in OF_CHANNELS else "tokens")
         torch.testing.assert_close(found.weights, own, atol=1e-6, rtol=1e-5)
         assert found.error < 1e-5
 
@@ -96,10 +108,13 @@ def test_every_attention_of_every_model(model, attn):
         found = derive_weights(here, token)
         assert found.error < 1e-5, name
         assert (found.kind == "jacobian") == (not isinstance(mixers[name], Attention)), name
-        if attn in SUM_TO_1:
-            own = "channels" if "channel_attn" in name or attn == "transpose" else "tokens"
+        if attn in SUM_TO_1 | {"differential"}:
+            own = "channels" if isinstance(here.mix, ChannelGroup) else "tokens"
             assert found.kind == own, name
-            torch.testing.assert_close(found.weights.sum(-1), torch.ones(found.weights.shape[:-1]))
+            total = torch.ones(found.weights.shape[:-1])
+            if isinstance(here.mix, Differential):
+                total -= here.mix.noise_weight().detach()
+            torch.testing.assert_close(found.weights.sum(-1), total)
         found_spread = measure_spread(here, found, (1.0, 1.0))
         assert (found_spread is None) == (found.kind == "both")
         if found_spread is not None:
