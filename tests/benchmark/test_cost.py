@@ -5,11 +5,15 @@ from functools import partial
 
 import pytest
 import torch
+from torch import nn
 
 import attnseg
 from attnseg.attention.attention import Attention
 from attnseg.config import cost
-from tests.contracts.pairs import attending_models, each_pair, mixings
+from attnseg.config.build import ATTENTION, factory
+from attnseg.config.training import parse_config
+from tests.contracts.groups import compose
+from tests.contracts.pairs import attending_models, attentions, each_pair, mixings
 
 UNCOUNTED = {"identity", "pool"}  # no matrix product, no convolution
 
@@ -43,6 +47,67 @@ def test_closed_form_of_free_pairs(sharing, mixing):
             )
         closed, counted = cost.count_attention_macs(net, (3, 64, 96))
         assert closed == counted > 0
+
+
+class Crossed(nn.Module):
+    """Calls a mixer with a context beside a grid of tokens."""
+
+    def __init__(self, mixer, tokens, grid, context, context_grid):
+        super().__init__()
+        self.mixer = mixer
+        self.call = (tokens, grid, context, context_grid)
+
+    def forward(self, image):
+        tokens, grid, context, context_grid = self.call
+        x, other = (image.new_zeros(1, n, self.mixer.dim) for n in (tokens, context))
+        return self.mixer(x, grid, context=other, context_grid=context_grid)
+
+
+CROSSED = {
+    "coarser queries": (24, (4, 6), 96, (8, 12)),
+    "in one row": (24, (4, 6), 96, None),
+    "coarser context": (97, (8, 12), 25, (4, 6)),
+    "same grid": (25, (4, 6), 25, (4, 6)),
+    "class token": (1, (0, 0), 97, (8, 12)),
+}
+
+
+def crossed_macs(attn, case):
+    """Closed and counted MACs, or the refusal of an attention that takes no context."""
+    config = parse_config(compose("model=setr", f"attn={attn}"))
+    tokens, grid, context, context_grid = CROSSED[case]
+    with torch.device("meta"):
+        mixer = factory("attn", config.attn, ATTENTION)(dim=16, num_heads=2)
+        net = Crossed(mixer, tokens, grid, context, context_grid)
+        try:
+            return cost.count_attention_macs(net, (1, 8, 8))
+        except ValueError as refusal:
+            return str(refusal)
+
+
+@pytest.mark.parametrize("attn", attentions())
+def test_cross_attention_is_counted_right(attn):
+    for case in CROSSED:
+        macs = crossed_macs(attn, case)
+        if isinstance(macs, str):
+            assert attn not in {"qkv", "kv", "kv_pos", "efficient", "random"}
+            assert "\n" not in macs
+        else:
+            assert macs[0] == macs[1] > 0, case
+
+
+def test_cross_attention_by_hand():
+    """Projections of queries, outputs, keys and values, then scores and their use."""
+    assert crossed_macs("qkv", "coarser queries") == (135_168, 135_168)
+    assert crossed_macs("qkv", "class token") == (53_280, 53_280)
+    # The shared projection is applied to both grids.
+    assert crossed_macs("kv", "coarser queries") == (135_168, 135_168)
+
+
+def test_a_model_without_attention_has_no_macs_of_attention():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU())
+    assert cost.count_attention_macs(net, (3, 8, 8)) == (0, 0)
+    assert cost.count_macs(net, (3, 8, 8)) == 3 * 4 * 9 * 64
 
 
 @pytest.mark.parametrize(
@@ -92,6 +157,19 @@ def test_tables_and_plots_of_a_multirun(bench, tmp_path):
     assert all(row["attention_macs"] == row["attention_macs_counted"] for row in (kv, qkv))
     assert (folder / "cost.md").read_text().count("\n| setr") == 2
     assert [path.name for path in folder.glob("*.png")] == ["pareto.png"]
+
+
+def test_null_controls_in_the_table(bench, tmp_path):
+    code, _, err = bench("-m", "attn=identity,random", "precisions=[float32]", "repeats=1")
+    assert code == 0, err
+    folder = tmp_path / "outputs" / "benchmark" / "cost"
+    identity, random = (
+        json.loads((folder / f"setr-tiny-{attn}.json").read_text())["rows"][0]
+        for attn in ("identity", "random")
+    )
+    assert identity["attention_macs"] == identity["attention_macs_counted"] == 0
+    assert random["attention_macs"] == random["attention_macs_counted"] == 4 * 17 * 17 * 192
+    assert random["macs"] - identity["macs"] == 4 * 17 * 17 * 192
 
 
 def test_against_reports_ratios(bench):

@@ -29,7 +29,7 @@ from attnseg.explain.token_weights import weight_columns, weights_of_token
 from attnseg.layers.tokens import TokenMixer
 from attnseg.layers.vit import tokens_to_map
 from attnseg.models.model import SegmentationModel
-from tests.contracts.pairs import each_pair, mixings
+from tests.contracts.pairs import each_pair
 from tests.contracts.test_models import SIZE, make
 
 HEADS, GRID, WIDTH = 2, (3, 4), 6
@@ -57,30 +57,48 @@ def make_mixing(name, scale, width=WIDTH):
     return load_part("mixing", name, Mixing, {})(width, HEADS, scale)
 
 
-def explicit(name, mix, q, k):
-    """Weights `[h, N, M]`, or `[h, d, d]`, as each paper writes them."""
-    q, k = q[0].double(), k[0].double()
-    if name == "softmax":
-        return (mix.scale * q @ k.mT).softmax(2)
-    if name == "positional_softmax":
-        temperature, bias = mix.terms(k.shape[1])
-        return (temperature * mix.scale * q @ k.mT + bias).softmax(2)
-    if name == "efficient":
-        return q.softmax(2) @ k.softmax(1).mT
-    if name == "linear":
-        products = q.relu() @ k.relu().mT
-        return products / products.sum(2, keepdim=True).clamp_min(1e-12)
-    if name == "differential":
-        halves = zip(q.chunk(2, 2), k.chunk(2, 2), strict=True)
-        wanted, noise = ((2**0.5 * mix.scale * a @ b.mT).softmax(2) for a, b in halves)
-        return wanted - mix.noise_weight() * noise
-    if name == "channel_group":
-        return (mix.scale * q.mT @ k).softmax(2)
+def softmax_rows(mix, q, k):
+    return (mix.scale * q @ k.mT).softmax(2)
+
+
+def positional_rows(mix, q, k):
+    temperature, bias = mix.terms(k.shape[1])
+    return (temperature * mix.scale * q @ k.mT + bias).softmax(2)
+
+
+def linear_rows(mix, q, k):
+    products = q.relu() @ k.relu().mT
+    return products / products.sum(2, keepdim=True).clamp_min(1e-12)
+
+
+def differential_rows(mix, q, k):
+    halves = zip(q.chunk(2, 2), k.chunk(2, 2), strict=True)
+    wanted, noise = ((2**0.5 * mix.scale * a @ b.mT).softmax(2) for a, b in halves)
+    return wanted - mix.noise_weight() * noise
+
+
+def normalised_channel_rows(mix, q, k):
     q, k = (x / x.norm(dim=1, keepdim=True) for x in (q, k))
     return (mix.temperature * q.mT @ k).softmax(2)
 
 
-@pytest.mark.parametrize("name", mixings())
+FORMULAS = {
+    "softmax": softmax_rows,
+    "positional_softmax": positional_rows,
+    "efficient": lambda mix, q, k: q.softmax(2) @ k.softmax(1).mT,
+    "linear": linear_rows,
+    "differential": differential_rows,
+    "channel_group": lambda mix, q, k: (mix.scale * q.mT @ k).softmax(2),
+    "transpose": normalised_channel_rows,
+}
+
+
+def explicit(name, mix, q, k):
+    """Weights `[h, N, M]`, or `[h, d, d]`, as each paper writes them."""
+    return FORMULAS[name](mix, q[0].double(), k[0].double())
+
+
+@pytest.mark.parametrize("name", FORMULAS)
 def test_maps_are_the_explicit_weights(name):
     mix = make_mixing(name, 0.7)
     here = make_record(mix)
