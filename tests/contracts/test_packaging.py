@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
 from pathlib import Path
 
@@ -66,8 +67,9 @@ def test_every_package_has_the_same_configurations(clone, wheel, tmp_path):
     (source,) = tmp_path.glob("attnseg-*")
     again = install(build(source, "wheel", tmp_path / "again"), tmp_path / "again installed")
     editable = install(build(clone, "wheel:editable", tmp_path / "dev"), tmp_path / "dev installed")
-    # Without other packages (-S), as another editable installation may be among them.
-    add = f"import site; site.addsitedir({str(editable)!r}); "
+    # Without other .pth files (-S), as another editable installation may be among them.
+    packages = sysconfig.get_path("purelib")
+    add = f"import site, sys; site.addsitedir({str(editable)!r}); sys.path.append({packages!r}); "
     shown = run(sys.executable, "-S", "-c", add + LOCATE, folder=tmp_path, PYTHONPATH="")
     assert Path(shown.strip()) == clone / "configs"
     lists = {
@@ -95,5 +97,7 @@ def test_an_installed_wheel_works_in_any_folder(wheel, tmp_path):
     shown = run(sys.executable, "-c", LOCATE, folder=tmp_path, PYTHONPATH=str(wheel))
     assert Path(shown.strip()) == wheel / "attnseg" / "configs"
     assert "attnseg COMMAND" in attnseg("--help")
+    alone = run(sys.executable, "-m", "attnseg", folder=tmp_path, PYTHONPATH=str(wheel))
+    assert alone == attnseg()
     assert "_target_: attnseg.models.setr.SETR" in attnseg("train", "--cfg", "job")
     assert list(tmp_path.iterdir()) == []
