@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from attnseg.attention.attention import Attention
+from attnseg.layers.tokens import Place
 from tests.golden.recipe import Golden
 
 
@@ -62,3 +63,41 @@ def test_reduced_attention_equals_the_published_one(name, heads, grid, gather, o
     with torch.no_grad():
         tokens = attention(golden.image, grid)
     assert report_difference(golden, tokens, name) <= tolerance(golden)
+
+
+@pytest.mark.parametrize(
+    ("name", "dim", "heads", "grid"),
+    [
+        ("dat_deformable_10x14", 96, 6, (10, 14)),
+        ("dat_deformable_stage3_14x14", 384, 12, (14, 14)),
+    ],
+)
+def test_deformable_attention_equals_the_published_one(name, dim, heads, grid):
+    golden = Golden(name)
+    attention = Attention(
+        dim,
+        heads,
+        place=Place(grid=grid),
+        mixing="relative_softmax",
+        gather="deformable",
+        gather_options={"groups": 3},
+    ).eval()
+    load_projections(attention, golden.weights)
+    offsets = {"conv": "0", "norm": "1.norm", "linear": "3"}
+    for ours, theirs in offsets.items():
+        for kind, parameter in getattr(attention.gather, ours).named_parameters():
+            weight = golden.weights[f"conv_offset.{theirs}.{kind}"]
+            parameter.data.copy_(weight.view_as(parameter))
+    attention.mix.table.data.copy_(golden.weights["rpe_table"])
+    layouts = []
+    attention.mix.register_forward_pre_hook(lambda _, inputs: layouts.append(inputs[3]))
+    with torch.no_grad():
+        mapped = attention(golden.image.flatten(2).mT, grid).mT.unflatten(2, grid)
+    stride = int(golden.stored["stride"])
+    cut = mapped[:, :, ::stride, ::stride].numpy()
+    difference = float(np.abs(cut - golden.stored["logits"]).max())
+    points = (layouts[0].positions - 0.5) / (torch.tensor(grid) - 1) * 2 - 1
+    moved = float((points.flatten() - torch.from_numpy(golden.stored["pos"]).flatten()).abs().max())
+    print(f"{name}: {difference:.1e} of {tolerance(golden):.1e}, places {moved:.1e}")
+    assert difference <= tolerance(golden)
+    assert moved <= tolerance(golden)
