@@ -26,6 +26,7 @@ from attnseg.explain.run_attention import RunAttention
 from attnseg.explain.selection import choose_layers, choose_point
 from attnseg.explain.spread import mean_scores, measure_spread, sample_queries, score_asymmetry
 from attnseg.explain.token_weights import weight_columns, weights_of_token
+from attnseg.layers.matching import match_tokens
 from attnseg.layers.tokens import TokenMixer
 from attnseg.layers.vit import tokens_to_map
 from attnseg.models.model import SegmentationModel
@@ -35,6 +36,7 @@ from tests.contracts.test_models import SIZE, make
 HEADS, GRID, WIDTH = 2, (3, 4), 6
 OF_CHANNELS = {"transpose", "channel_group"}  # mixings that mix these instead of tokens
 SUM_TO_1 = {"qkv", "kv", "kv_pos", "efficient", "linear", "alternate", *OF_CHANNELS}
+SUM_TO_1 |= {"deformable", "token_merging", "spatial_reduction", "pooled_reduction"}
 TOKENS = 1 + GRID[0] * GRID[1]
 
 
@@ -82,6 +84,19 @@ def normalised_channel_rows(mix, q, k):
     return (mix.temperature * q.mT @ k).softmax(2)
 
 
+def relative_rows(mix, q, k):
+    bias = nn.functional.pad(mix.biases(Layout(GRID, GRID))[0].double(), (1, 0, 1, 0))
+    return (mix.scale * q @ k.mT + bias).softmax(2)
+
+
+def merged_rows(mix, q, k):
+    targets = match_tokens(k[None, :, 1:].mean(1), int(mix.ratio * GRID[0] * GRID[1]))[0]
+    member = nn.functional.one_hot(torch.cat((torch.zeros(1).long(), targets + 1))).double()
+    sizes = member.sum(0)
+    q, k = (member.mT @ x / sizes[:, None] for x in (q, k))
+    return member @ (mix.scale * q @ k.mT + sizes.log()).softmax(2) @ (member / sizes).mT
+
+
 FORMULAS = {
     "softmax": softmax_rows,
     "positional_softmax": positional_rows,
@@ -90,6 +105,8 @@ FORMULAS = {
     "differential": differential_rows,
     "channel_group": lambda mix, q, k: (mix.scale * q.mT @ k).softmax(2),
     "transpose": normalised_channel_rows,
+    "relative_softmax": relative_rows,
+    "token_merging": merged_rows,
 }
 
 
