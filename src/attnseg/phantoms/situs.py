@@ -1,25 +1,22 @@
-"""Phantom that only far context solves: the liver's side decides which hip is the right one.
+"""Phantom that only far context solves: the liver's side decides the class of the hips.
 
-The pictures are coronal, and like any picture file they do not say whether they are mirrored; half
-of them are. At the top lies the liver, always on the patient's right (situs solitus); a mirrored
-picture looks like situs inversus. At the bottom lie two equal hips, labelled by the patient's side.
+The pictures are coronal. At the top, the liver lies on the left of the picture, which is the
+patient's right (situs solitus), or on its right (situs inversus). At the bottom lie two equal hips;
+both are labelled `solitus` or `inversus`. At least half of the picture's height lies between.
 
     dataset.json
     imagesTr/P0001_a_0000.png, labelsTr/P0001_a.png
     imagesTr/P0001_b_0000.png, labelsTr/P0001_b.png
 
-A patient has two pictures, which differ in one thing: the upper half is mirrored in one of them.
-Their lower halves are equal pixel by pixel, their intensities have the same histogram, and their
-labels are exchanged. So a network whose output at the hips depends on nothing but the lower half,
-positions and statistics of the intensities predicts the same for both.
+A patient has two pictures, one of each situs: the upper half of `b` is that of `a`, mirrored. Their
+lower halves are equal pixel by pixel, and their intensities have the same histogram. So a network
+whose output at the hips depends on nothing but the lower half, positions and statistics of the
+intensities predicts the same for both.
 
-Chance: let such a network label areas a and b of the two hips, as shares of a hip, as the right
-hip. Its Dice is 2a / (1 + a + b) for one picture and 2b / (1 + a + b) for the other, on average
-(a + b) / (1 + a + b); likewise for the left hip, whose areas sum up to 2 - a - b at most. The mean
-over both classes is at most 1/2, reached by any division into halves, and 1/3 if one class is
-predicted everywhere. Ceiling: 1, but for pixels at the edges of the hips.
-
-Distance: at least half of the picture's height lies between liver and hips.
+Chance: let such a network call shares a and b of the hips solitus and inversus, a + b <= 1. Its
+Dice of solitus is 2a / (1 + a) for one picture and 0 for the other, on average a / (1 + a); that of
+inversus is b / (1 + b). The mean over both classes is at most 1/3, reached by a = b = 1/2. The same
+class everywhere scores 1/4. Ceiling: 1, but for pixels at the edges of the hips.
 """
 
 import json
@@ -35,7 +32,7 @@ from attnseg.phantoms.body import Drawing, union
 from attnseg.phantoms.phantom import make_preset
 from attnseg.progress import track
 
-CLASSES = ("right_hip", "left_hip")
+CLASSES = ("solitus", "inversus")
 
 
 @dataclass(frozen=True)
@@ -88,12 +85,14 @@ class Trunk(Drawing):
             (-liver * (66 * girth + y), 0, 370 + z), (34, 40, rng.uniform(36, 46))
         )
         x, z, radius = rng.uniform(-8, 8), rng.uniform(44, 56), rng.uniform(26, 31)
-        self.hips = [
-            self._ellipsoid((hip * (92 * girth + x), 0, z), (radius, radius, radius))
-            for hip in (-1, 1)
-        ]
+        self.hips = union(
+            *(
+                self._ellipsoid((hip * (92 * girth + x), 0, z), (radius, radius, radius))
+                for hip in (-1, 1)
+            )
+        )
         loops = rng.uniform((-80 * girth, 0, 120), (80 * girth, 0, 180), (7, 3))
-        self.bowel = self._tube([tuple(p) for p in loops], rng.uniform(9, 13, 7))
+        self.bowel = self._tube(list(map(tuple, loops)), rng.uniform(9, 13, 7))
 
     def picture(self) -> NDArray[np.uint8]:
         """Return the picture `[H, W]`, head up."""
@@ -106,32 +105,28 @@ class Trunk(Drawing):
                 (self.bowel, 0.45, 0.08),
                 (self.stomach, 0.12, 0.04),
                 (self.liver, 0.75, 0.04),
-                (union(*self.hips), 0.85, 0.04),
+                (self.hips, 0.85, 0.04),
             ),
         )
         noise = self.today.normal(0, 0.03, (2, *self.shape))
         magnitude = np.hypot(image + noise[0], noise[1]) * self.today.uniform(150, 220)
         return np.asarray(np.clip(magnitude[::-1, 0], 0, 255), np.uint8)
 
-    def labels(self, right: int) -> NDArray[np.uint8]:
-        """Return the label map `[H, W]` if the hip of index `right` is the patient's right one."""
-        numbers = (1, 2) if right == 0 else (2, 1)
-        return self.label_map(*zip(numbers, self.hips, strict=True))[::-1, 0]
-
 
 def make_pair(
     seed: int, patient: int, side: int
 ) -> list[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
     """Draw the two pictures of a patient, numbered from 0, with their label maps, `[H, W]` each."""
-    # The side is drawn, so that no trace of the mirroring tells the side of the liver.
     rng = default_rng([seed, patient])
-    liver = int(rng.choice((-1, 1)))
-    trunk = Trunk(rng, side, liver)
-    picture, right = trunk.picture(), (1 + liver) // 2
+    # The first picture is of either situs, so that no trace of the mirroring tells the situs.
+    situs = int(rng.integers(2))
+    trunk = Trunk(rng, side, (-1, 1)[situs])
+    picture = trunk.picture()
     mirrored = picture.copy()
     upper = slice(0, side // 2)
     mirrored[upper] = picture[upper, ::-1]
-    return [(picture, trunk.labels(right)), (mirrored, trunk.labels(1 - right))]
+    labels = [trunk.label_map((1 + each, trunk.hips))[::-1, 0] for each in (situs, 1 - situs)]
+    return list(zip((picture, mirrored), labels, strict=True))
 
 
 def _write_situs(spec: SitusSpec, root: Path) -> None:
