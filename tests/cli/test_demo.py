@@ -1,8 +1,6 @@
 """The demos: what they train, and what they print before and after."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -51,15 +49,3 @@ def test_announces_itself_and_names_the_picture_and_the_next_command(call, full)
         if full
         else ("Next: attnseg demo full=true" in answer.out)
     )
-
-
-def test_alone_the_program_says_where_to_begin_without_torch(tmp_path):
-    code = "import sys; from attnseg.cli import main\n"
-    code += "try: main()\nfinally: assert 'torch' not in sys.modules"
-    for command in (["-m", "attnseg"], ["-c", code]):
-        done = subprocess.run(
-            [sys.executable, *command], cwd=tmp_path, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr
-        assert "attnseg demo" in done.stdout and "attnseg --help" in done.stdout
-    assert list(tmp_path.iterdir()) == []

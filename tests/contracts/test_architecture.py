@@ -42,10 +42,11 @@ ALLOWED = {  # and itself
     "benchmark": {"training", "evaluation", "preparation"} | RUNS,
     "export": {"evaluation", "preparation"} | RUNS,
     "contracts": {"export", "explain", "attention"} | RUNS,
-    "commands": {"benchmark", "contracts", "explain", "export", "search", "study"}
+    "doctor": {"training", "config", "memory", "errors"},
+    "commands": {"doctor", "benchmark", "contracts", "explain", "export", "search", "study"}
     | {"training", "evaluation", "preparation"}
     | RUNS,
-    "cli": {"commands", "training", "study"} | RUNS,
+    "cli": {"commands", "doctor", "training", "study"} | RUNS,
     "__main__": {"cli"},
     "api": {"cli", "commands", "training", "evaluation"} | RUNS,
 }

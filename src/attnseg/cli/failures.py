@@ -23,6 +23,7 @@ from attnseg.errors import AttnsegError, ConfigError, ResourceError, first_line
 NO_MEMORY = re.compile(
     "out of memory|not enough memory|can't allocate memory"
 )  # as PyTorch words it
+BROKEN_LIBRARY = re.compile("cannot open shared object|undefined symbol")  # as the loader says
 log = logging.getLogger("attnseg")
 
 
@@ -68,6 +69,12 @@ def translate_error(error: Exception) -> AttnsegError | None:
     """Return the error for the person at the terminal, or `None` for a bug of ours."""
     if isinstance(error, AttnsegError):
         return error
+    if is_broken_library(error):
+        library = getattr(error, "name", None) or "a library"
+        return ConfigError(
+            f"{library}: cannot be imported ({first_line(error)[:200]}); run `attnseg doctor` to "
+            "see what is missing and what to do"
+        )
     if isinstance(error, OSError) and error.errno and error.strerror:
         place = error.filename or "disk"
         return ResourceError(f"{place}: {error.strerror}; check the path, permissions and space")
@@ -79,6 +86,13 @@ def translate_error(error: Exception) -> AttnsegError | None:
         text = " ".join(str(error).split())[:200].rstrip(".")
         return ResourceError(f"hydra/launcher: {text}; see its log, and run the command again")
     return None
+
+
+def is_broken_library(error: Exception) -> bool:
+    """Return whether an error comes from importing another package than this one."""
+    if isinstance(error, ImportError):
+        return not str(error.name).startswith("attnseg")
+    return isinstance(error, OSError) and bool(BROKEN_LIBRARY.search(str(error)))
 
 
 def translate_hydra_error(

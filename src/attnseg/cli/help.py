@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from omegaconf import OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from attnseg.commands.command import Command
 from attnseg.config.composition import compose
@@ -12,8 +12,7 @@ from attnseg.config.folder import list_choices
 def help_text(command: Command, overrides: Sequence[str]) -> str:
     """Return a command's sentence, choices, values under some overrides, and examples."""
     composed = compose(command.config_name, overrides)
-    groups = sorted({*composed.hydra.runtime.choices, *composed} - {"hydra"})
-    choices = [f"{group}: {', '.join(names)}" for group in groups if (names := list_choices(group))]
+    choices = [f"{group}: {', '.join(list_choices(group))}" for group in list_groups_of(composed)]
     with open_dict(composed):
         del composed["hydra"]
     sections = [
@@ -24,3 +23,9 @@ def help_text(command: Command, overrides: Sequence[str]) -> str:
         command.examples,
     ]
     return "\n\n".join(sections)
+
+
+def list_groups_of(composed: DictConfig) -> list[str]:
+    """Return the groups from which a configuration with Hydra's own part was composed."""
+    groups = sorted({*composed.hydra.runtime.choices, *composed} - {"hydra"})
+    return [group for group in groups if list_choices(group)]

@@ -44,6 +44,7 @@ class Command:
         config: file in `configs/` that holds the defaults; by default of the command's name.
         part: key of the configuration that holds the options, if it is not all of it.
         translate: turns conveniences of the command line into `KEY=VALUE`.
+        conveniences: those of them that are fixed words, for completion.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Command:
     config: str = ""
     part: str = ""
     translate: Callable[[list[str]], list[str]] = list
+    conveniences: tuple[str, ...] = ()
 
     @property
     def config_name(self) -> str:

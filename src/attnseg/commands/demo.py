@@ -45,5 +45,6 @@ def as_training(arguments: list[str]) -> list[str]:
 
 
 COMMAND = Command(
-    "demo", __doc__, Config, run_invocation=run, config="train", translate=as_training
-)
+    "demo", __doc__, Config, run_invocation=run, config="train", translate=as_training,
+    conveniences=("full=true",),
+)  # fmt: skip

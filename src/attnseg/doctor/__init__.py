@@ -1,0 +1,1 @@
+"""Examination of this machine and installation. It needs neither torch nor any other library."""
