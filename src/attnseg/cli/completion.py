@@ -1,16 +1,14 @@
 """Completion of command lines: commands, groups, keys and choices, from the same files as help."""
 
 from collections.abc import Iterator, Mapping
-from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from omegaconf import OmegaConf
-from pydantic import BaseModel
 
 from attnseg.cli.help import list_groups_of
 from attnseg.commands.command import Command
 from attnseg.config.composition import compose
 from attnseg.config.folder import list_choices
+from attnseg.config.literals import literal_values
 
 FLAGS = ("--help ", "--cfg ", "--multirun ", "--version ")
 SHOWN_BY_CFG = ("job ", "hydra ", "all ")
@@ -67,24 +65,3 @@ def complete_override(command: Command, word: str, others: list[str]) -> Iterato
             yield f"{parent}.{name}{ending}".lstrip(".")
     if not parent:
         yield from (f"{group}=" for group in list_groups_of(composed))
-
-
-def literal_values(options: Any, key: str) -> list[str]:  # noqa: ANN401
-    """Return the texts and numbers that the type of a dotted key allows; none if it allows more."""
-    for name in key.split("."):
-        is_node = isinstance(options, type) and issubclass(options, BaseModel)
-        field = options.model_fields.get(name) if is_node else None
-        if field is None:
-            return []
-        options = field.annotation
-    return [str(value) for value in flatten_literals(options)]
-
-
-def flatten_literals(annotation: Any) -> list[object]:  # noqa: ANN401
-    """Return the values of an annotation made of literals; `None` and other types add nothing."""
-    arguments = get_args(annotation)
-    if get_origin(annotation) is Literal:
-        return list(arguments)
-    if get_origin(annotation) in (Union, UnionType, Annotated):
-        return [value for each in arguments for value in flatten_literals(each)]
-    return []
