@@ -10,6 +10,7 @@ from torch import nn
 import attnseg
 from attnseg.attention.attention import Attention
 from attnseg.config import cost
+from attnseg.config.budget import build_model
 from attnseg.config.build import ATTENTION, factory
 from attnseg.config.training import parse_config
 from tests.contracts.groups import compose
@@ -191,6 +192,27 @@ def test_matched_variants_cost_what_qkv_does(bench, tmp_path, model, budget):
     )
     key = {"params": "parameters", "macs": "macs"}[budget]
     assert variant[key] == pytest.approx(qkv[key], rel=0.01)
+
+
+@pytest.mark.parametrize("budget", ["params", "macs"])
+@pytest.mark.parametrize("attn", ["spatial_reduction", "identity", "pool"])
+def test_any_attention_is_matched_against_qkv(attn, budget):
+    """Whatever its class and its options: the baseline is built anew."""
+
+    def size(name, match):
+        config = parse_config(
+            compose("model=setr", f"attn={name}", "model.size=tiny", f"model.match={match}")
+        )
+        net = build_model(config.model, config.attn, 1, 3, (64, 96))
+        image = (1, 64, 96)
+        return (
+            cost.count_parameters(net)["total"]
+            if budget == "params"
+            else cost.count_macs(net, image)
+        )
+
+    assert size(attn, "null") != pytest.approx(size("qkv", "null"), rel=0.01)
+    assert size(attn, budget) == pytest.approx(size("qkv", "null"), rel=0.01)
 
 
 @pytest.mark.parametrize(

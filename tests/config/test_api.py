@@ -112,9 +112,13 @@ def test_a_folder_of_ones_own_configurations(tmp_path, monkeypatch):
     assert "mine" in attnseg.list_models()
     model = attnseg.create_model("mine", image_size=32)
     assert len(model.encoder) == 2
+    (folder / "bare.yaml").write_text(
+        "_target_: attnseg.models.setr.SETR\nsize: tiny\npretrained: null\nmatch: null\n"
+    )  # without a list of defaults, and so with the usual attention
+    assert len(attnseg.create_model("bare", image_size=32).encoder) == 4
     with pytest.raises(ConfigError, match="did you mean mine"):
         attnseg.create_model("minee")
     (folder / "evil.yaml").write_text("defaults: [setr, _self_]\n_target_: os.system\n")
     with pytest.raises(ConfigError, match=r"model\._target_: 'os\.system' is not allowed"):
         attnseg.create_model("evil")
-    assert "evil, mine, setr" in help_text(train.COMMAND, ["model=mine"])
+    assert "bare, cvt, dae_former, evil, mine, setr" in help_text(train.COMMAND, ["model=mine"])

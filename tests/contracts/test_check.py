@@ -4,14 +4,17 @@ from functools import partial
 
 import pytest
 import torch
+from attnseg.cli.main import main
 from torch import nn
 
-from attnseg.cli.main import main
-from attnseg.contracts import losses, networks
+from attnseg.contracts import losses, networks, profiles
 from attnseg.contracts.check import check_networks
 from attnseg.layers.tokens import TokenMixer
+from attnseg.metrics.profiles.profile import Metric
+from attnseg.metrics.profiles.strict import Strict
 from attnseg.models.setr import SETR
 from tests.contracts.test_models import make
+from tests.metrics.test_profiles import PROFILES
 
 
 class Honest(TokenMixer):
@@ -140,6 +143,32 @@ class Infinite(nn.Module):
 def test_the_order_and_the_gradients_of_a_loss():
     assert "order" in losses.check_order(Upside(), False).problem
     assert "not finite" in losses.check_finiteness(Infinite(), False).problem
+
+
+class Unscored(Strict):
+    metrics = (*Strict.metrics, Metric("sharpness", "sharpness"))
+
+
+class Vanishing(Strict):
+    def score(self, truth, prediction, spacing):
+        return super().score(truth, prediction, spacing) if truth.any() else {"dice": 1.0}
+
+
+class Generous(Strict):
+    def score(self, truth, prediction, spacing):
+        scores = super().score(truth, prediction, spacing)
+        return {**scores, "dice": 2.0 if truth.any() > prediction.any() else scores["dice"]}
+
+
+def test_broken_profiles_are_found():
+    assert "sharpness is declared" in profiles.check_completeness(Unscored()).problem
+    assert "spurious: accuracy" in profiles.check_completeness(Vanishing()).problem
+    assert "dice: a missed" in profiles.check_order(Generous()).problem
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_every_profile_scores_what_it_declares(name):
+    assert profiles.check_completeness(PROFILES[name]).problem == ""
 
 
 def test_the_command_reports_kept_and_broken_promises(monkeypatch, capsys):

@@ -16,7 +16,6 @@ import importlib.util
 import inspect
 import pkgutil
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -35,7 +34,7 @@ SHARINGS: dict[str, dict[str, str]] = {
     "single": {"q": "qkv", "k": "qkv", "v": "qkv"},
 }
 ALL_TOKENS = "none"  # the gather that takes all tokens
-NO_OPTIONS: Mapping[str, Any] = MappingProxyType({})
+NO_OPTIONS: Mapping[str, Any] = {}
 
 
 def list_parts(base: type[nn.Module]) -> list[str]:

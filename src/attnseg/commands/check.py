@@ -1,9 +1,9 @@
-"""Holds an attention, a model or a loss to every promise of the framework, within a minute.
+"""Holds an attention, a model, a loss or a metric profile to the promises of the framework.
 
 attnseg check attn=kv                in every model that takes an attention
 attnseg check model=setr             with the model's own attention
 attnseg check model=setr attn=kv     one pair
-attnseg check loss=dice
+attnseg check loss=dice profile=strict
 """
 
 from collections.abc import Sequence
@@ -17,10 +17,10 @@ from attnseg.errors import ConfigError
 
 def run(options: Check, invocation: Invocation) -> None:
     """Check what the command line names, and exit with 3 if a promise is broken."""
-    from attnseg.contracts.check import check_loss, check_networks
+    from attnseg.contracts.check import check_loss, check_networks, check_profile
 
     named = {override.partition("=")[0].lstrip("+") for override in invocation.overrides}
-    if not named & {"attn", "model", "loss"}:
+    if not named & {"attn", "model", "loss", "profile"}:
         raise ConfigError(
             "check: nothing to check; name it, such as attn=kv, model=setr or loss=ce"
         )
@@ -34,6 +34,8 @@ def run(options: Check, invocation: Invocation) -> None:
         problems += check_networks(configs)
     if "loss" in named:
         problems += check_loss(options)
+    if "profile" in named:
+        problems += check_profile(options)
     for problem in problems:
         print(f"broken: {problem}")
     if problems:

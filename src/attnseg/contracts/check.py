@@ -9,7 +9,7 @@ from rich.table import Table
 from attnseg.config.budget import build_model
 from attnseg.config.build import build
 from attnseg.config.training import Config
-from attnseg.contracts import losses, networks
+from attnseg.contracts import losses, networks, profiles
 from attnseg.contracts.networks import IMAGE, Finding
 from attnseg.errors import first_line
 from attnseg.models.model import SegmentationModel
@@ -50,17 +50,30 @@ def check_networks(configs: Mapping[str, Config]) -> list[str]:
 
 def check_loss(config: Config) -> list[str]:
     """Check the loss of a configuration, print a table, and return the problems."""
-    loss = config.choices["loss"]
-    table, problems = Table("promise", "classes", loss), []
+    findings = {}
     for overlapping, kind in ((False, "exclusive"), (True, "overlapping")):
-        module = build("loss", config.loss, overlapping=overlapping)
+        loss = build("loss", config.loss, overlapping=overlapping)
         for name, contract in losses.CONTRACTS.items():
-            finding = _hold(contract, module, overlapping)
-            table.add_row(name, kind, _show(finding))
-            if finding.problem:
-                problems.append(f"{loss}, {kind} classes: {name}: {finding.problem}")
+            findings[f"{name}, {kind} classes"] = _hold(contract, loss, overlapping)
+    return _report(config.choices["loss"], findings)
+
+
+def check_profile(config: Config) -> list[str]:
+    """Check the metric profile of a configuration, print a table, and return the problems."""
+    ((name, node),) = config.profile.items()
+    profile = build(f"profile.{name}", node)
+    findings = {key: _hold(check, profile) for key, check in profiles.CONTRACTS.items()}
+    return _report(name, findings)
+
+
+def _report(subject: str, findings: Mapping[str, Finding]) -> list[str]:
+    table = Table("promise", subject)
+    for name, finding in findings.items():
+        table.add_row(name, _show(finding))
     Console().print(table)
-    return problems
+    return [
+        f"{subject}: {n}: {finding.problem}" for n, finding in findings.items() if finding.problem
+    ]
 
 
 def _hold(contract: Callable[..., Finding], *subject: object) -> Finding:
