@@ -24,6 +24,8 @@ from setup import SUPPORTED
 TORCH = "torch==2.13.0"
 OF_TORCH = re.compile(r"(torch|triton)==|nvidia-|cuda-")
 MACHINES = ("x86_64", "aarch64")
+# highdicom requires it, but only pydicom uses it, to read JPEG-LS; no wheel is for Python 3.14.
+OVERRIDES = "pyjpegls ; python_version < '3.14'\n"
 LOCKS = Path(__file__).resolve().parent.parent / "requirements"
 
 
@@ -43,12 +45,16 @@ def compile_lock(source: str, options: str, lock: Path, constraints: str) -> Non
         lock: where pins are kept from, too.
         constraints: versions, one a line.
     """
-    with tempfile.NamedTemporaryFile("w", suffix=".txt") as constraint:
-        constraint.write(constraints)
-        constraint.flush()
+    with (
+        tempfile.NamedTemporaryFile("w", suffix=".txt") as constraint,
+        tempfile.NamedTemporaryFile("w", suffix=".txt") as override,
+    ):
+        for file, text in ((constraint, constraints), (override, OVERRIDES)):
+            file.write(text)
+            file.flush()
         command = f"uv pip compile {source} {options} --universal --generate-hashes --no-header"
         command += f" --no-annotate --quiet --python-version {SUPPORTED[-1]}"
-        command += f" -c {constraint.name} -o {lock}"
+        command += f" -c {constraint.name} --overrides {override.name} -o {lock}"
         subprocess.run(command.split(), cwd=LOCKS.parent, check=True, stdout=subprocess.DEVNULL)
 
 

@@ -67,7 +67,8 @@ def explain(printed: str) -> str:
         if re.search(pattern, printed):
             return reason
     lines = [line for line in printed.splitlines() if line.strip()] or ["no message"]
-    lines = [line for line in lines if line.lower().startswith("error")] or lines
+    for start in ("╰─> ", "error"):  # A package that cannot be built, or any other message.
+        lines = [line for line in lines if line.lower().startswith(start)] or lines
     return f"could not be installed ({lines[-1].strip()}); mend that and {AGAIN}"
 
 
