@@ -16,6 +16,7 @@ from attnseg.config.training import parse_config
 from tests.contracts.groups import compose
 from tests.contracts.pairs import attending_models, attentions, each_pair, mixings
 
+EVERY_ATTENTION = sorted([*attentions(), "none"])
 UNCOUNTED = {"identity", "pool"}  # no matrix product, no convolution
 
 
@@ -219,7 +220,7 @@ def test_any_attention_is_matched_against_qkv(attn, budget):
     ("arguments", "message"),
     [
         (["repeat=3"], "repeat: no such key; did you mean repeats?"),
-        (["against=kw"], "attn: no 'kw'; choose one of efficient, kv, kv_pos"),
+        (["against=kw"], f"attn: no 'kw'; choose one of {', '.join(EVERY_ATTENTION)}"),
         (["num_classes=1"], "num_classes: 1 is not allowed"),
         (["model.match=time"], "model.match: 'time' is not allowed"),
     ],
