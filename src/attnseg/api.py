@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from attnseg import plugins
 from attnseg.cli.hydra_app import compose_raw, to_hydra
 from attnseg.commands import compare as compare_command
 from attnseg.commands import evaluate as evaluate_command
@@ -73,8 +74,13 @@ def load_run(folder: str | PathLike[str]) -> RunFolder:
 
 
 def parse_keywords(command: Command, options: Mapping[str, Any]) -> Any:  # noqa: ANN401
-    """Return a command's options, composed and checked as on the command line."""
-    return command.parse(compose_raw(command, to_hydra(command, to_overrides(options))))
+    """Return a command's options, composed and checked as on the command line.
+
+    `plugins=["my_idea.py"]` adds a file to this process.
+    """
+    files, overrides = plugins.split_arguments(to_hydra(command, to_overrides(options)))
+    plugins.add_files(files)
+    return command.parse(compose_raw(command, overrides))
 
 
 def to_overrides(options: Mapping[str, Any], prefix: str = "") -> list[str]:

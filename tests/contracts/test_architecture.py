@@ -13,15 +13,16 @@ ROOT = Path(attnseg.__file__).parent
 BASE = {"errors", "files", "memory", "progress"}
 LEARNING = {"models", "losses", "metrics", "layers", "schedules"}
 SLICES = {"data", "drawing", "prediction"} | BASE
-RUNS = {"runs", "processes", "config"} | LEARNING | SLICES
+RUNS = {"runs", "processes", "config", "plugins"} | LEARNING | SLICES
 # Bottom to top: a room may only be allowed what stands above it here, so no circle can arise.
 ALLOWED = {  # and itself
     "errors": set(),
     "memory": set(),
     "progress": set(),
     "files": {"errors"},
+    "plugins": {"errors"},
     "layers": set(),
-    "attention": {"layers"},
+    "attention": {"layers", "plugins"},
     "models": {"layers", "errors"},
     "losses": set(),
     "metrics": set(),
@@ -30,7 +31,7 @@ ALLOWED = {  # and itself
     "phantoms": {"data", "errors", "progress"},
     "prediction": {"data"} | BASE,
     "drawing": {"data", "prediction"},
-    "config": {"data"} | LEARNING | BASE,
+    "config": {"data", "plugins"} | LEARNING | BASE,
     "processes": {"config"} | BASE,
     "runs": RUNS,
     "preparation": RUNS,

@@ -25,6 +25,7 @@ import attnseg.attention
 from attnseg.attention.gather import Gather, Gathered
 from attnseg.attention.mixing import Layout, Mixing
 from attnseg.layers.tokens import DEFAULT_PLACE, Grid, Place, TokenMixer
+from attnseg.plugins import find_plugin
 
 # The projection that query, key and value each use, by sharing.
 SHARINGS: dict[str, dict[str, str]] = {
@@ -48,7 +49,8 @@ def load_part(kind: str, name: str, base: type[nn.Module], options: Mapping[str,
 
     Args:
         kind: `mixing` or `gather`, for messages.
-        name: name of the file.
+        name: name of the file; `my_plugin.some_name` is a file of a plugin, and `my_plugin` the
+            plugin itself, if it is a single file.
         base: the class must be a subclass of it.
         options: what its constructor will be given beside the arguments of the base.
 
@@ -70,12 +72,24 @@ def load_part(kind: str, name: str, base: type[nn.Module], options: Mapping[str,
 
 
 def _find_part(name: str, base: type[nn.Module]) -> type[nn.Module] | None:
-    if importlib.util.find_spec(f"attnseg.attention.{name}") is None:
+    own = f"attnseg.attention.{name}"
+    is_own = "." not in name and importlib.util.find_spec(own) is not None
+    plugin = find_plugin(name)
+    if is_own and plugin is not None:
+        raise ValueError(f"{name!r} is the name of a plugin and of a part of attnseg; rename one")
+    if not is_own and plugin is None:
         return None
-    module = importlib.import_module(f"attnseg.attention.{name}")
-    part = getattr(module, "".join(word.capitalize() for word in name.split("_")), None)
+    try:
+        module = importlib.import_module(own if is_own else name)
+    except ModuleNotFoundError as error:
+        if error.name != name:
+            raise
+        return None
+    words = name.rpartition(".")[2].split("_")
+    part = getattr(module, "".join(word.capitalize() for word in words), None)
     is_part = isinstance(part, type) and issubclass(part, base) and part is not base
-    return part if is_part else None
+    # What a module merely imports is not reachable through it.
+    return part if is_part and part.__module__ == module.__name__ else None
 
 
 class LinearProjection(nn.Module):

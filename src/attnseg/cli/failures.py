@@ -19,6 +19,7 @@ from attnseg.config.composition import known_names
 from attnseg.config.errors import nearest
 from attnseg.config.folder import list_choices
 from attnseg.errors import AttnsegError, ConfigError, ResourceError, first_line
+from attnseg.plugins import locate_failure
 
 NO_MEMORY = re.compile(
     "out of memory|not enough memory|can't allocate memory"
@@ -42,12 +43,13 @@ def report_error(error: Exception) -> int:
         with os.fdopen(handle, "w") as file:
             file.write("".join(traceback.format_exception(error)))
         trace = path
-    print(
-        f"error: {type(error).__name__}: {first_line(error)}; this is a bug of ours, please report "
-        f"it with {trace}",
-        file=sys.stderr,
-        flush=True,
-    )
+    message = f"{type(error).__name__}: {first_line(error)}"
+    if failure := locate_failure(error):
+        plugin, place = failure
+        message = f"plugin {plugin}: {message} ({place}); correct the plugin, see {trace}"
+    else:
+        message += f"; this is a bug of ours, please report it with {trace}"
+    print(f"error: {message}", file=sys.stderr, flush=True)
     return 1
 
 

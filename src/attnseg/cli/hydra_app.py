@@ -19,6 +19,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from attnseg import plugins
 from attnseg.cli import sweeps
 from attnseg.cli.failures import log, report_error, send_log_to_terminal, translate_hydra_error
 from attnseg.cli.help import help_text
@@ -42,12 +43,13 @@ def ignore_folder(folder: Path) -> None:
 def run_command(command: Command, arguments: Sequence[str]) -> NoReturn:
     """Run a command with the arguments after its name, each of its jobs with `-m`, and exit."""
     send_log_to_terminal()
-    arguments = to_hydra(command, arguments)
+    files, arguments = plugins.split_arguments(to_hydra(command, arguments))
     codes: list[int] = []
 
     def task(composed: DictConfig) -> None:
         if not log.handlers:  # A launcher runs this in a process of its own.
             send_log_to_terminal()
+            plugins.add_files(files)
         config = HydraConfig.get()
         overrides: Any = OmegaConf.to_container(config.overrides.task, resolve=False)
 
@@ -66,6 +68,7 @@ def run_command(command: Command, arguments: Sequence[str]) -> NoReturn:
             codes.append(report_error(error))
 
     try:
+        plugins.add_files(files)
         check_flags(arguments)
         if {"-h", "--help"} & set(arguments):
             overrides = [argument for argument in arguments if not argument.startswith("-")]

@@ -19,6 +19,7 @@ from attnseg.commands import (
     explain,
     export,
     metrics_diff,
+    new,
     phantom,
     predict,
     prepare,
@@ -36,7 +37,7 @@ from attnseg.errors import ConfigError
 MODULES = (
     demo, train, prepare, preview, phantom, status, evaluate, predict, metrics_diff, explain,
     compare, export, capsule, verify, publish, search, benchmark, check, doctor,
-    completion,
+    completion, new,
 )  # fmt: skip
 START = """\
 attnseg COMMAND KEY=VALUE ...

@@ -1,7 +1,7 @@
 """The only place where a configuration becomes objects.
 
-A `_target_` is a class of this package or one of a few others, which are named here: a
-configuration cannot make the program run code of its author's choice.
+A `_target_` is a class of this package, of a plugin, or one of a few others, which are named here:
+a configuration cannot make the program run code of its author's choice.
 """
 
 import importlib
@@ -16,7 +16,8 @@ from pydantic import ConfigDict, ValidationError, create_model
 
 from attnseg.config.errors import first_problem
 from attnseg.config.nodes import Component
-from attnseg.errors import ConfigError
+from attnseg.errors import ConfigError, first_line
+from attnseg.plugins import Plugin, find_plugin, list_plugins
 
 OWN = re.compile(
     r"attnseg\.(attention|data|losses|metrics|models|phantoms|schedules|training\.loggers)(\.\w+)+"
@@ -45,20 +46,39 @@ def locate(key: str, target: str) -> Callable[..., Any]:
     for old, new in MOVED.items():
         if target.startswith(old):
             target = new + target.removeprefix(old)
-    if not OWN.fullmatch(target) and target not in OTHERS:
+    module, _, name = target.rpartition(".")
+    plugin = find_plugin(module)
+    if not OWN.fullmatch(target) and target not in OTHERS and plugin is None:
         raise ConfigError(
             f"{key}._target_: {target!r} is not allowed; name a class of attnseg.attention, data, "
-            f"losses, metrics, models or one of {', '.join(sorted(OTHERS))}"
+            f"losses, metrics, models, one of {', '.join(sorted(OTHERS))}, or of an installed "
+            f"plugin ({', '.join(list_plugins()) or 'there is none'})"
         )
-    module, _, name = target.rpartition(".")
     try:
         located = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"{key}._target_: {target!r} does not exist; {error}") from error
+    except Exception as error:
+        if plugin is None:
+            raise
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise ConfigError(f"{key}: plugin {plugin} cannot be imported; {reason}") from error
     # A name that a module of ours merely imports, such as `os`, must not be reachable through it.
     if not callable(located) or (target not in OTHERS and located.__module__ != module):
         raise ConfigError(f"{key}._target_: {target!r} is not defined there; name where it is")
+    if plugin is not None and not _is_offered(plugin, target, located):
+        raise ConfigError(
+            f"{key}._target_: {target!r} is no class derived from one of attnseg or torch; derive "
+            f"it, or name it in a file of {plugin.configs}"
+        )
     return typing.cast("Callable[..., Any]", located)
+
+
+def _is_offered(plugin: Plugin, target: str, located: Callable[..., Any]) -> bool:
+    """Return whether a plugin means its class or function to be chosen, and not to be its own."""
+    bases = located.__mro__[1:] if isinstance(located, type) else ()
+    derived = any(base.__module__.startswith(("attnseg.", "torch.")) for base in bases)
+    return derived or plugin.lists(target)
 
 
 def factory(key: str, node: Component, given: tuple[str, ...] = ()) -> Callable[..., Any]:

@@ -1,7 +1,7 @@
 """Composes configurations by Hydra: YAML files, the defaults of fields, and overrides.
 
-Importing this module tells Hydra of the defaults that stand at fields, and of the folder `configs/`
-in the working folder.
+Importing this module tells Hydra of the defaults that stand at fields, and of the folders
+`configs/` in the working folder and of plugins.
 """
 
 import contextlib
@@ -18,18 +18,20 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from attnseg.config.folder import configs_folder, list_groups, own_folder
+from attnseg.config.folder import configs_folder, list_groups, own_folder, plugin_folders
 from attnseg.config.training import Trainer
 from attnseg.errors import ConfigError, first_line
 
 
 class OwnConfigs(SearchPathPlugin):
-    """Lets Hydra search `configs/` in the working folder, too, after the files of this package."""
+    """Lets Hydra search the folders of the user and of plugins, after the files of this package."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        """Append the folder, if there is one."""
+        """Append the folders that exist; by `file://`, since `pkg://` would import a plugin."""
         if (own := own_folder()) is not None:
             search_path.append("working-folder", f"file://{own}")
+        for folder in plugin_folders():
+            search_path.append("plugin", f"file://{folder}")
 
 
 Plugins.instance().register(OwnConfigs)
@@ -71,6 +73,10 @@ def to_raw(composed: DictConfig, choices: Mapping[str, object] | None = None) ->
         raise ConfigError(f"{key}: not set; give it as {key}=VALUE") from error
     except OmegaConfBaseException as error:
         raise ConfigError(f"{error.full_key}: {first_line(error)}; correct the value") from error
+    if "plugins" in raw:
+        raise ConfigError(
+            "plugins: in a file; only the command line may name code: plugins=[my_idea.py]"
+        )
     raw["choices"] = {
         name: choice
         for name, choice in sorted(choices.items())

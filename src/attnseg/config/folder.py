@@ -4,6 +4,8 @@ from pathlib import Path
 
 import yaml
 
+from attnseg.plugins import list_plugins
+
 NO_ATTENTION = "none"  # the choice of `attn` for models without attention
 
 
@@ -19,12 +21,24 @@ def own_folder() -> Path | None:
     return own if own.is_dir() and own != configs_folder().resolve() else None
 
 
+def plugin_folders() -> list[Path]:
+    """Return the folders `configs/` of the plugins."""
+    return [plugin.configs for plugin in list_plugins().values() if plugin.configs.is_dir()]
+
+
+def _choice_folders() -> list[Path]:
+    """Return all folders with choices, in the order in which Hydra searches them."""
+    return [f for f in (configs_folder(), own_folder(), *plugin_folders()) if f is not None]
+
+
 def list_choices(group: str) -> list[str]:
-    """Return a group's choices, the user's own included; a `_NAME.yaml` is part of other files."""
+    """Return a group's choices, those of the user and of plugins included.
+
+    A `_NAME.yaml` is part of other files.
+    """
     if not group or "/" in group or "." in group:
         return []
-    folders = (configs_folder(), own_folder())
-    return sorted({p.stem for f in folders if f for p in (f / group).glob("[!_]*.yaml")})
+    return sorted({p.stem for f in _choice_folders() for p in (f / group).glob("[!_]*.yaml")})
 
 
 def list_attentions() -> list[str]:
@@ -34,8 +48,7 @@ def list_attentions() -> list[str]:
 
 def attentions_of(model: str) -> list[str]:
     """Return the attentions that a model can have; of a model without attention, `NO_ATTENTION`."""
-    folders = [folder for folder in (own_folder(), configs_folder()) if folder]
-    path = next(p for f in folders if (p := f / "model" / f"{model}.yaml").is_file())
+    path = next(p for f in _choice_folders() if (p := f / "model" / f"{model}.yaml").is_file())
     # Such a model says so among its defaults.
     defaults = yaml.safe_load(path.read_text()).get("defaults", [])
     attends = {"override /attn@_global_.attn": NO_ATTENTION} not in defaults

@@ -21,6 +21,7 @@ from attnseg.config.markers import Marker
 from attnseg.config.nodes import Component
 from attnseg.config.training import Config
 from attnseg.files import file_digest
+from attnseg.plugins import find_used_plugins
 
 VERSION = 1  # of the defaults; part of every identity
 
@@ -56,6 +57,11 @@ def identity_of(node: BaseModel, key: str = "") -> dict[str, Any]:
         for name, value in (node.model_extra or {}).items():
             if name not in defaults or _as_list(value) != _as_list(defaults[name]):
                 described[name] = _plain(value, f"{key}.{name}")
+        # Another version of a plugin's code makes another run; components within note their own.
+        named = {"_target_": node.target, **(node.model_extra or {})}
+        flat = {name: value for name, value in named.items() if isinstance(value, str)}
+        if used := find_used_plugins(flat):
+            described["plugins"] = {name: plugin.digest for name, plugin in used.items()}
     return described
 
 

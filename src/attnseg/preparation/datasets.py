@@ -20,6 +20,7 @@ from attnseg.data.sealed import SealedTest
 from attnseg.data.slicing import SliceView
 from attnseg.data.store import STORE_VERSION, StoredCase, intensity_window, prepare_cases
 from attnseg.errors import ConfigError, DataError
+from attnseg.plugins import find_plugin
 
 log = logging.getLogger(__name__)
 
@@ -267,7 +268,10 @@ def store_folder(config: Config) -> Path:
     """Return the folder of prepared cases, a different one for each root and set of options."""
     dataset = config.dataset
     source = str(dataset_root(config).resolve())
-    text = json.dumps([STORE_VERSION, dataset.target, source, dataset.options], sort_keys=True)
+    described = [STORE_VERSION, dataset.target, source, dataset.options]
+    if plugin := find_plugin(dataset.target):  # Another version may read other cases.
+        described.append(plugin.digest)
+    text = json.dumps(described, sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
     reader = dataset.target.rpartition(".")[2].lower()
     return Path(config.paths.data, "prepared", f"{reader}-{digest}")

@@ -17,6 +17,7 @@ import torch
 from attnseg.config.training import Config
 from attnseg.errors import ConfigError, DataError, InUseError, ResourceError
 from attnseg.files import remove_unfinished, write_text
+from attnseg.plugins import find_used_plugins
 from attnseg.processes.lock import Lock
 from attnseg.runs.facts import Attempt, GitState, RunFacts
 from attnseg.runs.run_folder import RunFolder
@@ -70,6 +71,7 @@ class ActiveRun:
         self._check_attempts(before.attempts, config.trainer.attempts)
         remove_unfinished(self.folder.path)
         write_text(self.folder.config_file, config.to_yaml())
+        used = find_used_plugins(config.model_dump(by_alias=True, exclude={"choices"}))
         now = datetime.now(UTC).isoformat(timespec="seconds")
         self.facts = RunFacts(
             id=identity,
@@ -78,6 +80,7 @@ class ActiveRun:
             attempts=[*before.attempts, {"started": now, "status": "cut off"}],
             command=sys.argv,
             choices=choices,
+            plugins={name: plugin.describe() for name, plugin in used.items()},
             seed=config.seed,
             git=read_git_state(),
             versions={name: version(name) for name in PACKAGES},

@@ -53,6 +53,7 @@ class RunFacts(BaseModel):
     attempts: list[Attempt] = []  # every start, the last one at the end
     command: list[str] | None = None  # of the last attempt
     choices: dict[str, str] = {}  # the name chosen in each configuration group
+    plugins: dict[str, dict[str, str]] = {}  # whose code was used: version or file, and digest
     seed: int = 0  # of the training
     git: GitState | None = None  # state of the code; `None` outside a clone
     versions: dict[str, str] = {}  # of the packages, by name

@@ -1,6 +1,7 @@
 """Run folders: where one training leaves everything, and the only place that reads it."""
 
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ import yaml
 from attnseg.config.training import Config, parse_config
 from attnseg.errors import ConfigError, DataError, first_line
 from attnseg.files import write_text
+from attnseg.plugins import explain_absence, list_plugins
 from attnseg.processes.lock import is_held
 from attnseg.runs.facts import RunFacts
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
     from attnseg.models.model import SegmentationModel
 
+log = logging.getLogger(__name__)
 CASE_COLUMNS = ("split", "patient", "case", "class", "metric", "profile")  # of text
 
 
@@ -34,6 +37,7 @@ class RunFolder(os.PathLike[str]):
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
+        self._warned = False  # of plugins that have changed
         self.name = self.path.name  # the run's id, with a number if the run was repeated
         self.facts_file = self.path / "run.json"  # by which a folder is known to hold a run
         self.config_file = self.path / "config.yaml"
@@ -192,10 +196,10 @@ class RunFolder(os.PathLike[str]):
         return node
 
     def require_done(self) -> Self:
-        """Return this folder if its run is finished.
+        """Return this folder if its run is finished and its plugins are there.
 
         Raises:
-            ConfigError: it is no run folder, or the run is not finished.
+            ConfigError: it is no run folder, the run is not finished, or a plugin is missing.
         """
         try:
             facts, _ = self.facts, self.raw_config
@@ -205,7 +209,24 @@ class RunFolder(os.PathLike[str]):
             ) from error
         if facts.status != "done":
             raise ConfigError(f"{self}: the run is {facts.status}, not done; train it first")
+        self._check_plugins()
         return self
+
+    def _check_plugins(self) -> None:
+        """Refuse the run if a plugin of it is missing; warn if its code is not that of the run."""
+        here = list_plugins()
+        for name, recorded in self.facts.plugins.items():
+            if name not in here:
+                raise ConfigError(f"{self}: {explain_absence(name, recorded)}")
+            if here[name].digest != recorded.get("digest") and not self._warned:
+                log.warning(
+                    "%s: plugin %s has other code than when the run was trained%s; results may "
+                    "differ",
+                    self,
+                    here[name],
+                    f" (version {recorded['version']})" if "version" in recorded else "",
+                )
+        self._warned = True
 
 
 def list_run_folders(root: Path, pattern: str = "**") -> list[RunFolder]:

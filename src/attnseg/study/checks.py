@@ -112,6 +112,10 @@ def warn_of_differences(variants: Sequence[Variant], by: Sequence[str]) -> list[
     if len({frozenset(variant.seeds) for variant in variants}) > 1:
         seeds = ", ".join(f"{v.name} {sorted(v.seeds)}" for v in variants)
         warnings.append(f"variants were trained with different seeds: {seeds}")
+    for name in sorted({name for run in runs for name in run.facts.plugins}):
+        used = {run.facts.plugins[name].get("digest") for run in runs if name in run.facts.plugins}
+        if len(used) > 1:
+            warnings.append(f"runs are of different versions of the code of plugin {name}")
     machines = {(m["device"], m["threads"]) for m in (run.facts.machine for run in runs)}
     if len(machines) > 1:
         warnings.append("runs are from different machines: seconds and memory do not compare")

@@ -53,7 +53,7 @@ def list_shared_facts(variants: Sequence[Variant]) -> dict[str, str]:
         "test set": [run.facts.test_set["digest"][:DIGEST_LENGTH] for run in runs],
         "metric profile": [f"{run.profile['name']} {run.profile['digest']}" for run in runs],
         "machine": [_machine_text(run.facts.machine) for run in runs],
-        "versions": [_versions_text(run.facts.versions) for run in runs],
+        "versions": [_versions_text(_list_versions(run)) for run in runs],
     }
     return {name: "; ".join(dict.fromkeys(values)) for name, values in facts.items()}
 
@@ -63,6 +63,14 @@ def _machine_text(machine: Mapping[str, Any]) -> str:
     if "threads" in machine:
         items.insert(1, f"{machine['threads']} threads")
     return ", ".join(items) or "-"
+
+
+def _list_versions(run: RunFolder) -> dict[str, str]:
+    """Return the versions of packages and plugins; of a plugin that is a file, its digest."""
+    plugins = run.facts.plugins.items()
+    return run.facts.versions | {
+        name: facts.get("version") or facts.get("digest", "-") for name, facts in plugins
+    }
 
 
 def _versions_text(versions: Mapping[str, Any]) -> str:

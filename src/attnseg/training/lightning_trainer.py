@@ -13,6 +13,7 @@ import torch
 from pytorch_lightning.strategies import ModelParallelStrategy
 
 from attnseg.config.training import Trainer as TrainerOptions
+from attnseg.plugins import list_added_files
 from attnseg.processes.launch import ProcessGroup, cluster_environment
 from attnseg.runs.checkpoints import AtomicCheckpointIO
 
@@ -72,14 +73,15 @@ def quiet_lightning() -> Iterator[None]:
 
 @contextlib.contextmanager
 def launch_ranks_with_rank_main(folder: Path) -> Iterator[None]:
-    """Make Lightning start the other ranks with `rank_main.py RUN_FOLDER`.
+    """Make Lightning start the other ranks with `rank_main.py RUN_FOLDER PLUGIN...`.
 
     By default, Lightning repeats this process's command line for each rank, which would repeat a
     whole multirun. Its launcher has no setting for the command and reads `sys.argv`, which is
     therefore replaced for the time being, here and nowhere else.
     """
     argv, safe_path = sys.argv, os.environ.get("PYTHONSAFEPATH")
-    sys.argv = [str(Path(__file__).with_name("rank_main.py")), str(folder.resolve())]
+    script = Path(__file__).with_name("rank_main.py")
+    sys.argv = [str(script), str(folder.resolve()), *list_added_files()]
     # Without this variable, the modules beside rank_main.py would shadow packages of the same name.
     os.environ["PYTHONSAFEPATH"] = "1"
     try:

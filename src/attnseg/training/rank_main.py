@@ -1,7 +1,7 @@
 """The ranks above 0 of a distributed run: they train along, and write and evaluate nothing.
 
-Lightning starts them as `python rank_main.py RUN_FOLDER`, unless torchrun or srun has started all
-ranks with the command of rank 0.
+Lightning starts them as `python rank_main.py RUN_FOLDER PLUGIN...`, unless torchrun or srun has
+started all ranks with the command of rank 0.
 """
 
 import logging
@@ -10,6 +10,7 @@ from pathlib import Path
 
 from attnseg.config.training import Config
 from attnseg.errors import AttnsegError, ConfigError
+from attnseg.plugins import add_files
 from attnseg.processes.launch import ProcessGroup
 from attnseg.processes.signals import Stopping
 from attnseg.runs.run_folder import RunFolder
@@ -33,6 +34,7 @@ def follow_rank_zero(config: Config, folder: Path, group: ProcessGroup) -> None:
 def run_rank() -> None:
     """Read the configuration from the run folder that the command line names, and train."""
     folder = RunFolder(sys.argv[1])
+    add_files(sys.argv[2:])
     config = folder.config
     try:
         follow_rank_zero(config, folder.path, ProcessGroup(config.trainer.devices))
