@@ -1,5 +1,6 @@
 """Completion of command lines: commands, groups, keys and choices, from the same files as help."""
 
+import contextlib
 from collections.abc import Iterator, Mapping
 
 from omegaconf import OmegaConf
@@ -9,6 +10,8 @@ from attnseg.commands.command import Command
 from attnseg.config.composition import compose
 from attnseg.config.folder import list_choices
 from attnseg.config.literals import literal_values
+from attnseg.errors import ConfigError
+from attnseg.plugins import add_files, split_arguments
 
 FLAGS = ("--help ", "--cfg ", "--multirun ", "--version ")
 SHOWN_BY_CFG = ("job ", "hydra ", "all ")
@@ -34,7 +37,10 @@ def complete_line(line: str, commands: Mapping[str, Command]) -> list[str]:
     elif word.startswith("-"):
         known = list(FLAGS)
     else:
-        others = command.translate([each for each in words[1:-1] if each[:1] != "-"])
+        files, others = split_arguments([each for each in words[1:-1] if each[:1] != "-"])
+        with contextlib.suppress(ConfigError):  # A wrong file is reported when the line is run.
+            add_files(files)
+        others = command.translate(others)
         known = [f"{each} " for each in command.conveniences]
         known += complete_override(command, word, others)
     return sorted(each for each in known if each.startswith(word))

@@ -73,4 +73,4 @@ def from_words(arguments: list[str]) -> list[str]:
     ]
 
 
-COMMAND = Command("new", __doc__, New, run, translate=from_words)
+COMMAND = Command("new", __doc__, New, run, translate=from_words, conveniences=tuple(KINDS))
