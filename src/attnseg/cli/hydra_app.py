@@ -120,11 +120,11 @@ def run_hydra(
 
     `hydra.main` reads its arguments from `sys.argv` alone; the function that it calls takes them.
     """
-    from hydra._internal.utils import _run_hydra, get_args_parser
+    from hydra._internal.utils import _run_hydra
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions through: we report them ourselves
     hydra.version.setbase("1.3")
-    parser: argparse.ArgumentParser = get_args_parser()
+    parser = hydra_parser()
     _run_hydra(
         args=parser.parse_args(list(arguments)),
         args_parser=parser,
@@ -132,6 +132,19 @@ def run_hydra(
         config_path=str(configs_folder()),
         config_name=config_name,
     )
+
+
+def hydra_parser() -> argparse.ArgumentParser:
+    """Return the parser of Hydra's flags."""
+    from hydra._internal.utils import get_args_parser
+
+    if sys.version_info >= (3, 14):  # Hydra 1.3 has a help that is not a string, now refused.
+        argparse.ArgumentParser._check_help = lambda *_: None
+    parser: argparse.ArgumentParser = get_args_parser()
+    for action in parser._actions:
+        if action.dest == "shell_completion":
+            action.help = "Install or uninstall shell completion"
+    return parser
 
 
 def call(
