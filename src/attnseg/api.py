@@ -152,7 +152,7 @@ def create_model(
         image_size: height and width that learned positions are for, or one number for both; other
             sizes are interpolated.
         pretrained: file of published weights to start from.
-        options: any option of `configs/model/<name>.yaml`.
+        options: any option of `configs/model/<name>.yaml`; `tokens`, a choice of `configs/tokens`.
 
     Returns:
         A module that maps images `[B, in_channels, H, W]` to logits `[B, num_classes, H, W]`.

@@ -17,6 +17,7 @@ GROUPS = {
     "dataset": 7,
     "attn": 5,
     "model": 4,
+    "tokens": 3,
     "loss": 5,
     "augment": 5,
     "optimizer": 2,
@@ -40,7 +41,7 @@ def test_no_file_is_overlooked():
 def test_choice_is_valid(group, name):
     several = group in ("profile", "logger")
     config = parse_config(compose(f"{group}=[{name}]" if several else f"{group}={name}"))
-    part = getattr(config, group, None)
+    part = config.model.tokens if group == "tokens" else getattr(config, group, None)
     if group == "profile":
         profile = build("profile", part[name])
         assert profile.name == name

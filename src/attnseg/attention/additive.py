@@ -31,6 +31,8 @@ class Additive(TokenMixer):
         place: where in the model the mixer stands.
     """
 
+    needs_grid = False
+
     def __init__(
         self,
         dim: int,

@@ -194,6 +194,8 @@ class Attention(TokenMixer):
             self.gather = make_gather(dim, num_heads, place, **gather_options)
         elif gather_options:
             raise ValueError(f"gather none has no option {next(iter(gather_options))!r}")
+        local = projection is not None or self.gather is not None
+        self.needs_grid = local or self.mix.needs_grid
 
     def forward(
         self,

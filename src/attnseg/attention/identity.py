@@ -11,6 +11,7 @@ from attnseg.layers.tokens import Grid, TokenMixer
 class Identity(TokenMixer):
     """Returns every token as it is; without parameters, projections and operations."""
 
+    needs_grid = False
     mixes_prefix = False
 
     def forward(

@@ -70,9 +70,11 @@ class Mixing(nn.Module):
 
     Attributes:
         equal_tokens: whether queries and keys must be the same tokens.
+        needs_grid: whether the result depends on where tokens lie on the grid, beyond their order.
     """
 
     equal_tokens = False
+    needs_grid = False
 
     def __init__(
         self, head_dim: int, num_heads: int, scale: float, place: Place = DEFAULT_PLACE

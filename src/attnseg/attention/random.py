@@ -18,6 +18,8 @@ class Random(TokenMixer):
     of the block and of the tokens alone, so that a model always mixes alike; none is a parameter.
     """
 
+    needs_grid = False
+
     def forward(
         self,
         x: Tensor,

@@ -28,6 +28,8 @@ class RelativeSoftmax(Mixing):
     image, as for the points where DAT samples; of keys on a grid, the borders are.
     """
 
+    needs_grid = True
+
     def __init__(
         self, head_dim: int, num_heads: int, scale: float, place: Place = DEFAULT_PLACE
     ) -> None:

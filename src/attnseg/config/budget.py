@@ -36,7 +36,12 @@ def build_model(
     `image_size` is height and width in pixels. A `ConfigError` names an option that is wrong.
     """
     class_name = model.target.rpartition(".")[2]
-    attends = "attn" in inspect.signature(locate("model", model.target)).parameters
+    parameters = inspect.signature(locate("model", model.target)).parameters
+    attends = "attn" in parameters
+    if model.tokens is not None and "tokens" not in parameters:
+        raise ConfigError(
+            f"tokens: {class_name} needs the grid of its tokens within the encoder; use tokens=none"
+        )
     if attends and attn is None:
         raise ConfigError(f"attn: {class_name} needs an attention; choose one, such as attn=qkv")
     if not attends and attn is not None:

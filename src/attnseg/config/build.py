@@ -20,7 +20,7 @@ from attnseg.errors import ConfigError, first_line
 from attnseg.plugins import Plugin, find_plugin, list_plugins
 
 OWN = re.compile(
-    r"attnseg\.(attention|data|losses|metrics|models|phantoms|schedules|training\.loggers)(\.\w+)+"
+    r"attnseg\.(attention|data|layers|losses|metrics|models|phantoms|schedules|training\.loggers)(\.\w+)+"
 )
 MOVED = {  # places in run folders of version 0.1.0, and the present ones; applied in this order
     "attnseg.data.phantoms.": "attnseg.phantoms.",
@@ -131,11 +131,13 @@ def build(key: str, node: Component, **context: object) -> Any:  # noqa: ANN401
 def _option(key: str, value: object, hint: object) -> object:
     """Return an option as its class takes it.
 
-    A component within a component is an attention, which its model builds itself: it becomes a
-    factory. YAML has no tuples: a list becomes one, unless the type hint asks for a list.
+    A component within a component is an attention or a token reduction, which its model builds
+    itself: it becomes a factory. YAML has no tuples: a list becomes one, unless the type hint
+    asks for a list.
     """
     if isinstance(value, dict) and "_target_" in value:
         component = Component.model_validate(value)
-        build(key, component, dim=8, num_heads=1)
-        return factory(key, component, ATTENTION)
+        example = getattr(locate(key, component.target), "EXAMPLE", None)
+        build(key, component, **(example or {"dim": 8, "num_heads": 1}))
+        return factory(key, component, tuple(example or ATTENTION))
     return tuple(value) if isinstance(value, list) and "list" not in str(hint) else value

@@ -103,8 +103,14 @@ def model_nodes(
     attn: str | None = None,
     **options: Any,  # noqa: ANN401
 ) -> tuple[Model, Component | None]:
-    """Return a named model with options changed, and its attention: by default its own."""
-    raw = _compose_choices(model=name, **({} if attn is None else {"attn": attn}))
+    """Return a named model with options changed, and its attention: by default its own.
+
+    The option `tokens` may be a choice of that group.
+    """
+    choices = {} if attn is None else {"attn": attn}
+    if isinstance(options.get("tokens"), str):
+        choices["tokens"] = options.pop("tokens")
+    raw = _compose_choices(model=name, **choices)
     model = {**raw["model"], "pretrained": None, "match": None, **options}
     own = Component.model_validate(raw["attn"]) if raw["attn"] else None
     return parse_options(Model, model, "model"), own

@@ -88,17 +88,23 @@ class Dataset(Component):
 
 
 class Model(Component):
-    """A model: its own options, weights to start from, and the budget to be matched."""
+    """A model: its own options, weights to start from, and the budget to be matched.
+
+    Attributes:
+        tokens: reduces the tokens between blocks; the group `tokens` sets it.
+    """
 
     pretrained: str | None
     match: Literal["params", "macs"] | None
     mlp_ratio: PositiveFloat | None = None
+    tokens: Annotated[Component | None, BeforeValidator(_none_if_empty)] = None
 
     @property
     def options(self) -> dict[str, Any]:
         """Return the keyword arguments of the class."""
         ratio = {} if self.mlp_ratio is None else {"mlp_ratio": self.mlp_ratio}
-        return {**ratio, **(self.model_extra or {})}
+        tokens = {} if self.tokens is None else {"tokens": self.tokens.model_dump(by_alias=True)}
+        return {**ratio, **tokens, **(self.model_extra or {})}
 
 
 class Optimizer(Component):

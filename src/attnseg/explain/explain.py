@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from attnseg.drawing.cases import pixel_aspect, slice_image
+from attnseg.errors import ConfigError
 from attnseg.evaluation.evaluate import FinishedRun
 from attnseg.explain import attention_pictures
 from attnseg.explain.attention_pictures import Scene
@@ -29,6 +30,12 @@ def explain_runs(config: Explain) -> pd.DataFrame:
         The rows of `layers.csv`: one per run, layer and head.
     """
     runs = [FinishedRun(RunFolder(folder), config) for folder in chosen_run_folders(config)]
+    for run in runs:
+        if run.config.model.tokens is not None:
+            raise ConfigError(
+                f"{run.folder.path}: merged or pruned tokens have no places to draw attention at; "
+                "choose runs with tokens=none"
+            )
     cases = [run.cases(config, "explain") for run in runs]
     case = load_same_case(runs, config.case, config.split, cases)
     index = choose_slice(case, config.slice)

@@ -39,9 +39,11 @@ class TokenMixer(nn.Module):
 
     Attributes:
         mixes_prefix: whether the tokens of the grid take from prefix tokens, such as a class token.
+        needs_grid: whether the result depends on where tokens lie on the grid, beyond their order.
     """
 
     mixes_prefix = True
+    needs_grid = True
 
     def __init__(
         self,

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from attnseg.layers.conv import conv_bn_relu, resize, upsample
+from attnseg.layers.encoder import ReductionFactory, make_reduction, run_blocks
 from attnseg.layers.tokens import AttentionFactory, Place
 from attnseg.layers.vit import Block, PatchTokens, init_weights, tokens_to_map
 from attnseg.models.model import (
@@ -142,6 +143,7 @@ class SETR(SegmentationModel):
         patch_size: side of a patch, pixels.
         head_channels: channels of the head's convolutions.
         mlp_ratio: hidden width of the MLPs, as a multiple of the tokens' width.
+        tokens: builds what reduces the tokens between blocks.
 
     Raises:
         ValueError: an unknown size or head, or numbers that do not fit each other.
@@ -163,6 +165,7 @@ class SETR(SegmentationModel):
         patch_size: int | None = None,
         head_channels: int | None = None,
         mlp_ratio: float = 4.0,
+        tokens: ReductionFactory | None = None,
     ) -> None:
         super().__init__()
         if size not in SIZES:
@@ -199,6 +202,7 @@ class SETR(SegmentationModel):
             for i in range(depth)
         )
         self.encoder.apply(init_weights)
+        self.reduction = make_reduction(tokens, dim, self.encoder)
         self.mla_levels = [depth * (i + 1) // MLA_LEVELS - 1 for i in range(MLA_LEVELS)]
         self.auxiliary_levels: list[int] = []
         if auxiliary and head != "mla":
@@ -235,21 +239,17 @@ class SETR(SegmentationModel):
         size = (image.shape[2], image.shape[3])
         check_divisible("image", size, self.patch_size)
         tokens, grid = self.embed(image)
-        levels = []
-        for block in self.encoder:
-            tokens = block(tokens, grid)
-            levels.append(tokens)
         if isinstance(self.head, MLAHead):
-            logits, fused = self.head([levels[i] for i in self.mla_levels], grid, size)
+            levels = run_blocks(self.encoder, tokens, grid, self.mla_levels, self.reduction)
+            logits, fused = self.head(levels, grid, size)
             if not auxiliary:
                 return [logits]
             pairs = zip(self.auxiliary_heads, fused, strict=False)
             return [logits, *(resize(classify(x), size) for classify, x in pairs)]
-        outputs = [self.head(tokens, grid, size)]
-        if auxiliary:
-            pairs = zip(self.auxiliary_heads, self.auxiliary_levels, strict=True)
-            outputs += [head(levels[i], grid, size) for head, i in pairs]
-        return outputs
+        wanted = [*(self.auxiliary_levels if auxiliary else []), len(self.encoder) - 1]
+        *middle, last = run_blocks(self.encoder, tokens, grid, wanted, self.reduction)
+        heads = zip(self.auxiliary_heads, middle, strict=False)  # There is none in evaluation.
+        return [self.head(last, grid, size), *(head(level, grid, size) for head, level in heads)]
 
     def official_split(self, name: str, value: Tensor) -> dict[str, Tensor]:
         """Split the joint `qkv` projection of a block."""

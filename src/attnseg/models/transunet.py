@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from attnseg.layers.conv import conv_bn_relu, upsample
+from attnseg.layers.encoder import ReductionFactory, make_reduction, run_blocks
 from attnseg.layers.resnetv2 import ResNetV2
 from attnseg.layers.tokens import AttentionFactory, Place
 from attnseg.layers.vit import Block, PatchTokens, init_weights, tokens_to_map
@@ -69,6 +70,7 @@ class TransUNet(SegmentationModel):
         n_skip: number of skip connections from the ResNet to the decoder, deepest first; 0 to 3.
         dropout: rate for tokens and MLPs while training.
         mlp_ratio: hidden width of the MLPs, as a multiple of the tokens' width.
+        tokens: builds what reduces the tokens between blocks.
 
     Raises:
         ValueError: an unknown size, or numbers that do not fit each other.
@@ -86,6 +88,7 @@ class TransUNet(SegmentationModel):
         n_skip: int = 3,
         dropout: float = 0.1,
         mlp_ratio: float = 4.0,
+        tokens: ReductionFactory | None = None,
     ) -> None:
         super().__init__()
         if size not in SIZES:
@@ -113,6 +116,7 @@ class TransUNet(SegmentationModel):
             for i in range(preset.depth)
         )
         self.encoder.apply(init_weights)
+        self.reduction = make_reduction(tokens, dim, self.encoder)
         self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
         self.reduce = conv_bn_relu(dim, preset.head_channels, 3, bias=False)
         skips = [8 * width, 4 * width, width, 0]
@@ -128,8 +132,8 @@ class TransUNet(SegmentationModel):
         x, skips = self.resnet(image) if self.resnet else (image, [])
         tokens, grid = self.embed(x)
         tokens = self.drop(tokens)
-        for block in self.encoder:
-            tokens = block(tokens, grid)
+        last = len(self.encoder) - 1
+        (tokens,) = run_blocks(self.encoder, tokens, grid, [last], self.reduction)
         x = self.reduce(tokens_to_map(self.norm(tokens), grid))
         for i, block in enumerate(self.decoder):
             x = block(x, skips[i] if i < self.n_skip else None)
