@@ -18,7 +18,7 @@ SNAPSHOT = Path(__file__).with_name("defaults.json")
 # Files that choose other values than their class has: the attentions are one class, optimizers are
 # PyTorch's, and a phantom's size is a key of its own.
 ON_PURPOSE = {
-    "attn/*.yaml": {"sharing", "mixing", "mixing_options"},
+    "attn/*.yaml": {"sharing", "mixing", "mixing_options", "gather", "gather_options"},
     "optimizer/*.yaml": {"lr", "weight_decay", "momentum"},
     "dataset/*.yaml": {"preset"},
     "scheduler/cosine.yaml": {"warmup", "final"},
