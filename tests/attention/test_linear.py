@@ -29,7 +29,7 @@ def test_elu_features_equal_the_loop_over_queries_and_keys():
 
 @pytest.mark.parametrize("dead", ["q", "k"])
 @pytest.mark.parametrize("feature", ["relu", "elu"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_tokens_without_features_have_finite_outputs_and_gradients(dead, feature, dtype):
     q, k, v = draw(dtype)
     (q if dead == "q" else k).fill_(-200.0)
@@ -40,14 +40,6 @@ def test_tokens_without_features_have_finite_outputs_and_gradients(dead, feature
     assert mixed.isfinite().all()
     assert all(x.grad.isfinite().all() for x in inputs)
     assert not mixed.any()  # exp(-200) is 0, too
-
-
-def test_many_keys_are_averaged_in_bfloat16():
-    """A sum of 4,096 ones in bfloat16 would stop at 256."""
-    tokens = 4096
-    q, k, v = torch.ones(3, 1, 1, tokens, 4, dtype=torch.bfloat16)
-    mixed = Linear(4, 1, 1.0)(q, k, v, Layout((64, 64), (64, 64)))
-    assert torch.equal(mixed, v)
 
 
 def test_small_features_keep_their_proportions():

@@ -47,8 +47,8 @@ class Linear(Mixing):
         """Mix values; shapes as in `Mixing.forward`."""
         q, k = self._features(q), self._features(k)
         mixed: Tensor = q @ (k.transpose(2, 3) @ v)
-        # The sums are of float32 or wider: bfloat16 would add up thousands of keys with three
-        # digits. A lower bound instead of an addend leaves all other quotients exact.
+        # The sums are of float32 or wider, since their lower bound is 0 in float16. A bound instead
+        # of an addend leaves all other quotients exact.
         wide = torch.promote_types(q.dtype, torch.float32)
         sums = (q.to(wide) * k.to(wide).sum(2, keepdim=True)).sum(3, keepdim=True)
         return (mixed / sums.clamp_min(MIN_SUM)).to(v.dtype)
