@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from lightning_fabric.strategies.launchers.subprocess_script import _basic_subprocess_cmd
 from torch import nn
 
 import attnseg
@@ -23,6 +24,8 @@ from attnseg.config.training import parse_config
 from attnseg.errors import ConfigError
 from attnseg.runs.facts import RunFacts
 from attnseg.runs.run_folder import RunFolder
+from attnseg.training import rank_main
+from attnseg.training.lightning_trainer import launch_ranks_with_rank_main
 from tests.contracts.groups import names
 from tests.plugins.conftest import forget
 from tests.plugins.package import BLOCKS, install_package
@@ -243,6 +246,21 @@ def test_wrong_files_are_refused(clean, tmp_path, monkeypatch, file, message):
         (tmp_path / file).touch()
     with pytest.raises(ConfigError, match=re.escape(message)):
         plugins.add_files([file])
+
+
+def test_the_other_ranks_of_a_run_get_the_files(clean, tmp_path, monkeypatch):
+    file = tmp_path / "my_idea.py"
+    file.touch()
+    plugins.add_files([str(file)])
+    with launch_ranks_with_rank_main(tmp_path):
+        _, *arguments = _basic_subprocess_cmd()
+    assert arguments == [rank_main.__file__, str(tmp_path), str(file)]
+    plugins._files.clear()
+    monkeypatch.setattr(sys, "argv", [*arguments, 'hydra.run.dir="outputs"'])  # by Lightning
+    monkeypatch.setattr(rank_main, "RunFolder", lambda folder: None)
+    with pytest.raises(AttributeError):
+        rank_main.run_rank()
+    assert plugins.list_added_files() == [str(file)]
 
 
 def test_a_file_named_as_a_mixing_of_ours_is_refused(clean, tmp_path, monkeypatch):

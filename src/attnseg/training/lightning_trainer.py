@@ -76,10 +76,13 @@ def launch_ranks_with_rank_main(folder: Path) -> Iterator[None]:
     """Make Lightning start the other ranks with `rank_main.py RUN_FOLDER PLUGIN...`.
 
     By default, Lightning repeats this process's command line for each rank, which would repeat a
-    whole multirun. Its launcher has no setting for the command and reads `sys.argv`, which is
-    therefore replaced for the time being, here and nowhere else.
+    whole multirun. Its launcher has no setting for the command and reads `sys.argv` and the name
+    of a module that was run by `python -m`; both are therefore replaced for the time being, here
+    and nowhere else.
     """
     argv, safe_path = sys.argv, os.environ.get("PYTHONSAFEPATH")
+    started = sys.modules["__main__"]
+    spec, started.__spec__ = started.__spec__, None
     script = Path(__file__).with_name("rank_main.py")
     sys.argv = [str(script), str(folder.resolve()), *list_added_files()]
     # Without this variable, the modules beside rank_main.py would shadow packages of the same name.
@@ -87,7 +90,7 @@ def launch_ranks_with_rank_main(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        sys.argv = argv
+        sys.argv, started.__spec__ = argv, spec
         if safe_path is None:
             del os.environ["PYTHONSAFEPATH"]
         else:

@@ -34,7 +34,8 @@ def follow_rank_zero(config: Config, folder: Path, group: ProcessGroup) -> None:
 def run_rank() -> None:
     """Read the configuration from the run folder that the command line names, and train."""
     folder = RunFolder(sys.argv[1])
-    add_files(sys.argv[2:])
+    # Lightning appends options of Hydra.
+    add_files(argument for argument in sys.argv[2:] if argument.endswith(".py"))
     config = folder.config
     try:
         follow_rank_zero(config, folder.path, ProcessGroup(config.trainer.devices))
