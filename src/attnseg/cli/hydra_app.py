@@ -139,7 +139,7 @@ def hydra_parser() -> argparse.ArgumentParser:
     from hydra._internal.utils import get_args_parser
 
     if sys.version_info >= (3, 14):  # Hydra 1.3 has a help that is not a string, now refused.
-        argparse.ArgumentParser._check_help = lambda *_: None
+        argparse.ArgumentParser._check_help = lambda *_: None  # type: ignore[attr-defined]
     parser: argparse.ArgumentParser = get_args_parser()
     for action in parser._actions:
         if action.dest == "shell_completion":
