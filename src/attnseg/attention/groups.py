@@ -38,7 +38,8 @@ class LocalMixing(Mixing):
             )
         first = layout.query_prefix
         prefix = (k[:, :, :first], v[:, :, :first])
-        mixed = self.mix_grid(*(x[:, :, first:] for x in (q, k, v)), prefix, layout.queries)
+        own_q, own_k, own_v = (x[:, :, first:] for x in (q, k, v))
+        mixed = self.mix_grid(own_q, own_k, own_v, prefix, layout.queries)
         if not first:
             return mixed
         of_prefix = F.scaled_dot_product_attention(q[:, :, :first], k, v, scale=self.scale)
@@ -225,9 +226,9 @@ class GroupMixing(LocalMixing):
                 rows, columns = (torch.arange(side, device=q.device) for side in cut.sides)
                 at = torch.cartesian_prod(rows, columns)
                 bias = self.bias(*(at[:, None] - at).unbind(-1))[:, None]
-            groups = [cut.split(x) for x in own]
-            allowed = cut.regions(q.device)
-            out = attend_within(*groups, (prefix_k, prefix_v), self.scale, bias, allowed)
+            own_q, own_k, own_v = (cut.split(x) for x in own)
+            own_prefix, allowed = (prefix_k, prefix_v), cut.regions(q.device)
+            out = attend_within(own_q, own_k, own_v, own_prefix, self.scale, bias, allowed)
             mixed.append(cut.join(out))
         return mixed[0] if len(mixed) == 1 else torch.cat(mixed, 1)
 
