@@ -31,12 +31,12 @@ def count_macs(model: nn.Module, image: tuple[int, int, int]) -> int:
     They are counted on the meta device: on a CPU, PyTorch's counter misses fused attention.
     `image` is C, H, W of the input.
     """
-    return _count(model, image)[0]
+    return count_all_macs(model, image)[0]
 
 
 def count_attention_macs(model: nn.Module, image: tuple[int, int, int]) -> tuple[int, int]:
     """Return the MACs of the attention layers, by each one's formula and by PyTorch's counter."""
-    return _count(model, image)[1:]
+    return count_all_macs(model, image)[1:]
 
 
 def find_attentions(model: nn.Module) -> dict[str, TokenMixer]:
@@ -65,7 +65,7 @@ def bind_tokens(
     return given["x"], given["grid"], context, given.get("context_grid")
 
 
-def _count(model: nn.Module, image: tuple[int, int, int]) -> tuple[int, int, int]:
+def count_all_macs(model: nn.Module, image: tuple[int, int, int]) -> tuple[int, int, int]:
     """Return all MACs as counted, then those of the attentions by formula and as counted."""
     meta_model = copy.deepcopy(model).to("meta").eval()
     attentions = find_attentions(meta_model)

@@ -134,8 +134,9 @@ def _nearest_keys(record: TokenRecord, shape: tuple[int, int]) -> NDArray[np.int
             at = (np.arange(pixels) + 0.5) * tokens / pixels
             nearest = np.floor((at - first) / layout.cell + 0.5).astype(int)
             axes.append(nearest.clip(0, keys - 1))
-        return (axes[0][:, None] * record.key_grid[1] + axes[1])[None]
-    pixels = np.stack(np.indices(shape), -1) + 0.5
+        numbers: NDArray[np.int64] = (axes[0][:, None] * record.key_grid[1] + axes[1])[None]
+        return numbers
+    pixels = np.moveaxis(np.indices(shape), 0, -1) + 0.5
     sites = record.key_centres((float(shape[0]), float(shape[1]))).numpy()
     return np.stack([KDTree(group).query(pixels)[1] for group in sites])
 

@@ -62,7 +62,8 @@ def estimate_jacobians(record: MixerRecord, queries: Tensor) -> Tensor:
     signs = torch.randint(2, (len(queries) * PROBES, width), generator=generator) * 2 - 1
     rows = _pull_back(record, queries.repeat_interleave(PROBES), signs.to(record.tokens))
     squares = torch.cat([some.square().sum(2) for some in rows])
-    return (squares.unflatten(0, (-1, PROBES)).mean(1) / width).sqrt()
+    norms: Tensor = (squares.unflatten(0, (-1, PROBES)).mean(1) / width).sqrt()
+    return norms
 
 
 def _pull_back(record: MixerRecord, queries: Tensor, vectors: Tensor) -> Iterator[Tensor]:

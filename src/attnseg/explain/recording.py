@@ -158,7 +158,7 @@ def record_attentions(model: SegmentationModel, image: Tensor) -> dict[str, AnyR
     evaluation mode, is left unchanged.
     """
     records: dict[str, AnyRecord] = {}
-    mixed: dict[str, tuple[Tensor, ...]] = {}
+    mixed: dict[str, tuple[Any, ...]] = {}
     mixers, handles = find_attentions(model), []
 
     def note_mixing(name: str, mix: Mixing, inputs: tuple[Any, ...], out: Tensor) -> None:
@@ -176,8 +176,8 @@ def record_attentions(model: SegmentationModel, image: Tensor) -> dict[str, AnyR
             )
             return
         keys = x if context is None else context
-        prefixes = (t.shape[1] - g[0] * g[1] for t, g in ((x, grid), (keys, source)))
-        layout = Layout(grid, source, *prefixes)
+        prefix, key_prefix = x.shape[1] - grid[0] * grid[1], keys.shape[1] - source[0] * source[1]
+        layout = Layout(grid, source, prefix, key_prefix)
         records[name] = MixerRecord(
             name=name, layout=layout, source=source, mixer=mixer, x=x, context=context
         )

@@ -94,8 +94,8 @@ def _add_up(
     distance = distance_sum / weight_sum if len(places) else torch.full_like(weight_sum, math.nan)
     entropy = (entropy_sum / weight_sum + weight_sum.log()) / math.log(2)
     reached[reached == 0] = math.nan
-    means = (x.nanmean(1) for x in (entropy, reached.log2(), distance))
-    return AttentionSpread(*means, weight_sum.mean(1))
+    entropy, highest, distance = (x.nanmean(1) for x in (entropy, reached.log2(), distance))
+    return AttentionSpread(entropy, highest, distance, weight_sum.mean(1))
 
 
 def _space_queries(record: TokenRecord, most: int) -> Tensor:
