@@ -12,6 +12,7 @@ from torch import nn
 import attnseg
 from attnseg import plugins
 from attnseg.api import parse_keywords
+from attnseg.attention import softmax
 from attnseg.cli.failures import report_error, translate_error
 from attnseg.cli.help import help_text
 from attnseg.commands import train
@@ -265,7 +266,7 @@ def test_the_other_ranks_of_a_run_get_the_files(clean, tmp_path, monkeypatch):
 
 def test_a_file_named_as_a_mixing_of_ours_is_refused(clean, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    shutil.copy(attnseg.attention.softmax.__file__, tmp_path / "softmax.py")
+    shutil.copy(softmax.__file__, tmp_path / "softmax.py")
     plugins.add_files(["softmax.py"])
     with pytest.raises(ConfigError, match="'softmax' is the name of a plugin and of a part"):
         attnseg.create_attention("qkv", 16, 2)
