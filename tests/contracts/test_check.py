@@ -141,7 +141,7 @@ class Infinite(nn.Module):
 
 
 def test_the_order_and_the_gradients_of_a_loss():
-    assert "order" in losses.check_order(Upside(), False).problem
+    assert "order" in losses.check_ranking(Upside(), False).problem
     assert "not finite" in losses.check_finiteness(Infinite(), False).problem
 
 
@@ -163,7 +163,7 @@ class Generous(Strict):
 def test_broken_profiles_are_found():
     assert "sharpness is declared" in profiles.check_completeness(Unscored()).problem
     assert "spurious: accuracy" in profiles.check_completeness(Vanishing()).problem
-    assert "dice: a missed" in profiles.check_order(Generous()).problem
+    assert "dice: a missed" in profiles.check_direction(Generous()).problem
 
 
 @pytest.mark.parametrize("name", PROFILES)

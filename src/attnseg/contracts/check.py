@@ -10,13 +10,13 @@ from attnseg.config.budget import build_model
 from attnseg.config.build import build
 from attnseg.config.training import Config
 from attnseg.contracts import losses, networks, profiles
-from attnseg.contracts.networks import IMAGE, Finding
+from attnseg.contracts.networks import IMAGE, Outcome
 from attnseg.errors import first_line
 from attnseg.models.model import SegmentationModel
 from attnseg.progress import track
 
 
-def check_network(config: Config) -> dict[str, Finding]:
+def check_network(config: Config) -> dict[str, Outcome]:
     """Hold a configured model with its attention to all contracts, by name."""
 
     def make(channels: int = IMAGE[0], classes: int = networks.CLASSES) -> SegmentationModel:
@@ -66,7 +66,7 @@ def check_profile(config: Config) -> list[str]:
     return _report(name, findings)
 
 
-def _report(subject: str, findings: Mapping[str, Finding]) -> list[str]:
+def _report(subject: str, findings: Mapping[str, Outcome]) -> list[str]:
     table = Table("promise", subject)
     for name, finding in findings.items():
         table.add_row(name, _show(finding))
@@ -76,13 +76,13 @@ def _report(subject: str, findings: Mapping[str, Finding]) -> list[str]:
     ]
 
 
-def _hold(contract: Callable[..., Finding], *subject: object) -> Finding:
+def _hold(contract: Callable[..., Outcome], *subject: object) -> Outcome:
     """Return the finding of a contract; an exception is a broken promise, not the end of all."""
     try:
         return contract(*subject)
     except Exception as error:  # What is checked may be anybody's first attempt.
-        return Finding("", f"{type(error).__name__}: {first_line(error)}")
+        return Outcome("", f"{type(error).__name__}: {first_line(error)}")
 
 
-def _show(finding: Finding) -> str:
+def _show(finding: Outcome) -> str:
     return "[red]broken[/red]" if finding.problem else finding.measured

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from attnseg.contracts.networks import Finding
+from attnseg.contracts.networks import Outcome
 
 SURE = 20.0  # logits of a network that is certain
 ZERO = 1e-3  # largest loss of a certain and right answer
@@ -22,32 +22,32 @@ def make_example(overlapping: bool) -> tuple[Tensor, Tensor]:
     return target, 2 * SURE * one_hot.float()
 
 
-def check_order(loss: nn.Module, overlapping: bool) -> Finding:
+def check_ranking(loss: nn.Module, overlapping: bool) -> Outcome:
     """The right answer costs nothing, doubt more, and the wrong answer most."""
     target, sure = make_example(overlapping)
     values = [loss(logits, target) for logits in (sure, 0 * sure, -sure)]
     if any(value.shape != () for value in values):
-        return Finding("", f"a loss of shape {list(values[0].shape)}, not a number")
+        return Outcome("", f"a loss of shape {list(values[0].shape)}, not a number")
     right, unsure, wrong = map(float, values)
     measured = f"{right:.3f} < {unsure:.2f} < {wrong:.2f}"
     if abs(right) > ZERO:
-        return Finding(measured, f"a right and certain answer costs {right:.2g}, not 0")
+        return Outcome(measured, f"a right and certain answer costs {right:.2g}, not 0")
     kept = right < unsure < wrong
-    return Finding(measured, "" if kept else "right, unsure and wrong are not in this order")
+    return Outcome(measured, "" if kept else "right, unsure and wrong are not in this order")
 
 
-def check_finiteness(loss: nn.Module, overlapping: bool) -> Finding:
+def check_finiteness(loss: nn.Module, overlapping: bool) -> Outcome:
     """Gradients are finite even where there is no foreground."""
     target, sure = make_example(overlapping)
     for logits in (sure, -sure, torch.randn_like(sure)):
         leaf = logits.clone().requires_grad_()
         loss(leaf, torch.zeros_like(target)).backward()
         if leaf.grad is None or not leaf.grad.isfinite().all():
-            return Finding("", "without foreground the gradient is not finite")
-    return Finding("finite")
+            return Outcome("", "without foreground the gradient is not finite")
+    return Outcome("finite")
 
 
-CONTRACTS: dict[str, Callable[[nn.Module, bool], Finding]] = {
-    "order": check_order,
+CONTRACTS: dict[str, Callable[[nn.Module, bool], Outcome]] = {
+    "order": check_ranking,
     "finiteness": check_finiteness,
 }

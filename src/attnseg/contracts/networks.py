@@ -23,8 +23,8 @@ TRAINING_STEPS = 10
 
 
 @dataclass(frozen=True)
-class Finding:
-    """The result of holding a network to one promise.
+class Outcome:
+    """The outcome of holding a part to one promise.
 
     Attributes:
         measured: what was measured, as text for a table.
@@ -43,7 +43,7 @@ class MakeNetwork(Protocol):
         ...
 
 
-def check_gradients(make: MakeNetwork) -> Finding:
+def check_gradients(make: MakeNetwork) -> Outcome:
     """Every parameter gets a finite gradient other than zero."""
     net = make().train()
     outputs = net.training_outputs(_noise(2))
@@ -54,15 +54,15 @@ def check_gradients(make: MakeNetwork) -> Finding:
         parameters = {n: p for n, p in parameters.items() if not n.endswith("cls_token")}
     for name, parameter in parameters.items():
         if parameter.grad is None:
-            return Finding("", f"{name} gets no gradient; use it or leave it out")
+            return Outcome("", f"{name} gets no gradient; use it or leave it out")
         if not parameter.grad.isfinite().all():
-            return Finding("", f"the gradient of {name} is not finite")
+            return Outcome("", f"the gradient of {name} is not finite")
         if parameter.grad.abs().max() == 0:
-            return Finding("", f"the gradient of {name} is zero; no output depends on it")
-    return Finding(f"{len(parameters)} alive")
+            return Outcome("", f"the gradient of {name} is zero; no output depends on it")
+    return Outcome(f"{len(parameters)} alive")
 
 
-def check_training(make: MakeNetwork) -> Finding:
+def check_training(make: MakeNetwork) -> Outcome:
     """A few steps of AdamW on one batch lower the loss."""
     net = make().train()
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3)
@@ -77,39 +77,39 @@ def check_training(make: MakeNetwork) -> Finding:
         optimizer.step()
         losses.append(loss.item())
     measured = f"loss {losses[0]:.2f} to {losses[-1]:.2f}"
-    return Finding(measured, "" if losses[-1] < losses[0] else "the loss does not fall")
+    return Outcome(measured, "" if losses[-1] < losses[0] else "the loss does not fall")
 
 
 @torch.inference_mode()
-def check_independence(make: MakeNetwork) -> Finding:
+def check_independence(make: MakeNetwork) -> Outcome:
     """An item's logits are the same alone and in a batch, and depend on its image."""
     net, images = make().eval(), _noise(3)
     together = net(images)
     expected = (3, CLASSES, *IMAGE[1:])
     if together.shape != expected:
-        return Finding("", f"logits {list(together.shape)}, not {list(expected)}")
+        return Outcome("", f"logits {list(together.shape)}, not {list(expected)}")
     if not torch.equal(together, net(images)):
-        return Finding("", "the same images give other logits when called again")
+        return Outcome("", "the same images give other logits when called again")
     if (together[0] - together[1]).abs().max() < 1e-3:
-        return Finding("", "two images give the same logits")
+        return Outcome("", "two images give the same logits")
     alone = torch.cat([net(image[None]) for image in images])
     return _difference(together, alone, ROUNDING)
 
 
 @torch.inference_mode()
-def check_sizes(make: MakeNetwork) -> Finding:
+def check_sizes(make: MakeNetwork) -> Outcome:
     """Other sizes of the image, channels and classes give finite logits of that size."""
     for channels, classes in ((3, 1), (5, 9)):
         net = make(channels, classes).eval()
         for size in OTHER_SIZES:
             logits = net(torch.randn(1, channels, *size))
             if logits.shape != (1, classes, *size) or not logits.isfinite().all():
-                return Finding("", f"image {size[0]}x{size[1]}: wrong or infinite logits")
-    return Finding(f"{len(OTHER_SIZES)} sizes")
+                return Outcome("", f"image {size[0]}x{size[1]}: wrong or infinite logits")
+    return Outcome(f"{len(OTHER_SIZES)} sizes")
 
 
 @torch.inference_mode()
-def check_bfloat16(make: MakeNetwork) -> Finding:
+def check_bfloat16(make: MakeNetwork) -> Outcome:
     """The logits stay close under bfloat16 autocast."""
     net, image = make().eval(), _noise(1)
     exact = net(image)
@@ -118,14 +118,14 @@ def check_bfloat16(make: MakeNetwork) -> Finding:
     return _difference(coarse, exact, COARSE[0] * float(exact.abs().max()) + COARSE[1])
 
 
-def check_macs(make: MakeNetwork) -> Finding:
+def check_macs(make: MakeNetwork) -> Outcome:
     """The closed form of the attentions' operations is what PyTorch counts."""
     closed, counted = count_attention_macs(make(), IMAGE)
     problem = "" if closed == counted else f"the closed form says {closed:,}, PyTorch {counted:,}"
-    return Finding(f"{counted:,}", problem)
+    return Outcome(f"{counted:,}", problem)
 
 
-def check_maps(make: MakeNetwork) -> Finding:
+def check_maps(make: MakeNetwork) -> Outcome:
     """The attention map of a token, applied to the values, gives the token's output.
 
     The map of a mixer without values agrees with a difference quotient.
@@ -136,12 +136,12 @@ def check_maps(make: MakeNetwork) -> Finding:
         token = record.prefix + record.grid[0] * record.grid[1] // 2
         error = derive_weights(record, token).error
         if error > ROUNDING:
-            return Finding(f"{error:.0e}", f"{name}: the map does not explain the output")
+            return Outcome(f"{error:.0e}", f"{name}: the map does not explain the output")
         worst = max(worst, error)
-    return Finding(f"{worst:.0e}")
+    return Outcome(f"{worst:.0e}")
 
 
-def check_graph(make: MakeNetwork) -> Finding:
+def check_export(make: MakeNetwork) -> Outcome:
     """The network exports as one graph, and compiles as one, with the same logits."""
     net, image = make().eval(), _noise(2)
     compiled = torch.compile(net, fullgraph=True, backend="eager")
@@ -152,10 +152,10 @@ def check_graph(make: MakeNetwork) -> Finding:
         return finding if finding.problem else _difference(compiled(image), wanted, ROUNDING)
 
 
-def check_onnx(make: MakeNetwork) -> Finding:
+def check_onnx(make: MakeNetwork) -> Outcome:
     """ONNX Runtime computes the same logits."""
     if importlib.util.find_spec("onnxruntime") is None:
-        return Finding("not installed")
+        return Outcome("not installed")
     from attnseg.prediction.onnx import OnnxNetwork
 
     net, image = make().eval(), _noise(2)
@@ -163,11 +163,11 @@ def check_onnx(make: MakeNetwork) -> Finding:
     with torch.inference_mode():
         wanted = net(image)
     if wanted.abs().max() < 100 * TOLERANCE:
-        return Finding("", "all logits are near zero, so that nothing can be compared")
+        return Outcome("", "all logits are near zero, so that nothing can be compared")
     return _difference(torch.from_numpy(network(image.numpy())), wanted, TOLERANCE)
 
 
-CONTRACTS: dict[str, Callable[[MakeNetwork], Finding]] = {
+CONTRACTS: dict[str, Callable[[MakeNetwork], Outcome]] = {
     "gradients": check_gradients,
     "training": check_training,
     "independence": check_independence,
@@ -175,7 +175,7 @@ CONTRACTS: dict[str, Callable[[MakeNetwork], Finding]] = {
     "bfloat16": check_bfloat16,
     "MACs": check_macs,
     "maps": check_maps,
-    "graph": check_graph,
+    "graph": check_export,
     "ONNX": check_onnx,
 }
 
@@ -184,7 +184,7 @@ def _noise(items: int) -> Tensor:
     return torch.randn(items, *IMAGE, generator=torch.Generator().manual_seed(0))
 
 
-def _difference(ours: Tensor, wanted: Tensor, limit: float) -> Finding:
+def _difference(ours: Tensor, wanted: Tensor, limit: float) -> Outcome:
     apart = float((ours - wanted).abs().max())
     problem = "" if apart <= limit else f"logits differ by {apart:.1e}, more than {limit:.0e}"
-    return Finding(f"{apart:.0e}", problem)
+    return Outcome(f"{apart:.0e}", problem)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 
-from attnseg.contracts.networks import Finding
+from attnseg.contracts.networks import Outcome
 from attnseg.metrics.profiles.profile import Profile
 
 SPACINGS = ((3.0, 1.0, 2.0), None)  # mm, and unknown
@@ -20,7 +20,7 @@ STATES = {  # truth and prediction
 }
 
 
-def check_completeness(profile: Profile) -> Finding:
+def check_completeness(profile: Profile) -> Outcome:
     """Every metric that is declared is scored, whatever is empty and whether spacing is known."""
     declared = {metric.name for metric in profile.metrics if not metric.of_probabilities}
     summarised: set[str] = set()
@@ -30,18 +30,18 @@ def check_completeness(profile: Profile) -> Finding:
             scores = profile.score_case(truth[None], prediction[None], spacing, ["organ"])
             names = {metric for _, metric, _ in scores}
             if missing := sorted(scored - names):
-                return Finding("", f"{case}: {', '.join(missing)} is not scored; give NaN instead")
+                return Outcome("", f"{case}: {', '.join(missing)} is not scored; give NaN instead")
             scored |= names if case == "both" else set()
             rows += [(case, case, *score) for score in scores]
         columns = ["patient", "case", "class", "metric", "value"]
         summary = profile.summarise(pd.DataFrame(rows, columns=columns))
         summarised |= set(summary.columns[summary.loc["mean"].notna()])
     if unscored := sorted(declared - summarised):
-        return Finding("", f"{', '.join(unscored)} is declared and never scored")
-    return Finding(f"{len(declared)} metrics")
+        return Outcome("", f"{', '.join(unscored)} is declared and never scored")
+    return Outcome(f"{len(declared)} metrics")
 
 
-def check_order(profile: Profile) -> Finding:
+def check_direction(profile: Profile) -> Outcome:
     """The right answer is at least as good as a missed and a spurious one, in every metric."""
     best = {m.name: m.up for m in profile.metrics}
     scores = {state: profile.score(*masks, SPACINGS[0]) for state, masks in STATES.items()}
@@ -51,11 +51,11 @@ def check_order(profile: Profile) -> Finding:
             sign * abs(scores[state][name]) for state in ("both", "missed", "spurious")
         )
         if any(value > right for value in wrong):
-            return Finding("", f"{name}: a missed or spurious organ scores above the right answer")
-    return Finding("kept")
+            return Outcome("", f"{name}: a missed or spurious organ scores above the right answer")
+    return Outcome("kept")
 
 
-CONTRACTS: dict[str, Callable[[Profile], Finding]] = {
+CONTRACTS: dict[str, Callable[[Profile], Outcome]] = {
     "completeness": check_completeness,
-    "order": check_order,
+    "order": check_direction,
 }
