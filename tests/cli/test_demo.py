@@ -20,7 +20,7 @@ def test_the_full_demo_is_the_one_that_the_readme_shows():
 
 def test_the_quick_demo_has_the_same_data_split_and_test_with_other_training():
     full, quick = compose("experiment=demo"), compose(*demo.as_training(["full=false"]))
-    same = {"image_size", "root", "split", "phantom", "limit_cases"}
+    same = {"root", "split", "phantom", "limit_cases"}
     assert {k: quick["dataset"][k] for k in same} == {k: full["dataset"][k] for k in same}
     assert quick["attn"] == full["attn"] and quick["profile"] == full["profile"]
     assert quick["trainer"]["open_test"] and not quick["dataset"]["split"]["watch_test"]

@@ -39,7 +39,7 @@ ALLOWED = {  # and itself
     "training": {"evaluation", "preparation"} | RUNS,
     "explain": {"evaluation", "preparation", "attention"} | RUNS,
     "search": {"training", "evaluation", "preparation"} | RUNS,
-    "study": {"runs", "errors", "files", "config"},
+    "study": {"runs", "errors", "files", "config", "progress"},
     "benchmark": {"training", "evaluation", "preparation"} | RUNS,
     "export": {"evaluation", "preparation"} | RUNS,
     "contracts": {"export", "explain", "attention"} | RUNS,

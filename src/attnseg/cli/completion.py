@@ -68,6 +68,6 @@ def complete_override(command: Command, word: str, others: list[str]) -> Iterato
     for name in node if OmegaConf.is_dict(node) else ():
         if name != "hydra":
             ending = "." if OmegaConf.is_dict(node._get_node(name)) else "="
-            yield f"{parent}.{name}{ending}".lstrip(".")
+            yield f"{parent}.{name!s}{ending}".lstrip(".")
     if not parent:
         yield from (f"{group}=" for group in list_groups_of(composed))

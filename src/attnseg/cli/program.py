@@ -1,5 +1,7 @@
 """The table of commands: `attnseg COMMAND KEY=VALUE ...`."""
 
+import atexit
+import gc
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -47,6 +49,8 @@ Start with one of these:
   attnseg doctor         examines this machine, and says what to do about each problem
   attnseg train --help   lists all options of a training, with examples
   attnseg --help         lists all commands"""
+# Python would search the libraries' millions of objects for garbage when it exits, for a second.
+atexit.register(gc.freeze)
 COMMANDS = {module.COMMAND.name: module.COMMAND for module in MODULES}
 
 

@@ -6,18 +6,27 @@ attnseg benchmark -m attn=qkv,kv     one run for each value
 attnseg benchmark --hydra-help       more about the command line
 """
 
+import logging
+import time
 from functools import partial
 
 from attnseg.benchmark import suites
 from attnseg.benchmark.options import Benchmark
 from attnseg.commands.command import Command, Invocation
 from attnseg.processes.fork import run_in_child
+from attnseg.progress import format_seconds
+
+log = logging.getLogger(__name__)
 
 
 def run(options: Benchmark, invocation: Invocation) -> None:
     """Measure a suite, or each of its divisions in a process of its own; exit if one fails."""
     divisions = suites.split_suite(options.suite, list(invocation.overrides))
-    for overrides in divisions:
+    started = time.monotonic()
+    for done, overrides in enumerate(divisions):
+        left = (time.monotonic() - started) / (done or 1) * (len(divisions) - done)
+        text = f", {format_seconds(left)} left" if done else ""
+        log.info("== Measurement %d of %d%s", done + 1, len(divisions), text)
         if code := run_in_child(partial(invocation.call, overrides)):
             raise SystemExit(code)
     if options.suite == "all":

@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from attnseg.config.errors import parse_options
+from attnseg.progress import loading_note
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,12 @@ class Command:
         return parse_options(self.options, raw[self.part] if self.part else raw, self.part)
 
 
-def deferred(place: str) -> Callable[[Any], Any]:
+def deferred(place: str) -> Callable[..., Any]:
     """Return a function that imports another, named as `module:function`, when it is called."""
-    return lambda options: pkgutil.resolve_name(place)(options)
+
+    def import_and_call(*arguments: object) -> Any:  # noqa: ANN401
+        with loading_note():
+            function = pkgutil.resolve_name(place)
+        return function(*arguments)
+
+    return import_and_call

@@ -10,6 +10,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from attnseg.commands.command import Command
 from attnseg.config.nodes import CommandOptions, Fraction
+from attnseg.progress import loading_note
 
 
 class Compare(CommandOptions):
@@ -42,8 +43,8 @@ class Compare(CommandOptions):
 
 def run(options: Compare) -> object:
     """Compare runs and return the comparison."""
-    from attnseg.study.compare import compare_runs
-
+    with loading_note():
+        from attnseg.study.compare import compare_runs
     return compare_runs(**options.model_dump(exclude={"choices"}))
 
 

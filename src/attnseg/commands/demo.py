@@ -7,7 +7,7 @@ attnseg demo attn=qkv         another attention; `attnseg train --help` lists al
 
 import logging
 
-from attnseg.commands.command import Command, Invocation
+from attnseg.commands.command import Command, Invocation, deferred
 from attnseg.config.training import Config
 from attnseg.runs.run_folder import RunFolder
 
@@ -29,8 +29,7 @@ def run(options: Config, invocation: Invocation) -> None:
         options.paths.data,
         options.paths.outputs,
     )
-    from attnseg.training.train import train
-
+    train = deferred("attnseg.training.train:train")
     folder = RunFolder(train(options, invocation.on_folder))
     log.info("Picture of the median test case: %s", folder.previews / "median.png")
     log.info("Next: attnseg %s", "demo full=true" if quick else f"explain run={folder}")

@@ -6,7 +6,7 @@ attnseg search experiment=demo 'search.space={optimizer.lr:{low:1e-4,high:1e-2,l
 
 from collections.abc import Sequence
 
-from attnseg.commands.command import Command, Invocation
+from attnseg.commands.command import Command, Invocation, deferred
 from attnseg.config.training import Config, parse_config
 from attnseg.errors import require
 from attnseg.search.options import Search
@@ -15,7 +15,7 @@ from attnseg.search.options import Search
 def run(options: Search, invocation: Invocation) -> None:
     """Search as configured; exit with the code of a trial that ends the search."""
     require("search", "search", "optuna")
-    from attnseg.search.search import run_search
+    run_search = deferred("attnseg.search.search:run_search")
 
     def compose_trial(more: Sequence[str]) -> Config:
         raw = invocation.compose([*invocation.overrides, "trainer.open_test=false", *more])

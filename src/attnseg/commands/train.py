@@ -5,15 +5,13 @@ attnseg train -m attn=qkv,kv     one run for each value
 attnseg train --hydra-help       more about the command line
 """
 
-from attnseg.commands.command import Command, Invocation
+from attnseg.commands.command import Command, Invocation, deferred
 from attnseg.config.training import Config
 
 
 def run(options: Config, invocation: Invocation) -> None:
     """Train as configured."""
-    from attnseg.training.train import train
-
-    train(options, invocation.on_folder)
+    deferred("attnseg.training.train:train")(options, invocation.on_folder)
 
 
 COMMAND = Command("train", __doc__, Config, run_invocation=run)

@@ -72,13 +72,14 @@ def compare_requirements() -> tuple[dict[str, str], dict[str, list[str]], str]:
     except importlib.metadata.PackageNotFoundError:
         return {}, {}, "not installed, imported from its source"
     for line in declared:
-        name, bounds = re.match(r"([\w.-]+)\s*(?:\[.*?\])?\s*([^;]*)", line).groups()  # type: ignore[union-attr]
+        requirement, _, condition = line.partition(";")
+        name, bounds = re.findall(r"^([\w.-]+)(?:\[.*?\])?(.*)", requirement)[0]
         problem = compare_version(name, bounds.strip(" ()"))
-        extra = re.search(r"extra == ['\"](\w+)", line)
-        if problem and extra is None:
+        extra = "".join(re.findall(r"extra == ['\"](\w+)", condition))
+        if problem and not extra:
             missing[name] = problem
-        elif problem and extra[1] in EXTRAS:
-            extras.setdefault(extra[1], []).append(name)
+        elif problem and extra in EXTRAS:
+            extras.setdefault(extra, []).append(name)
     return missing, extras, version
 
 

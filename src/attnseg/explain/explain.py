@@ -16,6 +16,7 @@ from attnseg.explain.options import Explain
 from attnseg.explain.run_attention import RunAttention, record_run
 from attnseg.explain.selection import choose_point, choose_slice, chosen_run_folders, load_same_case
 from attnseg.files import write_text
+from attnseg.progress import track
 from attnseg.runs.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -42,7 +43,8 @@ def explain_runs(config: Explain) -> pd.DataFrame:
     labels = runs[0].data.reader.labels
     masks = labels.split(case.mask[index])
     point = choose_point(masks, config.point)
-    attentions = [record_run(run, case, index, point, config.layer) for run in runs]
+    shown = track(runs, "Recording attention", "runs")
+    attentions = [record_run(run, case, index, point, config.layer) for run in shown]
 
     unit = "pixels" if case.spacing is None else "mm"
     title = f"{config.split} case {case.case}, slice {index + 1}"

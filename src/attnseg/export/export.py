@@ -38,6 +38,7 @@ from attnseg.prediction.network import Network
 from attnseg.prediction.onnx import OnnxNetwork
 from attnseg.prediction.segment import Member, Segmenter
 from attnseg.prediction.spec import InferenceSpec
+from attnseg.progress import Bar
 from attnseg.runs.reopen import TorchNetwork, load_model, read_spec
 from attnseg.runs.run_folder import RunFolder
 
@@ -89,7 +90,9 @@ def export(config: Export) -> Path:
     write_text(folder / SPEC, spec.to_json())
     if "safetensors" in config.formats:
         write_safetensors(folder, run, spec, model)
-    networks = write_networks(folder, spec, model, samples, config)
+    steps = 1 + len({"torch", "onnx"} & set(config.formats)) + config.int8
+    with Bar("Exporting", steps, "steps") as bar:
+        networks = write_networks(folder, spec, model, samples, config, bar)
     facts: dict[str, Any] = {
         "run": spec.run,
         "compared_on": samples.source,
@@ -119,9 +122,9 @@ def export(config: Export) -> Path:
 
 
 def write_networks(
-    folder: Path, spec: InferenceSpec, model: nn.Module, samples: Samples, config: Export
+    folder: Path, spec: InferenceSpec, model: nn.Module, samples: Samples, config: Export, bar: Bar
 ) -> dict[str, Network]:
-    """Write the network as torch.export and ONNX files, as configured.
+    """Write the network as torch.export and ONNX files, as configured; advance the bar.
 
     Returns:
         Every form of the network by name, PyTorch's own first.
@@ -131,18 +134,22 @@ def write_networks(
     if not {"torch", "onnx"} & set(config.formats):
         return networks
     program = trace_model(model, (spec.in_channels, *spec.size))
+    bar.advance("traced")
     if "torch" in config.formats:
         networks["torch.export"] = TorchNetwork(program.module())
         check_same_logits("torch", networks, "torch.export", samples)
         write_bytes(folder / TORCH, program_bytes(program))
+        bar.advance("torch.export")
     if "onnx" in config.formats:
         data = onnx_bytes(program)
         networks["ONNX"] = OnnxNetwork(data, threads, spec, ONNX)
         check_same_logits("onnx", networks, "ONNX", samples)
         write_bytes(folder / ONNX, data)
+        bar.advance("ONNX")
         if config.int8:
             write_bytes(folder / INT8, quantise_onnx(folder / ONNX))
             networks["ONNX int8"] = OnnxNetwork(folder / INT8, threads, spec)
+            bar.advance("ONNX int8")
     return networks
 
 

@@ -21,6 +21,7 @@ Validation scores decide; the test set stays sealed.
 """
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -34,6 +35,7 @@ from attnseg.errors import ConfigError, DataError
 from attnseg.files import write_text
 from attnseg.processes.fork import run_in_child
 from attnseg.processes.lock import is_held
+from attnseg.progress import format_seconds
 from attnseg.search.options import Choices, Search
 from attnseg.search.report import write_report
 from attnseg.search.shared_search import Compose, SharedSearch
@@ -116,13 +118,22 @@ def join_search(search: SharedSearch, identity: str) -> optuna.Study:
 
 def run_trials(search: SharedSearch, study: optuna.Study) -> int:
     """Run trials in forks until none is left or one ends in an error; return its exit code or 0."""
+    trials, started, before = search.options.trials, time.monotonic(), count_ended(study)
     while has_trial_to_run(search, study):
         code = run_in_child(partial(run_trial, search))
+        if 0 < (ended := count_ended(study)) - before and ended < trials:
+            left = (time.monotonic() - started) / (ended - before) * (trials - ended)
+            log.info("%d of %d trials done, %s left", ended, trials, format_seconds(left))
         if code < 0:
             log.warning("The trial's process was killed by signal %d; the search continues", -code)
         elif code > 0:
             return code
     return 0
+
+
+def count_ended(study: optuna.Study) -> int:
+    """Return the number of trials that have ended, in all processes."""
+    return sum(trial.state.is_finished() for trial in study.get_trials(deepcopy=False))
 
 
 def has_trial_to_run(search: SharedSearch, study: optuna.Study) -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from attnseg.errors import DataError, listed
+from attnseg.progress import track
 from attnseg.runs.run_folder import RunFolder
 from attnseg.runs.variants import (
     Variant,
@@ -128,7 +129,8 @@ def build_comparison(variants: Sequence[Variant], settings: ComparisonSettings) 
         for name in by_class
     }
     rows = _describe_variants(variants, settings, patients)
-    contrasts = contrast_family(against, margin, level, seed)
+    families = track([against, pairs, _pair_classes(by_class, bases)], "Comparing", "tables")
+    contrasts, of_pairs, of_classes = (contrast_family(f, margin, level, seed) for f in families)
     marks = {run.watermark for v in variants for run in v.runs if run.watermark is not None}
     return Comparison(
         title=_write_title(variants[0].runs[0], settings, len(by_class), len(patients)),
@@ -139,8 +141,8 @@ def build_comparison(variants: Sequence[Variant], settings: ComparisonSettings) 
         level=level,
         variants=rows,
         against=contrasts,
-        pairs=contrast_family(pairs, margin, level, seed),
-        classes=contrast_family(_pair_classes(by_class, bases), margin, level, seed),
+        pairs=of_pairs,
+        classes=of_classes,
         class_means=pd.DataFrame({name: table.mean() for name, table in by_class.items()}).T,
         class_undefined=pd.DataFrame(undefined, index=patients.columns).T,
         patients=patients,

@@ -7,7 +7,7 @@ from typing import Any
 import pytorch_lightning as pl
 
 from attnseg.data.slices import Sample
-from attnseg.progress import Bar
+from attnseg.progress import Bar, format_seconds
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ class EpochProgress(pl.Callback):
             values["val/dice"],
             classes,
             now - self.epoch_started,
-            f"{left / 60:.0f} min" if left > 90 else f"{left:.0f} s",
+            format_seconds(left),
         )
 
     def _close_bar(self) -> None:
