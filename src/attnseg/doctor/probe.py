@@ -34,7 +34,7 @@ def describe_torch() -> dict[str, Any]:
     }
 
 
-def main() -> None:
+def print_probe() -> None:
     """Import the libraries and print the facts."""
     for name in LIBRARIES:
         print_facts(importing=name)
@@ -49,4 +49,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    print_probe()
