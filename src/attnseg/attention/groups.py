@@ -24,6 +24,7 @@ class LocalMixing(Mixing):
     """Lets prefix tokens attend to all tokens; a subclass mixes the tokens of the grid."""
 
     equal_tokens = True
+    needs_grid = True
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
         """Mix values; shapes as in `Mixing.forward`.
