@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import attnseg
-from attnseg.attention.alternate import alternate
+from attnseg.attention.alternate import alternate_attentions
 from attnseg.attention.attention import Attention
 from attnseg.attention.pool import Pool
 from attnseg.config.build import ATTENTION, factory
@@ -22,7 +22,9 @@ def test_blocks_take_turns():
     make_first, make_second = (lambda *arguments, n=n: (n, arguments) for n in (1, 2))
     for block in range(4):
         place = Place(block=block)
-        chosen = alternate(8, 2, False, 0.5, None, place, first=make_first, second=make_second)
+        chosen = alternate_attentions(
+            8, 2, False, 0.5, None, place, first=make_first, second=make_second
+        )
         assert chosen == (1 + block % 2, (8, 2, False, 0.5, None, place))
 
 
@@ -59,7 +61,7 @@ def test_parts_are_checked_and_named():
 
 def test_checkpoints_hold_the_chosen_attention():
     place = Place(block=1)
-    mixer = alternate(8, 2, place=place, first=Pool, second=Attention)
+    mixer = alternate_attentions(8, 2, place=place, first=Pool, second=Attention)
     state = Attention(8, 2, place=place).state_dict()
     assert mixer.state_dict().keys() == state.keys()
     mixer.load_state_dict(state)

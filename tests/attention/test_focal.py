@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import gelu, layer_norm
 
-from attnseg.attention.focal import Focal
+from attnseg.attention.focal import FocalModulation
 
 C, GRID, WINDOWS = 4, (3, 4), (3, 5)
 
@@ -38,7 +38,7 @@ def by_definition(mixer, x, prefix, postln, normalize):
 @pytest.mark.parametrize(("postln", "normalize"), [(False, False), (True, True)])
 def test_equals_the_definition_place_by_place(prefix, postln, normalize):
     torch.manual_seed(0)
-    mixer = Focal(C, 1, postln=postln, normalize=normalize).double()
+    mixer = FocalModulation(C, 1, postln=postln, normalize=normalize).double()
     x = torch.randn(1, prefix + 12, C, dtype=torch.double)
     with torch.no_grad():
         wanted = by_definition(mixer, x[0], prefix, postln, normalize)
@@ -51,9 +51,9 @@ def test_equals_the_definition_place_by_place(prefix, postln, normalize):
 )
 def test_impossible_options_are_named(options, message):
     with pytest.raises(ValueError, match=message):
-        Focal(C, 1, **options)
+        FocalModulation(C, 1, **options)
 
 
 def test_a_context_is_refused():
     with pytest.raises(ValueError, match="focal takes no context"):
-        Focal(C, 1)(torch.randn(1, 12, C), GRID, torch.randn(1, 6, C))
+        FocalModulation(C, 1)(torch.randn(1, 12, C), GRID, torch.randn(1, 6, C))

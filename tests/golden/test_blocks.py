@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from attnseg.attention.attention import Attention
-from attnseg.attention.focal import Focal
+from attnseg.attention.focal import FocalModulation
 from attnseg.attention.pool import Pool
 from tests.golden.recipe import Golden
 
@@ -46,7 +46,7 @@ def focal(weights, **options):
     """Focal modulation with published weights."""
     levels = sum("focal_layers" in name for name in weights)
     window = weights["focal_layers.0.0.weight"].shape[-1]
-    mixer = Focal(weights["h.bias"].numel(), 1, levels=levels, window=window, **options)
+    mixer = FocalModulation(weights["h.bias"].numel(), 1, levels=levels, window=window, **options)
     ours = {"f": "project", "h": "modulate", "proj": "out", "ln": "norm"}
     state = {}
     for name, value in weights.items():

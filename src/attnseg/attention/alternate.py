@@ -11,7 +11,7 @@ from torch import nn
 from attnseg.layers.tokens import DEFAULT_PLACE, AttentionFactory, Place
 
 
-def alternate(
+def alternate_attentions(
     dim: int,
     num_heads: int,
     bias: bool = True,

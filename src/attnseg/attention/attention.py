@@ -217,11 +217,7 @@ class Attention(TokenMixer):
         if self.gather is not None:
             source = self.gather(*source[:2], queried, grid)
         tokens = source.tokens
-        if self.mix.equal_tokens and tokens.shape[1] != x.shape[1]:
-            raise ValueError(
-                f"{type(self.mix).__name__} mixing needs as many query as key tokens, got "
-                f"{x.shape[1]} and {tokens.shape[1]}"
-            )
+        self._check_number(x.shape[1], tokens.shape[1])
         q = self._heads(queried)
         k, v = q, q
         if self.reads["k"] != self.reads["q"] or tokens is not x:
@@ -253,6 +249,7 @@ class Attention(TokenMixer):
         if self.gather is not None:
             gathering, source, source_grid = self.gather.macs(source, source_grid)
             total += gathering
+        self._check_number(tokens, source)
         # A projection that is shared with the queries is applied again to other tokens.
         others = context is not None or not (self.gather is None or self.gather.keeps_all)
         projections: Any = self.project.items()
@@ -264,6 +261,14 @@ class Attention(TokenMixer):
         layout = self._layout(grid, gathered, prefixes, strided)
         mixing: int = self.mix.macs(layout)
         return total + mixing - self._absorbed_macs(layout)
+
+    def _check_number(self, queries: int, keys: int) -> None:
+        """Raise a ValueError if the mixing does not take these numbers of tokens."""
+        if self.mix.equal_tokens and queries != keys:
+            raise ValueError(
+                f"{type(self.mix).__name__} mixing needs as many query as key tokens, got "
+                f"{queries} and {keys}"
+            )
 
     def _is_strided(self) -> bool:
         """Return whether the projections may leave out keys; a gather decides that alone."""

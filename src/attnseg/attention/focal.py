@@ -17,7 +17,7 @@ from attnseg.layers.tokens import DEFAULT_PLACE, Grid, Place, TokenMixer
 from attnseg.layers.vit import tokens_to_map
 
 
-class Focal(TokenMixer):
+class FocalModulation(TokenMixer):
     """Multiplies every token by a gated sum of the contexts around it.
 
     Prefix tokens have no surroundings: they contribute to the mean and receive nothing else.
