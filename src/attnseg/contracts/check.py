@@ -8,7 +8,8 @@ from rich.table import Table
 
 from attnseg.config.budget import build_model
 from attnseg.config.build import build
-from attnseg.config.training import Config
+from attnseg.config.nodes import Component
+from attnseg.config.training import Config, Model
 from attnseg.contracts import losses, networks, profiles
 from attnseg.contracts.networks import IMAGE, Outcome
 from attnseg.errors import first_line
@@ -16,12 +17,12 @@ from attnseg.models.model import SegmentationModel
 from attnseg.progress import track
 
 
-def check_network(config: Config) -> dict[str, Outcome]:
-    """Hold a configured model with its attention to all contracts, by name."""
+def hold_network(model: Model, attn: Component | None) -> dict[str, Outcome]:
+    """Hold a model with its attention to all contracts, by name."""
 
     def make(channels: int = IMAGE[0], classes: int = networks.CLASSES) -> SegmentationModel:
         torch.manual_seed(0)
-        return build_model(config.model, config.attn, channels, classes, IMAGE[1:])
+        return build_model(model, attn, channels, classes, IMAGE[1:])
 
     return {name: _hold(contract, make) for name, contract in networks.CONTRACTS.items()}
 
@@ -32,7 +33,7 @@ def check_networks(configs: Mapping[str, Config]) -> list[str]:
     for config in configs.values():  # A mistyped option is no broken promise.
         build_model(config.model, config.attn, IMAGE[0], networks.CLASSES, IMAGE[1:])
     for pair in track(list(configs), "checking", "models"):
-        findings[pair] = check_network(configs[pair])
+        findings[pair] = hold_network(configs[pair].model, configs[pair].attn)
     table = Table(caption=f"images of {IMAGE[1]}x{IMAGE[2]} pixels, {networks.CLASSES} classes")
     table.add_column("promise")
     for pair in findings:
