@@ -101,6 +101,8 @@ def test_limits(monkeypatch):
         finding = machine.examine_open_files()
         assert (finding.level, finding.exit_code) == (level, code)
         assert ("ulimit -n 1024" in finding.advice) == (level != "ok")
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (256, 256))
+    assert "--ulimit nofile" in machine.examine_open_files().advice
     for free, level in ((20e9, "ok"), (2e9, "note"), (1e8, "problem"), (None, "ok")):
         monkeypatch.setattr(machine, "free_memory", lambda free=free: free)
         assert machine.examine_memory().level == level

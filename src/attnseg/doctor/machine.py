@@ -102,12 +102,12 @@ def examine_open_files() -> Finding:
     """Return the finding on the number of files that a process may open."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     unlimited = resource.RLIM_INFINITY
-    allowed = "any number" if hard == unlimited else f"up to {hard}"
     text = f"at most {soft} in a process"
     if soft == unlimited or soft >= ENOUGH_FILES:
         return Finding("open files", "any number" if soft == unlimited else text)
-    raised = ENOUGH_FILES if hard == unlimited else min(hard, ENOUGH_FILES)
-    advice = f"ulimit -n {raised} in this shell ({allowed} without an administrator)"
+    advice = f"ulimit -n {ENOUGH_FILES if hard == unlimited else min(hard, ENOUGH_FILES)}"
+    if hard == soft:
+        advice = "a new shell, an administrator or `docker run --ulimit nofile=4096` can raise it"
     if soft < LEAST_FILES:
         return Finding("open files", text, advice, "problem", ResourceError.exit_code)
     text += ": enough for one training, few for many loaders or for trackers"
