@@ -136,9 +136,9 @@ def _nearest_keys(record: TokenRecord, shape: tuple[int, int]) -> NDArray[np.int
             axes.append(nearest.clip(0, keys - 1))
         numbers: NDArray[np.int64] = (axes[0][:, None] * record.key_grid[1] + axes[1])[None]
         return numbers
-    pixels = np.moveaxis(np.indices(shape), 0, -1) + 0.5
+    centres = np.moveaxis(np.indices(shape), 0, -1) + 0.5
     sites = record.key_centres((float(shape[0]), float(shape[1]))).numpy()
-    return np.stack([KDTree(group).query(pixels)[1] for group in sites])
+    return np.stack([KDTree(group).query(centres)[1] for group in sites])
 
 
 def tile_matrices(matrices: NDArray[np.float32]) -> NDArray[np.float32]:
