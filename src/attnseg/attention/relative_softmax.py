@@ -59,8 +59,9 @@ class RelativeSoftmax(Mixing):
         values = table.expand(points.shape[0], -1, -1, -1)
         shape = (self.table.shape[1], self.table.shape[2])
         read = sample_bilinear(values, shape, points)
-        by_head = read.mT.unflatten(3, (math.prod(layout.queries), -1))
-        return by_head.flatten(1, 2)
+        by_head: Tensor = read.mT.unflatten(3, (math.prod(layout.queries), -1))
+        biases: Tensor = by_head.flatten(1, 2)
+        return biases
 
     def _key_shares(self, layout: Layout) -> Tensor:
         """Return row and column of the grid's keys as shares of the image, `[B, g, keys, 2]`."""
