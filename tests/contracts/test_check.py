@@ -4,9 +4,9 @@ from functools import partial
 
 import pytest
 import torch
-from attnseg.cli.main import main
 from torch import nn
 
+from attnseg.cli import main
 from attnseg.contracts import losses, networks, profiles
 from attnseg.contracts.check import check_networks
 from attnseg.layers.tokens import TokenMixer
