@@ -35,7 +35,7 @@ def check_completeness(profile: Profile) -> Outcome:
             rows += [(case, case, *score) for score in scores]
         columns = ["patient", "case", "class", "metric", "value"]
         summary = profile.summarise(pd.DataFrame(rows, columns=columns))
-        summarised |= set(summary.columns[summary.loc["mean"].notna()])
+        summarised |= {str(name) for name in summary.columns if summary[name].notna().any()}
     if unscored := sorted(declared - summarised):
         return Outcome("", f"{', '.join(unscored)} is declared and never scored")
     return Outcome(f"{len(declared)} metrics")
