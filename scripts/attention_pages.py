@@ -1,4 +1,4 @@
-"""Write a page per attention: `python scripts/attention_pages.py [ATTENTION ...]`.
+"""Writes a page per attention: `python scripts/attention_pages.py [ATTENTION ...]`.
 
 The pages in docs/attentions/ have the definition, the reach, the cost and the options of each
 attention, from its YAML file and the docstrings of its classes. The index is always of all
@@ -65,7 +65,7 @@ def main() -> None:
         (PAGES / f"{name}.md").write_text(write_page(name, lines))
     (PAGES / "README.md").write_text(write_index())
     page = DOCS / "benchmarks.md"
-    before, rest = page.read_text().split(BEGIN)
+    before, rest = page.read_text(encoding="utf-8").split(BEGIN)
     kept, after = rest.split(END)
     table = "\n".join(cost_table({} if names == list_attentions() else _rows_by_name(kept, names)))
     page.write_text(f"{before}{BEGIN}\n\n{table}\n\n{END}{after}")
@@ -294,7 +294,7 @@ def _build(model: str, attn: str | None) -> Any:  # noqa: ANN401
 
 def _comment(name: str) -> list[str]:
     """Return the lines of comment at the top of an attention's YAML file."""
-    lines = (configs_folder() / "attn" / f"{name}.yaml").read_text().splitlines()
+    lines = (configs_folder() / "attn" / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
     count = next(i for i, line in enumerate(lines) if not line.startswith("#"))
     return [line.removeprefix("# ") for line in lines[:count]]
 
@@ -384,7 +384,7 @@ def _cost_of_one(name: str) -> list[str]:
 
 def _nested(name: str) -> dict[str, str]:
     """Return the attentions that another one is made of, by option."""
-    node = yaml.safe_load((configs_folder() / "attn" / f"{name}.yaml").read_text())
+    node = yaml.safe_load((configs_folder() / "attn" / f"{name}.yaml").read_text(encoding="utf-8"))
     entries = [entry for entry in node.get("defaults", []) if isinstance(entry, dict)]
     return {key.rpartition("@")[2]: f"`{own}`" for e in entries for key, own in e.items()}
 

@@ -1,4 +1,4 @@
-"""Write docs/contracts.md: every attention in every model, held to every promise.
+"""Writes docs/contracts.md: every attention in every model, held to every promise.
 
     python scripts/contract_table.py [ATTENTION ...]
 

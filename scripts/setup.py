@@ -3,7 +3,8 @@
 The Python is the newest supported one on this machine; PYTHON=<its path> names another. Without a
 GPU, PyTorch's CPU build is installed where the package index offers one, else the default build;
 TORCH=cpu or TORCH=cuda decides otherwise. An interrupted or failed call can be repeated.
-The syntax is that of Python 3.6, so that older Pythons can say which ones are needed.
+The syntax is that of Python 3.6, so that an older Python can run this file and name the versions
+that are needed.
 """
 
 import glob
@@ -69,7 +70,7 @@ def explain(printed: str) -> str:
     lines = [line for line in printed.splitlines() if line.strip()] or ["no message"]
     for start in ("╰─> ", "error"):  # A package that cannot be built, or any other message.
         lines = [line for line in lines if line.lower().startswith(start)] or lines
-    return f"could not be installed ({lines[-1].strip()}); mend that and {AGAIN}"
+    return f"could not be installed ({lines[-1].strip()}); fix that and {AGAIN}"
 
 
 def call(command: "list[str]", shown: bool = False) -> "tuple[bool, str, str]":

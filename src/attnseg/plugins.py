@@ -62,7 +62,9 @@ class Plugin:
     def lists(self, target: str) -> bool:
         """Return whether one of the plugin's own choices has this `_target_`."""
         named = re.compile(rf"(?m)^\s*_target_: *['\"]?{re.escape(target)}['\"]?\s*(#|$)")
-        return any(named.search(p.read_text()) for p in self.configs.glob("*/*.yaml"))
+        return any(
+            named.search(p.read_text(encoding="utf-8")) for p in self.configs.glob("*/*.yaml")
+        )
 
 
 @functools.cache
@@ -122,7 +124,9 @@ def add_files(files: Iterable[str]) -> None:
         path = Path(file).resolve()
         name = path.stem
         if path.suffix != ".py" or not name.isidentifier():
-            raise ConfigError(f"plugins: {file!r} is no Python file; give one such as my_idea.py")
+            raise ConfigError(
+                f"plugins: {file!r} is not a Python file; give one such as my_idea.py"
+            )
         if not path.is_file():
             raise ConfigError(f"plugins: {path} not found; correct the path")
         if str(path.parent) not in sys.path:

@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 
+from attnseg.attention.attention import Attention
 from attnseg.attention.mixing import Layout
 from attnseg.attention.token_merging import TokenMerging
 
@@ -50,6 +51,15 @@ def test_merged_attention_by_loops(grid, ratio, prefix):
     merged = int(ratio * grid[0] * grid[1])
     for ours, *item in zip(out, q, k, v, strict=True):
         assert (ours - by_definition(*item, prefix, merged, 0.7)).abs().max() < 1e-12
+
+
+def test_queries_of_a_context_on_the_same_grid_are_not_merged():
+    torch.manual_seed(0)
+    attention = Attention(HEADS * WIDTH, HEADS, mixing="token_merging").double()
+    x, context = torch.randn(2, 1, 12, HEADS * WIDTH, dtype=torch.double)
+    together = attention(x, (3, 4), context, (3, 4))
+    alone = [attention(x[:, i : i + 1], (1, 1), context, (3, 4)) for i in range(12)]
+    assert (together - torch.cat(alone, 1)).abs().max() < 1e-12
 
 
 def test_queries_of_other_tokens_are_not_merged():

@@ -186,4 +186,8 @@ def test_the_command_reports_kept_and_broken_promises(monkeypatch, capsys):
     code, printed = run("attn=kv")
     assert code == 3
     assert printed.out.count("broken: ") == 4
+    code, printed = run("model=setr", "attn.mixing=efficient")
+    assert code == 3 and "setr qkv" in printed.out
     assert run()[0] == 2
+    code, printed = run("attn=none")
+    assert code == 2 and "no model takes none" in printed.err

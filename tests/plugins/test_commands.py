@@ -166,8 +166,10 @@ def test_what_new_writes_trains_at_once_and_passes_its_test(
     [
         (("attention", "kv"), "name: kv is taken"),
         (("loss", "json"), "name: json is taken"),
-        (("loss", "MyLoss"), "name: 'MyLoss' is no name of a module"),
-        (("loss", "name=../x"), "name: '../x' is no name of a module"),
+        (("loss", "MyLoss"), "name: 'MyLoss' is not a valid module name"),
+        (("loss", "name=../x"), "name: '../x' is not a valid module name"),
+        (("loss", "class"), "name: 'class' is not a valid module name"),
+        (("attention", "softmax"), "name: softmax is taken"),  # a mixing, and no choice of attn
         (("thing", "x"), "kind: 'thing' is not allowed"),
         (("loss",), "name: not set; give it as name=VALUE"),
     ],

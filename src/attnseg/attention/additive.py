@@ -60,7 +60,7 @@ class Additive(TokenMixer):
         if context is not None:
             raise ValueError("additive takes no context")
         q, k = (F.normalize(self.project[name](x, grid, False), dim=2) for name in "qk")
-        # Sums of products instead of matrix products: there are too few to be worth a call.
+        # These products are too small to be worth a matrix product.
         shares = F.normalize((q * self.weigh).sum(2, keepdim=True), dim=1)
         whole = (shares * q).sum(1, keepdim=True)
         out: Tensor = self.out(self.modulate(whole * k) + q)

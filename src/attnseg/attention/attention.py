@@ -35,7 +35,7 @@ SHARINGS: dict[str, dict[str, str]] = {
     "single": {"q": "qkv", "k": "qkv", "v": "qkv"},
 }
 ALL_TOKENS = "none"  # the gather that takes all tokens
-NO_OPTIONS: Mapping[str, Any] = {}
+NO_OPTIONS: Mapping[str, Any] = {}  # never changed
 
 
 def list_parts(base: type[nn.Module]) -> list[str]:
@@ -184,7 +184,8 @@ class Attention(TokenMixer):
         )
         options = mixing_options or {}
         make_mixing = load_part("mixing", mixing, Mixing, options)
-        self.mix = make_mixing(head_dim, num_heads, scale or head_dim**-0.5, place, **options)
+        scale = head_dim**-0.5 if scale is None else scale
+        self.mix = make_mixing(head_dim, num_heads, scale, place, **options)
         self.out = nn.Linear(dim, dim)
         self.gather: Gather | None = None
         if gather != ALL_TOKENS:
@@ -225,7 +226,8 @@ class Attention(TokenMixer):
         elif strided and self._projection("k").stride != 1:
             k = v = self._heads(self._projection("k").thinned(queried, grid))
         prefixes = (x.shape[1] - grid[0] * grid[1], tokens.shape[1] - _area(source.grid))
-        layout = self._layout(grid, source, prefixes, strided)
+        others = context is not None and context is not x
+        layout = self._layout(grid, source, prefixes, strided, others)
         if self._may_absorb() and self._absorbed_macs(layout) > 0:
             value = self._projection("v").linear
             absorbed: Tensor = self.mix.absorbed(q, k, tokens, value, self.out)
@@ -258,7 +260,7 @@ class Attention(TokenMixer):
                 total += projection.macs(source, source_grid, strided)[0]
         prefixes = (tokens - _area(grid), source - _area(source_grid))
         gathered = Gathered(torch.empty(0), source_grid)
-        layout = self._layout(grid, gathered, prefixes, strided)
+        layout = self._layout(grid, gathered, prefixes, strided, context is not None)
         mixing: int = self.mix.macs(layout)
         return total + mixing - self._absorbed_macs(layout)
 
@@ -276,13 +278,18 @@ class Attention(TokenMixer):
         return self.gather is None and not equal
 
     def _layout(
-        self, grid: Grid, source: Gathered, prefixes: tuple[int, int], strided: bool
+        self,
+        grid: Grid,
+        source: Gathered,
+        prefixes: tuple[int, int],
+        strided: bool,
+        of_context: bool,
     ) -> Layout:
         """Return where queries and projected keys lie; the prefixes are theirs, in this order."""
         stride = self._projection("k").stride if strided else 1
         keys = (-(-source.grid[0] // stride), -(-source.grid[1] // stride))
         cell = source.cell * stride
-        return Layout(grid, keys, *prefixes, cell, source.joined, source.positions)
+        return Layout(grid, keys, *prefixes, cell, source.joined, source.positions, of_context)
 
     def _may_absorb(self) -> bool:
         """Return whether the weights may be used without calling their layers.

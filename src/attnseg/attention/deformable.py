@@ -58,7 +58,8 @@ class Deformable(Gather):
     ) -> None:
         super().__init__(dim, num_heads, place)
         most = max(1, num_heads // HEADS_PER_GROUP)
-        self.groups = groups or next(g for g in range(most, 0, -1) if num_heads % g == 0)
+        published = next(g for g in range(most, 0, -1) if num_heads % g == 0)
+        self.groups = published if groups is None else groups
         strides = [stride] if isinstance(stride, int) else stride
         if self.groups < 1 or num_heads % self.groups:
             raise ValueError(f"groups {groups} must divide the number of heads, {num_heads}")
@@ -88,7 +89,7 @@ class Deformable(Gather):
         features = self.conv(by_group)
         small = (features.shape[2], features.shape[3])
         moves = self.linear(F.gelu(self.norm(features.flatten(2).mT)))
-        # Places are never of lower precision than float32, in which a token is a millionth.
+        # Lower precision would round places by a sizeable part of a token.
         moves = moves.to(torch.promote_types(moves.dtype, torch.float32)).tanh()
         moves = moves.unflatten(1, small)
         points = []

@@ -4,7 +4,9 @@ FocalNet, Yang et al., 2022, arXiv 2203.11926, equations 4 to 7. With one projec
 to q, z_0 and the gates g_1 ... g_(L+1):
 
     z_l = GELU(DWConv_l(z_(l-1))),  z_(L+1) = GELU(mean(z_L)),
-    y = W(q * h(sum_l g_l * z_l)).
+    y = W(q * h(sum_l g_l * z_l)),
+
+where h and W are linear and * is the product of elements.
 """
 
 from collections.abc import Callable

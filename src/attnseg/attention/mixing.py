@@ -21,8 +21,10 @@ class Layout(NamedTuple):
         key_prefix: number of key tokens before the grid.
         cell: query tokens per key, along each axis.
         joined: whether a key is made of all query tokens of its cell, not of the first alone.
-        positions: row and column of each key of the grid, `[B, g, keys, 2]` for g groups of heads,
+        positions: row and column of each key of the grid, `[B, g, keys, 2]` for g groups of heads
+            or `[1, 1, keys, 2]` for all,
             in units of query tokens, whose first has its centre at 0.5; `None` on a regular grid.
+        of_context: whether the keys are those of other tokens than the queries.
     """
 
     queries: Grid
@@ -32,6 +34,7 @@ class Layout(NamedTuple):
     cell: int = 1
     joined: bool = False
     positions: Tensor | None = None
+    of_context: bool = False
 
     @property
     def query_tokens(self) -> int:
@@ -69,7 +72,7 @@ class Mixing(nn.Module):
         place: where in the model the attention stands.
 
     Attributes:
-        equal_tokens: whether queries and keys must be the same tokens.
+        equal_tokens: whether there must be as many keys as queries.
         needs_grid: whether the result depends on where tokens lie on the grid, beyond their order.
     """
 
@@ -118,7 +121,8 @@ class Mixing(nn.Module):
 
         The value projection, the mixing and the output projection are all linear in the tokens
         `[B, M, C]`, so a mixing that forms no N x M scores may multiply them in the cheapest order.
-        It is only called where `absorbed_macs` is above 0, and returns `[B, N, C]`.
+        It is only called where `absorbed_macs` is above 0, and returns `[B, N, C]`. A mixing with
+        a `finish` of its own must not have it.
         """
         raise NotImplementedError
 

@@ -1,4 +1,4 @@
-"""Fixed random mixing of tokens: a null control that mixes, but learns nothing of what it mixes.
+"""Fixed random mixing of tokens: a null control that mixes with weights that are not learned.
 
 MetaFormer baselines, Yu et al., 2022, arXiv 2210.13452, section 2.2 (RandFormer).
 """
@@ -12,9 +12,10 @@ PRIME = 2**31 - 1
 
 
 class Random(TokenMixer):
-    """Gives every token the same convex combination of all tokens in every image, at random.
+    """Gives every token a random convex combination of all tokens, the same for every image.
 
-    The weights are a softmax of uniform random numbers of unit variance. They depend on the numbers
+    The weights are a softmax of uniform random numbers, here of unit variance, since the paper
+    gives none. They depend on the numbers
     of the block and of the tokens alone, so that a model always mixes alike; none is a parameter.
     """
 

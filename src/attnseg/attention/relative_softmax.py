@@ -1,4 +1,4 @@
-r"""Softmax attention with a bias that depends on the way from query to key, wherever keys lie.
+r"""Softmax attention with a bias that depends on the offset from query to key, wherever keys lie.
 
 DAT, Xia et al., 2022, arXiv 2201.00520, equation 8:
 
@@ -24,8 +24,8 @@ TABLE_STD = 0.01
 class RelativeSoftmax(Mixing):
     """Softmax attention with a table of biases for relative places; prefix tokens have none.
 
-    Of keys with places of their own, the first and the last token's centre are the ends of the
-    image, as for the points where DAT samples; of keys on a grid, the borders are.
+    Sampled keys are measured from the centre of the first token to that of the last, as in DAT;
+    keys on a grid, from border to border.
     """
 
     needs_grid = True

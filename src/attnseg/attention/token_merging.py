@@ -1,4 +1,4 @@
-r"""Softmax attention between merged tokens, each of which answers for all that it is made of.
+r"""Softmax attention between merged tokens, each of which stands for all tokens merged into it.
 
 Token merging (ToMe), Bolya et al., 2023, arXiv 2210.09461, section 3; merged before an attention
 and taken apart after it as in Bolya and Hoffman, 2023, arXiv 2303.17604, section 4.
@@ -10,7 +10,7 @@ weight of s in the softmax (equation 1):
     softmax(scale Q K^T + log s) V
 
 Every former token takes the result of the token that it became. The output is linear in the values,
-since matching depends on the keys alone; it has no gradient.
+since matching depends on the keys alone; the matching has no gradient.
 """
 
 import torch
@@ -88,7 +88,8 @@ class TokenMerging(Mixing):
 
 def _same_tokens(layout: Layout) -> bool:
     return (
-        (layout.queries, layout.query_prefix) == (layout.keys, layout.key_prefix)
+        not layout.of_context
+        and (layout.queries, layout.query_prefix) == (layout.keys, layout.key_prefix)
         and layout.cell == 1
         and layout.positions is None
     )

@@ -1,4 +1,4 @@
-"""Window attention: softmax within windows of w x w tokens, shifted in every second block.
+"""Window attention: softmax within windows of w x w tokens, which `shift` moves by turns.
 
     out_i = sum_j softmax_j(s q_i . k_j + B(i - j)) v_j,   j in the window of i
 

@@ -6,6 +6,7 @@ attnseg check model=setr attn=kv     one pair
 attnseg check loss=dice profile=strict
 """
 
+import re
 from collections.abc import Sequence
 
 from attnseg.commands.command import Command, Invocation
@@ -19,7 +20,9 @@ def run(options: Check, invocation: Invocation) -> None:
     """Check what the command line names, and exit with 3 if a promise is broken."""
     from attnseg.contracts.check import check_loss, check_networks, check_profile
 
-    named = {override.partition("=")[0].lstrip("+") for override in invocation.overrides}
+    # `attn.mixing=...` and `attn@model.channel_attn=...` name an attention, too.
+    named = {re.split(r"[.@=]", each.lstrip("+"))[0] for each in invocation.overrides}
+    chosen = any(re.match(r"\+*model=", each) for each in invocation.overrides)
     if not named & {"attn", "model", "loss", "profile"}:
         raise ConfigError(
             "check: nothing to check; name it, such as attn=kv, model=setr or loss=ce"
@@ -27,9 +30,8 @@ def run(options: Check, invocation: Invocation) -> None:
     problems = []
     if named & {"attn", "model"}:
         configs = {}
-        for model in _models(options, named):
-            raw = invocation.compose([*invocation.overrides, f"model={model}"])
-            config = parse_config(raw)
+        for model in [options.choices["model"]] if chosen else _models(options):
+            config = parse_config(invocation.compose([*invocation.overrides, f"model={model}"]))
             configs[f"{model} {config.choices['attn']}"] = config
         problems += check_networks(configs)
     if "loss" in named:
@@ -42,12 +44,13 @@ def run(options: Check, invocation: Invocation) -> None:
         raise SystemExit(3)
 
 
-def _models(options: Check, named: set[str]) -> Sequence[str]:
-    """Return the chosen model, or every one that takes the attention if none is named."""
-    if "model" in named:
-        return [options.choices["model"]]
+def _models(options: Check) -> Sequence[str]:
+    """Return every model that takes the attention."""
     attn = options.choices["attn"]
-    return [model for model in list_choices("model") if attn in attentions_of(model)]
+    models = [model for model in list_choices("model") if attn in attentions_of(model)]
+    if not models:
+        raise ConfigError(f"attn: no model takes {attn}; choose another, or name a model")
+    return models
 
 
 COMMAND = Command("check", __doc__, Check, run_invocation=run)

@@ -1,4 +1,4 @@
-"""Trains on generated scans and draws a prediction: in a minute, or better in three.
+"""Trains on generated scans and draws a prediction: in a minute, or better in four.
 
 attnseg demo                  TransUNet, two epochs
 attnseg demo full=true        SETR, 15 epochs: what the README shows
@@ -19,9 +19,9 @@ def run(options: Config, invocation: Invocation) -> None:
     """Announce the demo, train, and name the picture and the next command."""
     quick = options.choices["experiment"] == QUICK
     log.info(
-        "One-minute demo; `attnseg demo full=true` trains for three minutes."
+        "One-minute demo; `attnseg demo full=true` trains for four minutes."
         if quick
-        else "Three-minute demo; `attnseg demo` takes one minute."
+        else "Four-minute demo; `attnseg demo` takes one minute."
     )
     log.info(
         "It generates scans in %s/, trains on some patients, is tested once on others, and writes "

@@ -5,6 +5,7 @@ attnseg new model my_model        likewise dataset and loss
 """
 
 import importlib.util
+import keyword
 import re
 from pathlib import Path
 from typing import Literal
@@ -44,13 +45,14 @@ def run(options: New) -> None:
     """
     group, files = KINDS[options.kind]
     name = options.name
-    if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name):
-        raise ConfigError(f"name: {name!r} is no name of a module; use one such as my_idea")
+    if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name) or keyword.iskeyword(name):
+        raise ConfigError(f"name: {name!r} is not a valid module name; use one such as my_idea")
     paths = [Path(f"{name}.py"), Path("configs", group, f"{name}.yaml"), Path(f"test_{name}.py")]
     for path in paths:
         if path.exists():
             raise ConfigError(f"{path}: is there already; choose another name or remove it")
-    if name in list_choices(group) or importlib.util.find_spec(name) is not None:
+    modules = (name, f"attnseg.attention.{name}")  # mixings are named by their module
+    if name in list_choices(group) or any(map(importlib.util.find_spec, modules)):
         raise ConfigError(
             f"name: {name} is taken by a choice of {group} or a module; choose another"
         )

@@ -1,1 +1,1 @@
-"""Promises that every model, attention and loss keeps, for tests and for `attnseg check`."""
+"""Promises of every model, attention, loss and metric profile, for tests and `attnseg check`."""

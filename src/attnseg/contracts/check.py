@@ -30,7 +30,7 @@ def hold_network(model: Model, attn: Component | None) -> dict[str, Outcome]:
 def check_networks(configs: Mapping[str, Config]) -> list[str]:
     """Check configurations by a label of each, print a table, and return the problems."""
     findings = {}
-    for config in configs.values():  # A mistyped option is no broken promise.
+    for config in configs.values():  # Mistyped options end here, before any promise is checked.
         build_model(config.model, config.attn, IMAGE[0], networks.CLASSES, IMAGE[1:])
     for pair in track(list(configs), "checking", "models"):
         findings[pair] = hold_network(configs[pair].model, configs[pair].attn)

@@ -39,7 +39,8 @@ def check_ranking(loss: nn.Module, overlapping: bool) -> Outcome:
 def check_finiteness(loss: nn.Module, overlapping: bool) -> Outcome:
     """Gradients are finite even where there is no foreground."""
     target, sure = make_example(overlapping)
-    for logits in (sure, -sure, torch.randn_like(sure)):
+    unsure = torch.randn(sure.shape, generator=torch.Generator().manual_seed(0))
+    for logits in (sure, -sure, unsure):
         leaf = logits.clone().requires_grad_()
         loss(leaf, torch.zeros_like(target)).backward()
         if leaf.grad is None or not leaf.grad.isfinite().all():

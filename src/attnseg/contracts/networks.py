@@ -104,7 +104,9 @@ def check_sizes(make: MakeNetwork) -> Outcome:
         for size in OTHER_SIZES:
             logits = net(torch.randn(1, channels, *size))
             if logits.shape != (1, classes, *size) or not logits.isfinite().all():
-                return Outcome("", f"image {size[0]}x{size[1]}: wrong or infinite logits")
+                return Outcome(
+                    "", f"image {size[0]}x{size[1]}: logits of another shape, or not finite"
+                )
     return Outcome(f"{len(OTHER_SIZES)} sizes")
 
 

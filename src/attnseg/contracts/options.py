@@ -1,7 +1,7 @@
-"""Options of the check of a model, an attention or a loss."""
+"""Options of the check of a model, an attention, a loss or a metric profile."""
 
 from attnseg.config.training import Config
 
 
 class Check(Config):
-    """A training run, of which model, attention and loss are held to their promises."""
+    """A training run, of which model, attention, loss and profile are held to their promises."""

@@ -45,7 +45,7 @@ def examine_libraries(probe: subprocess.Popen[str]) -> Iterator[Finding]:
     for name, text in {**missing, **broken}.items():
         advice = f"reinstall it: {sys.executable} -m pip install --force-reinstall {name}"
         if name in missing:
-            advice = "install attnseg again: `make setup` in a clone, `pip install attnseg` else"
+            advice = "install attnseg again: `make setup` in a clone, else `pip install WHEEL`"
         yield Finding(name, text, advice, "problem", ConfigError.exit_code)
     if not missing and not broken:
         yield Finding("libraries", "all that training needs")

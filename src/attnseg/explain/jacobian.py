@@ -1,4 +1,4 @@
-"""Maps of mixers without values to weight: the size of an output token's derivative by each token.
+"""Jacobian maps of mixers that have no values: the norm of an output's derivative by each token.
 
 Pooling, focal modulation and the like have no weights to show. Their map of query token i is
 

@@ -1,8 +1,8 @@
 """Selection and matching of tokens by operations that any exporter and device can repeat.
 
 Sorting is replaced by counting: ONNX has no stable sort, without which equal scores would be in
-another order elsewhere. On CUDA `scatter_add` and the gradient of `gather` are deterministic if
-PyTorch is told to be.
+another order on another device. On CUDA `scatter_add` and the gradient of `gather` are
+deterministic if PyTorch is told to be.
 """
 
 import torch
@@ -25,9 +25,10 @@ def rank_descending(scores: Tensor) -> Tensor:
 def match_tokens(features: Tensor, merged: int) -> Tensor:
     """Return the number `[B, n]` of the token that each of n tokens becomes (ToMe).
 
-    The tokens are divided by turns into A (first, third, ...) and B. Every token of A proposes the
-    most similar token of B; the `merged` most similar proposals are accepted, of equal ones the
-    first. The tokens of A that are left come first, then those of B, both in their former order.
+    The tokens are assigned in turn to two sets, A (first, third, ...) and B. Every token of A
+    proposes the most similar token of B; the `merged` most similar proposals are accepted, of equal
+    ones the first. The tokens of A that are left come first, then those of B, both in their former
+    order.
 
     Bolya et al., 2023, arXiv 2210.09461, section 3 and appendix D.
 

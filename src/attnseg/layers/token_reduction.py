@@ -53,8 +53,9 @@ class PruneTokens(TokenReduction):
 
     The scores are those of DynamicViT's prediction module (equations 1 to 4): of the token itself
     and of the mean over all that are left. Published training draws the kept tokens at random and
-    learns their number; here the highest scores are kept in training, too, and the scores learn by
-    the straight-through estimator. Published losses of distillation are left out.
+    learns their number; here the highest scores are kept in training, too, and a score learns as a
+    factor of its token, by the straight-through estimator. Published losses of distillation are
+    left out.
 
     Args:
         dim: C, the width of the tokens; a multiple of 4.
@@ -68,7 +69,9 @@ class PruneTokens(TokenReduction):
     def __init__(self, dim: int, depth: int, keep: float = 0.7) -> None:
         super().__init__()
         if not 0 < keep < 1 or dim % 4:
-            raise ValueError(f"keep {keep} must be between 0 and 1, and the width {dim} a 4-fold")
+            raise ValueError(
+                f"keep {keep} must be between 0 and 1, and the width {dim} a multiple of 4"
+            )
         self.keep = keep
         after = sorted({depth * quarter // 4 for quarter in (1, 2, 3)} - {0})
         self.predictors = nn.ModuleDict({str(i - 1): ScorePredictor(dim) for i in after})

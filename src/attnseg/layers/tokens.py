@@ -1,4 +1,4 @@
-"""Modules that let tokens see each other, and the places in a model where they stand."""
+"""The base of all modules that mix tokens, and their places in a model."""
 
 from collections.abc import Callable
 from typing import NamedTuple, Protocol, runtime_checkable
