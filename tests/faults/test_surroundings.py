@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 SMOKE = ("experiment=smoke", "trainer.max_epochs=1", "trainer.limit_batches=1")
 
@@ -32,3 +34,10 @@ def test_nobody_reads_the_output(tmp_path):
         err = process.stderr.read().decode()
     assert process.wait(timeout=120) == 141
     assert err == "error: stopped by SIGPIPE; the same command goes on\n"
+
+
+@pytest.mark.parametrize("argument", ["", "--help"])
+def test_a_list_of_commands_into_a_closed_pipe(argument):
+    command = f"set -o pipefail; {sys.executable} -m attnseg {argument} | true"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) in [(141, ""), (0, "")]  # 0: read before it was closed

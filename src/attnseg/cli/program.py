@@ -3,7 +3,7 @@
 import atexit
 import gc
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NoReturn
 
 from attnseg.cli.completion import complete_line
@@ -57,19 +57,23 @@ COMMANDS = {module.COMMAND.name: module.COMMAND for module in MODULES}
 def run_program(arguments: Sequence[str]) -> NoReturn:
     """Run the command that the first argument names, and exit with its code."""
     if not arguments:
-        print(START)
-        sys.exit(0)
+        print_lines([START])
     name, *arguments = arguments
     if name in ("-h", "--help"):
-        print("attnseg COMMAND KEY=VALUE ...\n")
-        for command in COMMANDS.values():
-            print(f"  {command.name:12} {command.header}")
-        print("\nattnseg COMMAND --help lists every choice.")
-        sys.exit(0)
+        commands = [f"  {each.name:12} {each.header}" for each in COMMANDS.values()]
+        footer = "\nattnseg COMMAND --help lists every choice."
+        print_lines(["attnseg COMMAND KEY=VALUE ...\n", *commands, footer])
     if name == QUERY:
-        for result in complete_line(" ".join(arguments), COMMANDS):
-            print(result)
-        sys.exit(0)
+        print_lines(complete_line(" ".join(arguments), COMMANDS))
     if name not in COMMANDS:
         sys.exit(report_error(ConfigError(f"{name}: no such command; {nearest(name, COMMANDS)}")))
     run_command(COMMANDS[name], arguments)
+
+
+def print_lines(lines: Iterable[str]) -> NoReturn:
+    """Print some lines and exit; a reader that has closed the pipe, such as `head`, is no error."""
+    try:
+        print("\n".join(lines), flush=True)
+    except BrokenPipeError as error:
+        sys.exit(report_error(error))
+    sys.exit(0)
