@@ -73,7 +73,7 @@ def run_program(arguments: Sequence[str]) -> NoReturn:
 def print_lines(lines: Iterable[str]) -> NoReturn:
     """Print some lines and exit; a reader that has closed the pipe, such as `head`, is no error."""
     try:
-        print("\n".join(lines), flush=True)
+        print("".join(f"{line}\n" for line in lines), end="", flush=True)
     except BrokenPipeError as error:
         sys.exit(report_error(error))
     sys.exit(0)
