@@ -106,6 +106,7 @@ def test_transunet_with_fewer_skips_and_without_resnet(options):
 def test_training_compiles_to_one_graph(model, attn):
     """Dropout and stochastic depth included: `fullgraph` refuses a graph that breaks."""
     net = make(model, attn).train()
+    torch.compiler.reset()  # The compiler gives up after eight networks in a process.
     compiled = torch.compile(net, fullgraph=True, backend="eager")
     compiled(torch.randn(2, 1, *SIZE)).square().mean().backward()
     assert all(p.grad is not None for name, p in net.named_parameters() if "auxiliary" not in name)

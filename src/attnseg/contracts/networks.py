@@ -146,6 +146,7 @@ def check_maps(make: MakeNetwork) -> Outcome:
 def check_export(make: MakeNetwork) -> Outcome:
     """The network exports as one graph, and compiles as one, with the same logits."""
     net, image = make().eval(), _noise(2)
+    torch.compiler.reset()  # The compiler gives up after eight networks in a process.
     compiled = torch.compile(net, fullgraph=True, backend="eager")
     exported = torch.export.export(net, (image,)).module()
     with torch.inference_mode():
