@@ -139,6 +139,7 @@ def test_models_train_and_see_fewer_tokens(model, options, reduction):
     assert counted < cost.count_attention_macs(make(model, "qkv", options=options), image)[0]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_exported_graphs_take_any_batch(reduction):
     net = make("setr", "kv", options=(f"tokens={reduction}", "model.depth=2")).eval()
