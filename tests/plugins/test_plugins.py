@@ -235,8 +235,8 @@ def test_files_count_on_the_command_line_only(clean, tmp_path, monkeypatch):
     ("file", "message"),
     [
         ("nope.py", "nope.py not found"),
-        ("text.txt", "is no Python file"),
-        ("my-idea.py", "is no Python file"),
+        ("text.txt", "is not a Python file"),
+        ("my-idea.py", "is not a Python file"),
         ("json.py", "another module is called json"),
         ("torch.py", "another module is called torch"),
     ],
