@@ -40,7 +40,7 @@ def test_announces_itself_and_names_the_picture_and_the_next_command(call, full)
     answer = call(*tiny, command=cli.demo)
     assert answer.code == 0, answer.err
     lines = answer.out.splitlines()
-    assert lines[0].startswith("Three-minute demo" if full else "One-minute demo")
+    assert lines[0].startswith("Four-minute demo" if full else "One-minute demo")
     assert ("full=true" in lines[0]) != full
     (picture,) = re.findall(r"(?m)^Picture of .*: (.+)$", answer.out)
     assert Path(picture).stat().st_size > 10_000
