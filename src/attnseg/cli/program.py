@@ -1,7 +1,5 @@
 """The table of commands: `attnseg COMMAND KEY=VALUE ...`."""
 
-import atexit
-import gc
 import sys
 from collections.abc import Iterable, Sequence
 from typing import NoReturn
@@ -49,8 +47,6 @@ Start with one of these:
   attnseg doctor         examines this machine, and says what to do about each problem
   attnseg train --help   lists all options of a training, with examples
   attnseg --help         lists all commands"""
-# Python would search the libraries' millions of objects for garbage when it exits, for a second.
-atexit.register(gc.freeze)
 COMMANDS = {module.COMMAND.name: module.COMMAND for module in MODULES}
 
 
