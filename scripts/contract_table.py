@@ -24,7 +24,8 @@ Each pair, of size `tiny`, is held to the promises of `src/attnseg/contracts/net
 independent of each other, other sizes, logits under bfloat16 autocast, operations by closed form
 and as PyTorch counts them, maps that explain the output, one graph for export, and ONNX Runtime.
 A number is the largest difference of logits, or the maps' error as a share of the output. What is
-bold is broken. Written by `scripts/contract_table.py`.
+bold is broken. An attention without rows has not been measured for this page. Written by
+`scripts/contract_table.py`.
 
 | attention | model | {" | ".join(CONTRACTS)} |
 |---|---|{"---|" * len(CONTRACTS)}
