@@ -19,9 +19,11 @@ from attnseg.config.nodes import Component
 from attnseg.errors import ConfigError, first_line
 from attnseg.plugins import Plugin, find_plugin, list_plugins
 
-OWN = re.compile(
-    r"attnseg\.(attention|data|layers|losses|metrics|models|phantoms|schedules|training\.loggers)(\.\w+)+"
-)
+ROOMS = (
+    "attention", "data", "layers", "losses", "metrics", "models", "phantoms", "schedules",
+    "training.loggers",
+)  # fmt: skip
+OWN = re.compile(rf"attnseg\.({'|'.join(map(re.escape, ROOMS))})(\.\w+)+")
 MOVED = {  # places in run folders of version 0.1.0, and the present ones; applied in this order
     "attnseg.data.phantoms.": "attnseg.phantoms.",
     "attnseg.engine.loggers.": "attnseg.training.loggers.",
@@ -31,14 +33,8 @@ MOVED = {  # places in run folders of version 0.1.0, and the present ones; appli
     "attnseg.engine.schedules.": "attnseg.schedules.schedule.",
 }
 OTHERS = frozenset({"torch.optim.AdamW", "torch.optim.SGD"})
-ATTENTION = (
-    "dim",
-    "num_heads",
-    "bias",
-    "scale",
-    "projection",
-    "place",
-)  # arguments that a model passes
+# Arguments that a model passes to an attention.
+ATTENTION = ("dim", "num_heads", "bias", "scale", "projection", "place")
 
 
 def locate(key: str, target: str) -> Callable[..., Any]:
@@ -50,9 +46,9 @@ def locate(key: str, target: str) -> Callable[..., Any]:
     plugin = find_plugin(module)
     if not OWN.fullmatch(target) and target not in OTHERS and plugin is None:
         raise ConfigError(
-            f"{key}._target_: {target!r} is not allowed; name a class of attnseg.attention, data, "
-            f"losses, metrics, models, one of {', '.join(sorted(OTHERS))}, or of an installed "
-            f"plugin ({', '.join(list_plugins()) or 'there is none'})"
+            f"{key}._target_: {target!r} is not allowed; name a class of attnseg."
+            f"{', '.join(ROOMS)}, one of {', '.join(sorted(OTHERS))}, or of an installed plugin "
+            f"({', '.join(list_plugins()) or 'there is none'})"
         )
     try:
         located = getattr(importlib.import_module(module), name)

@@ -50,7 +50,7 @@ def attentions_of(model: str) -> list[str]:
     """Return the attentions that a model can have; of a model without attention, `NO_ATTENTION`."""
     path = next(p for f in _choice_folders() if (p := f / "model" / f"{model}.yaml").is_file())
     # Such a model says so among its defaults.
-    defaults = yaml.safe_load(path.read_text()).get("defaults", [])
+    defaults = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("defaults", [])
     attends = {"override /attn@_global_.attn": NO_ATTENTION} not in defaults
     return list_attentions() if attends else [NO_ATTENTION]
 
