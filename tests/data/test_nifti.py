@@ -225,6 +225,26 @@ def test_two_files_must_lie_in_one_place(tmp_path):
     check_same_grid(read_nifti(first), read_nifti(second), (first, second))
 
 
+def test_the_same_place_in_any_orientation_is_the_same(tmp_path):
+    """A label map that another program has turned belongs to its image, voxel by voxel."""
+    path = write(tmp_path / "image.nii")
+    image = nib.load(path)
+    first = read_nifti(path)
+    for axes in permutations(range(3)):
+        for flips in product((1, -1), repeat=3):
+            turned = image.as_reoriented(np.column_stack((axes, flips)))
+            second = tmp_path / "turned.nii"
+            nib.save(turned, second)
+            volume = read_nifti(second)
+            check_same_grid(first, volume, (path, second))
+            assert np.array_equal(volume.voxels, first.voxels)
+            moved = turned.affine.copy()
+            moved[:3, 3] += turned.affine[:3, 0]  # by one voxel
+            nib.save(nib.Nifti1Image(np.asarray(turned.dataobj), moved), second)
+            with pytest.raises(DataError, match="away from image.nii"):
+                check_same_grid(first, read_nifti(second), (path, second))
+
+
 def test_labels_get_their_meaning_and_others_are_named(tmp_path):
     meaning = {0: 0, 7: 2, 300: 1}
     labels = np.array([[300, 7], [0, 7]], np.uint16)

@@ -194,19 +194,32 @@ def from_slices(slices: NDArray[Any], affine: NDArray[np.float64], plane: str) -
 
 
 def check_same_grid(first: NiftiVolume, second: NiftiVolume, paths: tuple[Path, Path]) -> None:
-    """Refuse volumes whose shapes differ, or of which a corner differs by over `SHIFT` voxels."""
-    if first.shape != second.shape:
+    """Refuse volumes that do not lie at the same place, however their files order the axes.
+
+    Raises:
+        DataError: the shapes differ, or a corner differs by more than `SHIFT` voxels.
+    """
+    (affine, shape), (other, other_shape) = map(_turn_grid, (first, second))
+    if shape != other_shape:
         raise DataError(
             f"{paths[1]}: {shape_text(second.shape)} voxels, but {paths[0].name} has "
             f"{shape_text(first.shape)}; restore the pair or exclude the case"
         )
-    corners = np.array([[*c, 1] for c in np.ndindex(2, 2, 2)]) * [*(n - 1 for n in first.shape), 1]
-    distance = np.linalg.norm((corners @ (first.affine - second.affine).T)[:, :3], axis=1).max()
+    corners = np.array([[*c, 1] for c in np.ndindex(2, 2, 2)]) * [*(n - 1 for n in shape), 1]
+    distance = np.linalg.norm((corners @ (affine - other).T)[:, :3], axis=1).max()
     if distance > SHIFT * min(first.spacing):
         raise DataError(
             f"{paths[1]}: lies up to {distance:.3g} mm away from {paths[0].name} (their affines "
             "differ); restore the pair or exclude the case"
         )
+
+
+def _turn_grid(volume: NiftiVolume) -> tuple[NDArray[np.float64], tuple[int, ...]]:
+    """Return affine and shape of a volume whose axes are turned to LPS, as its voxels are."""
+    to_lps = ornt_transform(io_orientation(volume.affine), LPS)
+    axes = np.argsort(to_lps[:, 0])
+    shape = tuple(volume.shape[int(axis)] for axis in axes)
+    return volume.affine @ inv_ornt_aff(to_lps, volume.shape), shape
 
 
 def map_labels(path: Path, labels: NDArray[Any], new_value: Mapping[int, int]) -> NDArray[np.uint8]:
