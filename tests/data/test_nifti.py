@@ -241,7 +241,7 @@ def test_the_same_place_in_any_orientation_is_the_same(tmp_path):
             moved = turned.affine.copy()
             moved[:3, 3] += turned.affine[:3, 0]  # by one voxel
             nib.save(nib.Nifti1Image(np.asarray(turned.dataobj), moved), second)
-            with pytest.raises(DataError, match="away from image.nii"):
+            with pytest.raises(DataError, match=r"away from image\.nii"):
                 check_same_grid(first, read_nifti(second), (path, second))
 
 
