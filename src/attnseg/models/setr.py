@@ -143,6 +143,8 @@ class SETR(SegmentationModel):
         patch_size: side of a patch, pixels.
         head_channels: channels of the head's convolutions.
         mlp_ratio: hidden width of the MLPs, as a multiple of the tokens' width.
+        class_token: whether the naive and PUP heads' encoders have a class token, as published;
+            every token reaches every other one through it, even if attention is local.
         tokens: builds what reduces the tokens between blocks.
 
     Raises:
@@ -165,6 +167,7 @@ class SETR(SegmentationModel):
         patch_size: int | None = None,
         head_channels: int | None = None,
         mlp_ratio: float = 4.0,
+        class_token: bool = True,
         tokens: ReductionFactory | None = None,
     ) -> None:
         super().__init__()
@@ -191,7 +194,8 @@ class SETR(SegmentationModel):
                 f"head_channels, got {depth} and {channels}"
             )
         grid = (image_size[0] // self.patch_size, image_size[1] // self.patch_size)
-        self.embed = PatchTokens(in_channels, dim, self.patch_size, grid, head != "mla")
+        with_class = class_token and head != "mla"
+        self.embed = PatchTokens(in_channels, dim, self.patch_size, grid, with_class)
         self.encoder = nn.ModuleList(
             Block(
                 dim,
