@@ -2,12 +2,13 @@
 
 import numpy as np
 
+from attnseg.data.readers.content import detect_content
 from attnseg.data.readers.nifti import check_same_grid, read_nifti, to_slices, to_smallest_dtype
 from attnseg.data.readers.pictures import GREY8, GREY16, RGB, read_picture
 from attnseg.data.readers.uw_madison import read_scan
 from attnseg.errors import DataError, Problems
 from attnseg.prediction.dicom import read_series
-from attnseg.prediction.inputs import HEAD, Item, detect_picture_format
+from attnseg.prediction.inputs import Item
 from attnseg.prediction.scan import Scan, make_scan
 from attnseg.prediction.spec import InferenceSpec
 
@@ -66,10 +67,8 @@ def _read_picture_item(item: Item, spec: InferenceSpec) -> Scan:
         raise DataError(
             f"{path}: a picture, but the network takes {spec.channels} channels; give NIfTI files"
         )
-    with path.open("rb") as file:
-        kind = detect_picture_format(file.read(HEAD))
     modes = RGB if spec.channels == 3 else (*GREY8, *GREY16)
-    pixels = read_picture(path, modes, kind)
+    pixels = read_picture(path, modes, detect_content(path).form)
     if min(pixels.shape[:2]) < 2:
         raise DataError(f"{path}: a single line of pixels; remove it")
     image = pixels.reshape(1, *pixels.shape[:2], spec.channels)

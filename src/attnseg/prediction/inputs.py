@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
+from attnseg.data.readers.content import detect_content
 from attnseg.data.readers.pictures import SUFFIXES
 from attnseg.data.readers.uw_madison import find_scan_folder, sort_slices
 from attnseg.errors import DataError, Problems, first_line
@@ -25,15 +26,7 @@ from attnseg.prediction.spec import InferenceSpec
 
 Kind = Literal["nifti", "dicom", "picture", "scan"]
 VOLUMES = (".nii", ".nii.gz")
-PICTURES = {  # the first bytes of each format, and Pillow's name for it
-    b"\x89PNG\r\n\x1a\n": "PNG",
-    b"\xff\xd8\xff": "JPEG",
-    b"II*\0": "TIFF",
-    b"MM\0*": "TIFF",
-    b"BM": "BMP",
-}
 CHANNEL = re.compile(r"(.+)_(\d{4})")
-HEAD = 352  # bytes of a NIfTI header, its magic string included
 
 
 @dataclass(frozen=True)
@@ -151,34 +144,22 @@ def detect_kind(path: Path) -> str | None:
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # Reading a pipe would wait forever.
             raise DataError(f"{path}: not a file; remove it")
-        with path.open("rb") as file:
-            head = file.read(HEAD)
-        if head.startswith(b"\x1f\x8b"):
-            with gzip.open(path) as stream:
-                head = stream.read(HEAD)
+        content = detect_content(path)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         if not expected:
             return None
         raise DataError(f"{path}: damaged ({first_line(error)}); restore the file") from error
     except OSError as error:
         raise DataError(f"{path}: {error.strerror or error}; restore it or remove it") from error
-    if head[:4] in (b"\x5c\1\0\0", b"\0\0\1\x5c") or head[4:7] == b"n+2":
-        if not path.name.lower().endswith(VOLUMES):
-            raise DataError(f"{path}: a NIfTI file by its content; name it .nii or .nii.gz")
-        return "nifti"
-    if head[128:132] == b"DICM":
-        return "dicom"
-    if detect_picture_format(head):
-        return "picture"
-    if expected:
-        what = "empty" if not head else "no NIfTI, DICOM or picture by its content"
+    if content.kind == "nifti" and not path.name.lower().endswith(VOLUMES):
+        raise DataError(f"{path}: a NIfTI file by its content; name it .nii or .nii.gz")
+    if content.packed and content.kind in ("dicom", "picture"):
+        kind = "DICOM" if content.kind == "dicom" else content.form
+        raise DataError(f"{path}: {kind} compressed by gzip; unpack it (gunzip)")
+    if content.kind is None and expected:
+        what = "empty" if content.empty else "no NIfTI, DICOM or picture by its content"
         raise DataError(f"{path}: {what}; restore the file or remove it")
-    return None
-
-
-def detect_picture_format(head: bytes) -> str | None:
-    """Return Pillow's name of a picture's format by its first bytes; `None` for other files."""
-    return next((name for magic, name in PICTURES.items() if head.startswith(magic)), None)
+    return content.kind
 
 
 def _group_scans(slices: set[Path], root: Path, problems: Problems) -> Iterator[Item]:
