@@ -118,9 +118,7 @@ def read_dicom(path: Path, tags: list[str] | None = None, pixels: bool = False) 
     # The values that are used are checked here; warnings about others would only distract.
     pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
     try:
-        return pydicom.dcmread(
-            path, stop_before_pixels=not pixels, specific_tags=tags, force=True
-        )
+        return pydicom.dcmread(path, stop_before_pixels=not pixels, specific_tags=tags, force=True)
     except OSError as error:
         raise DataError(f"{path}: {error.strerror or error}; restore it") from error
     except Exception as error:  # made to harm, a file can have the parser raise anything

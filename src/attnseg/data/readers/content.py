@@ -89,10 +89,13 @@ def _identify(head: bytes) -> tuple[Literal["nifti", "dicom", "picture"] | None,
 
 
 def _begins_with_elements(head: bytes, order: Literal["little", "big"]) -> bool:
-    """Return whether DICOM's data elements begin at once: three of them, or as many as there are."""
+    """Return whether DICOM's data elements begin at once: three, or all there are."""
     at, last, count = 0, (0, 0), 0
     while count < 3 and at + 8 <= len(head):
-        tag = (int.from_bytes(head[at : at + 2], order), int.from_bytes(head[at + 2 : at + 4], order))
+        tag = (
+            int.from_bytes(head[at : at + 2], order),
+            int.from_bytes(head[at + 2 : at + 4], order),
+        )
         if not (tag > last and (count or tag[0] in (2, 8))):
             return False
         match = ELEMENT.match(head, at + 4)  # Otherwise types are implicit: the length is next.
