@@ -265,6 +265,7 @@ def test_profiles_say_what_they_do():
                 wrong.append((name, label))
             digits = 2 if metric.unit else 4
             facts = {"label": label, "unit": metric.unit, "up": metric.up, "digits": digits}
+            facts["silent"] = {True: 1.0, False: 0.0, None: None}[metric.up]
             if described["metrics"][metric.name] != facts:
                 wrong.append((name, facts))
             if metric.unit and not metric.name.endswith(f"_{metric.unit}"):
@@ -275,9 +276,10 @@ def test_profiles_say_what_they_do():
 def test_directions_and_units_by_hand():
     metrics = Strict().describe()["metrics"]
     assert metrics["hd95_mm"] == {
-        "label": "HD95 (mm)", "unit": "mm", "up": False, "digits": 2,
+        "label": "HD95 (mm)", "unit": "mm", "up": False, "digits": 2, "silent": 0.0,
     }  # fmt: skip
-    assert metrics["dice"] == {"label": "Dice", "unit": "", "up": True, "digits": 4}
+    dice = {"label": "Dice", "unit": "", "up": True, "digits": 4, "silent": 1.0}
+    assert metrics["dice"] == dice
     assert metrics["volume_error"]["up"] is None  # 0 is best
     assert TransUNet().describe()["metrics"]["hd95_voxels"]["unit"] == "voxels"
     assert {name for name, facts in metrics.items() if facts["up"] is False} == {

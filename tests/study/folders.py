@@ -8,7 +8,13 @@ import yaml
 from PIL import Image
 
 PROFILE = {"name": "strict", "digest": "94e58393", "nsd_tolerance_mm": 3.0}
-COST = {"qkv": 4_000_000, "kv": 3_000_000, "kv_pos": 3_200_000, "efficient": 3_900_000}
+COST = {
+    "qkv": 4_000_000,
+    "kv": 3_000_000,
+    "kv_pos": 3_200_000,
+    "efficient": 3_900_000,
+    "identity": 2_000_000,
+}
 
 
 def make_run(root, attn, values, *, seed=0, classes=("organ",), **changes):
@@ -21,7 +27,7 @@ def make_run(root, attn, values, *, seed=0, classes=("organ",), **changes):
         seed: of the training.
         classes: of the cases, where values are by patient.
         changes: `split`, `fold`, `folds`, `test_set`, `data`, `profile`, `status`, `watermark`,
-            `config`, `metric`, `name`, `model`, `openings`.
+            `config`, `metric`, `name`, `model`, `openings`, `voxels` (true and predicted, by cell).
     """
     get = changes.get
     rows = {
@@ -64,7 +70,13 @@ def make_run(root, attn, values, *, seed=0, classes=("organ",), **changes):
     lines = ["split,patient,case,class,metric,value,profile"]
     for (patient, case, class_), value in rows.items():
         text = "" if math.isnan(value) else repr(float(value))
-        lines.append(f"{split},{patient},{case},{class_},{metric},{text},{profile['name']}")
+        key = f"{split},{patient},{case},{class_}"
+        lines.append(f"{key},{metric},{text},{profile['name']}")
+        # An undefined value is of a class that is absent; one of 0 is of a missed class.
+        present, predicted = (0, 0) if math.isnan(value) else (100, 100 * (value != 0))
+        present, predicted = get("voxels", {}).get((patient, case, class_), (present, predicted))
+        lines.append(f"{key},truth_voxels,{float(present)},{profile['name']}")
+        lines.append(f"{key},predicted_voxels,{float(predicted)},{profile['name']}")
     (folder / "cases.csv").write_text("\n".join(lines) + "\n")
     return folder
 

@@ -25,7 +25,10 @@ from attnseg.study.checks import check_comparable, profile_title
 from attnseg.study.comparison import Comparison
 from attnseg.study.contrasts import Contrast, PairedDifferences, contrast_family, subtract_baseline
 from attnseg.study.costs import COSTS, average_costs, find_pareto_front
+from attnseg.study.detection import count_errors, doubt_errors
 from attnseg.study.metric import ComparedMetric, choose_metric
+from attnseg.study.null_control import doubt_attentions, find_null_controls
+from attnseg.study.score_sheet import ScoreSheet
 from attnseg.study.verdict import write_verdict
 
 log = logging.getLogger(__name__)
@@ -117,20 +120,22 @@ def build_comparison(variants: Sequence[Variant], settings: ComparisonSettings) 
     bases, split, metric = settings.bases, settings.split, settings.metric
     margin, level, seed = settings.margin, settings.level, settings.seed
     patients = patient_scores.tabulate_variants(variants, split, metric.name)
-    pairs = _pair_variants(patients)
-    against = [subtract_baseline(patients, one, base) for one, base in bases.items()]
-    first_scores = patient_scores.select_scores(variants[0].runs[0], split, metric.name)
+    sheet = ScoreSheet.of(variants, split, metric)
+    pairs = _pair_variants(sheet)
+    against = [subtract_baseline(sheet, one, base) for one, base in bases.items()]
     by_class = {
         name: patient_scores.tabulate_variants(variants, split, metric.name, [name])
-        for name in first_scores["class"].unique()
+        for name in sheet.classes
     }
     undefined = {
         name: [patient_scores.count_undefined(v, split, metric.name, [name]) for v in variants]
         for name in by_class
     }
     rows = _describe_variants(variants, settings, patients)
-    families = track([against, pairs, _pair_classes(by_class, bases)], "Comparing", "tables")
+    families = track([against, pairs, _pair_classes(sheet, bases)], "Comparing", "tables")
     contrasts, of_pairs, of_classes = (contrast_family(f, margin, level, seed) for f in families)
+    errors = count_errors(sheet, bases)
+    controls = find_null_controls(variants)
     marks = {run.watermark for v in variants for run in v.runs if run.watermark is not None}
     return Comparison(
         title=_write_title(variants[0].runs[0], settings, len(by_class), len(patients)),
@@ -146,16 +151,22 @@ def build_comparison(variants: Sequence[Variant], settings: ComparisonSettings) 
         class_means=pd.DataFrame({name: table.mean() for name, table in by_class.items()}).T,
         class_undefined=pd.DataFrame(undefined, index=patients.columns).T,
         patients=patients,
+        errors=errors,
+        controls=controls,
         verdicts=[write_verdict(c, metric, margin, _seed_effect(rows, c)) for c in contrasts],
         notes=caveats.write_notes(variants, split, metric, patients, margin, seed),
-        warnings=caveats.collect_warnings(variants, settings.by, patients, rows),
+        warnings=[
+            *doubt_attentions(variants, contrasts, controls, metric, margin),
+            *doubt_errors(errors, bases, 1 - level),
+            *caveats.collect_warnings(variants, settings.by, patients, rows),
+        ],
         watermark="; ".join(sorted(marks)) or None,
     )
 
 
-def _pair_variants(patients: pd.DataFrame) -> list[PairedDifferences]:
+def _pair_variants(sheet: ScoreSheet) -> list[PairedDifferences]:
     """Return the differences of all pairs of variants, each of which shares some patients."""
-    pairs = [subtract_baseline(patients, b, a) for a, b in combinations(map(str, patients), 2)]
+    pairs = [subtract_baseline(sheet, b, a) for a, b in combinations(sheet.runs, 2)]
     for pair in pairs:
         if not len(pair.differences):
             raise DataError(
@@ -165,13 +176,11 @@ def _pair_variants(patients: pd.DataFrame) -> list[PairedDifferences]:
     return pairs
 
 
-def _pair_classes(
-    by_class: Mapping[str, pd.DataFrame], bases: Mapping[str, str]
-) -> list[PairedDifferences]:
+def _pair_classes(sheet: ScoreSheet, bases: Mapping[str, str]) -> list[PairedDifferences]:
     """Return the differences from the baselines class by class, where any patient has both."""
     pairs = [
-        subtract_baseline(table, variant, base, name)
-        for name, table in by_class.items()
+        subtract_baseline(sheet, variant, base, name)
+        for name in sheet.classes
         for variant, base in bases.items()
     ]
     return [pair for pair in pairs if len(pair.differences)]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from attnseg.study.contrasts import Contrast
+from attnseg.study.detection import ErrorCount
 from attnseg.study.metric import ComparedMetric
 
 
@@ -27,6 +28,8 @@ class Comparison:
     class_means: pd.DataFrame  # by class (rows) and variant (columns)
     class_undefined: pd.DataFrame  # numbers of undefined values, in the same form
     patients: pd.DataFrame  # values by patient (rows) and variant (columns)
+    errors: list[ErrorCount]  # missed and invented classes of each variant
+    controls: list[str]  # variants without token mixing
     verdicts: list[str]  # one sentence per comparison with a baseline
     notes: list[str]  # how to read the numbers
     warnings: list[str]  # reasons to doubt the numbers

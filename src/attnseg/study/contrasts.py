@@ -4,9 +4,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import pandas as pd
-
 from attnseg.study import statistics
+from attnseg.study.score_sheet import ScoreSheet
 from attnseg.study.statistics import PatientValues
 
 
@@ -63,13 +62,15 @@ class PairedDifferences:
 
 
 def subtract_baseline(
-    table: pd.DataFrame, variant: str, baseline: str, what: str = ""
+    sheet: ScoreSheet, variant: str, baseline: str, what: str = ""
 ) -> PairedDifferences:
-    """Subtract a baseline's column from a variant's; patients without both values are dropped.
+    """Subtract a baseline's patients from a variant's, in the class `what` or in all classes.
 
-    The table has values by patient (rows) and variant (columns), of the class `what` or of all.
+    A patient counts as soon as either variant has a value (see `ScoreSheet.pair`); one whom either
+    missed, under a profile that gives a miss no number, is left out.
     """
-    differences = (table[variant] - table[baseline]).dropna().to_numpy(float)
+    own, base = sheet.pair(variant, baseline, [what] if what else None)
+    differences = (own.mean(axis=1) - base.mean(axis=1)).dropna().to_numpy(float)
     return PairedDifferences(variant, baseline, differences, what)
 
 

@@ -30,6 +30,7 @@ class ComparedMetric:
     up: bool  # whether higher is better
     unit: str  # in which differences are stated, such as `mm`; the label if it has no other
     digits: int = 4  # decimal places in tables
+    silent: float = 1.0  # in a pair, of a class that is absent and not predicted
 
     def text(self, value: float) -> str:
         """Return a number as tables show it."""
@@ -63,7 +64,10 @@ def choose_metric(run: RunFolder, split: str, name: str | None) -> ComparedMetri
         )
     chosen = facts[name]
     label, unit = str(chosen["label"]), str(chosen["unit"])
-    return ComparedMetric(name, label, bool(chosen["up"]), unit or label, int(chosen["digits"]))
+    digits, up = int(chosen["digits"]), bool(chosen["up"])
+    silent = chosen.get("silent")
+    silent = float(up) if silent is None else float(silent)
+    return ComparedMetric(name, label, up, unit or label, digits, silent)
 
 
 def state_by_name(name: str, profile: Mapping[str, Any]) -> dict[str, Any]:
@@ -76,4 +80,5 @@ def state_by_name(name: str, profile: Mapping[str, Any]) -> dict[str, Any]:
     else:
         label = LABELS.get(name, name.replace("_", " "))
     up = None if name in BEST_AT_ZERO else name not in LOWER_IS_BETTER
-    return {"label": label, "unit": unit, "up": up, "digits": 2 if unit else 4}
+    silent = None if up is None else float(up)
+    return {"label": label, "unit": unit, "up": up, "digits": 2 if unit else 4, "silent": silent}

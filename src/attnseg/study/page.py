@@ -35,7 +35,11 @@ def render_page(
         comparison=comparison,
         names=names,
         headline=write_headline(
-            comparison.against, comparison.baseline, comparison.metric, comparison.margin
+            comparison.against,
+            comparison.baseline,
+            comparison.metric,
+            comparison.margin,
+            comparison.controls,
         ),
         policy=security_policy(css, script),
         css=Markup(css),
@@ -120,22 +124,25 @@ def use_minus_signs(text: str) -> str:
 
 
 def build_heat_map(comparison: Comparison) -> list[tuple[str, list[dict[str, object]]]]:
-    """Return each class with one cell per variant: mean, difference, tint, bold, undefined."""
+    """Return each class with one cell per variant: mean, difference, tint, bold, undefined.
+
+    The differences are those of the table of classes, paired, and not of the shown means.
+    """
     metric = comparison.metric
-    shown = {(c.what, c.variant) for c in comparison.classes if c.different}
+    contrasts = {(c.what, c.variant): c for c in comparison.classes}
     means, undefined = comparison.class_means.to_dict(), comparison.class_undefined.to_dict()
     rows = []
     for name in map(str, comparison.class_means.index):
         row: list[dict[str, object]] = []
         for variant, own in means.items():
-            base = comparison.bases.get(str(variant))
-            difference = own[name] - means[base][name] if base is not None else math.nan
+            contrast = contrasts.get((name, str(variant)))
+            difference = math.nan if contrast is None else contrast.difference
             row.append(
                 {
                     "text": metric.text(own[name]),
                     "difference": _signed_text(difference, metric),
                     "tint": _tint(difference, metric.up, comparison.margin),
-                    "bold": (name, variant) in shown,
+                    "bold": contrast is not None and contrast.different,
                     "undefined": undefined[variant][name],
                 }
             )

@@ -54,6 +54,8 @@ def build_tables(comparison: Comparison) -> list[ResultTable]:
         tabulate_differences(comparison),
         tabulate_classes(comparison),
     ]
+    if comparison.errors:
+        tables.append(tabulate_errors(comparison))
     if len(comparison.variants) > 2:
         tables.append(tabulate_pairs(comparison))
     return [replace(table, caption=comparison.watermark) for table in tables]
@@ -140,6 +142,25 @@ def tabulate_classes(comparison: Comparison) -> ResultTable:
     ]
     title = f"Class by class, minus {comparison.baseline}; undefined of both. {comparison.title}"
     return _make_table(title, rows, left=2)
+
+
+def tabulate_errors(comparison: Comparison) -> ResultTable:
+    """Tabulate missed and invented classes with their tests against the baseline."""
+    by_variant: dict[str, dict[str, str | TableCell]] = {}
+    for e in comparison.errors:
+        row = by_variant.setdefault(e.variant, {"variant": e.variant})
+        share = f" ({share_text(e.count / e.of)})" if e.of else ""
+        row[e.error] = f"{e.count} of {e.of}{share}"
+        compared = e.variant in comparison.bases
+        row[f"patients more, fewer {e.error}"] = f"{e.more}, {e.fewer}" if compared else "-"
+        text = p_value_text(e.p) if compared else "-"
+        row[f"p ({e.error})"] = TableCell(text, bold=e.p <= 1 - comparison.level)
+    title = (
+        "Missed: there, but not predicted. Invented: predicted, but not there. Classes, cases and "
+        f"runs are counted; the exact test (McNemar) counts patients against "
+        f"{comparison.baseline}, p by Holm. {comparison.title}"
+    )
+    return _make_table(title, list(by_variant.values()))
 
 
 def tabulate_pairs(comparison: Comparison) -> ResultTable:
@@ -232,6 +253,7 @@ def write_tables(comparison: Comparison, folder: Path) -> None:
         "against": _contrast_frame(comparison.against),
         "pairs": _contrast_frame(comparison.pairs),
         "classes": _contrast_frame(comparison.classes),
+        "missed_invented": pd.DataFrame([asdict(error) for error in comparison.errors]),
         "patients": comparison.patients.rename_axis("patient").reset_index(),
     }
     facts = {"metric": comparison.metric.name, "convention": comparison.title}

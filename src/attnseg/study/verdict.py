@@ -5,14 +5,24 @@ from collections.abc import Sequence
 
 from attnseg.study.contrasts import Contrast
 from attnseg.study.metric import ComparedMetric
+from attnseg.study.null_control import judge_null_controls
 
 MAX_NAMED = 4  # more variants are counted in the headline instead of named
 
 
 def write_headline(
-    contrasts: Sequence[Contrast], baseline: str, metric: ComparedMetric, margin: float
+    contrasts: Sequence[Contrast],
+    baseline: str,
+    metric: ComparedMetric,
+    margin: float,
+    controls: Sequence[str] = (),
 ) -> str:
-    """Return all verdicts against a baseline in one sentence, with few numbers."""
+    """Return all verdicts against a baseline in one sentence, with few numbers.
+
+    A null control (see `null_control`) within the margin of its baseline is stated first.
+    """
+    near = judge_null_controls(contrasts, controls, metric, margin)
+    first = f"These data cannot tell attentions apart: {'; '.join(near)}. " if near else ""
     within = f"within {margin:g} {metric.unit}"
     groups: dict[str, list[str]] = {}
     for c in contrasts:
@@ -31,7 +41,9 @@ def write_headline(
             subject += " is" if len(names) == 1 else " are"
         clauses.append(statement.replace("{}", subject))
     text = "; ".join(clauses)
-    return f"N{text[1:]}." if next(iter(groups)).startswith("no ") else f"{text}."
+    if next(iter(groups)).startswith("no "):
+        text = f"N{text[1:]}"
+    return f"{first}{text}."
 
 
 def _direction(c: Contrast, metric: ComparedMetric) -> str:

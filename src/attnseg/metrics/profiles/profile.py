@@ -52,6 +52,15 @@ class Metric:
         return 2 if self.unit else 4
 
     @property
+    def silent(self) -> float | None:
+        """Score, in a pair of variants, of a class that is absent and was rightly not predicted.
+
+        It is the perfect one: 1 of a share, 0 of a distance or an error. It counts only where the
+        other variant has a value of the same class and case.
+        """
+        return None if self.up is None else float(self.up)
+
+    @property
     def quantity(self) -> str:
         """Name without the unit: `hd95` for `hd95_mm` and `hd95_voxels`."""
         return self.name.removesuffix(f"_{self.unit}") if self.unit else self.name
@@ -90,7 +99,13 @@ class Profile:
     def describe(self) -> dict[str, Any]:
         """Return name, digest, options, rules and metrics, for the files that hold numbers."""
         metrics = {
-            m.name: {"label": self.label(m), "unit": m.unit, "up": m.up, "digits": m.digits}
+            m.name: {
+                "label": self.label(m),
+                "unit": m.unit,
+                "up": m.up,
+                "digits": m.digits,
+                "silent": m.silent,
+            }
             for m in self.metrics
         }
         facts = {"name": self.name, "digest": self.digest, **asdict(self), **self.rules}

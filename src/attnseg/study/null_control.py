@@ -1,0 +1,70 @@
+"""The null control: a variant without token mixing, which shows if the data need attention."""
+
+from collections.abc import Mapping, Sequence
+
+from attnseg.config.folder import NO_ATTENTION
+from attnseg.runs.run_folder import RunFolder
+from attnseg.runs.variants import Variant
+from attnseg.study.contrasts import Contrast
+from attnseg.study.metric import ComparedMetric
+
+IDENTITY = ("identity", NO_ATTENTION)  # choices of `attn` that mix no tokens
+
+
+def lacks_token_mixing(run: RunFolder) -> bool:
+    """Return whether a run's network has no attention, or the identity in its place."""
+    attn = run.raw_config.get("attn")
+    target = str(attn.get("_target_", "")) if isinstance(attn, Mapping) else ""
+    return run.facts.choices.get("attn") in IDENTITY or target.endswith(".identity.Identity")
+
+
+def find_null_controls(variants: Sequence[Variant]) -> list[str]:
+    """Return the names of the variants without token mixing."""
+    return [v.name for v in variants if all(map(lacks_token_mixing, v.runs))]
+
+
+def judge_null_controls(
+    contrasts: Sequence[Contrast], controls: Sequence[str], metric: ComparedMetric, margin: float
+) -> list[str]:
+    """Return the null controls that are not worse than what they are held against by the margin.
+
+    Each is a clause such as "identity, which mixes no tokens, is 0.0021 Dice below qkv".
+    """
+    near = []
+    for c in contrasts:
+        if (c.variant in controls) == (c.baseline in controls):
+            continue
+        # The control may be the baseline itself; then each variant is held against it.
+        of_control = c.variant in controls
+        gain = c.difference if of_control == metric.up else -c.difference
+        if gain >= -margin:
+            control, other = (c.variant, c.baseline)[:: 1 if of_control else -1]
+            by = f"{metric.text(abs(gain))} {metric.unit}"
+            relation = f"is {by} {'better' if gain > 0 else 'worse'} than"
+            near.append(f"{control}, which mixes no tokens, {relation} {other}")
+    return near
+
+
+def doubt_attentions(
+    variants: Sequence[Variant],
+    contrasts: Sequence[Contrast],
+    controls: Sequence[str],
+    metric: ComparedMetric,
+    margin: float,
+) -> list[str]:
+    """Return reasons to doubt that the data can tell attentions apart."""
+    if not controls:
+        attentions = {run.facts.choices.get("attn") for v in variants for run in v.runs}
+        missing = (
+            "no variant without token mixing is compared: whether these data need attention at "
+            "all stays open; train one with attn=identity"
+        )
+        return [missing] if len(attentions) > 1 else []
+    near = judge_null_controls(contrasts, controls, metric, margin)
+    if near:
+        return [f"these data cannot tell attentions apart: {'; '.join(near)}"]
+    return [
+        f"{c.variant}, which mixes no tokens, is not shown to be worse than {c.baseline}"
+        for c in contrasts
+        if c.variant in controls and not c.different
+    ]
