@@ -2,7 +2,7 @@
 
 import importlib.util
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Self
 
@@ -48,6 +48,12 @@ def listed(error: DataError, key: str, advice: str) -> DataError:
     for problem in error.problems:
         print(f"error: {problem}", file=sys.stderr)
     return DataError(f"{key}: {len(error.problems)} problems, listed above; {advice}")
+
+
+def join_names(names: Sequence[str], most: int = 5) -> str:
+    """Return names separated by commas; beyond `most` of them, the number of the others."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def first_line(error: BaseException) -> str:

@@ -1,7 +1,6 @@
 """Scores a folder of label maps, made by any program, against a folder with the truth."""
 
-import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +8,17 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from attnseg.data.folders import (
+    compile_patient_pattern,
+    find_ending,
+    list_by_name,
+    warn_of_groups,
+)
 from attnseg.data.labels import Labels
 from attnseg.data.reader import shape_text
 from attnseg.data.readers.nifti import check_same_grid, read_nifti
 from attnseg.data.readers.pictures import BINARY, GREY8, GREY16, SUFFIXES, read_picture
-from attnseg.errors import DataError, Problems
+from attnseg.errors import ConfigError, DataError, Problems, join_names
 from attnseg.evaluation.scoring import COLUMNS
 from attnseg.metrics.profiles.profile import Profile
 from attnseg.progress import track
@@ -44,9 +49,12 @@ def score_folders(
         Rows as of `score_cases`.
 
     Raises:
-        DataError: files without a partner, on another grid, or unreadable; names them all.
+        ConfigError: the pattern is no regular expression with one group.
+        DataError: files without a partner, on another grid, or unreadable, or names without a
+            patient; names them all.
     """
     pairs = pair_files(pred, truth)
+    patients = find_patients(pairs, patient)
     problems = Problems()
     maps: dict[str, MapPair] = {}
     for name, files in track(list(pairs.items()), "Reading", "cases"):
@@ -59,7 +67,7 @@ def score_folders(
         masks = labels.split(true), labels.split(predicted)
         for profile in profiles:
             for score in profile.score_case(*masks, spacing, labels.names):
-                rows.append(("given", patient_of(case, patient), case, *score, profile.name))
+                rows.append(("given", patients[case], case, *score, profile.name))
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
@@ -67,32 +75,55 @@ def pair_files(pred: Path, truth: Path) -> dict[str, tuple[Path, Path]]:
     """Return the files of truth and prediction by case.
 
     Raises:
-        DataError: a folder is missing or empty, or a file has no partner.
+        DataError: a folder is missing or empty, a case has two files in one folder, or a file has
+            no partner; names them all.
     """
-    true, predicted = (_list_masks(folder) for folder in (truth, pred))
     problems = Problems()
-    for name in sorted(set(true) ^ set(predicted)):
-        file = true.get(name) or predicted[name]
-        other = pred if name in true else truth
-        problems.found.append(f"{file}: no file of this name in {other}; add or remove it")
+    true, predicted = (_list_masks(folder, problems) for folder in (truth, pred))
+    for folder, files, partners in ((truth, true, predicted), (pred, predicted, true)):
+        if alone := [path.name for name, path in files.items() if name not in partners]:
+            first, *others = alone
+            more = f", nor of {join_names(others, 20)}" if others else ""
+            problems.found.append(
+                f"{folder / first}: no file of this name in {pred if folder is truth else truth}"
+                f"{more}; add or remove {'them' if others else 'it'}"
+            )
     problems.stop()
-    if not true:
-        raise DataError(f"{truth}: no masks; expected files ending with {', '.join(VOLUMES)}, .png")
     return {name: (true[name], predicted[name]) for name in true}
 
 
-def _list_masks(folder: Path) -> dict[str, Path]:
+def _list_masks(folder: Path, problems: Problems) -> dict[str, Path]:
     """Return the files of a folder by case, which is the file's name without its ending."""
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; give folders of masks as pred and truth")
-    files = [path for path in sorted(folder.iterdir()) if path.name.endswith(VOLUMES + SUFFIXES)]
-    return {re.sub(r"(\.nii(\.gz)?|\.\w+)$", "", path.name): path for path in files}
+    endings = (*VOLUMES, *SUFFIXES)
+    if files := list_by_name(folder, endings, problems):
+        return files
+    raise DataError(f"{folder}: no masks; expected files ending with {', '.join(VOLUMES)}, .png")
 
 
-def patient_of(name: str, pattern: str | None) -> str:
-    """Return the patient of a case: the group of the pattern in its name, or else its name."""
-    match = re.search(pattern, name) if pattern else None
-    return match[1] if match and match.groups() else name
+def find_patients(cases: Iterable[str], pattern: str | None) -> dict[str, str]:
+    """Return the patient of each case: the group of the pattern in its name, or else its name.
+
+    Raises:
+        ConfigError: the pattern is no regular expression with one group.
+        DataError: it does not match some cases, or its group is empty there.
+    """
+    if pattern is None:
+        return {case: case for case in cases}
+    try:
+        compiled = compile_patient_pattern(pattern)
+    except ValueError as error:
+        raise ConfigError(f"patient: {error}") from error
+    matches = {case: compiled.search(case) for case in cases}
+    patients = {case: match[1] for case, match in matches.items() if match and match[1]}
+    if without := [case for case in matches if case not in patients]:
+        raise DataError(
+            f"patient: {pattern!r} finds no patient in {len(without)} of {len(matches)} names: "
+            f"{join_names(without)}; correct the pattern"
+        )
+    warn_of_groups(pattern, patients)
+    return patients
 
 
 def read_pair(truth: Path, pred: Path) -> MapPair:
@@ -101,9 +132,10 @@ def read_pair(truth: Path, pred: Path) -> MapPair:
     Raises:
         DataError: they are not label maps, or not on the same grid.
     """
-    if truth.name.endswith(VOLUMES) != pred.name.endswith(VOLUMES):
+    volumes = [bool(find_ending(path.name, VOLUMES)) for path in (truth, pred)]
+    if volumes[0] != volumes[1]:
         raise DataError(f"{pred}: of another kind than {truth.name}; convert one of them")
-    if truth.name.endswith(VOLUMES):
+    if volumes[0]:
         first, second = read_nifti(truth), read_nifti(pred)
         check_same_grid(first, second, (truth, pred))
         return _to_label_map(truth, first.voxels), _to_label_map(pred, second.voxels), first.spacing

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor
 
-from attnseg.errors import CheckpointError, first_line
+from attnseg.errors import CheckpointError, first_line, join_names
 from attnseg.layers.vit import PatchTokens, resize_positions
 from attnseg.models.model import PublishedModule
 
@@ -47,14 +47,9 @@ class LoadReport:
         reasons: dict[str, list[str]] = {}
         for name, reason in self.dropped.items():
             reasons.setdefault(reason, []).append(name)
-        lines += [f"dropped {_shorten_list(names)}: {reason}" for reason, names in reasons.items()]
-        lines += [f"left fresh {_shorten_list(self.fresh)}"] if self.fresh else []
+        lines += [f"dropped {join_names(names, 3)}: {reason}" for reason, names in reasons.items()]
+        lines += [f"left fresh {join_names(self.fresh, 3)}"] if self.fresh else []
         return "\n".join(lines)
-
-
-def _shorten_list(names: list[str]) -> str:
-    shown = ", ".join(names[:3])
-    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
 
 
 def load_file_into(model: PublishedModule, path: str | Path) -> LoadReport:

@@ -121,8 +121,11 @@ def read_labelled(
     new_value: Mapping[int, int],
     plane: str = "axial",
     window: tuple[float, float] | None = None,
+    channels: int = 1,
 ) -> Case:
     """Decode a case from the files of its channels and its label file (see `map_labels`).
+
+    With `channels` above 1, one file holds all of them.
 
     Raises:
         DataError: files are broken or contradict each other; lists every problem.
@@ -132,7 +135,7 @@ def read_labelled(
     volumes = []
     for path in paths:
         with problems.gathered():
-            volumes.append(read_nifti(path, plane))
+            volumes.append(read_nifti(path, plane, 1 if path == label else channels))
     problems.stop()
     first = volumes[0]
     for path, volume in zip(paths, volumes, strict=True):
@@ -141,7 +144,8 @@ def read_labelled(
     with problems.gathered():
         mask = map_labels(label, volumes[-1].voxels, new_value)
     problems.stop()
-    image = stack_channels([volume.voxels for volume in volumes[:-1]])
+    each = [volume.voxels for volume in volumes[:-1]]
+    image = stack_channels(each) if channels == 1 else each[0]
     return Case(image, mask, first.spacing, first.affine, window)
 
 

@@ -1,4 +1,4 @@
-"""Reader of any dataset in nnU-Net's raw format, version 2.
+"""Reader of any dataset in nnU-Net's raw format, or of a task of the Decathlon as downloaded.
 
 Layout (https://github.com/MIC-DKFZ/nnUNet/blob/master/documentation/dataset_format.md):
 
@@ -8,9 +8,12 @@ Layout (https://github.com/MIC-DKFZ/nnUNet/blob/master/documentation/dataset_for
     imagesTs/, labelsTs/                likewise, for the test
 
 Instead of `imagesTr` and `labelsTr`, the key `dataset` of dataset.json may list each case's files.
+A task of the Medical Segmentation Decathlon (http://medicaldecathlon.com) lists them under
+`training`, and keeps all channels in one file.
 """
 
 import json
+import logging
 import re
 from collections import defaultdict
 from collections.abc import Sequence
@@ -18,12 +21,25 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from attnseg.data.folders import (
+    compile_patient_pattern,
+    find_ending,
+    list_by_name,
+    warn_of_groups,
+)
 from attnseg.data.labels import Labels
 from attnseg.data.reader import Case, CaseRef, Reader, shape_text
 from attnseg.data.readers.nifti import PLANES, map_labels, read_labelled, stack_channels
-from attnseg.data.readers.nnunet_json import VOLUME_ENDINGS, Description, read_description
+from attnseg.data.readers.nnunet_json import (
+    PICTURE_ENDINGS,
+    VOLUME_ENDINGS,
+    Description,
+    read_description,
+)
 from attnseg.data.readers.pictures import GREY8, GREY16, RGB, read_picture
-from attnseg.errors import DataError, Problems
+from attnseg.errors import DataError, Problems, join_names
+
+log = logging.getLogger(__name__)
 
 CaseFiles = tuple[list[Path], Path]  # the files of the channels, and the label file
 
@@ -64,7 +80,7 @@ class NNUNet(Reader):
         self.root = Path(root)
         self.plane = plane
         self.window = None if window is None else (float(window[0]), float(window[1]))
-        self.patient = None if patient is None else _compile_patient_pattern(patient)
+        self.patient = None if patient is None else compile_patient_pattern(patient)
 
     @cached_property
     def labels(self) -> Labels:  # type: ignore[override]
@@ -91,7 +107,11 @@ class NNUNet(Reader):
             for case, entry in listed.items():
                 with problems.gathered():
                     train[case] = self._check_entry(case, entry)
-        test = self._find_files("Ts", problems) if (self.root / "labelsTs").is_dir() else {}
+        if (self.root / "labelsTs").is_dir():
+            test = self._find_files("Ts", problems)
+        else:
+            test = {}
+            self._count_unlabelled()
         for case in sorted(train.keys() & test.keys()):
             problems.found.append(f"{test[case][1]}: {case} is for training, too; remove one")
         refs = []
@@ -105,6 +125,12 @@ class NNUNet(Reader):
                 f"{self._described.ending} and labelsTr/<case>{self._described.ending}"
             )
         problems.stop()
+        for key, count in (("numTraining", len(train)), ("numTest", len(test))):
+            stated = self._described.sizes.get(key, count)
+            if stated != count and (key == "numTraining" or test):
+                log.warning("%s: dataset.json says %s %d, found %d", self.root, key, stated, count)
+        if self.patient is not None:
+            warn_of_groups(self.patient.pattern, {ref.case: ref.patient for ref in refs})
         return refs
 
     def source(self, ref: CaseRef) -> str:
@@ -115,7 +141,10 @@ class NNUNet(Reader):
         """Decode one case; see `Reader.read`."""
         *images, label = ref.files
         if self.volumetric:
-            return read_labelled(images, label, self._new_value, self.plane, self.window)
+            in_one_file = self.channels if len(images) < self.channels else 1
+            return read_labelled(
+                images, label, self._new_value, self.plane, self.window, in_one_file
+            )
         return self._read_pictures(images, label)
 
     @cached_property
@@ -143,7 +172,7 @@ class NNUNet(Reader):
                 problems.found.append(f"{folder}: not found; restore the folder")
                 return {}
         channels: dict[str, dict[int, Path]] = defaultdict(dict)
-        for name, path in self._files_by_name(images):
+        for name, path in self._list_files(images, problems).items():
             if match := re.fullmatch(r"(.+)_([0-9]{4})", name, re.DOTALL):
                 channels[match[1]][int(match[2])] = path
             else:
@@ -151,24 +180,40 @@ class NNUNet(Reader):
                     f"{path}: not named <case>_<channel>{self._described.ending} with a channel "
                     "of four digits; rename or remove it"
                 )
-        masks = dict(self._files_by_name(labels))
+        masks = self._list_files(labels, problems)
         for name in sorted(masks.keys() - channels.keys()):
             problems.found.append(f"{masks[name]}: no image in {images}; restore or remove it")
         files = {}
         for name in sorted(channels):
             with problems.gathered():
-                label = labels / f"{name}{self._described.ending}"
+                label = masks.get(name, labels / f"{name}{self._described.ending}")
                 files[name] = (self._order_channels(images / name, channels[name]), label)
         return files
 
-    def _files_by_name(self, folder: Path) -> list[tuple[str, Path]]:
-        """Return a folder's files with the dataset's ending, and their names without it."""
+    def _list_files(self, folder: Path, problems: Problems) -> dict[str, Path]:
+        """Return a folder's volumes or pictures by their names without the ending."""
+        endings = VOLUME_ENDINGS if self.volumetric else PICTURE_ENDINGS
+        files = list_by_name(folder, endings, problems)
         ending = self._described.ending
-        return [
-            (path.name.removesuffix(ending), path)
-            for path in sorted(folder.iterdir())
-            if path.name.endswith(ending) and not path.name.startswith(".")
-        ]
+        if others := [path.name for path in files.values() if not path.name.endswith(ending)]:
+            log.warning(
+                "%s: %d of %d files do not end with %s, as dataset.json says, and are read "
+                "nevertheless: %s",
+                folder, len(others), len(files), ending, join_names(others),
+            )  # fmt: skip
+        return files
+
+    def _count_unlabelled(self) -> None:
+        """Say how many files of `imagesTs` are left out, since they have no labels."""
+        folder = self.root / "imagesTs"
+        names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+        endings = VOLUME_ENDINGS + PICTURE_ENDINGS
+        images = sorted(n for n in names if n[0] != "." and find_ending(n, endings))
+        if images:
+            log.info(
+                "%s: %d files without labels, left out: %s",
+                folder, len(images), join_names(images, 3),
+            )  # fmt: skip
 
     def _order_channels(self, stem: Path, channels: dict[int, Path]) -> list[Path]:
         """Return the files of a case's channels by number, or the one RGB picture."""
@@ -206,7 +251,8 @@ class NNUNet(Reader):
                 f"{table}: case {case!r} is not written "
                 '{"images": [<file>, ...], "label": <file>}; correct it'
             )
-        if len(names) - 1 != self.channels and not self._may_be_rgb(len(names) - 1):
+        in_one_file = len(names) == 2 and (self.volumetric or self.channels == 3)
+        if len(names) - 1 != self.channels and not in_one_file:
             raise DataError(
                 f"{table}: case {case!r} lists {len(names) - 1} images for {self.channels} "
                 "channels; correct it"
@@ -235,10 +281,16 @@ class NNUNet(Reader):
     def _check_inside_root(self, path: Path) -> None:
         if not path.is_file():
             raise DataError(f"{path}: not found; restore it or remove the case")
-        if not path.resolve().is_relative_to(self.root.resolve()):
+        if not any(path.resolve().is_relative_to(place) for place in self._places):
             raise DataError(
                 f"{path}: lies outside of {self.root} ({path.resolve()}); copy it into the folder"
             )
+
+    @cached_property
+    def _places(self) -> tuple[Path, ...]:
+        """The root and its folders, which may be links to another disk."""
+        names = ("", "imagesTr", "labelsTr", "imagesTs", "labelsTs")
+        return tuple((self.root / name).resolve() for name in names)
 
     def _patient_of(self, case: str) -> str:
         if self.patient is None:
@@ -273,17 +325,3 @@ class NNUNet(Reader):
         image = pixels[0] if colour else stack_channels(pixels)
         window = (0.0, 255.0) if colour and self.window is None else self.window
         return Case(image[None], mask[None], spacing=None, window=window)
-
-
-def _compile_patient_pattern(pattern: str) -> re.Pattern[str]:
-    """Return a regular expression; raise `ValueError` unless it is valid and has one group."""
-    try:
-        compiled = re.compile(pattern)
-    except re.error as error:
-        raise ValueError(f"patient {pattern!r} is no regular expression: {error}") from error
-    if compiled.groups != 1:
-        raise ValueError(
-            f"patient {pattern!r} has {compiled.groups} groups; put one pair of brackets around "
-            "the patient's part"
-        )
-    return compiled

@@ -1,10 +1,19 @@
-"""The `dataset.json` of nnU-Net's raw format, version 2: read, checked and described."""
+"""The `dataset.json` of nnU-Net's raw format or of the Medical Segmentation Decathlon.
+
+The Decathlon's format, which version 1 of nnU-Net uses, too, is rewritten as version 2 at first:
+
+    modality      {"0": "CT"}                    channel_names
+    labels        {"0": "background", "1": ...}  values by name, not names by value
+    training      [{"image": ..., "label": ...}] dataset; in version 1 without the channel's number
+"""
 
 import json
+import re
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+from attnseg.data.folders import find_ending
 from attnseg.data.labels import MAX_EXCLUSIVE, MAX_OVERLAPPING
 from attnseg.errors import DataError, Problems
 
@@ -23,6 +32,7 @@ class Description:
         overlapping: whether classes are regions, which may share values.
         ending: ending of all file names.
         listed: the entry of each case under `dataset`, not checked yet; `None` without that key.
+        sizes: `numTraining` and `numTest`, where they are whole numbers.
     """
 
     channels: tuple[str, ...]
@@ -30,6 +40,7 @@ class Description:
     overlapping: bool
     ending: str
     listed: dict[str, Any] | None
+    sizes: dict[str, int]
 
 
 def read_description(root: Path) -> Description:
@@ -57,10 +68,7 @@ def _parse_description(path: Path, content: Any) -> Description:  # noqa: ANN401
     labels = content.get("labels")
     inverted = isinstance(labels, dict) and any(isinstance(v, str) for v in labels.values())
     if "modality" in content or inverted:
-        raise DataError(
-            f"{path}: written for version 1 of nnU-Net; convert it to version 2 "
-            "(nnUNetv2_convert_old_nnUNet_dataset)"
-        )
+        content = _convert_decathlon(path, content)
     if wrong := [key for key, kind in REQUIRED.items() if not isinstance(content.get(key), kind)]:
         kinds = {dict: "object", str: "text"}
         raise DataError(
@@ -80,7 +88,47 @@ def _parse_description(path: Path, content: Any) -> Description:  # noqa: ANN401
             f"{', '.join(VOLUME_ENDINGS + PICTURE_ENDINGS)}"
         )
     problems.stop()
-    return Description(channels, regions, overlapping, ending, listed)
+    sizes = {key: content.get(key) for key in ("numTraining", "numTest")}
+    numbers = {key: size for key, size in sizes.items() if type(size) is int}
+    return Description(channels, regions, overlapping, ending, listed, numbers)
+
+
+def _convert_decathlon(path: Path, content: dict[str, Any]) -> dict[str, Any]:
+    """Return the content of a Decathlon's dataset.json, or of nnU-Net's version 1, as version 2."""
+    names, pairs = content.get("labels"), content.get("training")
+    if not isinstance(names, dict) or not isinstance(pairs, list) or not pairs:
+        raise DataError(
+            f"{path}: written for version 1 of nnU-Net; convert it to version 2 "
+            "(nnUNetv2_convert_old_nnUNet_dataset)"
+        )
+    labels: dict[str, int] = {}
+    cases: dict[str, dict[str, Any]] = {}
+    problems = Problems()
+    for value, name in names.items():
+        name = "background" if value == "0" else name
+        if not re.fullmatch(r"\d{1,9}", value) or not isinstance(name, str) or name in labels:
+            problems.found.append(
+                f"{path}: label {value!r} is {json.dumps(name)[:40]}, no name of its own for a "
+                "whole number; correct it"
+            )
+        labels[str(name)] = int(value) if value.isdecimal() else 0
+    for pair in pairs:
+        files = [pair.get(key) for key in ("image", "label")] if isinstance(pair, dict) else [None]
+        ending = find_ending(files[-1], VOLUME_ENDINGS) if isinstance(files[-1], str) else ""
+        case = PurePosixPath(str(files[-1])[: -len(ending)]).name
+        if not isinstance(files[0], str) or not ending or case in cases:
+            problems.found.append(
+                f"{path}: training holds {json.dumps(pair)[:80]}, not an image and a label of a "
+                "case of its own; correct it"
+            )
+        cases[case] = {"images": files[:1], "label": files[-1]}
+    problems.stop()
+    first = cases[next(iter(cases))]["images"][0]
+    ending = find_ending(first, VOLUME_ENDINGS)
+    numbered = f"{first[: len(first) - len(ending)]}_0000{ending}"
+    version_1 = not (path.parent / first).exists() and (path.parent / numbered).exists()
+    converted = {"channel_names": content.get("modality"), "labels": labels, "file_ending": ending}
+    return content | converted | ({} if version_1 else {"dataset": cases})
 
 
 def _channel_names(path: Path, names: dict[str, Any]) -> tuple[str, ...]:
