@@ -172,7 +172,8 @@ class NNUNet(Reader):
                 problems.found.append(f"{folder}: not found; restore the folder")
                 return {}
         channels: dict[str, dict[int, Path]] = defaultdict(dict)
-        for name, path in self._list_files(images, problems).items():
+        images_by_name = self._list_files(images, problems)
+        for name, path in images_by_name.items():
             if match := re.fullmatch(r"(.+)_([0-9]{4})", name, re.DOTALL):
                 channels[match[1]][int(match[2])] = path
             else:
@@ -180,6 +181,8 @@ class NNUNet(Reader):
                     f"{path}: not named <case>_<channel>{self._described.ending} with a channel "
                     "of four digits; rename or remove it"
                 )
+        if not any(path.name.endswith(self._described.ending) for path in images_by_name.values()):
+            return {}
         masks = self._list_files(labels, problems)
         for name in sorted(masks.keys() - channels.keys()):
             problems.found.append(f"{masks[name]}: no image in {images}; restore or remove it")
