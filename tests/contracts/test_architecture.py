@@ -45,7 +45,17 @@ ALLOWED = {  # and itself
     "export": {"evaluation", "preparation"} | RUNS,
     "contracts": {"export", "explain", "attention"} | RUNS,
     "doctor": {"training", "config", "memory", "errors"},
-    "commands": {"doctor", "benchmark", "contracts", "explain", "export", "search", "study"}
+    "probing": {"explain", "study", "probes"} | RUNS,
+    "commands": {
+        "probing",
+        "doctor",
+        "benchmark",
+        "contracts",
+        "explain",
+        "export",
+        "search",
+        "study",
+    }
     | {"training", "evaluation", "preparation"}
     | RUNS,
     "cli": {"commands", "doctor", "training", "study"} | RUNS,

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 import attnseg.attention
 from attnseg.attention.gather import Gather, Gathered
 from attnseg.attention.mixing import Layout, Mixing
-from attnseg.layers.tokens import DEFAULT_PLACE, Grid, Place, TokenMixer
+from attnseg.layers.tokens import DEFAULT_PLACE, Grid, Place, Sees, TokenMixer
 from attnseg.plugins import find_plugin
 
 # The projection that query, key and value each use, by sharing.
@@ -237,6 +237,10 @@ class Attention(TokenMixer):
         mixed: Tensor = self.mix.finish(self.mix(q, k, v, layout))
         out: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
         return out
+
+    def predict_sight(self) -> Sees:
+        """Return what the mixing declares, and the gather instead where it declares something."""
+        return {**self.mix.sees, **({} if self.gather is None else self.gather.sees)}
 
     def macs(
         self, tokens: int, grid: Grid, context: int | None = None, context_grid: Grid | None = None

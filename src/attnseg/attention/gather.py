@@ -1,10 +1,10 @@
 """Base class of the gathers: modules that select or form the tokens that give keys and values."""
 
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
-from attnseg.layers.tokens import DEFAULT_PLACE, Grid, Place
+from attnseg.layers.tokens import DEFAULT_PLACE, Grid, Place, Sees
 
 
 class Gathered(NamedTuple):
@@ -38,9 +38,12 @@ class Gather(nn.Module):
 
     Attributes:
         keeps_all: whether `forward` returns its tokens as they are.
+        sees: whether an attention with it should solve a probe, by the probe's name, where that is
+            not for the mixing to say; see `Sees`.
     """
 
     keeps_all = False
+    sees: ClassVar[Sees] = {}
 
     def __init__(self, dim: int, num_heads: int, place: Place = DEFAULT_PLACE) -> None:
         super().__init__()

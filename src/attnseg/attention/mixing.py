@@ -3,12 +3,12 @@
 Notation: B batch, N query tokens, M key tokens, C width, h heads, d = C / h head width.
 """
 
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from attnseg.layers.tokens import DEFAULT_PLACE, Grid, Place
+from attnseg.layers.tokens import DEFAULT_PLACE, Grid, Place, Sees
 
 
 class Layout(NamedTuple):
@@ -74,10 +74,12 @@ class Mixing(nn.Module):
     Attributes:
         equal_tokens: whether there must be as many keys as queries.
         needs_grid: whether the result depends on where tokens lie on the grid, beyond their order.
+        sees: whether it should solve a probe, by the probe's name; see `Sees`.
     """
 
     equal_tokens = False
     needs_grid = False
+    sees: ClassVar[Sees] = {}
 
     def __init__(
         self, head_dim: int, num_heads: int, scale: float, place: Place = DEFAULT_PLACE

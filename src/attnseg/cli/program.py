@@ -24,6 +24,7 @@ from attnseg.commands import (
     predict,
     prepare,
     preview,
+    probe,
     publish,
     search,
     status,
@@ -36,7 +37,7 @@ from attnseg.errors import ConfigError
 
 MODULES = (
     demo, train, prepare, preview, phantom, status, evaluate, predict, metrics_diff, explain,
-    compare, export, capsule, verify, publish, search, benchmark, check, doctor,
+    compare, export, capsule, verify, publish, search, benchmark, check, probe, doctor,
     completion, new,
 )  # fmt: skip
 START = """\

@@ -35,6 +35,44 @@ def build_model(
     The attention is one of a configuration, any other factory, or `None` for a model without.
     `image_size` is height and width in pixels. A `ConfigError` names an option that is wrong.
     """
+    matched = match_budget(model, attn, in_channels, num_classes, image_size)
+    return _make_model(matched, attn, in_channels, num_classes, image_size)
+
+
+def match_budget(
+    model: Model,
+    attn: Component | AttentionFactory | None,
+    in_channels: int,
+    num_classes: int,
+    image_size: tuple[int, int],
+) -> Model:
+    """Return the model without `match`, but with the MLP ratio that it asks for.
+
+    Arguments as in `build_model`.
+    """
+    attends = _check_attention(model, attn)
+    if model.match is None:
+        return model
+    if not attends or model.mlp_ratio is None:
+        raise ConfigError(
+            f"model.match: {model.target.rpartition('.')[2]} has no attention or no mlp_ratio; "
+            "use model.match=null"
+        )
+
+    def make(attn: Component | AttentionFactory | None, ratio: float) -> SegmentationModel:
+        changed = model.model_copy(update={"mlp_ratio": ratio})
+        return _make_model(changed, attn, in_channels, num_classes, image_size)
+
+    image = (in_channels, *image_size)
+    ratio = find_mlp_ratio(
+        model.match, partial(make, QKV), partial(make, attn), model.mlp_ratio, image
+    )
+    log.info("MLP ratio %g spends the %s of QKV", ratio, model.match)
+    return model.model_copy(update={"mlp_ratio": ratio, "match": None})
+
+
+def _check_attention(model: Model, attn: Component | AttentionFactory | None) -> bool:
+    """Refuse an attention that the model does not take; return whether it takes one."""
     class_name = model.target.rpartition(".")[2]
     parameters = inspect.signature(locate("model", model.target)).parameters
     attends = "attn" in parameters
@@ -48,34 +86,27 @@ def build_model(
         raise ConfigError(f"attn: {class_name} has no attention; use attn=none")
     if isinstance(attn, Component):
         build("attn", attn, dim=8, num_heads=1)  # An error in the attention is named as its own.
+    return attends
 
-    def make(
-        attn: Component | AttentionFactory | None, mlp_ratio: float | None
-    ) -> SegmentationModel:
-        if isinstance(attn, Component):
-            attn = factory("attn", attn, ATTENTION)
-        built: SegmentationModel = build(
-            "model",
-            model.model_copy(update={"mlp_ratio": mlp_ratio}),
-            in_channels=in_channels,
-            num_classes=num_classes,
-            image_size=image_size,
-            **({"attn": attn} if attends else {}),
-        )
-        return built
 
-    if model.match is None:
-        return make(attn, model.mlp_ratio)
-    if not attends or model.mlp_ratio is None:
-        raise ConfigError(
-            f"model.match: {class_name} has no attention or no mlp_ratio; use model.match=null"
-        )
-    image = (in_channels, *image_size)
-    ratio = find_mlp_ratio(
-        model.match, partial(make, QKV), partial(make, attn), model.mlp_ratio, image
+def _make_model(
+    model: Model,
+    attn: Component | AttentionFactory | None,
+    in_channels: int,
+    num_classes: int,
+    image_size: tuple[int, int],
+) -> SegmentationModel:
+    if isinstance(attn, Component):
+        attn = factory("attn", attn, ATTENTION)
+    built: SegmentationModel = build(
+        "model",
+        model,
+        in_channels=in_channels,
+        num_classes=num_classes,
+        image_size=image_size,
+        **({} if attn is None else {"attn": attn}),
     )
-    log.info("MLP ratio %g spends the %s of QKV", ratio, model.match)
-    return make(attn, ratio)
+    return built
 
 
 def find_mlp_ratio(

@@ -41,6 +41,13 @@ def list_choices(group: str) -> list[str]:
     return sorted({p.stem for f in _choice_folders() for p in (f / group).glob("[!_]*.yaml")})
 
 
+def read_about(group: str, name: str) -> str:
+    """Return the comment in the first line of a choice's file, or nothing."""
+    path = next(p for f in _choice_folders() if (p := f / group / f"{name}.yaml").is_file())
+    first = path.read_text(encoding="utf-8").partition("\n")[0]
+    return first.lstrip("# ") if first.startswith("#") else ""
+
+
 def list_attentions() -> list[str]:
     """Return the attentions, without the choice that stands for models without one."""
     return [name for name in list_choices("attn") if name != NO_ATTENTION]

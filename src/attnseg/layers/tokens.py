@@ -1,7 +1,7 @@
 """The base of all modules that mix tokens, and their places in a model."""
 
-from collections.abc import Callable
-from typing import NamedTuple, Protocol, runtime_checkable
+from collections.abc import Callable, Mapping
+from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -25,6 +25,10 @@ class Place(NamedTuple):
 
 DEFAULT_PLACE = Place()
 
+# Which probes an attention should solve, and to which it should be blind, by their names: what its
+# equation predicts of a network of two blocks on a grid of 8 x 8 tokens.
+Sees = Mapping[str, bool]
+
 
 class TokenMixer(nn.Module):
     """Mixes tokens within a block: the base of every attention and of what replaces one.
@@ -40,10 +44,12 @@ class TokenMixer(nn.Module):
     Attributes:
         mixes_prefix: whether the tokens of the grid take from prefix tokens, such as a class token.
         needs_grid: whether the result depends on where tokens lie on the grid, beyond their order.
+        sees: whether it should solve a probe, by the probe's name; see `Sees`.
     """
 
     mixes_prefix = True
     needs_grid = True
+    sees: ClassVar[Sees] = {}
 
     def __init__(
         self,
@@ -80,6 +86,10 @@ class TokenMixer(nn.Module):
             ValueError: the mixer takes no context.
         """
         raise NotImplementedError
+
+    def predict_sight(self) -> Sees:
+        """Return whether the mixer should solve a probe, by the probe's name."""
+        return self.sees
 
     def macs(
         self, tokens: int, grid: Grid, context: int | None = None, context_grid: Grid | None = None

@@ -171,10 +171,9 @@ class SETR(SegmentationModel):
         tokens: ReductionFactory | None = None,
     ) -> None:
         super().__init__()
-        if size not in SIZES:
-            raise ValueError(f"unknown size {size!r}; choose one of {', '.join(SIZES)}")
-        if head not in ("naive", "pup", "mla"):
-            raise ValueError(f"unknown head {head!r}; choose one of naive, pup, mla")
+        for kind, name, known in (("size", size, SIZES), ("head", head, ("naive", "pup", "mla"))):
+            if name not in known:
+                raise ValueError(f"unknown {kind} {name!r}; choose one of {', '.join(known)}")
         check_positive(
             dim=dim,
             depth=depth,
@@ -194,8 +193,8 @@ class SETR(SegmentationModel):
                 f"head_channels, got {depth} and {channels}"
             )
         grid = (image_size[0] // self.patch_size, image_size[1] // self.patch_size)
-        with_class = class_token and head != "mla"
-        self.embed = PatchTokens(in_channels, dim, self.patch_size, grid, with_class)
+        prefixed = class_token and head != "mla"
+        self.embed = PatchTokens(in_channels, dim, self.patch_size, grid, prefixed)
         self.encoder = nn.ModuleList(
             Block(
                 dim,
