@@ -197,7 +197,7 @@ FAULTS = {
     "three values": (mask(LESION * np.uint8(254) + np.uint8(1)), "grey values 1 in a mask of 0"),
     "soft edge": (mask(PHOTO[..., 0]), "grey values 21, 42, 63, 84, 105 in a mask of 0 and 255"),
     "one other value": (mask(LESION * 0 + 7), "grey values 7 in a mask"),
-    "palette mask": (mask(GREY.convert("P")), "pixels of type P, not 8-bit grey or 1-bit"),
+    "palette mask": (mask(GREY.convert("RGB").quantize(2)), "a palette whose index 0 is the grey"),
     "RGB mask": (mask(GREY.convert("RGB")), "pixels of type RGB"),
     "16-bit mask": (mask(LESION.astype(np.uint16)), "pixels of type I;16"),
     "mask of another size": (mask(LESION.T), "4x3 pixels, but ISIC_0000001.png has 3x4"),

@@ -176,7 +176,7 @@ FAULTS = {
         lambda path: write(path, np.stack([BODY, BODY], -1)),
         "2x3x4x2 voxels, not a volume of three dimensions",
     ),
-    "two dimensions": (lambda path: write(path, BODY[0]), "3x4 voxels, not a volume"),
+    "one dimension": (lambda path: write(path, BODY[0, 0]), "4 voxels, not a volume"),
     "not a number": (not_a_number, "NaN or infinite voxels"),
     "beyond float32": (
         lambda path: write(path, np.full((2, 2, 2), 1e300)),
@@ -250,5 +250,7 @@ def test_labels_get_their_meaning_and_others_are_named(tmp_path):
     labels = np.array([[300, 7], [0, 7]], np.uint16)
     assert map_labels(tmp_path, labels, meaning).tolist() == [[1, 2], [0, 2]]
     assert map_labels(tmp_path, labels.astype(np.float32), meaning).dtype == np.uint8
-    with pytest.raises(DataError, match=r"unknown labels -1, 0\.5, nan \(known are 0, 7, 300\)"):
+    with pytest.raises(DataError, match=r"unknown labels -1, 12 \(known are 0, 7, 300\)"):
+        map_labels(tmp_path, np.array([0.0, -1, 12]), meaning)
+    with pytest.raises(DataError, match=r"no whole numbers, such as 0\.5, nan \(soft labels"):
         map_labels(tmp_path, np.array([0, -1, 0.5, np.nan]), meaning)

@@ -317,7 +317,7 @@ SCAN_FAULTS = {
         lambda d: d.case(labels=LABELS + 1), "a.nii.gz: unknown labels 4 (known are 0, 1, 2, 3)"
     ),
     "labels not whole": (
-        lambda d: d.case(labels=LABELS / np.float32(2)), "unknown labels 0.5, 1.5 ",
+        lambda d: d.case(labels=LABELS / np.float32(2)), "no whole numbers, such as 0.5, 1.5",
     ),
     "cropped label": (
         lambda d: d.case(labels=LABELS[:1]), "4x3x1 voxels, but a_0000.nii.gz has 4x3x2"

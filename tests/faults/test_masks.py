@@ -74,7 +74,8 @@ def jpeg_by_name(path):
 
 MASK_FAULTS = {
     "JPEG named PNG": (
-        isic_mask(lambda p: Image.fromarray(LESION * 255).save(p, "JPEG")), "not a PNG image",
+        isic_mask(lambda p: Image.fromarray(LESION * 255).save(p, "JPEG")),
+        "compressed as JPEG, which alters the values of a mask",
     ),
     "JPEG": (isic_mask(jpeg_by_name), "no ISIC_0000001_segmentation.png in"),
     "grey with alpha": (

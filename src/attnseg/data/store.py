@@ -35,7 +35,7 @@ from attnseg.progress import Bar
 
 log = logging.getLogger(__name__)
 
-STORE_VERSION = 2  # to be raised whenever the content of prepared cases changes
+STORE_VERSION = 3  # to be raised whenever the content of prepared cases changes
 PERCENTILES = (0.5, 5.0, 25.0, 50.0, 75.0, 95.0, 99.5)  # the outer ones are scaled to 0 and 1
 
 

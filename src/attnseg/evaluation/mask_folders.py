@@ -17,7 +17,7 @@ from attnseg.data.folders import (
 from attnseg.data.labels import Labels
 from attnseg.data.reader import shape_text
 from attnseg.data.readers.nifti import check_same_grid, read_nifti
-from attnseg.data.readers.pictures import BINARY, GREY8, GREY16, SUFFIXES, read_picture
+from attnseg.data.readers.pictures import SUFFIXES, read_label_picture
 from attnseg.errors import ConfigError, DataError, Problems, join_names
 from attnseg.evaluation.scoring import COLUMNS
 from attnseg.metrics.profiles.profile import Profile
@@ -139,7 +139,7 @@ def read_pair(truth: Path, pred: Path) -> MapPair:
         first, second = read_nifti(truth), read_nifti(pred)
         check_same_grid(first, second, (truth, pred))
         return _to_label_map(truth, first.voxels), _to_label_map(pred, second.voxels), first.spacing
-    true, predicted = (read_picture(p, (*GREY8, *GREY16, *BINARY)) for p in (truth, pred))
+    true, predicted = (read_label_picture(path)[0] for path in (truth, pred))
     if true.shape != predicted.shape:
         raise DataError(
             f"{pred}: {shape_text(predicted.shape)} pixels, but {truth.name} has "

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from attnseg.data.reader import shape_text
+from attnseg.data.readers.nifti import list_nifti_files
 from attnseg.errors import ConfigError, DataError, listed
 from attnseg.memory import free_memory
 from attnseg.prediction.images import read_item
@@ -217,7 +218,7 @@ class FolderRun:
 
 def _digest_item(item: Item) -> str:
     try:
-        return digest_files(item.files)
+        return digest_files([file for path in item.files for file in list_nifti_files(path)])
     except OSError as error:
         raise DataError(f"{item.place}: {error.strerror}; restore it") from error
 

@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from attnseg.data.readers.content import detect_content
 from attnseg.data.readers.nifti import check_same_grid, read_nifti, to_slices, to_smallest_dtype
 from attnseg.data.readers.pictures import GREY8, GREY16, RGB, read_picture
 from attnseg.data.readers.uw_madison import read_scan
@@ -68,7 +67,7 @@ def _read_picture_item(item: Item, spec: InferenceSpec) -> Scan:
             f"{path}: a picture, but the network takes {spec.channels} channels; give NIfTI files"
         )
     modes = RGB if spec.channels == 3 else (*GREY8, *GREY16)
-    pixels = read_picture(path, modes, detect_content(path).form)
+    pixels = read_picture(path, modes)
     if min(pixels.shape[:2]) < 2:
         raise DataError(f"{path}: a single line of pixels; remove it")
     image = pixels.reshape(1, *pixels.shape[:2], spec.channels)

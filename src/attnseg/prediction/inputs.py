@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from attnseg.data.readers.content import detect_content
+from attnseg.data.readers.nifti import find_companion
 from attnseg.data.readers.pictures import SUFFIXES
 from attnseg.data.readers.uw_madison import find_scan_folder, sort_slices
 from attnseg.errors import DataError, Problems, first_line
@@ -25,7 +26,7 @@ from attnseg.prediction.dicom import group_series
 from attnseg.prediction.spec import InferenceSpec
 
 Kind = Literal["nifti", "dicom", "picture", "scan"]
-VOLUMES = (".nii", ".nii.gz")
+VOLUMES, PAIRS = (".nii", ".nii.gz"), (".hdr", ".hdr.gz")
 CHANNEL = re.compile(r"(.+)_(\d{4})")
 
 
@@ -83,6 +84,13 @@ def find_inputs(source: Path, output: Path, spec: InferenceSpec) -> Inputs:
     by_kind: dict[str, list[Path]] = defaultdict(list)
     for path in walk_files(source, output.resolve()) if source.is_dir() else [source]:
         with inputs.problems.gathered():
+            header = find_companion(path, ".img", ".hdr")
+            if (
+                header and detect_content(header).kind == "nifti"
+            ):  # The pair is found by its header.
+                if source.is_dir():
+                    continue
+                path = header
             kind = detect_kind(path)
             if kind is None:
                 inputs.skipped.append(path)
@@ -151,7 +159,7 @@ def detect_kind(path: Path) -> str | None:
         raise DataError(f"{path}: damaged ({first_line(error)}); restore the file") from error
     except OSError as error:
         raise DataError(f"{path}: {error.strerror or error}; restore it or remove it") from error
-    if content.kind == "nifti" and not path.name.lower().endswith(VOLUMES):
+    if content.form == "single" and not path.name.lower().endswith(VOLUMES):
         raise DataError(f"{path}: a NIfTI file by its content; name it .nii or .nii.gz")
     if content.packed and content.kind in ("dicom", "picture"):
         kind = "DICOM" if content.kind == "dicom" else content.form
@@ -199,7 +207,9 @@ def _result_name(path: Path, root: Path) -> str:
     """Return a file's path below the root without its suffix."""
     relative = path.relative_to(root)
     lower = relative.name.lower()
-    suffix = next((s for s in (*VOLUMES[::-1], *SUFFIXES, DICOM) if lower.endswith(s)), "")
+    suffix = next(
+        (s for s in (*VOLUMES[::-1], *PAIRS[::-1], *SUFFIXES, DICOM) if lower.endswith(s)), ""
+    )
     stem = relative.name[: len(relative.name) - len(suffix)] or relative.name
     return PurePosixPath(*relative.parts[:-1], stem).as_posix()
 

@@ -17,7 +17,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from attnseg.data.labels import Floats, Masks
-from attnseg.data.readers.nifti import from_slices
+from attnseg.data.readers.nifti import from_slices, open_nifti
 from attnseg.data.readers.uw_madison import encode_table
 from attnseg.errors import ResourceError
 from attnseg.files import replacing
@@ -120,14 +120,17 @@ class ResultWriter:
         voxels = self._to_file_order(slices)
         image: Any
         if self.item.kind == "nifti":
-            original: Any = nib.load(self.item.files[0])
-            header = original.header.copy()
-            header.extensions.clear()
+            with open_nifti(self.item.files[0]) as original:
+                header = original.header.copy()
+                header.extensions.clear()
+                if len(original.shape) == 2:
+                    voxels = voxels.reshape(*original.shape, *voxels.shape[3:])
             for key in ("cal_min", "cal_max", "scl_slope", "scl_inter"):
                 header[key] = 0
             header.set_data_shape(voxels.shape)
             # Without an affine of its own, the image keeps those of the header, and their codes.
-            image = type(original)(voxels, None, header, dtype=voxels.dtype)
+            single = nib.Nifti2Image if header["sizeof_hdr"] == 540 else nib.Nifti1Image
+            image = single(voxels, None, header, dtype=voxels.dtype)
         else:
             affine = self.scan.affine
             if affine is None:

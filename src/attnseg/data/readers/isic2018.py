@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from attnseg.data.labels import Labels
 from attnseg.data.reader import Case, CaseRef, Reader, shape_text
-from attnseg.data.readers.pictures import BINARY, GREY8, RGB, read_picture
+from attnseg.data.readers.pictures import GREY8, RGB, read_label_picture, read_picture
 from attnseg.errors import DataError, Problems
 
 log = logging.getLogger(__name__)
@@ -183,13 +183,13 @@ def _by_id(
 
 
 def _read_binary_mask(path: Path) -> NDArray[np.uint8]:
-    """Return a mask `[H, W]` of 0 and 1 from a picture of 0 and 1 or 0 and 255."""
-    pixels = read_picture(path, GREY8 + BINARY)
+    """Return a mask `[H, W]` of 0 and 1 from a picture of 0 and 1, or 0 and white."""
+    pixels, white = read_label_picture(path, GREY8)
     values = set(np.unique(pixels).tolist())
-    if not (values <= {0, 1} or values <= {0, 255}):
-        others = sorted(values - {0, 255})[:5]
+    if not (values <= {0, 1} or values <= {0, white}):
+        others = sorted(values - {0, white})[:5]
         raise DataError(
-            f"{path}: grey values {', '.join(map(str, others))} in a mask of 0 and 255; "
+            f"{path}: grey values {', '.join(map(str, others))} in a mask of 0 and {white}; "
             "restore the file as downloaded"
         )
     return np.asarray(pixels != 0, np.uint8)

@@ -3,7 +3,8 @@
 import contextlib
 import gzip
 import logging
-import zlib
+import re
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +12,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
-from nibabel.openers import ImageOpener
+from nibabel.fileholders import FileHolder
 from nibabel.orientations import (
     OrientationError,
     axcodes2ornt,
@@ -24,6 +24,7 @@ from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
 from attnseg.data.reader import Case, shape_text
+from attnseg.data.readers.content import detect_content
 from attnseg.errors import DataError, Problems
 
 log = logging.getLogger(__name__)
@@ -35,9 +36,15 @@ MAX_VOXELS = 1 << 31
 LARGEST = float(np.finfo(np.float32).max)
 SHEAR = 0.02  # largest cosine between axes that count as perpendicular
 SHIFT = 0.1  # largest distance between the grids of two files, share of a voxel
-NIFTI_ERRORS = (
-    ImageFileError, HeaderDataError, OSError, EOFError, ValueError, OverflowError, zlib.error,
-)  # fmt: skip
+MILLIMETRES = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # by code of the unit; 0 says nothing
+IMAGES = {
+    ("single", 1): nib.Nifti1Image, ("pair", 1): nib.Nifti1Pair,
+    ("single", 2): nib.Nifti2Image, ("pair", 2): nib.Nifti2Pair,
+}  # fmt: skip
+NO_VOLUME = {
+    "analyze": "Analyze 7.5, or a NIfTI header without its magic: left and right are unknown",
+    "cifti": "CIFTI, values of points of a surface",
+}
 
 
 @dataclass(frozen=True)
@@ -58,7 +65,7 @@ class NiftiVolume:
 
 
 def read_nifti(path: Path, plane: str = "axial", channels: int = 1) -> NiftiVolume:
-    """Decode a `.nii` or `.nii.gz` file.
+    """Decode a NIfTI file, or a pair given by its header.
 
     Args:
         path: the file.
@@ -67,40 +74,22 @@ def read_nifti(path: Path, plane: str = "axial", channels: int = 1) -> NiftiVolu
 
     Returns:
         Voxels of type uint8, uint16 or int16, if that holds the values exactly; otherwise float32.
+        A file of two axes is a volume of one slice along the third.
 
     Raises:
         DataError: the file is broken, has other dimensions or channels, has no usable geometry, or
             holds values that are not finite in float32.
     """
     try:
-        with _log_header_repairs(path):
-            image: Any = nib.load(path)
-        shape = tuple(map(int, image.shape))
-        while len(shape) > 3 and shape[-1] == 1:
-            shape = shape[:-1]
-        if len(shape) == 5 and shape[3] == 1:  # NIfTI stores vectors along the fifth axis.
-            shape = (*shape[:3], shape[4])
-        if len(shape) == 4 and channels > 1 and shape[3] != channels:
-            raise DataError(
-                f"{path}: {shape[3]} channels instead of {channels}; give those that were "
-                "trained on"
-            )
-        if len(shape) != (3 if channels == 1 else 4) or min(shape) < 1:
-            expected = "" if channels == 1 else f" and {channels} channels"
-            raise DataError(
-                f"{path}: {shape_text(shape)} voxels, not a volume of three dimensions{expected}; "
-                "split it or exclude the case"
-            )
-        if np.prod(shape, dtype=np.int64) > MAX_VOXELS:
-            raise DataError(
-                f"{path}: {shape_text(shape)} voxels are too many; crop or exclude the case"
-            )
-        affine = np.asarray(image.affine, np.float64)
-        check_axes(path, affine)
-        _check_sizes(path, image)
-        voxels = np.asanyarray(image.dataobj).reshape(shape)
-        _check_sum(path)
-    except NIFTI_ERRORS as error:
+        with open_nifti(path) as image:
+            shape = _check_shape(path, tuple(map(int, image.shape)), channels)
+            affine = _read_affine(path, image)
+            voxels = np.asanyarray(image.dataobj).reshape(shape)
+            while image.file_map["image"].fileobj.read(1 << 20):  # to a checksum at the end
+                pass
+    except (DataError, MemoryError):
+        raise
+    except Exception as error:  # made to harm, a header can have the parser raise anything
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{path}: not a readable NIfTI file ({reason}); restore it") from error
     if voxels.dtype.kind not in "buif":
@@ -113,6 +102,116 @@ def read_nifti(path: Path, plane: str = "axial", channels: int = 1) -> NiftiVolu
         )
     slices, spacing = to_slices(voxels, affine, plane)
     return NiftiVolume(to_smallest_dtype(slices), spacing, affine, shape[:3])
+
+
+@contextlib.contextmanager
+def open_nifti(path: Path) -> Iterator[Any]:
+    """Open a NIfTI file, or a pair by its header, as its content says and whatever its name.
+
+    Yields nibabel's image; its voxels can be read until the file is closed.
+
+    Raises:
+        DataError: it is no NIfTI file of voxels, or half a pair.
+    """
+    content = detect_content(path)
+    if content.kind != "nifti":
+        raise DataError(f"{path}: not a readable NIfTI file (no NIfTI by its content); restore it")
+    if content.form in NO_VOLUME:
+        raise DataError(f"{path}: {NO_VOLUME[content.form]}; convert it to a NIfTI volume")
+    *_, voxels = list_nifti_files(path)
+    if content.form == "pair" and voxels == path:
+        raise DataError(f"{path}: the header of a pair without its .img file; restore the pair")
+    packed = {voxels: voxels.name.lower().endswith(".gz"), path: content.packed}
+    with contextlib.ExitStack() as stack:
+        header, image = (
+            FileHolder(fileobj=stack.enter_context(gzip.open(p) if packed[p] else p.open("rb")))
+            for p in (path, voxels)
+        )
+        with _log_header_repairs(path):
+            opened = IMAGES[content.form, content.version].from_file_map(
+                {"header": header, "image": image}
+            )
+        yield opened
+
+
+def list_nifti_files(path: Path) -> tuple[Path, ...]:
+    """Return the files that a NIfTI file is read from: itself and, of a pair, the `.img` file."""
+    companion = find_companion(path, ".hdr", ".img")
+    return (path,) if companion is None else (path, companion)
+
+
+def find_companion(path: Path, end: str, other: str) -> Path | None:
+    """Return the file whose ending is `other` where that of `path` is `end`, or `None`.
+
+    Either ending may be followed by `.gz`.
+    """
+    match = re.fullmatch(rf"(.*)({re.escape(end)})(\.gz)?", path.name, re.IGNORECASE | re.DOTALL)
+    if match is None:
+        return None
+    ending = other.upper() if match[2].isupper() else other
+    names = (f"{match[1]}{ending}{packed}" for packed in (match[3] or "", "", ".gz"))
+    return next((file for name in names if (file := path.with_name(name)).is_file()), None)
+
+
+def _check_shape(path: Path, shape: tuple[int, ...], channels: int) -> tuple[int, ...]:
+    """Return the shape of a volume, with its channels if there are several."""
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    if len(shape) == 2:
+        shape = (*shape, 1)
+    if len(shape) == 5 and shape[3] == 1:  # NIfTI stores vectors along the fifth axis.
+        shape = (*shape[:3], shape[4])
+    if len(shape) == 4 and channels > 1 and shape[3] != channels:
+        raise DataError(
+            f"{path}: {shape[3]} channels instead of {channels}; give those that were trained on"
+        )
+    if len(shape) != (3 if channels == 1 else 4) or min(shape) < 1:
+        expected = "" if channels == 1 else f" and {channels} channels"
+        raise DataError(
+            f"{path}: {shape_text(shape)} voxels, not a volume of three dimensions{expected}; "
+            "split it or exclude the case"
+        )
+    if np.prod(shape, dtype=np.int64) > MAX_VOXELS:
+        raise DataError(
+            f"{path}: {shape_text(shape)} voxels are too many; crop or exclude the case"
+        )
+    return shape
+
+
+def _read_affine(path: Path, image: Any) -> NDArray[np.float64]:  # noqa: ANN401
+    """Return the affine in mm, as nibabel reads it; warn where the orientation is not certain."""
+    file = image.file_map["header"].fileobj
+    file.seek(0)
+    header = type(image.header).from_fileobj(file, check=False)
+    # Nibabel reads a size of zero as 1 mm if the header has no matrix.
+    sizes = header["pixdim"][1 : 1 + min(3, len(image.shape))]
+    if int(header["sform_code"]) == 0 and not np.all(sizes != 0):
+        raise DataError(f"{path}: a voxel size of zero; correct the header")
+    unit = int(header["xyzt_units"]) & 7
+    if unit not in MILLIMETRES:
+        raise DataError(f"{path}: xyzt_units has no unit of length {unit}; correct the header")
+    affine = np.asarray(image.affine, np.float64).copy()
+    affine[:3] *= MILLIMETRES[unit]
+    check_axes(path, affine)
+    codes = [int(image.header[key]) for key in ("qform_code", "sform_code")]
+    if not any(codes):
+        log.warning(
+            "%s: qform_code and sform_code are 0, so the orientation is not known and left and "
+            "right may be exchanged; taken as %s",
+            path,
+            "".join(nib.aff2axcodes(affine)),
+        )
+    elif all(codes):
+        with contextlib.suppress(ValueError, HeaderDataError):  # the form that is not used
+            mine, other = ("".join(nib.aff2axcodes(m)) for m in (affine, image.get_qform()))
+            if mine != other:
+                log.warning(
+                    "%s: the orientation is %s by its sform, which counts, and %s by its qform",
+                    path,
+                    mine,
+                    other,
+                )
+    return affine
 
 
 def read_labelled(
@@ -161,7 +260,8 @@ def _log_header_repairs(path: Path) -> Iterator[None]:
     """Log nibabel's warnings on invalid header fields, which lack the file's name, with it."""
 
     def log_with_path(record: logging.LogRecord) -> bool:
-        if record.levelno < logging.ERROR:  # Nibabel raises errors besides logging them.
+        # Nibabel raises errors besides logging them; other threads open other files.
+        if record.levelno < logging.ERROR and record.thread == threading.get_ident():
             log.warning("%s: %s", path, record.getMessage())
         return False
 
@@ -232,8 +332,14 @@ def map_labels(path: Path, labels: NDArray[Any], new_value: Mapping[int, int]) -
     `new_value` gives the new value of each label that may occur; others are refused.
     """
     values = np.unique(labels)
+    if values.dtype.kind == "f" and len(broken := values[values != np.rint(values)]):
+        some = ", ".join(map(str, broken[:3]))
+        raise DataError(
+            f"{path}: labels that are no whole numbers, such as {some} (soft labels, or a mask "
+            "that was resampled); round them if whole ones are meant, or exclude the case"
+        )
     if unknown := [value for value in values.tolist() if value not in new_value]:
-        some = ", ".join(f"{value:g}" for value in unknown[:5])
+        some = ", ".join(f"{value:.0f}" for value in unknown[:5])
         more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
         known = ", ".join(map(str, sorted(new_value)))
         raise DataError(
@@ -242,22 +348,6 @@ def map_labels(path: Path, labels: NDArray[Any], new_value: Mapping[int, int]) -
         )
     new_values = np.array([new_value[int(value)] for value in values.tolist()], np.uint8)
     return new_values[np.searchsorted(values, labels)]
-
-
-def _check_sizes(path: Path, image: Any) -> None:  # noqa: ANN401
-    """Refuse a voxel size of zero, which nibabel reads as 1 mm if the header has no matrix."""
-    with ImageOpener(str(path)) as stream:
-        header = type(image.header).from_fileobj(stream, check=False)
-    if int(header["sform_code"]) == 0 and not np.all(header["pixdim"][1:4] != 0):
-        raise DataError(f"{path}: a voxel size of zero; correct the header")
-
-
-def _check_sum(path: Path) -> None:
-    """Read a compressed file to the checksum at its end, which nibabel does not reach."""
-    if path.suffix == ".gz":
-        with gzip.open(path) as stream:
-            while stream.read(1 << 20):
-                pass
 
 
 def check_axes(path: Path, affine: NDArray[np.float64]) -> None:

@@ -36,7 +36,7 @@ from attnseg.data.readers.nnunet_json import (
     Description,
     read_description,
 )
-from attnseg.data.readers.pictures import GREY8, GREY16, RGB, read_picture
+from attnseg.data.readers.pictures import GREY8, GREY16, RGB, read_label_picture, read_picture
 from attnseg.errors import DataError, Problems, join_names
 
 log = logging.getLogger(__name__)
@@ -315,7 +315,7 @@ class NNUNet(Reader):
             with problems.gathered():
                 pixels.append(read_picture(path, modes))
         with problems.gathered():
-            mask = map_labels(label, read_picture(label, (*GREY8, *GREY16)), self._new_value)
+            mask = map_labels(label, read_label_picture(label)[0], self._new_value)
         problems.stop()
         height, width = pixels[0].shape[:2]
         for path, other in zip((*images, label), (*pixels, mask), strict=True):

@@ -4,14 +4,19 @@ Pillow decodes them, because it refuses truncated files, bad checksums and decom
 OpenCV does not.
 """
 
+import contextlib
+import re
 import struct
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps
 
+from attnseg.data.readers.content import detect_content
 from attnseg.errors import DataError
 
 FORMATS = {
@@ -20,7 +25,7 @@ FORMATS = {
     ".tif": "TIFF", ".tiff": "TIFF",
 }  # fmt: skip
 SUFFIXES = tuple(FORMATS)
-# Pillow's modes of plain images; palettes and CMYK are not among them.
+# Pillow's modes of plain images; CMYK is not among them.
 GREY8, GREY16, RGB, BINARY = ("L",), ("I;16", "I;16B"), ("RGB",), ("1",)
 MODE_NAMES = {"L": "8-bit grey", "I;16": "16-bit grey", "RGB": "colour", "1": "1-bit"}
 # Pillow raises all of these for damaged files, above all for TIFF.
@@ -30,21 +35,67 @@ PICTURE_ERRORS = (
 )  # fmt: skip
 
 
-def read_picture(
-    path: Path, modes: tuple[str, ...], kind: str | None = None
-) -> NDArray[np.generic]:
+# Compressions of TIFF that may alter values.
+LOSSY = ("jpeg", "tiff_jpeg", "webp")
+
+
+def read_picture(path: Path, modes: tuple[str, ...]) -> NDArray[np.generic]:
     """Decode a picture to `[H, W]`, or `[H, W, 3]` for RGB; bool, uint8 or uint16.
 
-    `modes` are the accepted modes of Pillow, and `kind` is its name of the format, by default that
-    of the file's suffix, one of `SUFFIXES`.
+    It is turned as its EXIF orientation says. `modes` are the accepted modes of Pillow.
 
     Raises:
-        DataError: the file is broken, has another format or mode, holds several pictures, or has
-            more pixels than Pillow's limit.
+        DataError: the file is broken or no picture by its content, has another mode, holds several
+            pictures, or has more pixels than Pillow's limit.
     """
-    kind = kind or FORMATS[path.suffix.lower()]
+    with _open(path, modes) as image:
+        return _to_array(image)
+
+
+def read_label_picture(
+    path: Path, greys: tuple[str, ...] = (*GREY8, *GREY16)
+) -> tuple[NDArray[np.generic], int]:
+    """Decode a grey or palette picture of labels to `[H, W]`, uint8 or uint16, turned as by EXIF.
+
+    `greys` are the accepted modes of Pillow besides those of one bit and palettes.
+
+    Returns:
+        The values that are stored, whatever the number of bits; of a palette, the indices. And the
+        value of white: 1, 3, 15, 255 or 65535.
+
+    Raises:
+        DataError: as `read_picture`, or the compression alters values, or what is stored
+            contradicts what is shown.
+    """
+    with _open(path, (*greys, *BINARY, "P")) as image:
+        if image.format == "JPEG" or image.info.get("compression") in LOSSY:
+            raise DataError(
+                f"{path}: compressed as JPEG, which alters the values of a mask; give the mask as "
+                "it was before"
+            )
+        raw = image.tile[0].args if image.tile else ""
+        bits = re.fullmatch(r"L;([248]?)(I?)R?", raw if isinstance(raw, str) else str(raw[0]))
+        if bits and bits[2]:
+            raise DataError(f"{path}: labels in which 0 is white; save them with 0 as black")
+        values = _to_array(image)
+        if image.mode == "P":
+            _check_palette(path, image, np.unique(values))
+    if values.dtype == np.bool_:
+        return values.astype(np.uint8), 1
+    white = {"2": 3, "4": 15}.get(bits[1] if bits else "", np.iinfo(values.dtype).max)
+    return (values // (255 // white) if white < 255 else values), int(white)
+
+
+@contextlib.contextmanager
+def _open(path: Path, modes: tuple[str, ...]) -> Iterator[Image.Image]:
+    """Open a picture, once its kind, mode and number of pages have been checked."""
     try:
-        with Image.open(path, formats=[kind]) as image:
+        content = detect_content(path)
+        if content.kind != "picture" or content.packed:
+            name = FORMATS.get(path.suffix.lower(), "picture")
+            raise DataError(f"{path}: not a {name} image; restore the file or exclude the case")
+        # By its name, Pillow would map a plain TIFF into memory and turn it wrongly.
+        with path.open("rb") as file, Image.open(file, formats=[content.form]) as image:
             if image.mode not in modes:
                 accepted = " or ".join(MODE_NAMES[mode] for mode in modes if mode in MODE_NAMES)
                 raise DataError(
@@ -53,8 +104,35 @@ def read_picture(
                 )
             if (pages := getattr(image, "n_frames", 1)) > 1:
                 raise DataError(f"{path}: {pages} pictures in one file; split it")
-            pixels = np.array(image)
+            _check_grey_bitmap(path, image)
+            yield image
     except PICTURE_ERRORS as error:
-        reason = f"not a {kind} image" if isinstance(error, UnidentifiedImageError) else error
-        raise DataError(f"{path}: {reason}; restore the file or exclude the case") from error
+        raise DataError(f"{path}: {error}; restore the file or exclude the case") from error
+
+
+def _to_array(image: Image.Image) -> NDArray[np.generic]:
+    ImageOps.exif_transpose(image, in_place=True)
+    pixels = np.array(image)
     return pixels.astype(np.uint16) if pixels.dtype.itemsize > 1 else pixels
+
+
+def _check_grey_bitmap(path: Path, image: Image.Image) -> None:
+    """Refuse a grey bitmap of 4 bits, whose bytes Pillow takes for pixels."""
+    if image.format == "BMP" and image.mode == "L" and image.tile[0].codec_name == "raw":
+        assert image.fp is not None
+        image.fp.seek(0)
+        head = image.fp.read(30)
+        if head[24 if head[14] == 12 else 28] < 8:
+            raise DataError(f"{path}: a grey bitmap of less than 8 bits; save it as PNG")
+
+
+def _check_palette(path: Path, image: Image.Image, used: NDArray[Any]) -> None:
+    """Refuse a palette of greys other than its indices, or black and white: which is the label?"""
+    colours = np.reshape(image.getpalette() or [], (-1, 3))[used]
+    greys, indices = colours[:, 0], used.astype(int)
+    black_and_white = indices.max() <= 1 and (greys == 255 * indices).all()
+    if (colours == greys[:, None]).all() and not black_and_white and (greys != indices).any():
+        raise DataError(
+            f"{path}: a palette whose index {indices[greys != indices][0]} is the grey "
+            f"{greys[greys != indices][0]}, and either may be the label; save it as grey"
+        )
