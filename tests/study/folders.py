@@ -4,8 +4,11 @@ import json
 import math
 
 import numpy as np
+import pandas as pd
 import yaml
 from PIL import Image
+
+from attnseg.study.contrasts import PairedValues
 
 PROFILE = {"name": "strict", "digest": "94e58393", "nsd_tolerance_mm": 3.0}
 COST = {
@@ -79,6 +82,12 @@ def make_run(root, attn, values, *, seed=0, classes=("organ",), **changes):
         lines.append(f"{key},predicted_voxels,{float(predicted)},{profile['name']}")
     (folder / "cases.csv").write_text("\n".join(lines) + "\n")
     return folder
+
+
+def make_pair(variant, differences, baseline="qkv", seeds=3, level=0.8):
+    """Return values of two variants with given differences by patient, the same for every seed."""
+    base = pd.DataFrame(np.full((len(differences), seeds), level))
+    return PairedValues(variant, baseline, base.add(differences, axis=0), base)
 
 
 def add_pictures(folder, shift=0, *, overlapping=True, split="test", size=(48, 64)):

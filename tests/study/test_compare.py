@@ -6,14 +6,15 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from scipy import stats
 
 from attnseg.errors import DataError
 from attnseg.study.compare import compare_runs
-from attnseg.study.contrasts import PairedDifferences, contrast_family
+from attnseg.study.contrasts import Decision, contrast_family
 from attnseg.study.costs import find_pareto_front
 from attnseg.study.metric import ComparedMetric
 from attnseg.study.verdict import write_verdict
-from tests.study.folders import make_run
+from tests.study.folders import make_pair, make_run
 
 DICE = ComparedMetric("dice", "Dice", up=True, unit="Dice")
 HD95 = ComparedMetric("hd95_mm", "HD95 (mm)", up=False, unit="mm", digits=2)
@@ -40,32 +41,50 @@ def test_two_copies_show_no_difference_and_are_equivalent(folder):
     for attn in ("qkv", "kv"):
         for seed in (0, 1):
             make_run(folder, attn, scores(seed, noise=0.01), seed=seed)
-    found = run_compare(folder)
+    found = run_compare(folder, margin=0.05)
     (only,) = found.against
-    assert (only.difference, only.low, only.high, only.p) == (0, 0, 0, 1)
+    networks = only.networks
+    assert (only.difference, networks.low, networks.high, networks.p) == (0, 0, 0, 1)
+    # The patients agree exactly, so that only the means of the two seeds of each variant count.
+    means = [np.mean(list(scores(seed, noise=0.01).values())) for seed in (0, 1)]
+    half = stats.t.isf(0.05, 2) * np.std(means, ddof=1)
+    assert (only.attention.low_90, only.attention.high_90) == pytest.approx((-half, half))
     assert (only.different, only.equivalent) == (False, True)
     assert found.verdicts[0].startswith(
-        "kv is equivalent to qkv within 0.01 Dice (n = 60 patients, difference 0.0000, "
-        "95 % interval 0.0000 to 0.0000)"
+        "kv is equivalent to qkv within 0.05 Dice (difference 0.0000, 95 % interval -0.0"
+    )
+    assert found.verdicts[0].endswith(
+        "kv is equivalent to qkv within 0.05 Dice (difference 0.0000, 95 % interval 0.0000 to "
+        "0.0000; 60 patients)"
     )
 
 
 def test_equivalence_needs_the_margin(folder):
-    make_run(folder, "qkv", scores(1, noise=0.02))
-    make_run(folder, "kv", scores(2, noise=0.02))
-    assert "is equivalent to qkv within 0.02 Dice" in run_compare(folder, margin=0.02).verdicts[0]
+    for seed in (1, 2):
+        make_run(folder, "qkv", scores(seed, noise=0.02), seed=seed)
+        make_run(folder, "kv", scores(2 + seed, noise=0.02), seed=seed)
+    assert "is equivalent to qkv within 0.06 Dice" in run_compare(folder, margin=0.06).verdicts[0]
     narrow = run_compare(folder, margin=0.001)
-    assert "kv against qkv: no difference shown: with 60 patients" in narrow.verdicts[0]
+    assert "no difference between kv and qkv is shown (difference" in narrow.verdicts[0]
     assert not narrow.against[0].equivalent
+    # Without failures, it would be: those not seen decide.
+    unseen = run_compare(folder, margin=0.03)
+    assert not unseen.against[0].equivalent
+    assert (
+        "not equivalent: none of 60 patients failed under kv alone, so up to 4.9 % may"
+        in (unseen.verdicts[0])
+    )
 
 
 def test_a_worse_variant_is_called_worse(folder):
-    make_run(folder, "qkv", scores(1, noise=0.01))
-    make_run(folder, "kv", scores(2, -0.05, 0.01))
-    make_run(folder, "efficient", scores(3, 0.05, 0.01))
+    for seed in (0, 1):
+        make_run(folder, "qkv", scores(seed, noise=0.01), seed=seed)
+        make_run(folder, "kv", scores(2 + seed, -0.05, 0.01), seed=seed)
+        make_run(folder, "efficient", scores(4 + seed, 0.05, 0.01), seed=seed)
     found = run_compare(folder)
     worse, better = found.verdicts[1], found.verdicts[0]
-    assert re.match(r"kv is worse than qkv by 0\.0\d+ Dice \(n = 60 patients, difference -0", worse)
+    assert re.match(r"kv is worse than qkv by 0\.0\d+ Dice \(difference -0", worse)
+    assert "60 patients, 2 seeds each)" in worse
     assert "corrected for 2 comparisons" in worse
     assert better.startswith("efficient is better than qkv by")
     assert len(found.pairs) == 3
@@ -85,13 +104,16 @@ def test_each_model_is_held_against_its_own_baseline(folder):
     assert list(found.variants.index) == ["cvt/qkv", "cvt/kv", "setr/qkv", "setr/kv"]
     assert found.variants["macs_change_percent"].to_list() == [0, -25, 0, -25]
     page = (folder.parent / "out" / "comparison.html").read_text()
-    assert "are worse than the matching qkv." in page
+    assert "No verdict on the attentions setr/kv and cvt/kv and the matching qkv" in page.replace(
+        "cvt/kv and setr/kv", "setr/kv and cvt/kv"
+    )
     assert "Differences from the matching qkv" in page
 
 
 def test_the_other_way_round_for_distances(folder):
-    make_run(folder, "qkv", scores(1, 0, 0.01), metric="hd95_mm")
-    make_run(folder, "kv", scores(2, -0.3, 0.01), metric="hd95_mm")
+    for seed in (0, 1):
+        make_run(folder, "qkv", scores(seed, 0, 0.01), metric="hd95_mm", seed=seed)
+        make_run(folder, "kv", scores(2 + seed, -0.3, 0.01), metric="hd95_mm", seed=seed)
     found = run_compare(folder)
     assert found.verdicts[0].startswith("kv is better than qkv by 0.30 mm")
     assert "HD95 (mm)" in found.title
@@ -102,11 +124,8 @@ def test_few_patients_are_told_what_they_could_have_shown(folder):
     make_run(folder, "qkv", scores(1, 0, 0.03, patients=7))
     make_run(folder, "kv", scores(2, 0, 0.03, patients=7))
     found = run_compare(folder, margin=0.001)
-    size = found.against[0].detectable
-    assert (
-        f"with 7 patients the smallest difference that could have been shown is {size:.4f}"
-        in (found.verdicts[0])
-    )
+    size = found.against[0].networks.detectable
+    assert f"a true difference of {size:.4f} Dice is found with a power of 0.8" in found.verdicts[0]
     assert any("patients: 7, fewer than 50" in warning for warning in found.warnings)
 
 
@@ -116,40 +135,56 @@ def test_too_few_patients_show_nothing_however_large(folder, patients):
     make_run(folder, "kv", scores(2, -0.5, 0.001, patients=patients))
     found = run_compare(folder)
     assert not found.against[0].different
-    assert "none could have been shown, however large" in found.verdicts[0]
+    assert not found.against[0].networks.different
+    assert found.verdicts[0].endswith(
+        "no difference can be found with a power of 0.8, however large"
+    )
 
 
 def test_bold_only_where_the_corrected_interval_excludes_zero():
     rng = np.random.default_rng(3)
-    pairs = [PairedDifferences("a", "b", rng.normal(m, 1, 40)) for m in (0.5, 0, 0, 0, 0, 0)]
-    alone, (among, *rest) = contrast_family(pairs[:1], 0.01)[0], contrast_family(pairs, 0.01)
+    pairs = [make_pair("a", rng.normal(m, 1, 40)) for m in (0.5, 0, 0, 0, 0, 0)]
+    single, family = (contrast_family(p, Decision(0.01)) for p in (pairs[:1], pairs))
+    assert single[0].different
+    alone, (among, *rest) = single[0].networks, [c.networks for c in family]
     assert alone.different
     assert among.low > 0 > among.simultaneous_low
-    assert (among.p, among.family) == (alone.p, 6)
+    assert (among.p, family[0].family) == (alone.p, 6)
     assert among.p_holm > 0.05 > among.p
-    assert not any(c.different for c in (among, *rest))
+    assert not any(c.different for c in (among, *rest, *family))
 
 
 def test_small_but_certain_is_both_worse_and_within_the_margin():
-    values = np.random.default_rng(0).normal(-0.002, 0.002, 60)
-    (c,) = contrast_family([PairedDifferences("kv", "qkv", values)], 0.01)
-    text = write_verdict(c, DICE, 0.01, 0.0)
-    assert text.startswith("kv is worse than qkv by 0.0018 Dice")
+    values = np.random.default_rng(0).normal(-0.002, 0.002, 600)
+    (c,) = contrast_family([make_pair("kv", values)], Decision(0.01))
+    text = write_verdict(c, DICE)
+    assert text.startswith("kv is worse than qkv by 0.0020 Dice")
     assert text.endswith("which is within 0.01 Dice, the margin of equivalence")
-    assert "other seeds alone may move it by 0.0100" in write_verdict(c, DICE, 0.01, 0.01)
-    assert "single seed" in write_verdict(c, DICE, 0.01, float("nan"))
-    assert write_verdict(c, HD95, 0.01, 0.0).startswith("kv is better than qkv by 0.00 mm")
+    (single,) = contrast_family([make_pair("kv", values, seeds=1)], Decision(0.01))
+    assert "one seed of kv and of qkv does not tell" in write_verdict(single, DICE)
+    assert not (single.different or single.equivalent or single.attention.noninferior)
+    assert single.networks.different
+    (c,) = contrast_family([make_pair("kv", values)], Decision(0.01, up=False, worst=None))
+    assert write_verdict(c, HD95).startswith("kv is better than qkv by 0.00 mm")
 
 
-def test_seeds_that_move_more_than_the_difference_are_mentioned(folder):
+def test_seeds_that_move_more_than_the_difference_decide(folder):
     for attn, shifts in (("qkv", (0.0, 0.03)), ("kv", (-0.01, 0.01))):
         for seed, shift in enumerate(shifts):
             make_run(folder, attn, scores(seed, shift, 0.002), seed=seed)
     found = run_compare(folder)
     # Means over two seeds: the variances of 0, 0.03 and of -0.01, 0.01, halved and added.
-    move = 2 * np.sqrt((0.03**2 / 2 + 0.02**2 / 2) / 2)
-    said = re.search(r"other seeds alone may move it by ([\d.]+)", found.verdicts[0])
-    assert float(said[1]) == pytest.approx(move, rel=0.1)
+    error = np.sqrt((0.03**2 / 2 + 0.02**2 / 2) / 2)
+    degrees = (0.03**2 + 0.02**2) ** 2 / (0.03**4 + 0.02**4)
+    (c,) = found.against
+    half = (c.attention.high - c.attention.low) / 2
+    assert half == pytest.approx(stats.t.isf(0.025, degrees) * error, rel=0.1)
+    assert (c.networks.verdict, c.verdict) == ("worse", "no difference shown")
+    shown = found.variants.loc["kv", ["seed_sd", "seed_sd_low", "seed_sd_high"]]
+    # Of two seeds, the interval of the deviation is that of chi-square with one degree.
+    deviation = 0.02 / np.sqrt(2)
+    quantiles = np.sqrt(stats.chi2.ppf([0.975, 0.025], 1))
+    assert shown.to_list() == pytest.approx([deviation, *(deviation / quantiles)], rel=0.1)
 
 
 def test_costs_stand_beside_quality(folder):
@@ -220,16 +255,17 @@ def test_files_say_profile_counts_openings_and_units(folder, capsys):
 
 
 def test_bold_reaches_markdown_and_latex(folder):
-    make_run(folder, "qkv", scores(1, noise=0.01))
-    make_run(folder, "kv", scores(2, -0.05, 0.01))
-    make_run(folder, "kv_pos", scores(3, 0, 0.01))
+    for seed in (0, 1):
+        make_run(folder, "qkv", scores(seed, noise=0.01), seed=seed)
+        make_run(folder, "kv", scores(2 + seed, -0.05, 0.01), seed=seed)
+        make_run(folder, "kv_pos", scores(4 + seed, 0, 0.01), seed=seed)
     found = run_compare(folder)
     out = folder.parent / "out"
     bold = {c.variant: c.difference for c in found.against if c.different}
     assert set(bold) == {"kv"}
     assert f"| **{bold['kv']:.4f}** |" in (out / "comparison.md").read_text()
     latex = (out / "comparison.tex").read_text()
-    assert rf"kv & \textbf{{{bold['kv']:.4f}}} &" in latex
+    assert rf"kv & this attention, other trainings & \textbf{{{bold['kv']:.4f}}} &" in latex
     assert not re.search(r"kv\\_pos & \\textbf", latex.split("Class by class")[0])
 
 

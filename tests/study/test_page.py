@@ -14,10 +14,10 @@ from attnseg import cli
 from attnseg.runs.variants import group_by_variant, open_finished_runs
 from attnseg.study import cases, figures, page
 from attnseg.study.compare import compare_runs
-from attnseg.study.contrasts import PairedDifferences, contrast_family
+from attnseg.study.contrasts import Decision, contrast_family
 from attnseg.study.metric import ComparedMetric
 from attnseg.study.verdict import write_headline
-from tests.study.folders import PROFILE, add_pictures, disc_masks, make_run
+from tests.study.folders import PROFILE, add_pictures, disc_masks, make_pair, make_run
 
 DICE = ComparedMetric("dice", "Dice", up=True, unit="Dice")
 HD95 = ComparedMetric("hd95_mm", "HD95 (mm)", up=False, unit="mm", digits=2)
@@ -100,7 +100,7 @@ def test_the_page_says_what_the_tables_say(runs):
         title: 2 * (2 if title.endswith("a run") else 1) for title in learning
     }
     assert titles.count("Pareto front") == 1
-    lines = against.loc["kv", ["simultaneous_low", "simultaneous_high"]]
+    lines = against.loc["kv", ["attention_simultaneous_low", "attention_simultaneous_high"]]
     interval = " to ".join(f"{end:.4f}" for end in lines)
     shown = f"kv: {against.loc['kv', 'difference']:.4f}, corrected interval {interval}"
     assert titles.count(shown) == 3  # both intervals and the point
@@ -287,22 +287,23 @@ def test_tints_begin_at_the_margin():
 def test_headline_claims_no_more_than_the_verdicts():
     rng = np.random.default_rng(0)
     shifts = {"a": -0.05, "b": 0.05, "c": 0.0, "d": 0.003}
-    noise = {"a": 0.01, "b": 0.01, "c": 0.2, "d": 0.002}
-    pairs = [PairedDifferences(n, "qkv", rng.normal(shifts[n], noise[n], 60)) for n in shifts]
-    found = contrast_family(pairs, 0.01)
+    noise = {"a": 0.01, "b": 0.01, "c": 0.4, "d": 0.002}
+    pairs = [make_pair(n, rng.normal(shifts[n], noise[n], 600)) for n in shifts]
+    found = contrast_family(pairs, Decision(0.01))
     assert write_headline(found, "qkv", DICE, 0.01) == (
         "a is worse than qkv; b is better than qkv; no difference from qkv is shown for c; "
         "d is better than qkv, though within 0.01 Dice."
     )
     assert write_headline(found[2:3], "qkv", DICE, 0.01) == "No difference from qkv is shown for c."
-    assert write_headline(found[:1], "qkv", HD95, 0.01) == "a is better than qkv."
-    many = [PairedDifferences(str(n), "qkv", rng.normal(-0.05, 0.01, 60)) for n in range(5)]
+    closer = contrast_family(pairs[:1], Decision(0.01, up=False, worst=None))
+    assert write_headline(closer, "qkv", HD95, 0.01) == "a is better than qkv."
+    many = [make_pair(str(n), rng.normal(-0.05, 0.01, 60)) for n in range(5)]
     assert (
-        write_headline(contrast_family(many, 0.01), "qkv", DICE, 0.01)
+        write_headline(contrast_family(many, Decision(0.01)), "qkv", DICE, 0.01)
         == "5 variants are worse than qkv."
     )
-    same = [PairedDifferences(n, "qkv", rng.normal(0, 0.01, 60)) for n in ("x", "y")]
-    said = write_headline(contrast_family(same, 0.01), "qkv", DICE, 0.01)
+    same = [make_pair(n, rng.normal(0, 0.01, 600)) for n in ("x", "y")]
+    said = write_headline(contrast_family(same, Decision(0.01)), "qkv", DICE, 0.01)
     assert said == "x and y are equivalent to qkv within 0.01 Dice."
 
 

@@ -7,7 +7,8 @@ import pytest
 from scipy import stats
 
 from attnseg.study import statistics as st
-from attnseg.study.contrasts import PairedDifferences, contrast_family
+from attnseg.study.contrasts import Decision, contrast_family
+from tests.study.folders import make_pair
 
 NORMAL = np.random.default_rng(1).normal(0.3, 1, 40)
 SKEWED = np.random.default_rng(2).exponential(1, 30) - 0.8
@@ -248,10 +249,9 @@ def false_alarms(repeats, patients, variants=4):
     alarms = []
     for i in range(repeats):
         noise = rng.gamma(1.0, 0.03, (variants + 1, patients))  # skewed, and the same for all
-        pairs = [
-            PairedDifferences(str(k), "base", noise[k] - noise[0]) for k in range(1, variants + 1)
-        ]
-        alarms.append(any(c.different for c in contrast_family(pairs, 0.01, seed=i)))
+        pairs = [make_pair(str(k), noise[k] - noise[0]) for k in range(1, variants + 1)]
+        found = contrast_family(pairs, Decision(0.01, seed=i))
+        alarms.append(any(c.networks.different for c in found))
     return float(np.mean(alarms))
 
 

@@ -23,15 +23,17 @@ from attnseg.runs.variants import (
 from attnseg.study import caveats, figures, page, patient_scores, statistics, tables
 from attnseg.study.checks import check_comparable, profile_title
 from attnseg.study.comparison import Comparison
-from attnseg.study.contrasts import Contrast, PairedDifferences, contrast_family, subtract_baseline
+from attnseg.study.contrasts import Decision, PairedValues, contrast_family, pair_values
 from attnseg.study.costs import COSTS, average_costs, find_pareto_front
 from attnseg.study.detection import count_errors, doubt_errors
 from attnseg.study.metric import ComparedMetric, choose_metric
 from attnseg.study.null_control import doubt_attentions, find_null_controls
 from attnseg.study.score_sheet import ScoreSheet
+from attnseg.study.trainings import average_seeds, deviate_seeds
 from attnseg.study.verdict import write_verdict
 
 log = logging.getLogger(__name__)
+SEED_SD = ("seed_sd", "seed_sd_low", "seed_sd_high")  # columns: of the seeds' means, and interval
 
 
 def compare_runs(
@@ -122,7 +124,7 @@ def build_comparison(variants: Sequence[Variant], settings: ComparisonSettings) 
     patients = patient_scores.tabulate_variants(variants, split, metric.name)
     sheet = ScoreSheet.of(variants, split, metric)
     pairs = _pair_variants(sheet)
-    against = [subtract_baseline(sheet, one, base) for one, base in bases.items()]
+    against = [pair_values(sheet, one, base) for one, base in bases.items()]
     by_class = {
         name: patient_scores.tabulate_variants(variants, split, metric.name, [name])
         for name in sheet.classes
@@ -133,7 +135,8 @@ def build_comparison(variants: Sequence[Variant], settings: ComparisonSettings) 
     }
     rows = _describe_variants(variants, settings, patients)
     families = track([against, pairs, _pair_classes(sheet, bases)], "Comparing", "tables")
-    contrasts, of_pairs, of_classes = (contrast_family(f, margin, level, seed) for f in families)
+    decision = Decision(margin, metric.up, metric.worst, level, seed)
+    contrasts, of_pairs, of_classes = (contrast_family(f, decision) for f in families)
     errors = count_errors(sheet, bases)
     controls = find_null_controls(variants)
     marks = {run.watermark for v in variants for run in v.runs if run.watermark is not None}
@@ -153,7 +156,7 @@ def build_comparison(variants: Sequence[Variant], settings: ComparisonSettings) 
         patients=patients,
         errors=errors,
         controls=controls,
-        verdicts=[write_verdict(c, metric, margin, _seed_effect(rows, c)) for c in contrasts],
+        verdicts=[write_verdict(c, metric) for c in contrasts],
         notes=caveats.write_notes(variants, split, metric, patients, margin, seed),
         warnings=[
             *doubt_attentions(variants, contrasts, controls, metric, margin),
@@ -164,11 +167,11 @@ def build_comparison(variants: Sequence[Variant], settings: ComparisonSettings) 
     )
 
 
-def _pair_variants(sheet: ScoreSheet) -> list[PairedDifferences]:
-    """Return the differences of all pairs of variants, each of which shares some patients."""
-    pairs = [subtract_baseline(sheet, b, a) for a, b in combinations(sheet.runs, 2)]
+def _pair_variants(sheet: ScoreSheet) -> list[PairedValues]:
+    """Return the values of all pairs of variants, each of which shares some patients."""
+    pairs = [pair_values(sheet, b, a) for a, b in combinations(sheet.runs, 2)]
     for pair in pairs:
-        if not len(pair.differences):
+        if pair.own.empty:
             raise DataError(
                 f"runs: no patient has a value under both {pair.baseline} and {pair.variant}; "
                 "choose another metric"
@@ -176,14 +179,14 @@ def _pair_variants(sheet: ScoreSheet) -> list[PairedDifferences]:
     return pairs
 
 
-def _pair_classes(sheet: ScoreSheet, bases: Mapping[str, str]) -> list[PairedDifferences]:
-    """Return the differences from the baselines class by class, where any patient has both."""
+def _pair_classes(sheet: ScoreSheet, bases: Mapping[str, str]) -> list[PairedValues]:
+    """Return the pairs with the baselines class by class, where any patient has both."""
     pairs = [
-        subtract_baseline(sheet, variant, base, name)
+        pair_values(sheet, variant, base, name)
         for name in sheet.classes
         for variant, base in bases.items()
     ]
-    return [pair for pair in pairs if len(pair.differences)]
+    return [pair for pair in pairs if not pair.own.empty]
 
 
 def _shared_name(bases: Mapping[str, str], variants: Sequence[Variant]) -> str:
@@ -225,7 +228,7 @@ def _describe_variants(
                 "runs": len(variant.runs),
                 "seeds": len(variant.seeds),
                 "patient_sd": math.sqrt(variance.patients),
-                "seed_sd": math.sqrt(variance.seeds),
+                **dict(zip(SEED_SD, deviate_seeds(average_seeds(seeds)), strict=True)),
                 "rest_sd": math.sqrt(variance.rest),
                 "undefined": patient_scores.count_undefined(variant, split, metric.name),
                 **average_costs(variant.runs),
@@ -238,9 +241,3 @@ def _describe_variants(
     for name in COSTS:
         table[f"{name}_change_percent"] = 100 * (table[name] / base[name].to_numpy() - 1)
     return table
-
-
-def _seed_effect(rows: pd.DataFrame, contrast: Contrast) -> float:
-    """Return two standard deviations of the difference due to seeds; NaN if unknown."""
-    pair = rows.loc[[contrast.variant, contrast.baseline]]
-    return 2 * math.sqrt(float((pair["seed_sd"] ** 2 / pair["seeds"]).sum(skipna=False)))

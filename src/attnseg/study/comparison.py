@@ -18,7 +18,7 @@ class Comparison:
     metric: ComparedMetric
     baseline: str  # its name; if there are several, the part of the name they share
     bases: Mapping[str, str]  # baseline of each other variant, by name
-    margin: float  # of equivalence, in the metric's unit
+    margin: float | None  # of equivalence, in the metric's unit; `None` if none was given
     level: float  # of the intervals
     # Quality, seeds, counts and costs of each variant, whose baseline precedes it.
     variants: pd.DataFrame

@@ -1,12 +1,54 @@
-"""Paired comparisons of variants, grouped into families that share one error rate."""
+"""Paired comparisons of variants, grouped into families that share one error rate.
+
+Two claims are kept apart: about these networks on other patients, and about the attention, whose
+next training is another draw.
+"""
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from attnseg.study import statistics
+import numpy as np
+import pandas as pd
+
+from attnseg.study import power, statistics
+from attnseg.study.failures import FailureBound, bound_failures, bound_mean
 from attnseg.study.score_sheet import ScoreSheet
 from attnseg.study.statistics import PatientValues
+from attnseg.study.trainings import PairError, average_seeds, estimate_errors
+
+NETWORKS, ATTENTION = "networks", "attention"  # the two claims
+MIN_PATIENTS = 10  # for equivalence and non-inferiority
+NOTHING_SHOWN = "no difference shown"
+
+Ends = tuple[float, float]
+UNKNOWN: Ends = (math.nan, math.nan)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """An inference about a difference. All numbers are in the metric's unit, NaN if unknown."""
+
+    of: str  # `NETWORKS` or `ATTENTION`
+    low: float  # ends of the interval for this comparison alone
+    high: float
+    simultaneous_low: float  # ends of the interval that holds for the whole family (Bonferroni)
+    simultaneous_high: float
+    p: float  # of no difference
+    p_holm: float  # `p`, adjusted for the family
+    low_90: float  # ends of the `1 - 2 alpha` interval for the family, of patients like those seen
+    high_90: float
+    equivalence_low: float  # the same, allowing for failures not seen: it decides equivalence
+    equivalence_high: float
+    detectable: float  # true difference that is shown with a power of 0.8; infinite if none is
+    verdict: str  # `better`, `worse`, `equivalent` or `NOTHING_SHOWN`
+    equivalent: bool  # whether the deciding interval lies within the margin
+    noninferior: bool  # whether its worse end does
+
+    @property
+    def different(self) -> bool:
+        """Whether a difference is shown: the corrected interval and the corrected test agree."""
+        return self.verdict in ("better", "worse")
 
 
 @dataclass(frozen=True)
@@ -17,108 +59,227 @@ class Contrast:
     baseline: str
     what: str  # class name; empty if the comparison covers all classes
     patients: int  # number of patients with a value for both
+    seeds: tuple[int, int]  # numbers of trainings of the variant and of the baseline
     difference: float  # mean
-    low: float  # ends of the interval for this comparison alone
-    high: float
-    simultaneous_low: float  # ends of the interval that holds for the whole family (Bonferroni)
-    simultaneous_high: float
-    p: float  # of the sign-flip permutation test
-    p_holm: float  # `p`, adjusted for the family
+    networks: Claim  # about other patients
+    attention: Claim  # about other patients and other trainings
     p_wilcoxon: float  # of Wilcoxon's test, adjusted for the family; informative only
-    equivalence_low: float  # ends of the `1 - 2 alpha` interval of the paired t-test
-    equivalence_high: float
-    equivalence_p: float  # of the two one-sided tests, adjusted for the family
-    # Smallest difference detected with 80 % power at the family's level; infinite if there are too
-    # few patients to show any difference.
-    detectable: float
     flips: float  # share of patient resamples in which the difference changes its sign
+    failures: FailureBound  # patients in whom only the variant fails
+    margin: float | None  # of equivalence; `None` if none was given
     family: int  # number of comparisons that share the error rate
     alpha: float  # error rate of the family
 
     @property
-    def different(self) -> bool:
-        """Whether a difference is shown: the corrected interval and the corrected test agree.
+    def verdict(self) -> str:
+        """The verdict on the attention."""
+        return self.attention.verdict
 
-        The interval tells the size of the difference but is too narrow for a handful of patients;
-        the permutation test keeps its error rate for any number of patients.
-        """
-        excludes_zero = self.simultaneous_low > 0 or self.simultaneous_high < 0
-        return excludes_zero and self.p_holm <= self.alpha
+    @property
+    def different(self) -> bool:
+        """Whether a difference between the attentions is shown."""
+        return self.attention.different
 
     @property
     def equivalent(self) -> bool:
-        """Whether the difference is shown to lie within the margin."""
-        return self.equivalence_p <= self.alpha
+        """Whether the attentions are shown to differ by no more than the margin."""
+        return self.attention.equivalent
 
 
 @dataclass(frozen=True)
-class PairedDifferences:
-    """Differences `[patients]` between two variants, one per patient."""
+class PairedValues:
+    """Values of two variants by patient (rows) and seed (columns), over the same patients.
+
+    A patient without any value of one of the variants is left out.
+    """
 
     variant: str
     baseline: str
-    differences: PatientValues
+    own: pd.DataFrame
+    base: pd.DataFrame
     what: str = ""
+    folds: pd.Series | None = None  # number of the fold that each patient was tested in
+
+    @property
+    def complete(self) -> "PairedValues":
+        """The same without the patients that lack a value of one variant."""
+        both = self.own.notna().any(axis=1) & self.base.notna().any(axis=1)
+        folds = None if self.folds is None else self.folds[both]
+        return replace(self, own=self.own[both], base=self.base[both], folds=folds)
+
+    @property
+    def differences(self) -> PatientValues:
+        """Differences `[patients]` of the means over seeds."""
+        return (self.own.mean(axis=1) - self.base.mean(axis=1)).dropna().to_numpy(float)
 
 
-def subtract_baseline(
-    sheet: ScoreSheet, variant: str, baseline: str, what: str = ""
-) -> PairedDifferences:
-    """Subtract a baseline's patients from a variant's, in the class `what` or in all classes.
+def pair_values(sheet: ScoreSheet, variant: str, baseline: str, what: str = "") -> PairedValues:
+    """Pair the values of a variant and a baseline, in the class `what` or in all classes.
 
     A patient counts as soon as either variant has a value (see `ScoreSheet.pair`); one whom either
     missed, under a profile that gives a miss no number, is left out.
     """
     own, base = sheet.pair(variant, baseline, [what] if what else None)
-    differences = (own.mean(axis=1) - base.mean(axis=1)).dropna().to_numpy(float)
-    return PairedDifferences(variant, baseline, differences, what)
+    return PairedValues(variant, baseline, own, base, what).complete
 
 
-def contrast_family(
-    pairs: Sequence[PairedDifferences], margin: float, level: float = 0.95, seed: int = 0
-) -> list[Contrast]:
+@dataclass(frozen=True)
+class Decision:
+    """Settings of the decisions about a family of comparisons."""
+
+    margin: float | None  # of equivalence, in the metric's unit
+    up: bool = True  # whether higher is better
+    worst: float | None = 0.0  # value of a failure; `None` for the worst one that was seen
+    level: float = 0.95
+    seed: int = 0  # of the resampling
+    resamples: int = statistics.RESAMPLES
+
+    @property
+    def alpha(self) -> float:
+        """Error rate of the family."""
+        return 1 - self.level
+
+
+def contrast_family(pairs: Sequence[PairedValues], decision: Decision) -> list[Contrast]:
     """Compare pairs as one family: the chance of any false difference is at most `1 - level`.
 
-    Each pair has at least one patient. The margin of equivalence is in the metric's unit.
+    Each pair has at least one patient.
     """
-    alpha, family = 1 - level, len(pairs)
-    differences = [pair.differences for pair in pairs]
-    p = [statistics.permutation_test(d, seed) for d in differences]
-    p_holm = statistics.holm(p)
-    p_wilcoxon = statistics.holm([statistics.wilcoxon(d) for d in differences])
-    tests = [statistics.tost(d, margin, alpha) for d in differences]
-    p_equivalence = statistics.holm([test.p for test in tests])
-    contrasts = []
-    for i, (pair, d) in enumerate(zip(pairs, differences, strict=True)):
-        low, high = statistics.bca_interval(d, level, seed)
-        simultaneous_low, simultaneous_high = statistics.bca_interval(d, 1 - alpha / family, seed)
-        contrasts.append(
-            Contrast(
-                pair.variant,
-                pair.baseline,
-                pair.what,
-                patients=len(d),
-                difference=float(d.mean()),
-                low=low,
-                high=high,
-                simultaneous_low=simultaneous_low,
-                simultaneous_high=simultaneous_high,
-                p=p[i],
-                p_holm=p_holm[i],
-                p_wilcoxon=p_wilcoxon[i],
-                equivalence_low=tests[i].low,
-                equivalence_high=tests[i].high,
-                equivalence_p=p_equivalence[i],
-                detectable=_detectable_difference(d, alpha / family),
-                flips=statistics.flip_rate(d, seed),
-                family=family,
-                alpha=alpha,
-            )
-        )
-    return contrasts
+    samples = [_Sample.of(pair.complete, decision, len(pairs)) for pair in pairs]
+    networks = statistics.holm([sample.p for sample in samples])
+    # A comparison of single seeds cannot reject, but counts as one of the family.
+    attention = statistics.holm([1.0 if math.isnan(s.p_both) else s.p_both for s in samples])
+    wilcoxon = statistics.holm([statistics.wilcoxon(s.differences) for s in samples])
+    adjusted = zip(samples, networks, attention, wilcoxon, strict=True)
+    return [_contrast(*each, len(pairs), decision) for each in adjusted]
 
 
-def _detectable_difference(differences: PatientValues, alpha: float) -> float:
-    if statistics.smallest_p(len(differences)) > alpha:
-        return math.inf
-    return statistics.smallest_detectable(differences, alpha=alpha)
+@dataclass(frozen=True)
+class _Sample:
+    """A pair of variants, reduced to the numbers that inferences are made from."""
+
+    pair: PairedValues
+    differences: PatientValues
+    mean: float
+    error: PairError
+    p: float  # of the sign-flip test
+    p_both: float  # the larger one of it and of the test that counts trainings, NaN for one seed
+    alpha: float  # error rate of this comparison
+
+    @classmethod
+    def of(cls, pair: PairedValues, decision: Decision, family: int) -> "_Sample":
+        d = pair.differences
+        folds = None if pair.folds is None else pair.folds.to_numpy()
+        error = estimate_errors(d, average_seeds(pair.own), average_seeds(pair.base), folds)
+        p, mean = statistics.permutation_test(d, decision.seed, decision.resamples), float(d.mean())
+        p_both = float(np.maximum(p, error.both.p_value(mean)))
+        return cls(pair, d, mean, error, p, p_both, decision.alpha / family)
+
+
+def _contrast(
+    sample: _Sample,
+    p_networks: float,
+    p_attention: float,
+    p_wilcoxon: float,
+    family: int,
+    decision: Decision,
+) -> Contrast:
+    pair, d = sample.pair, sample.differences
+    lowest, highest = _find_extremes(pair, decision)
+    bounds = bound_mean(d, lowest, highest, sample.alpha, decision.seed, decision.resamples)
+    networks = _infer_networks(sample, p_networks, bounds, decision)
+    attention = _infer_attention(sample, p_attention, bounds, networks, decision)
+    losses, loss = (-d, -lowest) if decision.up else (d, highest)
+    return Contrast(
+        pair.variant,
+        pair.baseline,
+        pair.what,
+        patients=len(d),
+        seeds=(pair.own.shape[1], pair.base.shape[1]),
+        difference=sample.mean,
+        networks=_judge(networks, sample, decision),
+        attention=_judge(attention, sample, decision),
+        p_wilcoxon=p_wilcoxon,
+        flips=statistics.flip_rate(d, decision.seed),
+        failures=bound_failures(losses, loss),
+        margin=decision.margin,
+        family=family,
+        alpha=decision.alpha,
+    )
+
+
+def _find_extremes(pair: PairedValues, decision: Decision) -> Ends:
+    """Return the differences in an average patient in whom one of the variants fails, ordered."""
+    own, base = pair.own.mean(axis=1), pair.base.mean(axis=1)
+    worst = decision.worst
+    if worst is None:
+        worst = min(own.min(), base.min()) if decision.up else max(own.max(), base.max())
+    ends = (float(worst - base.mean()), float(own.mean() - worst))
+    return min(ends), max(ends)
+
+
+def _infer_networks(sample: _Sample, p_holm: float, bounds: Ends, decision: Decision) -> Claim:
+    """Infer from the patients alone; the verdict is left open."""
+    d, alpha = sample.differences, sample.alpha
+
+    def interval(level: float) -> Ends:
+        return statistics.bca_interval(d, level, decision.seed, decision.resamples)
+
+    test = statistics.tost(d, math.inf, alpha)
+    seen = _hull(interval(1 - 2 * alpha), (test.low, test.high))
+    detectable = power.detect_networks(d, alpha)
+    ends = (interval(decision.level), interval(1 - alpha), seen, _hull(seen, bounds))
+    return _open_claim(NETWORKS, ends, sample.p, p_holm, detectable)
+
+
+def _infer_attention(
+    sample: _Sample, p_holm: float, bounds: Ends, networks: Claim, decision: Decision
+) -> Claim:
+    """Infer from patients and trainings; the intervals are never narrower than the networks'."""
+    mean, alpha, error = sample.mean, sample.alpha, sample.error
+
+    def interval(level: float, inner: Ends) -> Ends:
+        half = error.both.half_width(level)
+        return _hull((mean - half, mean + half), inner)
+
+    low, high = (mean - bounds[0], bounds[1] - mean)
+    moved = error.trainings.half_width(1 - 2 * alpha)
+    seen = interval(1 - 2 * alpha, (networks.low_90, networks.high_90))
+    # The squares of both half widths add up (Zou and Donner, Statistics in Medicine 27, 2008).
+    deciding = _hull(seen, (mean - math.hypot(low, moved), mean + math.hypot(high, moved)))
+    ends = (
+        interval(decision.level, (networks.low, networks.high)),
+        interval(1 - alpha, (networks.simultaneous_low, networks.simultaneous_high)),
+        seen,
+        deciding,
+    )
+    detectable = power.detect_attention(sample.pair.own, sample.pair.base, alpha)
+    if math.isnan(sample.p_both):
+        return _open_claim(ATTENTION, (UNKNOWN,) * 4, math.nan, math.nan, detectable)
+    return _open_claim(ATTENTION, ends, sample.p_both, p_holm, detectable)
+
+
+def _hull(one: Ends, other: Ends) -> Ends:
+    return float(np.fmin(one[0], other[0])), float(np.fmax(one[1], other[1]))
+
+
+def _open_claim(of: str, ends: Sequence[Ends], p: float, p_holm: float, detectable: float) -> Claim:
+    flat = [end for interval in ends for end in interval]
+    return Claim(of, *flat[:4], p, p_holm, *flat[4:], detectable, NOTHING_SHOWN, False, False)
+
+
+def _judge(claim: Claim, sample: _Sample, decision: Decision) -> Claim:
+    """Return the claim with its verdict."""
+    excludes_zero = claim.simultaneous_low > 0 or claim.simultaneous_high < 0
+    verdict = NOTHING_SHOWN
+    if excludes_zero and claim.p_holm <= decision.alpha:
+        verdict = "better" if (sample.mean > 0) == decision.up else "worse"
+    if decision.margin is None or len(sample.differences) < MIN_PATIENTS:
+        return replace(claim, verdict=verdict)
+    low = claim.equivalence_low > -decision.margin
+    high = claim.equivalence_high < decision.margin
+    equivalent = low and high
+    if equivalent and verdict == NOTHING_SHOWN:
+        verdict = "equivalent"
+    noninferior = low if decision.up else high
+    return replace(claim, verdict=verdict, equivalent=equivalent, noninferior=noninferior)

@@ -97,11 +97,12 @@ def draw_forest(comparison: Comparison) -> Figure:
         color=PALETTE["soft"],
     )
     for at, c in enumerate(rows):
-        interval = metric.interval_text(c.simultaneous_low, c.simultaneous_high)
+        claim = c.networks if min(c.seeds) < 2 else c.attention
+        interval = metric.interval_text(claim.simultaneous_low, claim.simultaneous_high)
         tooltip = f"{c.variant}: {metric.text(c.difference)}, corrected interval {interval}"
         for low, high, width in (
-            (c.simultaneous_low, c.simultaneous_high, 1.4),
-            (c.low, c.high, 4.5),
+            (claim.simultaneous_low, claim.simultaneous_high, 1.4),
+            (claim.low, claim.high, 4.5),
         ):
             _draw_line(axes, [(low, at), (high, at)], "accent", width, tooltip, cap="butt")
         _draw_point(axes, c.difference, at, c.different, tooltip)

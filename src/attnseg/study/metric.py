@@ -31,6 +31,7 @@ class ComparedMetric:
     unit: str  # in which differences are stated, such as `mm`; the label if it has no other
     digits: int = 4  # decimal places in tables
     silent: float = 1.0  # in a pair, of a class that is absent and not predicted
+    worst: float | None = 0.0  # value of a failed patient; `None` if there is no largest one
 
     def text(self, value: float) -> str:
         """Return a number as tables show it."""
@@ -39,6 +40,14 @@ class ComparedMetric:
     def interval_text(self, low: float, high: float) -> str:
         """Return an interval as tables show it."""
         return "-" if low != low else f"{self.text(low)} to {self.text(high)}"
+
+    def deviation_text(self, value: float, low: float, high: float) -> str:
+        """Return a standard deviation with its interval, never as 0."""
+        smallest = 10.0**-self.digits
+        ends = [
+            self.text(v) if v >= smallest / 2 else f"< {smallest:g}" for v in (value, low, high)
+        ]
+        return "-" if value != value else f"{ends[0]} ({ends[1]} to {ends[2]})"
 
 
 def choose_metric(run: RunFolder, split: str, name: str | None) -> ComparedMetric:
@@ -67,7 +76,8 @@ def choose_metric(run: RunFolder, split: str, name: str | None) -> ComparedMetri
     digits, up = int(chosen["digits"]), bool(chosen["up"])
     silent = chosen.get("silent")
     silent = float(up) if silent is None else float(silent)
-    return ComparedMetric(name, label, up, unit or label, digits, silent)
+    worst = None if unit else 0.0 if up else 1.0
+    return ComparedMetric(name, label, up, unit or label, digits, silent, worst)
 
 
 def state_by_name(name: str, profile: Mapping[str, Any]) -> dict[str, Any]:

@@ -66,5 +66,5 @@ def doubt_attentions(
     return [
         f"{c.variant}, which mixes no tokens, is not shown to be worse than {c.baseline}"
         for c in contrasts
-        if c.variant in controls and not c.different
+        if c.variant in controls and not c.networks.different
     ]

@@ -12,8 +12,9 @@ from rich.console import Console
 from rich.markup import escape
 
 from attnseg.study.comparison import Comparison
-from attnseg.study.contrasts import Contrast
+from attnseg.study.contrasts import ATTENTION, NOTHING_SHOWN, Claim, Contrast
 from attnseg.study.metric import ComparedMetric
+from attnseg.study.verdict import ABOUT
 
 LATEX_ESCAPES = {character: f"\\{character}" for character in "&%$#_{}"} | {
     "\\": r"\textbackslash{}",
@@ -76,7 +77,9 @@ def tabulate_quality(comparison: Comparison) -> ResultTable:
             _level_title(comparison): metric.interval_text(row["low"], row["high"]),
             "runs, seeds": f"{row['runs']:.0f}, {row['seeds']:.0f}",
             f"SD of patients, {metric.unit}": metric.text(row["patient_sd"]),
-            f"SD of seeds, {metric.unit}": metric.text(row["seed_sd"]),
+            f"SD of seeds ({_level_title(comparison)}), {metric.unit}": metric.deviation_text(
+                *row[["seed_sd", "seed_sd_low", "seed_sd_high"]]
+            ),
             "undefined": f"{row['undefined']:.0f}",
         }
         for name, row in comparison.variants.iterrows()
@@ -105,24 +108,26 @@ def tabulate_costs(comparison: Comparison) -> ResultTable:
 
 
 def tabulate_differences(comparison: Comparison) -> ResultTable:
-    """Tabulate each other variant minus its baseline."""
+    """Tabulate each other variant minus its baseline, with a row for each of the two claims."""
     metric, unit = comparison.metric, comparison.metric.unit
     rows: list[Row] = [
         {
             "variant": c.variant,
-            f"minus {comparison.baseline}, {unit}": _difference_cell(c, metric),
-            _level_title(comparison): metric.interval_text(c.low, c.high),
-            **_corrected_cells(c, comparison),
-            f"p (equal within {comparison.margin:g})": p_value_text(c.equivalence_p),
-            f"could be shown, {unit}": (
-                "none" if math.isinf(c.detectable) else metric.text(c.detectable)
+            "about": ABOUT[claim.of],
+            f"minus {comparison.baseline}, {unit}": _difference_cell(c, metric, claim),
+            _level_title(comparison): metric.interval_text(claim.low, claim.high),
+            **_corrected_cells(claim, comparison),
+            **_equivalence_cells(c, claim, comparison),
+            "verdict": _verdict_cell(claim),
+            f"found with power 0.8, {unit}": (
+                "none" if math.isinf(claim.detectable) else metric.text(claim.detectable)
             ),
-            "sign flips": share_text(c.flips),
         }
         for c in comparison.against
+        for claim in (c.attention, c.networks)
     ]
     title = f"Minus {comparison.baseline}. {comparison.title}"
-    return _make_table(_title_with_undefined(title, comparison), rows)
+    return _make_table(_title_with_undefined(title, comparison), rows, left=2)
 
 
 def tabulate_classes(comparison: Comparison) -> ResultTable:
@@ -135,7 +140,7 @@ def tabulate_classes(comparison: Comparison) -> ResultTable:
             "variant": c.variant,
             metric.label: metric.text(means[c.variant][c.what]),
             f"minus {comparison.baseline}, {metric.unit}": _difference_cell(c, metric),
-            **_corrected_cells(c, comparison),
+            **_claim_cells(c, comparison),
             "undefined": f"{undefined[c.variant][c.what]}, {undefined[c.baseline][c.what]}",
         }
         for c in comparison.classes
@@ -171,8 +176,7 @@ def tabulate_pairs(comparison: Comparison) -> ResultTable:
             "variant": c.variant,
             "minus": c.baseline,
             f"diff., {metric.unit}": _difference_cell(c, metric),
-            **_corrected_cells(c, comparison),
-            f"p (equal within {comparison.margin:g})": p_value_text(c.equivalence_p),
+            **_claim_cells(c, comparison),
             "sign flips": share_text(c.flips),
         }
         for c in comparison.pairs
@@ -181,14 +185,47 @@ def tabulate_pairs(comparison: Comparison) -> ResultTable:
     return _make_table(title, rows, left=2)
 
 
-def _corrected_cells(c: Contrast, comparison: Comparison) -> dict[str, str]:
+def _corrected_cells(claim: Claim, comparison: Comparison, of: str = "") -> dict[str, str]:
     """Return interval and p-value, both corrected for the family, by heading."""
-    interval = comparison.metric.interval_text(c.simultaneous_low, c.simultaneous_high)
-    return {f"{_level_title(comparison)}, corr.": interval, "p (Holm)": p_value_text(c.p_holm)}
+    interval = comparison.metric.interval_text(claim.simultaneous_low, claim.simultaneous_high)
+    title = f"{_level_title(comparison)}, corr."
+    return {f"{title}{of}": interval, f"p (Holm){of}": p_value_text(claim.p_holm)}
 
 
-def _difference_cell(c: Contrast, metric: ComparedMetric) -> TableCell:
-    return TableCell(metric.text(c.difference), bold=c.different)
+def _claim_cells(c: Contrast, comparison: Comparison) -> dict[str, str]:
+    """Return corrected interval, p-value and verdict of both claims, by heading."""
+    return {
+        heading: text
+        for claim in (c.attention, c.networks)
+        for heading, text in (
+            *_corrected_cells(claim, comparison, f", {claim.of}").items(),
+            (f"verdict, {claim.of}", _verdict_cell(claim)),
+        )
+    }
+
+
+def _equivalence_cells(c: Contrast, claim: Claim, comparison: Comparison) -> dict[str, str]:
+    """Return the intervals that decide equivalence, by heading; none without a margin."""
+    if comparison.margin is None:
+        return {}
+    level = f"{100 * (1 - 2 * c.alpha):g} % CI"
+    text = comparison.metric.interval_text
+    return {
+        f"{level}, corr.": text(claim.low_90, claim.high_90),
+        f"{level}, unseen failures allowed for": text(
+            claim.equivalence_low, claim.equivalence_high
+        ),
+    }
+
+
+def _verdict_cell(claim: Claim) -> str:
+    if claim.verdict == NOTHING_SHOWN and claim.noninferior:
+        return "as good"
+    return "-" if math.isnan(claim.low) and claim.of == ATTENTION else claim.verdict
+
+
+def _difference_cell(c: Contrast, metric: ComparedMetric, claim: Claim | None = None) -> TableCell:
+    return TableCell(metric.text(c.difference), bold=(claim or c.attention).different)
 
 
 def _level_title(comparison: Comparison) -> str:
@@ -207,7 +244,7 @@ def _cost_text(value: float, digits: int, change: float | None) -> str:
 
 def p_value_text(p: float) -> str:
     """Return a p-value as tables show it."""
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+    return "-" if math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def share_text(share: float) -> str:
@@ -264,9 +301,12 @@ def write_tables(comparison: Comparison, folder: Path) -> None:
 
 
 def _contrast_frame(contrasts: Sequence[Contrast]) -> pd.DataFrame:
-    return pd.DataFrame(
-        [{**asdict(c), "different": c.different, "equivalent": c.equivalent} for c in contrasts]
-    )
+    """Return a row per contrast; the columns of a claim begin with its name."""
+    nested = [
+        {**asdict(c), "verdict": c.verdict, "different": c.different, "equivalent": c.equivalent}
+        for c in contrasts
+    ]
+    return pd.json_normalize(nested, sep="_")
 
 
 def to_markdown(comparison: Comparison) -> str:

@@ -3,34 +3,39 @@
 import math
 from collections.abc import Sequence
 
-from attnseg.study.contrasts import Contrast
+from attnseg.study.contrasts import ATTENTION, MIN_PATIENTS, NETWORKS, Claim, Contrast
 from attnseg.study.metric import ComparedMetric
 from attnseg.study.null_control import judge_null_controls
 
 MAX_NAMED = 4  # more variants are counted in the headline instead of named
+ABOUT = {ATTENTION: "this attention, other trainings", NETWORKS: "these networks, other patients"}
 
 
 def write_headline(
     contrasts: Sequence[Contrast],
     baseline: str,
     metric: ComparedMetric,
-    margin: float,
+    margin: float | None,
     controls: Sequence[str] = (),
 ) -> str:
-    """Return all verdicts against a baseline in one sentence, with few numbers.
+    """Return all verdicts on attentions against a baseline in one sentence, with few numbers.
 
     A null control (see `null_control`) within the margin of its baseline is stated first.
     """
     near = judge_null_controls(contrasts, controls, metric, margin)
     first = f"These data cannot tell attentions apart: {'; '.join(near)}. " if near else ""
-    within = f"within {margin:g} {metric.unit}"
+    within = "" if margin is None else f"within {margin:g} {metric.unit}"
     groups: dict[str, list[str]] = {}
     for c in contrasts:
         if c.different:
-            statement = f"{{}} {_direction(c, metric)} than {baseline}"
+            statement = f"{{}} {c.verdict} than {baseline}"
             statement += f", though {within}" if c.equivalent else ""
         elif c.equivalent:
             statement = f"{{}} equivalent to {baseline} {within}"
+        elif min(c.seeds) < 2:
+            statement = f"no verdict on the attentions {{}} and {baseline}: networks of one seed"
+        elif c.attention.noninferior:
+            statement = f"{{}} as good as {baseline} {within}"
         else:
             statement = f"no difference from {baseline} is shown for {{}}"
         groups.setdefault(statement, []).append(c.variant)
@@ -46,63 +51,96 @@ def write_headline(
     return f"{first}{text}."
 
 
-def _direction(c: Contrast, metric: ComparedMetric) -> str:
-    return "better" if (c.difference > 0) == metric.up else "worse"
-
-
 def _join_names(names: Sequence[str]) -> str:
     if len(names) > MAX_NAMED:
         return f"{len(names)} variants"
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-def write_verdict(
-    contrast: Contrast, metric: ComparedMetric, margin: float, seed_effect: float
-) -> str:
-    """Return one sentence that claims no more than was shown.
-
-    `seed_effect` is the change of the difference to expect from other seeds (two standard
-    deviations); NaN if unknown. It and `margin` are in the metric's unit.
-    """
-    c, unit = contrast, metric.unit
-    patients = f"{c.patients} patient{'' if c.patients == 1 else 's'}"
-    numbers = f"n = {patients}, difference {_difference_text(c.difference, metric)}"
-    if c.patients > 1:
-        numbers += f", {_interval_with_level(c, metric)}"
-    within = f"within {margin:g} {unit}"
-    if c.different:
-        text = f"{c.variant} is {_direction(c, metric)} than {c.baseline} by "
-        text += f"{metric.text(abs(c.difference))} {unit} ({numbers})"
-        if c.equivalent:
-            text += f", which is {within}, the margin of equivalence"
-        return text + _seed_caveat(c, metric, seed_effect)
-    if c.equivalent:
-        text = f"{c.variant} is equivalent to {c.baseline} {within} ({numbers})"
-        return text + _seed_caveat(c, metric, seed_effect)
-    smallest = f"{metric.text(c.detectable)} {unit}"
-    limit = f"the smallest difference that could have been shown is {smallest}"
-    if math.isinf(c.detectable):
-        limit = "none could have been shown, however large"
-    text = f"{c.variant} against {c.baseline}: no difference shown"
-    return f"{text}: with {patients} {limit} ({numbers})"
+def write_verdict(contrast: Contrast, metric: ComparedMetric) -> str:
+    """Return one sentence about the attention and one about these networks."""
+    attention, networks = (
+        write_claim(contrast, claim, metric) for claim in (contrast.attention, contrast.networks)
+    )
+    return f"{attention}. Of these networks alone, on other patients: {networks}"
 
 
-def _interval_with_level(c: Contrast, metric: ComparedMetric) -> str:
-    level = f"{100 * (1 - c.alpha):g} % interval"
+def write_claim(c: Contrast, claim: Claim, metric: ComparedMetric) -> str:
+    """Return a clause about one claim, which says no more than was shown."""
+    if claim.of == ATTENTION and min(c.seeds) < 2:
+        single = [name for name, n in zip((c.variant, c.baseline), c.seeds, strict=True) if n < 2]
+        return (
+            f"Nothing is shown about the attentions {c.variant} and {c.baseline}: one seed of "
+            f"{' and of '.join(single)} does not tell what other trainings give"
+        )
+    within = "" if c.margin is None else f"within {c.margin:g} {metric.unit}"
+    numbers = f"difference {difference_text(c.difference, metric)}{_interval(c, claim, metric)}"
+    numbers += f"; {_draws_text(c, claim)}"
+    if claim.different:
+        size = f"{metric.text(abs(c.difference))} {metric.unit}"
+        text = f"{c.variant} is {claim.verdict} than {c.baseline} by {size} ({numbers})"
+        return text + (
+            f", which is {within}, the margin of equivalence" if claim.equivalent else ""
+        )
+    if claim.equivalent:
+        return f"{c.variant} is equivalent to {c.baseline} {within} ({numbers})"
+    text = f"no difference between {c.variant} and {c.baseline} is shown ({numbers})"
+    if claim.noninferior:
+        text = (
+            f"{c.variant} is as good as {c.baseline} {within} ({numbers}); no difference is shown"
+        )
+    remarks = [text, *explain_claim(c, claim, metric)]
+    return "; ".join(remarks)
+
+
+def explain_claim(c: Contrast, claim: Claim, metric: ComparedMetric) -> list[str]:
+    """Return clauses on why a claim shows no difference and no equivalence."""
+    clauses = []
+    if claim.simultaneous_low > 0 or claim.simultaneous_high < 0:
+        clauses.append(
+            f"the interval excludes 0, but the test by sign flips does not (p = {claim.p_holm:.3f})"
+        )
+    if c.margin is not None and not claim.noninferior:
+        if max(-claim.low_90, claim.high_90) >= c.margin:
+            pass  # The interval itself says so.
+        elif c.patients < MIN_PATIENTS:
+            clauses.append(f"equivalence is not judged below {MIN_PATIENTS} patients")
+        else:
+            clauses.append(f"not equivalent: {failure_text(c, metric)}")
+    if math.isinf(claim.detectable):
+        return [*clauses, "no difference can be found with a power of 0.8, however large"]
+    size = f"{metric.text(claim.detectable)} {metric.unit}"
+    return [*clauses, f"a true difference of {size} is found with a power of 0.8"]
+
+
+def failure_text(c: Contrast, metric: ComparedMetric) -> str:
+    """Return how many patients may fail under the variant alone, and what that would change."""
+    f = c.failures
+    seen = "none" if f.seen == 0 else str(f.seen)
+    return (
+        f"{seen} of {f.patients} patients failed under {c.variant} alone, so up to {f.upper:.1%} "
+        f"may, which would move the mean by {metric.text(f.effect)}"
+    ).replace("%", " %")
+
+
+def _interval(c: Contrast, claim: Claim, metric: ComparedMetric) -> str:
+    if math.isnan(claim.low):
+        return ""
+    level = f", {100 * (1 - c.alpha):g} % interval"
     if c.family == 1:
-        return f"{level} {metric.interval_text(c.low, c.high)}"
-    ends = metric.interval_text(c.simultaneous_low, c.simultaneous_high)
+        return f"{level} {metric.interval_text(claim.low, claim.high)}"
+    ends = metric.interval_text(claim.simultaneous_low, claim.simultaneous_high)
     return f"{level} {ends}, corrected for {c.family} comparisons"
 
 
-def _difference_text(value: float, metric: ComparedMetric) -> str:
+def _draws_text(c: Contrast, claim: Claim) -> str:
+    patients = f"{c.patients} patient{'' if c.patients == 1 else 's'}"
+    if claim.of == NETWORKS:
+        return patients
+    own, base = c.seeds
+    return f"{patients}, {own} seeds each" if own == base else f"{patients}, {own} and {base} seeds"
+
+
+def difference_text(value: float, metric: ComparedMetric) -> str:
     """Return a difference without the sign of a negative zero."""
     return metric.text(value if abs(value) >= 0.5 * 10**-metric.digits else 0.0)
-
-
-def _seed_caveat(c: Contrast, metric: ComparedMetric, seed_effect: float) -> str:
-    if math.isnan(seed_effect):
-        return "; with networks of a single seed: others may differ"
-    if abs(c.difference) < seed_effect:
-        return f"; other seeds alone may move it by {metric.text(seed_effect)}"
-    return ""
