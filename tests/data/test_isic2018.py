@@ -126,6 +126,14 @@ def test_groups_are_patients(tmp_path):
     assert changed == {"007", "7", "1e5"}
 
 
+@pytest.mark.parametrize("end", ["\r\n", "\r\n\r\n", "\n\n", "\n,\n", "\n \n\n", ""])
+def test_blank_last_lines_of_the_groups_are_skipped(tmp_path, end):
+    download(tmp_path, ("007", "7"))
+    (tmp_path / "groups.csv").write_bytes(f"image,group\n007,a\n\n7,a{end}".encode())
+    refs = ISIC2018(tmp_path, groups="groups.csv").cases()
+    assert {ref.case: ref.patient for ref in refs} == {"007": "a", "7": "a"}
+
+
 GROUP_FAULTS = {
     "column missing": (b"image,patient\n", "columns 'image,patient'; expected image,group"),
     "semicolons": (b"image;group\n", "columns 'image;group'"),

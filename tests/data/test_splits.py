@@ -1,16 +1,23 @@
 import io
+import json
+import logging
 import re
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from attnseg.cli.hydra_app import compose_raw
+from attnseg.commands import train
 from attnseg.data import splits, store
 from attnseg.data.reader import CaseRef
 from attnseg.data.readers.uw_madison import UWMadison
-from attnseg.errors import DataError
+from attnseg.errors import ConfigError, DataError
+from attnseg.preparation.datasets import load_dataset, open_reader
+from tests.data.test_nnunet import Dataset
 
 PATIENTS = [f"case{n}" for n in range(20)]
 SHARES = {"test": 0.2, "val": 0.2}
@@ -167,6 +174,115 @@ def test_columns_and_ids_of_a_split_file(tmp_path):
     path.write_text("patient,case,role,digest\n007,007,train,\nNA,1e5,test,\n")
     assert splits.read_split(path).index.tolist() == ["007", "1e5"]
     assert splits.read_split(path)["patient"].tolist() == ["007", "NA"]
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        "\r\n",
+        "\n\n\n",
+        "\r\n\r\n",
+        "\n,,,\n,,,\n",
+        "\n\n",
+        "",
+        "\r\n,,,\r\n\r\n",
+        "\n  \n",
+        "\n , ,,\n",
+    ],
+)
+def test_blank_last_lines_of_a_split_file_are_skipped(tmp_path, end):
+    path = tmp_path / "split.csv"
+    line = "\r\n" if "\r" in end else "\n"
+    rows = ("patient,case,role,digest", "a,a0,train,", "", "b,b0,val,")
+    path.write_bytes(("\ufeff" + line.join(rows) + end).encode())
+    assert splits.read_split(path)["role"].to_dict() == {"a0": "train", "b0": "val"}
+
+
+FOLDS = [
+    {"train": ["b", "数 据", "a.1"], "val": ["c"]},
+    {"train": ["c", "b"], "val": ["a.1", "007"]},
+]
+
+
+def write_folds(folder, folds):
+    path = folder / "splits_final.json"
+    path.write_text(folds if isinstance(folds, str) else json.dumps(folds), "utf-8")
+    return path
+
+
+def test_a_fold_of_nnunet(tmp_path):
+    path = write_folds(tmp_path, FOLDS)
+    roles = [splits.read_split(path, fold)["role"].to_dict() for fold in (0, 1)]
+    assert roles == [
+        {"b": "train", "数 据": "train", "a.1": "train", "c": "val"},
+        {"c": "train", "b": "train", "a.1": "val", "007": "val"},
+    ]
+    assert splits.is_of_nnunet(path)
+    assert not splits.is_of_nnunet("split.csv")
+    assert not splits.is_of_nnunet(None)
+
+
+FOLD_FAULTS = {
+    "no JSON": ("{", "not a readable JSON file"),
+    "nested": ("[" * 100_000, "not a readable JSON file"),
+    "an object": ({"train": ["a"], "val": ["b"]}, "not written"),
+    "empty": ([], "not written"),
+    "no validation": ([{"train": ["a"]}], "not written"),
+    "none to train": ([{"train": [], "val": ["a"]}], "not written"),
+    "numbers": ([{"train": [1], "val": [2]}], "not written"),
+    "names alone": ([{"train": "a", "val": "b"}], "not written"),
+    "another fold of another kind": ([*FOLDS, None], "not written"),
+    "a case in both": ([{"train": ["a", "b"], "val": ["b"]}], "b appears twice"),
+    "a case twice": ([{"train": ["a", "a"], "val": ["b"]}], "a appears twice"),
+}
+
+
+@pytest.mark.parametrize("fault", FOLD_FAULTS)
+def test_folds_of_nnunet_that_cannot_be_used(tmp_path, fault):
+    folds, message = FOLD_FAULTS[fault]
+    path = write_folds(tmp_path, folds)
+    with pytest.raises(DataError, match=message) as error:
+        splits.read_split(path)
+    assert str(error.value).startswith(f"{path}: ")
+
+
+def test_a_fold_that_nnunet_does_not_have(tmp_path):
+    with pytest.raises(ConfigError, match=r"2, but splits_final\.json has 2 folds; use 0 to 1"):
+        splits.read_split(write_folds(tmp_path, FOLDS), 2)
+
+
+def small_dataset(root, cases, test_cases=()):
+    """Six volumes that the guard against equal pictures tells apart."""
+    data = Dataset(root, labels={"background": 0, "a": 1}, numTraining=len(cases))
+    for number, name in enumerate((*cases, *test_cases)):
+        rng = np.random.default_rng(number)
+        labels = np.zeros((2, 40, 48), np.uint8)
+        labels[:, 5 + number : 20 + number, 8:30] = 1
+        scan = (rng.normal(0, 30, labels.shape) + 200 * labels).astype(np.int16)
+        data.case(name, (scan,), labels, "Ts" if name in test_cases else "Tr")
+    data.reader()
+    return root
+
+
+@pytest.mark.parametrize("test_cases", [(), ("t.1", "t.2")])
+def test_the_folds_of_nnunet_are_obeyed(tmp_path, caplog, test_cases):
+    root = small_dataset(tmp_path / "d", ("a.1", "b", "c", "007", "left"), test_cases)
+    path = write_folds(tmp_path, FOLDS)
+    raw = compose_raw(train.COMMAND, [
+        "dataset=nnunet", f"dataset.root='{root}'", f"paths.data='{tmp_path}/data'",
+        f"paths.outputs='{tmp_path}/out'", f"dataset.split.file='{path}'", "dataset.split.fold=1",
+    ])  # fmt: skip
+    config = train.COMMAND.parse(raw)
+    caplog.set_level(logging.INFO, "attnseg")
+    data = load_dataset(config, open_reader(config))
+    names = [[case.case for case in cases] for cases in (data.train, data.val)]
+    assert names == [["b", "c"], ["007", "a.1"]]
+    assert len(data.test) == len(test_cases)
+    assert ("No test cases" in caplog.text) == (not test_cases)
+    assert "1 cases are not in splits_final.json and left out: left" in caplog.text
+    (tmp_path / "split.csv").write_text(data.split)  # as a run keeps it
+    again = splits.read_split(tmp_path / "split.csv")["role"].to_dict()
+    assert again == splits.read_split(path, 1)["role"].to_dict() | dict.fromkeys(test_cases, "test")
 
 
 def test_published_splits_are_found_by_name():

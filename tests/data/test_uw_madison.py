@@ -52,6 +52,15 @@ def test_nan_is_an_empty_mask_and_other_columns_orders_are_fine(tree):
     assert not read(root).mask.any()
 
 
+@pytest.mark.parametrize("end", [b"\r\n", b"\r\n\r\n", b"\n\n\n", b"\n,,\n", b"\n  \n,,\r\n", b""])
+def test_blank_last_lines_of_the_table_are_skipped(tree, end):
+    tree.rows["case2_day1_slice_0002", "stomach"] = "2 3 9 1"
+    table = tree.write() / "train.csv"
+    before = read(tree.root).mask
+    table.write_bytes(table.read_bytes().strip() + end)
+    assert np.array_equal(read(tree.root).mask, before)
+
+
 def test_a_gap_in_the_slices_is_named_in_the_log(tree, caplog):
     with caplog.at_level(logging.WARNING, "attnseg"):
         logging.getLogger("attnseg").propagate = True

@@ -6,6 +6,7 @@ split, and `read_split` reads it again.
 
 import csv
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -14,7 +15,7 @@ import pandas as pd
 
 from attnseg.data.reader import CaseRef
 from attnseg.data.store import StoredCase
-from attnseg.errors import DataError, Problems
+from attnseg.errors import ConfigError, DataError, Problems
 
 ROLES = ("train", "val", "test")
 SPLIT_COLUMNS = ("patient", "case", "role", "digest")
@@ -119,28 +120,31 @@ def list_published_splits() -> list[str]:
     return sorted(p.name.removesuffix(".csv") for p in PUBLISHED.iterdir() if ".csv" in p.name)
 
 
-def read_split(path: Path) -> pd.DataFrame:
-    """Read a split from a CSV file: `patient`, `role` and `digest` (empty if unknown) by case.
+def is_of_nnunet(path: str | Path | None) -> bool:
+    """Return whether a split file is the `splits_final.json` of nnU-Net, by its ending.
+
+    It holds training and validation cases of several folds, and no test cases.
+    """
+    return Path(path or "").suffix.lower() == ".json"
+
+
+def read_split(path: Path, fold: int = 0) -> pd.DataFrame:
+    """Read a split: `patient`, `role` and `digest` (empty if unknown) by case.
+
+    The file is a CSV file, or nnU-Net's `splits_final.json`, of which one fold is read. That names
+    no patients.
 
     Raises:
+        ConfigError: the fold does not exist.
         DataError: the columns are not `SPLIT_COLUMNS`, a role is unknown, a case appears twice, or
             a patient has two roles; lists every problem.
     """
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as lines:
-            header, *rows = [*csv.reader(lines)] or [[]]
-    except (OSError, ValueError, csv.Error) as error:
-        raise DataError(f"{path}: not a split file ({error}); give a CSV file") from error
-    if sorted(header) != sorted(SPLIT_COLUMNS):
-        raise DataError(
-            f"{path}: columns {','.join(header)[:80]!r}; expected {','.join(SPLIT_COLUMNS)}"
-        )
+    if is_of_nnunet(path):
+        rows = [(case, case, role, "") for case, role in _read_nnunet_fold(path, fold)]
+        table = pd.DataFrame(rows, columns=list(SPLIT_COLUMNS), dtype=str)
+    else:
+        table = _read_split_table(path)
     problems = Problems()
-    for number, row in enumerate(rows, 2):
-        if len(row) != len(SPLIT_COLUMNS):
-            problems.found.append(f"{path}: line {number} has {len(row)} cells; correct it")
-    problems.stop()
-    table = pd.DataFrame(rows, columns=header, dtype=str)
     for case, role in zip(table["case"], table["role"], strict=True):
         if role not in ROLES:
             problems.found.append(f"{path}: {case}: role {role!r}; use {', '.join(ROLES)}")
@@ -154,6 +158,56 @@ def read_split(path: Path) -> pd.DataFrame:
             )
     problems.stop()
     return table.set_index("case")
+
+
+def _read_split_table(path: Path) -> pd.DataFrame:
+    """Return the rows of a CSV file; blank ones, which many programs write, are left out."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as lines:
+            header, *rows = [*csv.reader(lines)] or [[]]
+    except (OSError, ValueError, csv.Error) as error:
+        raise DataError(
+            f"{path}: not a split file ({error}); give a CSV file or nnU-Net's splits_final.json"
+        ) from error
+    if sorted(header) != sorted(SPLIT_COLUMNS):
+        raise DataError(
+            f"{path}: columns {','.join(header)[:80]!r}; expected {','.join(SPLIT_COLUMNS)}"
+        )
+    problems = Problems()
+    filled = [(number, row) for number, row in enumerate(rows, 2) if "".join(row).strip()]
+    for number, row in filled:
+        if len(row) != len(SPLIT_COLUMNS):
+            problems.found.append(f"{path}: line {number} has {len(row)} cells; correct it")
+    problems.stop()
+    return pd.DataFrame([row for _, row in filled], columns=header, dtype=str)
+
+
+def _read_nnunet_fold(path: Path, fold: int) -> list[tuple[str, str]]:
+    """Return case and role of each case in a fold of nnU-Net's `splits_final.json`."""
+    try:
+        folds = json.loads(path.read_text("utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not a readable JSON file ({error}); restore it") from error
+    entries = folds if isinstance(folds, list) else []
+    if not entries or not all(map(_is_fold, entries)):
+        raise DataError(
+            f'{path}: not written [{{"train": [<case>, ...], "val": [<case>, ...]}}, ...]; restore '
+            "nnU-Net's splits_final.json"
+        )
+    if fold >= len(folds):
+        raise ConfigError(
+            f"dataset.split.fold: {fold}, but {path.name} has {len(folds)} folds; use 0 to "
+            f"{len(folds) - 1}"
+        )
+    return [(case, role) for role in ("train", "val") for case in folds[fold][role]]
+
+
+def _is_fold(entry: object) -> bool:
+    lists = [entry.get(role) for role in ("train", "val")] if isinstance(entry, dict) else [None]
+    return all(
+        isinstance(names, list) and names and all(isinstance(name, str) for name in names)
+        for names in lists
+    )
 
 
 def check_digests(path: Path | str, split: pd.DataFrame, cases: Sequence[StoredCase]) -> None:

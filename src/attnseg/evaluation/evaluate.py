@@ -134,6 +134,8 @@ class FinishedRun:
         """Return the cases of a split; an opening of the test set is recorded."""
         if options.split == "val":
             return self.data.val
+        if not len(self.data.test):
+            raise DataError(f"{self.folder}: the split has no test cases; use split=val")
         cases = self.data.test.open(str(self.folder), purpose)
         log.info("Openings of these test cases so far: %d", self.data.test.count_openings())
         return cases

@@ -19,7 +19,7 @@ from attnseg.data.reader import CaseRef, Reader
 from attnseg.data.sealed import SealedTest
 from attnseg.data.slicing import SliceView
 from attnseg.data.store import STORE_VERSION, StoredCase, intensity_window, prepare_cases
-from attnseg.errors import ConfigError, DataError
+from attnseg.errors import ConfigError, DataError, join_names
 from attnseg.plugins import find_plugin
 
 log = logging.getLogger(__name__)
@@ -107,10 +107,12 @@ def load_dataset(config: Config, reader: Reader) -> PreparedData:
         log.warning("%s", WATERMARK)
     for index, name in enumerate(reader.classes):
         for role, members in by_role.items():
-            if not any(case.voxels[index] for case in members):
+            if members and not any(case.voxels[index] for case in members):
                 log.warning("No %s in the %s split: its metrics are undefined", name, role)
     if not any(sum(case.voxels) for case in by_role["val"]):
         raise DataError("dataset: no class at all in the val split; use another dataset.split.seed")
+    if not by_role["test"]:
+        log.warning("No test cases: the results are those of the cases that choose the weights")
     digest = hashlib.sha256("".join(case.digest for case in cases).encode()).hexdigest()
     return PreparedData(
         reader,
@@ -196,11 +198,16 @@ def select_case_refs(config: Config, reader: Reader) -> tuple[pd.DataFrame | Non
         if path is None:
             advice = nearest(dataset.split.file, splits.list_published_splits())
             raise ConfigError(f"dataset.split.file: no file {dataset.split.file!r}; {advice}")
-        table = splits.read_split(path)
+        table = splits.read_split(path, dataset.split.fold)
+        if splits.is_of_nnunet(path):  # It leaves the test cases to the dataset.
+            for ref in refs:
+                if ref.role == "test" and ref.case not in table.index:
+                    table.loc[ref.case] = (ref.patient, "test", "")
         listed = [ref for ref in refs if ref.case in table.index]
         log.info("Split of %s: %d of its %d cases are here", path.name, len(listed), len(table))
-        if left_out := len(refs) - len(listed):
-            log.warning("%d cases are not in %s and left out", left_out, path.name)
+        if left_out := [ref.case for ref in refs if ref.case not in table.index]:
+            names = join_names(left_out)
+            log.warning("%d cases are not in %s and left out: %s", len(left_out), path.name, names)
         refs = listed
     if not refs:
         raise DataError("dataset: no cases left; see dataset.exclude and dataset.split.file")
@@ -233,7 +240,30 @@ def split_cases(
         DataError: a patient or picture has two roles, or there are too few patients.
     """
     split = config.dataset.split
-    roles = splits.assign_roles(
+    if splits.is_of_nnunet(split.file):
+        roles = {case: role for case, role in given.items() if role is not None}
+    else:
+        roles = draw_missing_roles(config, cases, given, pairs)
+    left_out: set[str] = set()
+    if split.duplicates == "drop" and (left_out := guard.choose_left_out(cases, roles, pairs)):
+        names = ", ".join(sorted(left_out))
+        log.warning(
+            "%d cases left out, since another role has the same picture: %s", len(left_out), names
+        )
+    kept = [p for p in pairs if not {cases[p.first].case, cases[p.second].case} & left_out]
+    guard.check_split(cases, roles, kept)
+    return [case for case in cases if case.case not in left_out], roles
+
+
+def draw_missing_roles(
+    config: Config,
+    cases: list[StoredCase],
+    given: dict[str, str | None],
+    pairs: list[duplicates.DuplicatePair],
+) -> dict[str, str]:
+    """Return the role by case, drawn by patient or picture where none is given."""
+    split = config.dataset.split
+    return splits.assign_roles(
         guard.group_patients(cases, pairs if split.duplicates == "group" else []),
         given,
         {case.case: [count > 0 for count in case.voxels] for case in cases},
@@ -244,15 +274,6 @@ def split_cases(
         seed=split.seed,
         validate=not split.watch_test,
     )
-    left_out: set[str] = set()
-    if split.duplicates == "drop" and (left_out := guard.choose_left_out(cases, roles, pairs)):
-        names = ", ".join(sorted(left_out))
-        log.warning(
-            "%d cases left out, since another role has the same picture: %s", len(left_out), names
-        )
-    kept = [p for p in pairs if not {cases[p.first].case, cases[p.second].case} & left_out]
-    guard.check_split(cases, roles, kept)
-    return [case for case in cases if case.case not in left_out], roles
 
 
 def find_shared_pictures(cases: Sequence[StoredCase]) -> list[duplicates.DuplicatePair]:

@@ -30,7 +30,7 @@ def evaluate_run(run: ActiveRun, setup: TrainingSetup, model: SegmentationModel)
     device = torch.device("cuda" if config.trainer.accelerator == "gpu" else "cpu")
     model.to(device).eval()
     cases_by_split = {} if data.watermark else {"val": data.val}
-    if config.trainer.open_test or data.watermark:
+    if (config.trainer.open_test and len(data.test)) or data.watermark:
         cases_by_split["test"] = data.test.open(str(run.folder), "scored after training")
     drawn_split = list(cases_by_split)[-1]
     labels = data.reader.labels
@@ -61,6 +61,8 @@ def evaluate_run(run: ActiveRun, setup: TrainingSetup, model: SegmentationModel)
         print_summary(profile, split, table, scores[split], data.watermark)
     openings = data.test.count_openings()
     run.save(test_set={"digest": data.test.digest, "openings": openings})
+    if not len(data.test):
+        return
     if config.trainer.open_test:
         log.info("Openings of these test cases so far: %d", openings)
     else:

@@ -206,7 +206,7 @@ def _parse_groups(table: Path, rows: list[list[str]]) -> dict[str, str]:
     groups: dict[str, str] = {}
     problems = Problems()
     for line, row in enumerate(rows[1:], 2):
-        if not row:
+        if not "".join(row).strip():
             continue
         if len(row) != len(header):
             problems.found.append(

@@ -145,6 +145,8 @@ class UWMadison(Reader):
                     )
                 problems = Problems()
                 for row in rows:
+                    if not "".join(row).strip():  # Many programs write a blank line at the end.
+                        continue
                     with problems.gathered():
                         self._add_row(codes, rows.line_num, header, row)
                 problems.stop()
