@@ -78,6 +78,8 @@ def test_run_json_says_what_ran_and_what_it_cost(smoke):
         count for part, count in facts["parameters"].items() if part != "total"
     )
     assert facts["macs"] > 1e6
+    assert 0 < facts["attention"]["macs"] < facts["macs"]
+    assert 0 < facts["attention"]["parameters"] < facts["parameters"]["total"]
     assert facts["peak_memory_bytes"] > 1e8
     assert 0 < facts["seconds"]["fit"] < facts["seconds"]["total"]
     assert facts["profile"]["name"] == "strict"

@@ -13,9 +13,14 @@ DIM, DEPTH = 768, 12
 
 
 def measure(attn: str) -> tuple[dict[str, int], int]:
+    model = build_setr(attn)
+    return cost.count_parameters(model), cost.count_macs(model, (1, 224, 224))
+
+
+def build_setr(attn: str) -> torch.nn.Module:
     config = parse_config(compose("model=setr", f"attn={attn}"))
     with torch.device("meta"):
-        model = build(
+        return build(
             "model",
             config.model,
             in_channels=1,
@@ -23,7 +28,16 @@ def measure(attn: str) -> tuple[dict[str, int], int]:
             image_size=(224, 224),
             attn=factory("attn", config.attn, ATTENTION),
         )
-    return cost.count_parameters(model), cost.count_macs(model, (1, 224, 224))
+
+
+def test_the_cost_of_attention_is_that_of_four_projections_and_the_scores():
+    found = {}
+    for attn in ("qkv", "identity"):
+        model = build_setr(attn)
+        inside = cost.count_all_macs(model, (1, 224, 224))[2]
+        found[attn] = (cost.count_attention_parameters(model), inside)
+    macs = DEPTH * (4 * TOKENS * DIM * DIM + 2 * TOKENS * TOKENS * DIM)
+    assert found == {"qkv": (DEPTH * 4 * (DIM * DIM + DIM), macs), "identity": (0, 0)}
 
 
 def test_kv_saves_the_twelve_query_projections():

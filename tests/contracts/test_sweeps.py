@@ -45,6 +45,12 @@ def test_every_study_has_a_small_twin_and_says_what_it_costs(sweep):
     assert twin["dataset"]["_target_"] == compose(f"sweep={sweep}")["dataset"]["_target_"]
 
 
+def test_the_studies_of_attentions_include_the_null_control():
+    for sweep in ("kv_paper", "attention_grid", "situs"):
+        for name in (sweep, sweep + TWIN):
+            assert any("attn=identity" in job for job in jobs(name)), name
+
+
 def test_the_command_line_narrows_an_axis():
     config = composition.compose("train", ["sweep=kv_paper", "seed=1", "attn=kv"])
     assert len(jobs_of(config)) == 15

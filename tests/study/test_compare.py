@@ -1,6 +1,7 @@
 """A comparison from run folders to sentences, tables and pictures."""
 
 import re
+from itertools import combinations
 
 import numpy as np
 import pandas as pd
@@ -117,7 +118,7 @@ def test_the_other_way_round_for_distances(folder):
     found = run_compare(folder)
     assert found.verdicts[0].startswith("kv is better than qkv by 0.30 mm")
     assert "HD95 (mm)" in found.title
-    assert found.variants["pareto_front"].to_list() == [False, True]
+    assert found.variants["pareto_front"].to_list() == ["no", "yes"]
 
 
 def test_few_patients_are_told_what_they_could_have_shown(folder):
@@ -196,14 +197,35 @@ def test_costs_stand_beside_quality(folder):
     assert table.loc["kv", "macs"] == 3_000_000
     changes = [f"{name}_change_percent" for name in ("parameters", "macs", "fit_seconds")]
     assert table.loc["kv", changes].to_list() == pytest.approx([-25, -25, -25])
-    assert table["pareto_front"].to_dict() == {"qkv": True, "efficient": False, "kv": True}
+    assert table["pareto_front"].to_dict() == {
+        "qkv": "yes",
+        "efficient": "tie",
+        "kv": "yes",
+    }  # of one seed, nothing is shown
 
 
 def test_pareto_front_by_hand():
+    def places(quality, cost, up=True):
+        """Differences of 0.1 are shown, smaller ones are not, and those below 0.01 equivalent."""
+        quality = dict(zip("abcd", quality, strict=False))
+        pairs = [
+            make_pair(b, np.repeat(quality[b] - quality[a], 300) + ripple, a)
+            for a, b in combinations(quality, 2)
+            if quality[a] == quality[a] and quality[b] == quality[b]
+        ]
+        decision = Decision(0.01, up, worst=None, resamples=500)
+        contrasts = contrast_family(pairs, decision)
+        cost = dict(zip(quality, cost, strict=True))
+        return " ".join(find_pareto_front(quality, cost, contrasts, up).values())
+
     nan = float("nan")
-    assert find_pareto_front([0.9, 0.8, 0.7, nan], [10, 5, 6, 1]) == [True, True, False, False]
-    assert find_pareto_front([0.9, 0.9], [5, 5]) == [True, True]
-    assert find_pareto_front([0.9, 0.9], [5, 6]) == [True, False]
+    ripple = 0.001 * np.linspace(-1, 1, 300)
+    assert places([0.9, 0.8, 0.7, nan], [10, 5, 6, 1]) == "yes yes no no"
+    assert places([0.9, 0.9], [5, 5]) == "yes yes"
+    assert places([0.9, 0.9], [5, 6]) == "yes no"  # equivalent, and cheaper
+    assert places([3.0, 4.0], [5, 6], up=False) == "yes no"
+    ripple = 2 * np.linspace(-1, 1, 300)  # nothing is shown
+    assert places([0.91, 0.9, 0.92], [5, 6, 7]) == "yes tie yes"
 
 
 def two_classes(seed, missing=0):

@@ -51,6 +51,12 @@ def find_attentions(model: nn.Module) -> dict[str, TokenMixer]:
     return mixers
 
 
+def count_attention_parameters(model: nn.Module) -> int:
+    """Return the number of parameters of the attentions, or of what stands in their place."""
+    weights = {p for mixer in find_attentions(model).values() for p in mixer.parameters()}
+    return sum(p.numel() for p in weights)
+
+
 def bind_tokens(
     mixer: TokenMixer, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[Tensor, Grid, Tensor | None, Grid | None]:

@@ -65,6 +65,7 @@ class RunFacts(BaseModel):
     split_digest: str = ""  # SHA-256 of `split.csv`
     parameters: dict[str, Any] = {}  # numbers of weights: `total` and the model's parts
     macs: int = 0  # multiply-accumulates for one slice
+    attention: dict[str, int] = {}  # `parameters` and `macs` of the attentions
     watermark: str | None = None  # a mark that must stand beside every number, if any
     best_epoch: int | None = None  # counted from 1
     checkpoints: dict[str, str] = {}  # SHA-256 by file name

@@ -137,6 +137,8 @@ def build_comparison(variants: Sequence[Variant], settings: ComparisonSettings) 
     families = track([against, pairs, _pair_classes(sheet, bases)], "Comparing", "tables")
     decision = Decision(margin, metric.up, metric.worst, level, seed)
     contrasts, of_pairs, of_classes = (contrast_family(f, decision) for f in families)
+    quality, macs = rows["mean"].to_dict(), rows["macs"].to_dict()
+    rows["pareto_front"] = pd.Series(find_pareto_front(quality, macs, of_pairs, metric.up))
     errors = count_errors(sheet, bases)
     controls = find_null_controls(variants)
     marks = {run.watermark for v in variants for run in v.runs if run.watermark is not None}
@@ -235,8 +237,6 @@ def _describe_variants(
             }
         )
     table = pd.DataFrame(rows).set_index("variant")
-    quality = table["mean"] if metric.up else -table["mean"]
-    table["pareto_front"] = find_pareto_front(quality.to_list(), table["macs"].to_list())
     base = table.loc[[settings.bases.get(str(name), str(name)) for name in table.index]]
     for name in COSTS:
         table[f"{name}_change_percent"] = 100 * (table[name] / base[name].to_numpy() - 1)

@@ -1,10 +1,11 @@
 """The average cost of a variant, read from its runs, and the Pareto front of quality and cost."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from attnseg.runs.facts import RunFacts
 from attnseg.runs.run_folder import RunFolder
+from attnseg.study.contrasts import Contrast
 
 COSTS: dict[str, Callable[[RunFacts], float | None]] = {
     "parameters": lambda facts: facts.parameters["total"],
@@ -12,11 +13,24 @@ COSTS: dict[str, Callable[[RunFacts], float | None]] = {
     "fit_seconds": lambda facts: facts.seconds.get("fit"),
     "peak_memory_bytes": lambda facts: facts.peak_memory_bytes,
 }
+# The shares of a network that a change of its attention does not reach.
+SHARES: dict[str, Callable[[RunFacts], float | None]] = {
+    "parameters_outside": lambda facts: _share_outside(
+        facts, "parameters", facts.parameters["total"]
+    ),
+    "macs_outside": lambda facts: _share_outside(facts, "macs", facts.macs),
+}
+
+
+def _share_outside(facts: RunFacts, cost: str, total: int) -> float | None:
+    """Return the share of a cost outside attention; `None` if the run has not recorded it."""
+    return 1 - facts.attention[cost] / total if facts.attention and total else None
 
 
 def average_costs(runs: Sequence[RunFolder]) -> dict[str, float]:
-    """Return the mean of each cost over runs; NaN if any run has not recorded it."""
-    return {name: _mean_or_nan([read(run.facts) for run in runs]) for name, read in COSTS.items()}
+    """Return the mean of each cost and share over runs; NaN if any run has not recorded it."""
+    readers = COSTS | SHARES
+    return {name: _mean_or_nan([read(run.facts) for run in runs]) for name, read in readers.items()}
 
 
 def _mean_or_nan(values: Sequence[float | None]) -> float:
@@ -24,15 +38,40 @@ def _mean_or_nan(values: Sequence[float | None]) -> float:
     return sum(known) / len(known) if len(known) == len(values) else math.nan
 
 
-def find_pareto_front(quality: Sequence[float], cost: Sequence[float]) -> list[bool]:
-    """Return whether each point is on the Pareto front.
+def find_pareto_front(
+    quality: Mapping[str, float], cost: Mapping[str, float], contrasts: Sequence[Contrast], up: bool
+) -> dict[str, str]:
+    """Return the place of each variant with regard to the Pareto front of quality and cost.
 
-    A point is on the front unless another one is at least as good and costs no more, and differs in
-    one of the two. A point whose quality is NaN is never on it.
+    `no`: another variant that costs no more is shown to be better, or one that costs less is shown
+    to be equivalent. `tie`: another one that costs no more has the better mean, which is not shown.
+    `yes`: neither. A variant without a mean is never on the front.
+
+    Args:
+        quality: means by variant.
+        cost: by variant.
+        contrasts: of all pairs of variants.
+        up: whether higher is better.
     """
-    points = list(zip(quality, cost, strict=True))
-    return [
-        not math.isnan(q)
-        and not any(other >= q and less <= c and (other, less) != (q, c) for other, less in points)
-        for q, c in points
-    ]
+    shown = {}
+    for c in contrasts:
+        gain = c.difference if up else -c.difference
+        for one, other, better in (
+            (c.variant, c.baseline, gain > 0),
+            (c.baseline, c.variant, gain < 0),
+        ):
+            shown[one, other] = (c.different and better, c.equivalent)
+    places = {}
+    for name, own in quality.items():
+        place = "no" if math.isnan(own) else "yes"
+        for other, theirs in quality.items():
+            if other == name or not cost[other] <= cost[name]:
+                continue
+            cheaper, gain = cost[other] < cost[name], theirs - own if up else own - theirs
+            better, equivalent = shown.get((other, name), (False, False))
+            if better or (cheaper and equivalent):
+                place = "no"
+            elif place == "yes" and (gain > 0 or (cheaper and gain == 0)):
+                place = "tie"
+        places[name] = place
+    return places

@@ -105,7 +105,7 @@ def draw_forest(comparison: Comparison) -> Figure:
             (claim.low, claim.high, 4.5),
         ):
             _draw_line(axes, [(low, at), (high, at)], "accent", width, tooltip, cap="butt")
-        _draw_point(axes, c.difference, at, c.different, tooltip)
+        _draw_point(axes, c.difference, at, "accent" if c.different else "paper", tooltip)
     axes.set_yticks(range(len(rows)), [_shorten(c.variant) for c in rows], color=PALETTE["ink"])
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.grid(visible=False, axis="y")
@@ -117,22 +117,25 @@ def draw_forest(comparison: Comparison) -> Figure:
 
 @rc_context(STYLE)
 def draw_pareto(comparison: Comparison) -> Figure:
-    """Draw quality over MACs; variants on the Pareto front are filled and joined."""
+    """Draw quality over MACs; variants on the Pareto front are filled and joined, ties are grey."""
     table = comparison.variants.dropna(subset="mean")
     macs = table["macs"] / 1e9
     figure, axes = _new_figure(310)
     axes.margins(0.1)
     axes.set_xlabel("MACs per slice, G")
     axes.set_title(comparison.metric.label)
-    front = macs[table["pareto_front"]].sort_values()
+    front = macs[table["pareto_front"] == "yes"].sort_values()
     joined = list(zip(front, table["mean"][front.index], strict=True))
     _draw_line(axes, joined, "accent", 1.2, "Pareto front", dashes=(3, 4))
     names = []
     for name, row in table.iterrows():
         x, y = row["macs"] / 1e9, row["mean"]
-        tooltip = f"{name}: {comparison.metric.text(y)} at {x:.2f} G MACs"
+        place = {"yes": "on the Pareto front", "tie": "tied", "no": "not on the front"}
+        tooltip = f"{name}: {comparison.metric.text(y)} at {x:.2f} G MACs, "
+        tooltip += place[row["pareto_front"]]
         _draw_line(axes, [(x, row["low"]), (x, row["high"])], "soft", 1.2, tooltip)
-        _draw_point(axes, x, y, row["pareto_front"], tooltip)
+        fill = {"yes": "accent", "tie": "tie", "no": "paper"}[row["pareto_front"]]
+        _draw_point(axes, x, y, fill, tooltip)
         label = axes.annotate(_shorten(str(name)), (x, y), (11, 0), textcoords="offset points")
         label.set_verticalalignment("center_baseline")
         names.append(label)
@@ -257,7 +260,7 @@ def _draw_line(
     )
 
 
-def _draw_point(axes: Axes, x: float, y: float, filled: bool, tooltip: str) -> None:
+def _draw_point(axes: Axes, x: float, y: float, fill: str, tooltip: str) -> None:
     axes.plot(
         x,
         y,
@@ -265,7 +268,7 @@ def _draw_point(axes: Axes, x: float, y: float, filled: bool, tooltip: str) -> N
         markersize=11,
         markeredgewidth=2,
         markeredgecolor=PALETTE["accent"],
-        markerfacecolor=PALETTE["accent" if filled else "paper"],
+        markerfacecolor=PALETTE[fill],
         gid=TOOLTIP + tooltip,
     )
 

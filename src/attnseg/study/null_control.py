@@ -24,7 +24,10 @@ def find_null_controls(variants: Sequence[Variant]) -> list[str]:
 
 
 def judge_null_controls(
-    contrasts: Sequence[Contrast], controls: Sequence[str], metric: ComparedMetric, margin: float
+    contrasts: Sequence[Contrast],
+    controls: Sequence[str],
+    metric: ComparedMetric,
+    margin: float | None,
 ) -> list[str]:
     """Return the null controls that are not worse than what they are held against by the margin.
 
@@ -37,7 +40,7 @@ def judge_null_controls(
         # The control may be the baseline itself; then each variant is held against it.
         of_control = c.variant in controls
         gain = c.difference if of_control == metric.up else -c.difference
-        if gain >= -margin:
+        if gain >= -(margin or 0.0):
             control, other = (c.variant, c.baseline)[:: 1 if of_control else -1]
             by = f"{metric.text(abs(gain))} {metric.unit}"
             relation = f"is {by} {'better' if gain > 0 else 'worse'} than"
@@ -50,7 +53,7 @@ def doubt_attentions(
     contrasts: Sequence[Contrast],
     controls: Sequence[str],
     metric: ComparedMetric,
-    margin: float,
+    margin: float | None,
 ) -> list[str]:
     """Return reasons to doubt that the data can tell attentions apart."""
     if not controls:

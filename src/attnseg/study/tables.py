@@ -102,8 +102,13 @@ def tabulate_costs(comparison: Comparison) -> ResultTable:
         for key, (heading, scale, digits) in scales.items():
             change = row[f"{key}_change_percent"] if name in comparison.bases else None
             cells[heading] = _cost_text(row[key] / scale, digits, change)
-        rows.append({**cells, "Pareto front": "yes" if row["pareto_front"] else "no"})
-    title = f"Quality beside cost, changes against {comparison.baseline}. {comparison.title}"
+        for key, heading in (("parameters", "params outside"), ("macs", "MACs outside")):
+            cells[heading] = share_text(row[f"{key}_outside"])
+        rows.append({**cells, "Pareto front": row["pareto_front"]})
+    title = (
+        f"Quality beside cost, changes against {comparison.baseline}; outside: the share of "
+        f"parameters and MACs outside attention. {comparison.title}"
+    )
     return _make_table(_title_with_undefined(title, comparison), rows)
 
 

@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 def record_setup(run: ActiveRun, setup: TrainingSetup) -> None:
     """Write split, metric convention, input, digests and cost of a run to its folder."""
     data, model = setup.data, setup.components.model
+    macs, _, inside = cost.count_all_macs(model, network_input_shape(setup.config, data))
     write_text(run.folder.split_file, data.split)
     run.save(
         profile=setup.components.profile.describe(),
@@ -26,7 +27,8 @@ def record_setup(run: ActiveRun, setup: TrainingSetup) -> None:
         data_digest=data.digest,
         split_digest=setup.split_digest,
         parameters=cost.count_parameters(model),
-        macs=cost.count_macs(model, network_input_shape(setup.config, data)),
+        macs=macs,
+        attention={"parameters": cost.count_attention_parameters(model), "macs": inside},
         **({} if data.watermark is None else {"watermark": data.watermark}),
     )
 
