@@ -168,12 +168,13 @@ def test_intensities_are_rescaled_and_monochrome1_turned(tmp_path):
 
     write(tmp_path / "inverted", voxels, edit=invert)
     write(tmp_path / "plain", voxels)
-    plain, affine, _ = read_series(sorted((tmp_path / "plain").iterdir()))
+    series = read_series(sorted((tmp_path / "plain").iterdir()))
+    plain, affine = series.voxels, series.affine
     assert np.array_equal(plain, voxels.transpose(2, 1, 0))
     assert np.allclose(affine[:3, 3], ORIGIN * (-1, -1, 1))
-    inverted, *_ = read_series(sorted((tmp_path / "inverted").iterdir()))
+    inverted = read_series(sorted((tmp_path / "inverted").iterdir())).voxels
     assert np.array_equal(inverted, plain)
-    rescaled, *_ = read_series(sorted((tmp_path / "rescaled").iterdir()))
+    rescaled = read_series(sorted((tmp_path / "rescaled").iterdir())).voxels
     assert np.abs(rescaled - plain).max() <= 1.5  # rounded when written
 
 

@@ -36,6 +36,7 @@ class Predict(CommandOptions):
     probabilities: bool
     uncertainty: bool
     overlays: bool
+    output_type: Literal["dicom_seg", "rtstruct", "nifti"]
     postprocess: Postprocess
 
     @model_validator(mode="after")

@@ -1,297 +1,364 @@
-"""Reads DICOM series and writes DICOM segmentations.
+"""Decoding of DICOM series: geometry checked, stored values turned into intensities."""
 
-pydicom and highdicom are imported only where they are needed.
-"""
-
-import importlib.util
-import re
+import logging
 import warnings
-from collections import defaultdict
 from collections.abc import Sequence
-from itertools import pairwise
+from dataclasses import dataclass
+from itertools import groupby, pairwise
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from attnseg.data.reader import shape_text
-from attnseg.data.readers.nifti import MAX_VOXELS, check_axes, to_smallest_dtype
-from attnseg.errors import ConfigError, DataError, Problems, first_line
+from attnseg.data.readers.nifti import LARGEST, MAX_VOXELS, check_axes, to_smallest_dtype
+from attnseg.errors import DataError, first_line
+from attnseg.prediction.dicom_headers import (
+    EQUAL_TAGS,
+    PATIENT_TAGS,
+    TAGS,
+    Frame,
+    list_frames,
+    read_dicom,
+    read_integer,
+    read_numbers,
+    refusing_unreadable,
+)
 
-SUFFIX = ".dcm"
-NEEDED = ("pydicom", "highdicom")
-UID = re.compile(r"[0-9.]{1,64}")
-# Media directories and segmentations; the latter have pixels, too.
-NO_IMAGES = ("1.2.840.10008.1.3.10", "1.2.840.10008.5.1.4.1.1.66.4")
+log = logging.getLogger(__name__)
+
+GREY = ("MONOCHROME1", "MONOCHROME2")
 GAP = 0.1  # relative tolerance of the distances between slices
+BESIDE = 0.5  # largest distance of a slice from the line through the others, share of a pixel
 TURN = 1e-3  # tolerance of direction cosines, of relative pixel spacings and, in mm, of positions
-LABEL_LENGTH = 64  # characters that DICOM allows in a segment label
-EQUAL_TAGS = ("Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation")
-TAGS = [
-    *EQUAL_TAGS, "SeriesInstanceUID", "MediaStorageSOPClassUID", "NumberOfFrames", "PixelSpacing",
-    "ImagePositionPatient", "ImageOrientationPatient", "SliceThickness",
-]  # fmt: skip
+UNIT = 0.01  # largest difference from 1 of the length of a direction, which is then normalised
+Notes = dict[str, str]  # by their first words, so that each kind is noted once
 TO_RAS = np.array([-1.0, -1.0, 1.0])  # DICOM's x and y run to the left and the back
-Series = tuple[
-    Path, str, tuple[Path, ...], bool
-]  # folder, UID, files, whether it is alone in the folder
 
 
-def group_series(paths: Sequence[Path], problems: Problems) -> tuple[list[Series], list[Path]]:
-    """Group DICOM files by series; `problems` receives the files that cannot be read.
+@dataclass(frozen=True)
+class DicomVolume:
+    """A decoded series.
 
-    Returns:
-        The series, and the files that hold no image.
-
-    Raises:
-        ConfigError: pydicom or highdicom is not installed.
+    Attributes:
+        voxels: `[columns, rows, slices]`, the intensities that the files say.
+        affine: affine `[4, 4]` of columns, rows, slices (see `Case`).
+        frames: header of each slice.
+        thick: whether the distance along the slices is known; else it is 1 mm in `affine`.
+        warnings: a line for whatever the files leave open or contradict.
     """
-    by_uid: dict[str, list[Path]] = defaultdict(list)
-    others = []
-    if paths and (missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]):
-        raise ConfigError(
-            f"input: {paths[0]} is DICOM, and {missing[0]} is not installed; pip install "
-            "'attnseg[predict]'"
-        )
-    for path in paths:
-        with problems.gathered():
-            header = read_dicom(path, TAGS)
-            uid = str(header.get("SeriesInstanceUID", ""))
-            if header.file_meta.get("MediaStorageSOPClassUID") in NO_IMAGES:
-                others.append(path)
-            elif not UID.fullmatch(uid):
-                raise DataError(f"{path}: no usable SeriesInstanceUID; restore the file")
-            elif "Rows" in header:
-                by_uid[uid].append(path)
-            else:
-                others.append(path)
-    folders = [_common_folder(files) for files in by_uid.values()]
-    return [
-        (folder, uid, tuple(files), folders.count(folder) == 1)
-        for folder, (uid, files) in zip(folders, by_uid.items(), strict=True)
-    ], others
+
+    voxels: NDArray[Any]
+    affine: NDArray[np.float64]
+    frames: tuple[Frame, ...]
+    thick: bool
+    warnings: tuple[str, ...]
 
 
-def read_series(
-    files: Sequence[Path],
-) -> tuple[NDArray[Any], NDArray[np.float64], tuple[Path, ...]]:
+def read_series(files: Sequence[Path]) -> DicomVolume:
     """Decode a series, whose files may come in any order.
 
-    Returns:
-        Voxels `[columns, rows, slices]`, rescaled as the files say; affine (see `Case`); and the
-        files in the order of the slices.
-
     Raises:
-        DataError: slices are missing, doubled or unlike each other, or a file cannot be decoded.
+        DataError: slices are missing, doubled or unlike each other, of several patients, not grey,
+            or a file cannot be decoded.
     """
-    headers = [read_dicom(path, TAGS) for path in files]
-    first = headers[0]
-    for path, header in zip(files, headers, strict=True):
-        if int(header.get("NumberOfFrames") or 1) > 1:
-            raise DataError(f"{path}: several frames in one file; convert it to one file per slice")
-        for tag in EQUAL_TAGS:
-            if header.get(tag) != first.get(tag):
+    frames = []
+    for path in files:
+        frames += list_frames(path, read_dicom(path, TAGS))
+    check_frames_agree(frames)
+    first = frames[0]
+    rows, columns = (read_integer(first.path, first.header, tag) for tag in ("Rows", "Columns"))
+    shape = (len(frames), rows, columns)
+    if np.prod(shape, dtype=np.int64) > MAX_VOXELS:
+        raise DataError(f"{first.path}: {shape_text(shape)} voxels are too many; crop the series")
+    order, affine, thick = locate_slices(frames)
+    ordered = tuple(frames[at] for at in order)
+    check_axes(ordered[0].path, affine)
+    voxels, notes = _read_voxels(ordered, shape)
+    return DicomVolume(voxels.transpose(2, 1, 0), affine, ordered, thick, tuple(notes))
+
+
+def check_frames_agree(frames: Sequence[Frame]) -> None:
+    """Refuse slices of several patients, or unlike each other; and colour."""
+    first = frames[0]
+    for frame in frames:
+        for tag in PATIENT_TAGS:
+            if _as_text(frame, tag) != _as_text(first, tag):
                 raise DataError(
-                    f"{path}: {tag} {header.get(tag)}, but {files[0].name} of the same series has "
-                    f"{first.get(tag)}; separate them"
+                    f"{frame.path}: another patient than {first.path.name} of the same series, by "
+                    f"its {tag}; separate the patients"
                 )
-    if int(first.get("SamplesPerPixel") or 1) != 1:
-        raise DataError(f"{files[0]}: colour pixels; give a series of grey ones")
-    shape = (len(files), int(first.Rows), int(first.Columns))
-    if min(shape) < 1 or np.prod(shape, dtype=np.int64) > MAX_VOXELS:
+        for tag in EQUAL_TAGS:
+            if _as_text(frame, tag) != _as_text(first, tag):
+                raise DataError(
+                    f"{frame.path}: {tag} {_as_text(frame, tag) or 'missing'}, but "
+                    f"{first.path.name} of the same series has {_as_text(first, tag) or 'none'}; "
+                    "separate them"
+                )
+    colour = _as_text(first, "PhotometricInterpretation")
+    if colour not in GREY or _as_text(first, "SamplesPerPixel") not in ("", "1"):
         raise DataError(
-            f"{files[0]}: {shape_text(shape)} voxels, none or too many; restore the series"
+            f"{first.path}: colour pixels ({colour or 'no PhotometricInterpretation'}); give a "
+            "series of grey ones"
         )
-    order, affine = _geometry(files, headers)
-    ordered = tuple(files[at] for at in order)
-    check_axes(ordered[0], affine)
-    planes = [_read_pixels(path, shape[1:]) for path in ordered]
-    voxels = to_smallest_dtype(np.stack(planes))
-    return voxels.transpose(2, 1, 0), affine, ordered
 
 
-def read_dicom(path: Path, tags: list[str] | None = None, pixels: bool = False) -> Any:  # noqa: ANN401
-    """Read a file, or only some tags of its header."""
-    import pydicom
-
-    # The values that are used are checked here; warnings about others would only distract.
-    pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
-    try:
-        return pydicom.dcmread(path, stop_before_pixels=not pixels, specific_tags=tags, force=True)
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror or error}; restore it") from error
-    except Exception as error:  # made to harm, a file can have the parser raise anything
-        raise DataError(f"{path}: not readable DICOM ({first_line(error)}); restore it") from error
+def _as_text(frame: Frame, tag: str) -> str:
+    """Return an attribute as text, which is empty if it is missing or empty."""
+    with refusing_unreadable(frame.path):
+        value = frame.header.get(tag)
+        return "" if value is None else str(value).strip()
 
 
-def _numbers(path: Path, header: Any, tag: str, count: int) -> NDArray[np.float64]:  # noqa: ANN401
-    """Return the numbers of a decimal string, which must be `count` finite ones."""
-    try:
-        values = np.array(header[tag].value, np.float64).reshape(-1)
-        if len(values) != count or not np.isfinite(values).all():
-            raise ValueError(f"{len(values)} numbers")
-    except KeyError:
-        raise DataError(f"{path}: no {tag}; give a series that has it, or pictures") from None
-    except Exception as error:  # pydicom parses only now
-        reason = first_line(error)[:80]
-        raise DataError(f"{path}: {tag} is no {count} numbers ({reason}); restore it") from error
-    return values
-
-
-def _geometry(
-    files: Sequence[Path], headers: Sequence[Any]
-) -> tuple[list[int], NDArray[np.float64]]:
-    """Return the files' order along the normal, and the affine of columns, rows, slices."""
+def locate_slices(
+    frames: Sequence[Frame],
+) -> tuple[list[int], NDArray[np.float64], bool]:
+    """Return the slices' order along the normal, the affine, and whether its step is known."""
     tags = {"ImagePositionPatient": 3, "ImageOrientationPatient": 6, "PixelSpacing": 2}
     positions, orientations, spacings = (
-        np.array([_numbers(path, h, tag, n) for path, h in zip(files, headers, strict=True)])
+        np.array([read_numbers(frame.path, frame.header, tag, n) for frame in frames])
         for tag, n in tags.items()
     )
+    first = frames[0].path
+    if spacings[0].min() <= 0:
+        raise DataError(f"{first}: PixelSpacing is zero or negative; correct the header")
     for what, values, tolerance in (
         ("orientation", orientations, TURN),
         ("pixel spacing", spacings, TURN * spacings[0].min()),
     ):
         if odd := np.flatnonzero(np.abs(values - values[0]).max(1) > tolerance).tolist():
             raise DataError(
-                f"{files[odd[0]]}: another {what} than {files[0].name} of the same series; "
+                f"{frames[odd[0]].path}: another {what} than {first.name} of the same series; "
                 "separate them"
             )
-    along_row, along_column = orientations[0, :3], orientations[0, 3:]
+    axes = orientations[0].reshape(2, 3)
+    lengths = np.linalg.norm(axes, axis=1)
+    if np.abs(lengths - 1).max() > UNIT:
+        raise DataError(
+            f"{first}: ImageOrientationPatient holds directions of length {lengths[0]:.3g} and "
+            f"{lengths[1]:.3g}, not 1; correct the header"
+        )
+    along_row, along_column = axes / lengths[:, None]
     normal = np.cross(along_row, along_column)
     order = np.argsort(positions @ normal, kind="stable").tolist()
-    heights = (positions @ normal)[order]
-    steps = np.diff(heights)
-    for (at, after), step in zip(pairwise(order), steps, strict=True):
-        if step < TURN:
-            raise DataError(
-                f"{files[after]}: at the same position as {files[at].name}; keep one of them"
-            )
-        if abs(step - np.median(steps)) > GAP * np.median(steps):
-            raise DataError(
-                f"{files[after]}: {step:.4g} mm above {files[at].name}, where slices are "
-                f"{np.median(steps):.4g} mm apart: one is missing; restore it"
-            )
-    if len(steps):
-        step_vector = (positions[order[-1]] - positions[order[0]]) / len(steps)
-    else:
-        step_vector = normal * _numbers(files[0], headers[0], "SliceThickness", 1)[0]
+    step = _measure_step([frames[at].path for at in order], positions[order], normal, spacings[0])
+    thick = step is not None
+    if step is None:
+        thickness = _read_thickness(frames[0])
+        thick = thickness is not None
+        step = normal * (thickness or 1.0)
     affine = np.eye(4)
     affine[:3, 0] = along_row * spacings[0, 1]
     affine[:3, 1] = along_column * spacings[0, 0]
-    affine[:3, 2] = step_vector
+    affine[:3, 2] = step
     affine[:3, 3] = positions[order[0]]
     affine[:3] *= TO_RAS[:, None]
-    return order, affine
+    return order, affine, thick
 
 
-def _read_pixels(path: Path, shape: tuple[int, ...]) -> NDArray[Any]:
-    """Return a slice `[rows, columns]`, rescaled, with MONOCHROME1 inverted."""
+def _measure_step(
+    paths: Sequence[Path],
+    positions: NDArray[np.float64],
+    normal: NDArray[np.float64],
+    spacing: NDArray[np.float64],
+) -> NDArray[np.float64] | None:
+    """Return the vector from slice to slice, mm; `None` for a single one.
+
+    Raises:
+        DataError: slices are missing, doubled, or beside the others.
+    """
+    if len(positions) == 1:
+        return None
+    steps = np.diff(positions @ normal)
+    usual = np.median(steps)
+    for (path, after), step in zip(pairwise(paths), steps, strict=True):
+        if step < TURN:
+            other = "another of its frames" if after == path else path.name
+            raise DataError(f"{after}: at the same position as {other}; keep one of them")
+        if abs(step - usual) > GAP * usual:
+            raise DataError(
+                f"{after}: {step:.4g} mm above {path.name}, where slices are {usual:.4g} mm apart: "
+                "one is missing; restore it"
+            )
+    vector = np.asarray((positions[-1] - positions[0]) / len(steps))
+    line = positions[0] + np.arange(len(positions))[:, None] * vector
+    away = positions - line
+    away -= (away @ normal)[:, None] * normal
+    distances = np.linalg.norm(away, axis=1)
+    if distances.max() > BESIDE * spacing.min():
+        at = int(distances.argmax())
+        raise DataError(
+            f"{paths[at]}: {distances[at]:.3g} mm beside the line through the series' other "
+            "slices; resample the series to a straight grid"
+        )
+    return vector
+
+
+def _read_thickness(frame: Frame) -> float | None:
+    """Return the size of a single slice along its normal, mm; `None` if the file has none."""
+    value = frame.header.get("SliceThickness")
+    if value is None or str(value).strip() == "":
+        return None
+    thickness = float(read_numbers(frame.path, frame.header, "SliceThickness", 1)[0])
+    if thickness < 0:
+        raise DataError(f"{frame.path}: SliceThickness is negative; correct the header")
+    return thickness or None
+
+
+def _read_voxels(
+    frames: Sequence[Frame], shape: tuple[int, int, int]
+) -> tuple[NDArray[Any], list[str]]:
+    """Return the intensities `[slices, rows, columns]`, and warnings."""
+    planes: list[NDArray[Any]] = [np.empty(0)] * len(frames)
+    padding: list[NDArray[np.bool_] | None] = [None] * len(frames)
+    notes: Notes = {}
+    by_file = sorted(range(len(frames)), key=lambda at: (str(frames[at].path), at))
+    for path, group in groupby(by_file, key=lambda at: frames[at].path):
+        header, stored = _decode(path, notes)
+        for at in group:
+            number = frames[at].number
+            plane = stored if number is None else stored.reshape(-1, *stored.shape[-2:])[number]
+            if plane.shape != shape[1:]:
+                raise DataError(
+                    f"{path}: {shape_text(plane.shape)} pixels, unlike its header; restore it"
+                )
+            padding[at] = _find_padding(path, header, plane)
+            planes[at] = _to_intensities(frames[at], header, plane, notes)
+    voxels = np.stack(planes)
+    if not -LARGEST <= voxels.min() <= voxels.max() <= LARGEST:  # This refuses NaN, too.
+        raise DataError(
+            f"{frames[0].path}: NaN or infinite intensities in the series, or beyond "
+            f"{LARGEST:.1e}; correct its rescaling"
+        )
+    _darken_padding(voxels, padding, frames, notes)
+    return to_smallest_dtype(voxels), list(notes.values())
+
+
+def add_note(notes: Notes, path: Path, text: str) -> None:
+    """Add a warning with its file's name, unless there is one of its kind."""
+    notes.setdefault(text[:24], f"{path}: {text}")
+
+
+def _decode(path: Path, notes: Notes) -> tuple[Any, NDArray[Any]]:
+    """Return a file's header and its stored values; `notes` receives what its decoder warns of."""
     header = read_dicom(path, pixels=True)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
             stored = np.asarray(header.pixel_array)
     except (NotImplementedError, RuntimeError) as error:
         syntax = header.file_meta.get("TransferSyntaxUID")
         name = getattr(syntax, "name", syntax)
         raise DataError(
-            f"{path}: no decoder for {name} is installed; install pylibjpeg with its plugins, or "
-            "decompress the series"
+            f"{path}: no decoder for {name} is installed, or none that can read it "
+            f"({first_line(error)[:80]}); install pylibjpeg with its plugins, or decompress the "
+            "series"
         ) from error
+    except MemoryError:
+        raise
     except Exception as error:
         raise DataError(
             f"{path}: pixels cannot be decoded ({first_line(error)[:100]}); restore it"
         ) from error
-    if stored.shape != shape:
-        raise DataError(f"{path}: {shape_text(stored.shape)} pixels, unlike its header; restore it")
-    if header.get("PhotometricInterpretation") == "MONOCHROME1":
+    for warning in caught:
+        add_note(notes, path, " ".join(str(warning.message).split())[:160])
+    bits, signed = (header.get(tag) for tag in ("BitsStored", "PixelRepresentation"))
+    if stored.dtype.kind in "iu" and stored.size and isinstance(bits, int):
+        limit = 1 << (bits - 1 if signed else bits)
+        if int(stored.max()) >= limit or int(stored.min()) < (-limit if signed else 0):
+            add_note(notes, path, f"pixels beyond its {bits} bits, taken as they are")
+    return header, stored
+
+
+def _to_intensities(
+    frame: Frame,
+    header: Any,  # noqa: ANN401
+    stored: NDArray[Any],
+    notes: Notes,
+) -> NDArray[Any]:
+    """Return a slice's stored values as the intensities that they stand for.
+
+    A modality lookup table is applied, or slope and intercept, the frame's own if it has them.
+    MONOCHROME1 is turned, so that high is bright, unless the intensities are made by a table or by
+    slope and intercept: those are quantities such as Hounsfield units, which have no brightness.
+    """
+    from pydicom.pixels.processing import apply_modality_lut
+
+    path = frame.path
+    inverse = header.get("PhotometricInterpretation") == "MONOCHROME1"
+    if header.get("ModalityLUTSequence"):
+        with refusing_unreadable(path):
+            intensities = np.asarray(apply_modality_lut(stored, header))
+            if intensities.shape != stored.shape:
+                raise ValueError("modality lookup table")
+        linear = False
+    else:
+        present = [tag for tag in ("RescaleSlope", "RescaleIntercept") if tag in frame.header]
+        if len(present) == 1:
+            raise DataError(
+                f"{path}: {present[0]} without the other of RescaleSlope and RescaleIntercept; "
+                "restore it"
+            )
+        slope, intercept = (
+            [read_numbers(path, frame.header, tag, 1)[0] for tag in present] if present else (1, 0)
+        )
+        if slope == 0:
+            raise DataError(f"{path}: RescaleSlope is 0; correct it")
+        linear = (slope, intercept) == (1, 0)
+        with np.errstate(over="ignore", invalid="ignore"):
+            intensities = (
+                stored
+                if linear
+                else np.asarray(stored * float(slope) + float(intercept), np.float32)
+            )
+    if inverse and linear:
+        add_note(notes, path, "MONOCHROME1, turned so that high values are bright")
         bits = int(header.get("BitsStored") or 16)
         signed = int(header.get("PixelRepresentation") or 0)
-        stored = (-1 if signed else (1 << bits) - 1) - stored.astype(np.int64)
-    slope, intercept = (
-        _numbers(path, header, tag, 1)[0] if tag in header else default
-        for tag, default in (("RescaleSlope", 1.0), ("RescaleIntercept", 0.0))
-    )
-    if slope == 0:
-        raise DataError(f"{path}: RescaleSlope is 0; correct it")
-    if (slope, intercept) == (1, 0):
-        return stored
-    return np.asarray(stored * slope + intercept, np.float32)
+        return np.asarray((-1 if signed else (1 << bits) - 1) - stored.astype(np.int64))
+    if inverse:
+        add_note(notes, path, "rescaled values, not turned in spite of MONOCHROME1")
+    return intensities
 
 
-def write_segmentation(
-    file: BinaryIO,
-    masks: NDArray[np.bool_],
-    files: Sequence[Path],
-    classes: Sequence[str],
-    algorithm: tuple[str, str],
-    identity: str,
-) -> None:
-    """Write masks to `file` as a DICOM segmentation that refers to its series.
-
-    Args:
-        file: open file.
-        masks: `[classes, columns, rows, slices]`, as `read_series` returns voxels.
-        files: files of the series, in the order of the slices.
-        classes: names of the segments.
-        algorithm: name and version of the algorithm.
-        identity: digest of the masks' origin, from which the UIDs are derived.
-    """
-    import highdicom as hd
-    from pydicom.uid import generate_uid
-
-    name, version = algorithm
-    frames = np.ascontiguousarray(masks.transpose(3, 2, 1, 0), np.uint8)
-    sources = [read_dicom(path) for path in files]
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # highdicom warns of empty masks.
-            segmentation = hd.seg.Segmentation(
-                source_images=sources,
-                pixel_array=frames,
-                segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
-                segment_descriptions=_describe_segments(classes, name, version),
-                series_instance_uid=generate_uid(entropy_srcs=[identity, "series"]),
-                series_number=1,
-                sop_instance_uid=generate_uid(entropy_srcs=[identity, "instance"]),
-                instance_number=1,
-                manufacturer="attnseg",
-                manufacturer_model_name=name,
-                software_versions=version,
-                device_serial_number="0",
-                series_description="Segmentation by attnseg",
-            )
-            segmentation.save_as(file)
-    except (AttributeError, KeyError, ValueError, TypeError) as error:
-        raise DataError(
-            f"{files[0]}: no segmentation can be made of the series ({first_line(error)[:120]}); "
-            "restore its headers"
-        ) from error
-
-
-def _describe_segments(classes: Sequence[str], name: str, version: str) -> list[Any]:
-    """Return the description of each class's segment, with the algorithm that made it."""
-    import highdicom as hd
-    from pydicom.sr.codedict import codes
-
-    labels = [name.replace("\\", "/")[:LABEL_LENGTH] for name in classes]
-    return [
-        hd.seg.SegmentDescription(
-            segment_number=number,
-            segment_label=label,
-            segmented_property_category=codes.SCT.SpatialAndRelationalConcept,
-            segmented_property_type=hd.sr.CodedConcept(f"class{number}", "99ATTNSEG", label),
-            algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
-            algorithm_identification=hd.AlgorithmIdentificationSequence(
-                name=name, version=version, family=codes.DCM.ArtificialIntelligence
-            ),
-        )
-        for number, label in enumerate(labels, 1)
+def _find_padding(path: Path, header: Any, stored: NDArray[Any]) -> NDArray[np.bool_] | None:  # noqa: ANN401
+    """Return where a slice holds its padding value, outside the image; `None` if nowhere."""
+    if header.get("PixelPaddingValue") is None:
+        return None
+    tags = [
+        tag
+        for tag in ("PixelPaddingValue", "PixelPaddingRangeLimit")
+        if header.get(tag) is not None
     ]
+    values = [read_numbers(path, header, tag, 1)[0] for tag in tags]
+    if stored.dtype.kind == "i":  # Some files write negative padding as an unsigned number.
+        limit = np.iinfo(stored.dtype).max
+        values = [value - 2 * (limit + 1) if value > limit else value for value in values]
+    low, high = min(values), max(values)
+    inside = (stored >= low) & (stored <= high)
+    return inside if inside.any() else None
 
 
-def _common_folder(files: Sequence[Path]) -> Path:
-    """Return the deepest folder that holds all files, in it or below."""
-    first, *others = files
-    return next(up for up in first.parents if all(path.is_relative_to(up) for path in others))
+def _darken_padding(
+    voxels: NDArray[Any],
+    padding: Sequence[NDArray[np.bool_] | None],
+    frames: Sequence[Frame],
+    notes: Notes,
+) -> None:
+    """Give padding that is not the darkest the smallest intensity of the series' image."""
+    if all(mask is None for mask in padding):
+        return
+    outside = np.stack([np.zeros(voxels.shape[1:], bool) if m is None else m for m in padding])
+    if outside.all():
+        return
+    darkest = voxels[~outside].min()
+    bright = outside & (voxels > darkest)
+    if bright.any():
+        at = int(np.flatnonzero(bright.any((1, 2)))[0])
+        voxels[bright] = darkest
+        add_note(
+            notes,
+            frames[at].path,
+            f"padding that would be bright, {int(bright.sum())} voxels of the series, made dark",
+        )

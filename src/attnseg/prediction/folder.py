@@ -6,8 +6,9 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,7 +17,15 @@ import numpy as np
 
 from attnseg.data.reader import shape_text
 from attnseg.data.readers.nifti import list_nifti_files
-from attnseg.errors import ConfigError, DataError, listed
+from attnseg.errors import (
+    AttnsegError,
+    CheckpointError,
+    ConfigError,
+    DataError,
+    ResourceError,
+    first_line,
+    listed,
+)
 from attnseg.memory import free_memory
 from attnseg.prediction.images import read_item
 from attnseg.prediction.inputs import Inputs, Item, find_inputs
@@ -31,7 +40,7 @@ from attnseg.progress import track
 
 log = logging.getLogger(__name__)
 
-VERSION = 1  # raised whenever the same input and options would give another result
+VERSION = 2  # raised whenever the same input and options would give another result
 PACKAGES = (
     "attnseg", "numpy", "scipy", "opencv-python-headless", "nibabel", "pydicom", "highdicom",
     "pillow", "torch", "onnxruntime",
@@ -39,6 +48,8 @@ PACKAGES = (
 SHARED = ("classes", "multilabel", "channels", "window", "volumetric", "plane")
 # Memory per voxel while an item is worked on: masks, their copies in file order, label maps.
 BYTES_PER_CLASS, BYTES_PER_PROBABILITY = 3, 8
+ERROR_LOG = "errors.log"  # tracebacks of failures that are nobody's fault but ours
+MOST_UNWRITTEN = 3  # results in a row that cannot be written before the rest is given up
 
 
 @dataclass(frozen=True)
@@ -50,12 +61,14 @@ class OutputOptions:
         probabilities: whether to write the probabilities of the classes.
         uncertainty: whether to write the uncertainty of each voxel.
         overlays: whether to draw the masks on the image.
+        output_type: file format of the masks of DICOM series (see `ResultWriter`).
     """
 
     rules: Mapping[str, Rule]
     probabilities: bool = False
     uncertainty: bool = False
     overlays: bool = True
+    output_type: str = "dicom_seg"
 
 
 def segment_folder(
@@ -79,7 +92,8 @@ def segment_folder(
     Raises:
         ConfigError: networks that do not fit each other, or an output that is not safe.
         DataError: some of the input cannot be segmented; the rest is done.
-        ResourceError: the output cannot be written.
+        CheckpointError: the network answers none of the input.
+        ResourceError: some of the output cannot be written; the rest is done if there is room.
     """
     spec = check_specs_agree(specs)
     check_output(source, output)
@@ -91,28 +105,32 @@ def segment_folder(
     root = source if source.is_dir() else source.parent
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     with Manifest(output, digest) as manifest:
-        items = FolderRun(segmenter, options, spec, root, manifest).segment_items(inputs)
+        run = FolderRun(segmenter, options, spec, root, manifest)
+        items = run.segment_items(inputs)
         seconds = round(time.monotonic() - clock, 2)
-        manifest.close(
-            {
-                "input": str(source),
-                "command": sys.argv,
-                "started": started,
-                "seconds": seconds,
-                "versions": installed_versions(),
-                "settings": manifest.settings,
-                **settings,
-                "items": items,
-                "failed": inputs.problems.found,
-                "passed_over": [str(path.relative_to(root)) for path in skipped],
-            }
-        )
+        with run.gathering_failures(inputs, output):
+            manifest.close(
+                {
+                    "input": str(source),
+                    "command": sys.argv,
+                    "started": started,
+                    "seconds": seconds,
+                    "versions": installed_versions(),
+                    "settings": manifest.settings,
+                    **settings,
+                    "items": items,
+                    "failed": inputs.problems.found,
+                    "passed_over": [str(path.relative_to(root)) for path in skipped],
+                }
+            )
     log.info("%d items in %.0f s: %s", len(items), seconds, output)
     if failed := inputs.problems.found:
-        raise listed(DataError(*failed), "input", f"{len(items)} others are done: {output}")
+        error = listed(DataError(*failed), "input", f"{len(items)} others are done: {output}")
+        kind = run.choose_kind(items)
+        raise error if kind is DataError else kind(str(error))
 
 
-@dataclass(frozen=True)
+@dataclass
 class FolderRun:
     """Segments one item after the other.
 
@@ -122,6 +140,7 @@ class FolderRun:
         spec: the first network's inference spec, with which the others agree.
         root: folder that paths in the manifest are relative to.
         manifest: manifest of the output folder.
+        failures: the class of each error that was raised, foreseen or not.
     """
 
     segmenter: Segmenter
@@ -129,16 +148,19 @@ class FolderRun:
     spec: InferenceSpec
     root: Path
     manifest: Manifest
+    failures: list[type[Exception]] = field(default_factory=list)
 
     def segment_items(self, inputs: Inputs) -> list[Facts]:
         """Segment every item that is not done yet; add problems to those of the inputs.
+
+        Whatever one item raises is a problem of that item alone.
 
         Returns:
             The manifest's entries of all items without a problem, those of an earlier run included.
         """
         entries, earlier = [], 0
         for item in track(inputs.items, "Segmenting", "items"):
-            with inputs.problems.gathered():
+            with self.gathering_failures(inputs, item.place):
                 digest = _digest_item(item)
                 if entry := self.manifest.find_done(item.name, digest):
                     earlier += 1
@@ -146,9 +168,51 @@ class FolderRun:
                     entry = self._segment_item(item, digest)
                     self.manifest.add(entry)
                 entries.append(entry)
+            last = self.failures[-MOST_UNWRITTEN:]
+            if len(last) == MOST_UNWRITTEN and all(issubclass(e, ResourceError) for e in last):
+                left = len(inputs.items) - len(entries) - len(self.failures)
+                inputs.problems.found.append(
+                    f"{self.manifest.output}: no more room; {left} are left"
+                )
+                break
         if earlier:
             log.info("%d items were done before", earlier)
         return entries
+
+    @contextlib.contextmanager
+    def gathering_failures(self, inputs: Inputs, place: Path) -> Iterator[None]:
+        """Add whatever is raised within to the problems of the inputs, under the name of `place`.
+
+        A mistake in the configuration concerns all items and is let through.
+        """
+        try:
+            yield
+        except ConfigError:
+            raise
+        except DataError as error:
+            self.failures.append(type(error))
+            inputs.problems.found.extend(error.problems)
+        except AttnsegError as error:
+            self.failures.append(type(error))
+            text = str(error)
+            inputs.problems.found.append(text if str(place) in text else f"{place}: {text}")
+        except Exception as error:
+            self.failures.append(type(error))
+            reason = f"{type(error).__name__}: {first_line(error)[:200]}"
+            kept = self.manifest.output / ERROR_LOG
+            with contextlib.suppress(OSError), kept.open("a") as file:
+                file.write(f"{place}\n{''.join(traceback.format_exception(error))}\n")
+            inputs.problems.found.append(
+                f"{place}: cannot be segmented ({reason}); this is a bug of ours, please report it "
+                f"with {kept}"
+            )
+
+    def choose_kind(self, done: Sequence[Facts]) -> type[AttnsegError]:
+        """Return the kind of error that ends a command of which some items have failed."""
+        if any(issubclass(kind, ResourceError) for kind in self.failures):
+            return ResourceError
+        broken = [issubclass(kind, CheckpointError) for kind in self.failures]
+        return CheckpointError if broken and all(broken) and not done else DataError
 
     def _segment_item(self, item: Item, digest: str) -> Facts:
         """Segment an item and write its results; return its entry in the manifest."""
@@ -157,13 +221,16 @@ class FolderRun:
         try:
             item, scan = read_item(item, self.spec)
             self._check_feasible(item, scan)
+            writer = ResultWriter(self.manifest.output, item, scan, self.spec, options.output_type)
+            writer = writer.adapted()
             warnings = scan.differences_from_training(self.spec)
             for warning in warnings:
                 log.warning("%s: %s", item.name, warning)
+            for warning in scan.warnings:
+                log.warning("%s", warning)
             segmented = self.segmenter(scan, options.probabilities, options.uncertainty)
             for mask, name in zip(segmented.masks, classes, strict=True):
                 mask[:] = clean_mask(mask, options.rules[name], scan.spacing)
-            writer = ResultWriter(self.manifest.output, item, scan, self.spec)
             identity = digest + self.manifest.settings
             files = writer.write_masks(segmented.masks, installed_versions()["attnseg"], identity)
             if segmented.probabilities is not None:
@@ -189,7 +256,7 @@ class FolderRun:
             "spacing_mm": None if scan.spacing is None else list(scan.spacing),
             "voxels": dict(zip(classes, counts, strict=True)),
             "ml": None if volumes is None else dict(zip(classes, volumes, strict=True)),
-            "warnings": warnings,
+            "warnings": [*warnings, *scan.warnings],
             "seconds": round(time.monotonic() - clock, 3),
             "outputs": self.manifest.digest_results(files),
         }

@@ -32,10 +32,13 @@ def read_item(item: Item, spec: InferenceSpec) -> tuple[Item, Scan]:
     if item.kind == "scan":
         image, spacing = read_scan(item.name, item.files)
         return item, make_scan(image, spacing, None, spec.window)
-    voxels, affine, files = read_series(item.files)
-    slices, spacing = to_slices(voxels, affine, spec.plane)
+    series = read_series(item.files)
+    slices, spacing = to_slices(series.voxels, series.affine, spec.plane)
     image = np.ascontiguousarray(slices[..., None])
-    return Item(item.kind, item.name, files), make_scan(image, spacing, affine, spec.window)
+    size = spacing if series.thick else None
+    scan = make_scan(image, size, series.affine, spec.window, series.warnings)
+    files = tuple(dict.fromkeys(frame.path for frame in series.frames))
+    return Item(item.kind, item.name, files, series.frames), scan
 
 
 def _read_nifti_item(item: Item, spec: InferenceSpec) -> Scan:

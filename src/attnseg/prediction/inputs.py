@@ -21,8 +21,8 @@ from attnseg.data.readers.nifti import find_companion
 from attnseg.data.readers.pictures import SUFFIXES
 from attnseg.data.readers.uw_madison import find_scan_folder, sort_slices
 from attnseg.errors import DataError, Problems, first_line
-from attnseg.prediction.dicom import SUFFIX as DICOM
-from attnseg.prediction.dicom import group_series
+from attnseg.prediction.dicom_headers import SUFFIX as DICOM
+from attnseg.prediction.dicom_headers import Frame, group_series
 from attnseg.prediction.spec import InferenceSpec
 
 Kind = Literal["nifti", "dicom", "picture", "scan"]
@@ -38,11 +38,13 @@ class Item:
         kind: kind of the files.
         name: path of its results below `masks/`, `overlays/` and so on, without a suffix.
         files: the files that it is read from, in order.
+        frames: headers of the slices of a DICOM series, in order, once it has been decoded.
     """
 
     kind: Kind
     name: str
     files: tuple[Path, ...]
+    frames: tuple[Frame, ...] = ()
 
     @property
     def place(self) -> Path:

@@ -3,10 +3,12 @@
 import contextlib
 import gzip
 import json
+import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Self
 from urllib.parse import quote
 
 import nibabel as nib
@@ -19,16 +21,24 @@ from PIL.PngImagePlugin import PngInfo
 from attnseg.data.labels import Floats, Masks
 from attnseg.data.readers.nifti import from_slices, open_nifti
 from attnseg.data.readers.uw_madison import encode_table
-from attnseg.errors import ResourceError
+from attnseg.errors import DataError, ResourceError
 from attnseg.files import replacing
-from attnseg.prediction.dicom import write_segmentation
+from attnseg.prediction.dicom_results import (
+    Origin,
+    find_obstacle,
+    write_segmentation,
+    write_structure_set,
+)
 from attnseg.prediction.inputs import Item
 from attnseg.prediction.scan import Scan
 from attnseg.prediction.spec import InferenceSpec
 
+log = logging.getLogger(__name__)
+
 COMMENT = 6  # code of NIfTI extensions that hold plain text
 WHITE = 65535  # of a 16-bit picture, for a probability or uncertainty of 1
 Write = Callable[[BinaryIO], object]
+DICOM_WRITERS = {"dicom_seg": write_segmentation, "rtstruct": write_structure_set}
 
 
 @dataclass(frozen=True)
@@ -40,18 +50,37 @@ class ResultWriter:
         item: the item, with its files in the order of the slices.
         scan: the decoded item.
         spec: inference spec of the network.
+        output_type: file format of the masks of a DICOM series, `dicom_seg`, `rtstruct` or `nifti`.
     """
 
     output: Path
     item: Item
     scan: Scan
     spec: InferenceSpec
+    output_type: str = "dicom_seg"
+
+    def adapted(self) -> Self:
+        """Return a writer of NIfTI, with a warning, if DICOM allows no result for the series."""
+        if self.item.kind != "dicom" or self.output_type == "nifti":
+            return self
+        obstacle = find_obstacle(self.item.frames, self.output_type)
+        return self if obstacle is None else self._as_nifti(obstacle)
+
+    def _as_nifti(self, obstacle: str) -> Self:
+        log.warning(
+            "%s: %s, so no %s can be made of it; its masks are written as NIfTI",
+            self.item.place,
+            obstacle,
+            self.output_type,
+        )
+        return replace(self, output_type="nifti")
 
     def write_masks(self, masks: Masks, version: str, identity: str) -> list[Path]:
         """Write masks.
 
         NIfTI: a label map, or one volume per class if they overlap, with the affine and codes of
-        the original. DICOM: a segmentation. Pictures: PNG, a label map or one file per class. Scans
+        the original. DICOM: as `output_type` says, or NIfTI if the series' headers allow nothing
+        else. Pictures: PNG, a label map or one file per class. Scans
         of the UW-Madison download: run-length codes in the layout of train.csv.
 
         Args:
@@ -63,14 +92,7 @@ class ResultWriter:
             end = ".nii.gz" if self.item.files[0].name.lower().endswith(".gz") else ".nii"
             return [self._write_volume("masks", end, self._as_voxels(masks))]
         if self.item.kind == "dicom":
-            ordered = np.stack([self._to_file_order(mask) for mask in masks])
-            algorithm = (f"{self.spec.model} with {self.spec.attn}, {self.spec.run}", version)
-            files, classes = self.item.files, self.spec.classes
-
-            def write(file: BinaryIO) -> None:
-                write_segmentation(file, ordered, files, classes, algorithm, identity)
-
-            return [self._write_file("masks", ".dcm", write)]
+            return [self._write_dicom(masks, version, identity)]
         if self.item.kind == "scan":
             name, files = self.item.name.rpartition("/")[2], self.item.files
             table = encode_table(name, files, self.spec.classes, masks)
@@ -78,6 +100,27 @@ class ResultWriter:
         if self.spec.labels.one_per_pixel:
             return [self._write_png("masks", "", self._as_voxels(masks)[0], self._meaning())]
         return self._write_png_per_class("masks", 255 * masks[:, 0].astype(np.uint8))
+
+    def _write_dicom(self, masks: Masks, version: str, identity: str) -> Path:
+        """Write the masks of a DICOM series; as NIfTI if its headers turn out to allow no more."""
+        if self.output_type == "nifti":
+            return self._write_volume("masks", ".nii.gz", self._as_voxels(masks))
+        ordered = np.stack([self._to_file_order(mask) for mask in masks])
+        name = f"{self.spec.model} with {self.spec.attn}, {self.spec.run}"
+        origin = Origin(name, version, identity)
+        write = partial(
+            DICOM_WRITERS[self.output_type],
+            masks=ordered,
+            frames=self.item.frames,
+            classes=self.spec.classes,
+            origin=origin,
+        )
+        try:
+            return self._write_file("masks", ".dcm", write)
+        except DataError as error:
+            return self._as_nifti(str(error).partition(": ")[2])._write_dicom(
+                masks, version, identity
+            )
 
     def write_values(self, folder: str, values: Floats) -> list[Path]:
         """Write probabilities `[classes, S, H, W]`, or an uncertainty `[S, H, W]`.

@@ -21,6 +21,7 @@ class Scan:
         affine: of the file (see `Case`); `None` if it has none.
         low: intensity that becomes 0, per channel.
         high: intensity that becomes 1, per channel.
+        warnings: a line for whatever the files leave open or contradict.
     """
 
     image: NDArray[Any]
@@ -28,6 +29,7 @@ class Scan:
     affine: NDArray[np.float64] | None
     low: tuple[float, ...]
     high: tuple[float, ...]
+    warnings: tuple[str, ...] = ()
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -64,6 +66,7 @@ def make_scan(
     spacing: tuple[float, float, float] | None,
     affine: NDArray[np.float64] | None,
     fixed: tuple[float, float] | None,
+    warnings: tuple[str, ...] = (),
 ) -> Scan:
     """Return a scan that is scaled in the same way as the training cases.
 
@@ -73,7 +76,8 @@ def make_scan(
         percentiles = np.percentile(image, PERCENTILES, axis=(0, 1, 2)).T
     else:
         percentiles = np.empty((image.shape[3], 0))
-    return Scan(image, spacing, affine, *intensity_window(fixed, percentiles))
+    low, high = intensity_window(fixed, percentiles)
+    return Scan(image, spacing, affine, low, high, warnings)
 
 
 def _mm(sizes: tuple[float, ...]) -> str:

@@ -44,7 +44,9 @@ def predict_as_configured(config: Predict) -> None:
     rules = build_rules(options, spec.classes)
     members = [Member(network, own.view) for network, own in zip(networks, specs, strict=True)]
     segmenter = Segmenter(spec.labels, members, config.batch_size, config.flips, config.tiles)
-    outputs = OutputOptions(rules, config.probabilities, config.uncertainty, config.overlays)
+    outputs = OutputOptions(
+        rules, config.probabilities, config.uncertainty, config.overlays, config.output_type
+    )
     backend = "onnx" if config.capsule is not None else config.backend
     segment_folder(segmenter, specs, outputs, Path(config.input), Path(config.output), backend)
 
