@@ -71,12 +71,19 @@ class Problems:
         self.found: list[str] = []
 
     @contextmanager
-    def gathered(self) -> Iterator[None]:
-        """Keep the problems of a `DataError` raised within."""
+    def gathered(self, place: object = None) -> Iterator[None]:
+        """Keep the problems of a `DataError` raised within; if `place` is given, of any error."""
         try:
             yield
         except DataError as error:
             self.found.extend(error.problems)
+        except (AttnsegError, MemoryError):
+            raise
+        except Exception as error:
+            if place is None:
+                raise
+            reason = f"{type(error).__name__}: {first_line(error)[:200]}"
+            self.found.append(f"{place}: cannot be read ({reason}); restore it or remove it")
 
     def stop(self) -> None:
         """Raise a `DataError` with every problem if there are any."""
