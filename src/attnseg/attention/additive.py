@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attnseg.attention.attention import LinearProjection
+from attnseg.layers.sight import declare_sight
 from attnseg.layers.tokens import DEFAULT_PLACE, Grid, Place, TokenMixer
 
 
@@ -31,6 +32,8 @@ class Additive(TokenMixer):
         place: where in the model the mixer stands.
     """
 
+    # The one global query is the same for all tokens.
+    sees = declare_sight(far=True, sharp=False)
     needs_grid = False
 
     def __init__(

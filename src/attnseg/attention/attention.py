@@ -24,7 +24,8 @@ from torch import Tensor, nn
 import attnseg.attention
 from attnseg.attention.gather import Gather, Gathered
 from attnseg.attention.mixing import Layout, Mixing
-from attnseg.layers.tokens import DEFAULT_PLACE, Grid, Place, Sees, TokenMixer
+from attnseg.layers.sight import Sees
+from attnseg.layers.tokens import DEFAULT_PLACE, Grid, Place, TokenMixer
 from attnseg.plugins import find_plugin
 
 # The projection that query, key and value each use, by sharing.

@@ -7,6 +7,7 @@ s = (C / h)^-1/2 as in the published code. That code calls K, V and Q what are Q
 from torch import Tensor, nn
 
 from attnseg.attention.mixing import Layout, Mixing
+from attnseg.layers.sight import declare_sight
 
 
 class ChannelGroup(Mixing):
@@ -15,6 +16,8 @@ class ChannelGroup(Mixing):
     The groups of the paper are the heads.
     """
 
+    # Products of channels are summed over all tokens, which loses their places.
+    sees = declare_sight(far=False)
     equal_tokens = True
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attnseg.attention.mixing import Layout, Mixing
+from attnseg.layers.sight import declare_sight
 from attnseg.layers.tokens import DEFAULT_PLACE, Place
 
 INITIAL_STD = 0.1  # of a1, b1, a2 and b2
@@ -34,6 +35,8 @@ class Differential(Mixing):
     Raises:
         ValueError: the width of a head is odd.
     """
+
+    sees = declare_sight(far=True)
 
     def __init__(
         self, head_dim: int, num_heads: int, scale: float, place: Place = DEFAULT_PLACE

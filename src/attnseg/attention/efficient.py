@@ -6,10 +6,15 @@ Shen et al., 2021, arXiv 1812.01243. Scores are never formed, so there is nothin
 from torch import Tensor, nn
 
 from attnseg.attention.mixing import Layout, Mixing
+from attnseg.layers.sight import declare_sight
 
 
 class Efficient(Mixing):
     """Sums the values into d global contexts per head; every query mixes these contexts."""
+
+    averages = True
+    # Few contexts, which all queries share, blur neighbours.
+    sees = declare_sight(far=True, sharp=False)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
         """Mix values; shapes as in `Mixing.forward`."""

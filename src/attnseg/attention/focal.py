@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from attnseg.layers.sight import declare_sight
 from attnseg.layers.tokens import DEFAULT_PLACE, Grid, Place, TokenMixer
 from attnseg.layers.vit import tokens_to_map
 
@@ -39,6 +40,9 @@ class FocalModulation(TokenMixer):
     Raises:
         ValueError: there is no level, or the window is even or below 1.
     """
+
+    # What is beyond the windows arrives as one mean.
+    sees = declare_sight(far=True, sharp=False)
 
     def __init__(
         self,

@@ -4,7 +4,8 @@ from typing import ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
-from attnseg.layers.tokens import DEFAULT_PLACE, Grid, Place, Sees
+from attnseg.layers.sight import Sees
+from attnseg.layers.tokens import DEFAULT_PLACE, Grid, Place
 
 
 class Gathered(NamedTuple):
@@ -39,7 +40,7 @@ class Gather(nn.Module):
     Attributes:
         keeps_all: whether `forward` returns its tokens as they are.
         sees: whether an attention with it should solve a probe, by the probe's name, where that is
-            not for the mixing to say; see `Sees`.
+            not for the mixing to say; see `layers/sight.py`.
     """
 
     keeps_all = False

@@ -7,8 +7,11 @@ attention", here `window`). The bias B is a learned table of (2g - 1)^2 numbers 
 counted in strides.
 """
 
+from typing import ClassVar
+
 from attnseg.attention.groups import Cut, GroupMixing
 from attnseg.attention.mixing import Layout
+from attnseg.layers.sight import Sees
 from attnseg.layers.tokens import DEFAULT_PLACE, Grid, Place
 
 
@@ -28,6 +31,9 @@ class GridAttention(GroupMixing):
     Raises:
         ValueError: `size` is less than 1.
     """
+
+    # Tokens of a group are spread over the whole grid; distances between groups are not seen.
+    sees: ClassVar[Sees] = {"far_place": True, "boundary": True}
 
     def __init__(
         self,

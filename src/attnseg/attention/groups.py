@@ -23,6 +23,7 @@ Prefix = tuple[Tensor, Tensor]
 class LocalMixing(Mixing):
     """Lets prefix tokens attend to all tokens; a subclass mixes the tokens of the grid."""
 
+    averages = True
     equal_tokens = True
     needs_grid = True
 

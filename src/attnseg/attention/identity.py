@@ -5,12 +5,14 @@ MetaFormer, Yu et al., 2022, arXiv 2111.11418 and 2210.13452 (IdentityFormer).
 
 from torch import Tensor
 
+from attnseg.layers.sight import declare_sight
 from attnseg.layers.tokens import Grid, TokenMixer
 
 
 class Identity(TokenMixer):
     """Returns every token as it is; without parameters, projections and operations."""
 
+    sees = declare_sight(far=False)
     needs_grid = False
     mixes_prefix = False
 

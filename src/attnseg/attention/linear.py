@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from attnseg.attention.mixing import Layout, Mixing
+from attnseg.layers.sight import declare_sight
 from attnseg.layers.tokens import DEFAULT_PLACE, Place
 
 FEATURES = ("relu", "elu")
@@ -29,6 +30,9 @@ class Linear(Mixing):
     Raises:
         ValueError: the feature is unknown.
     """
+
+    # A product of two features cannot be as sharp as an exponential.
+    sees = declare_sight(far=True, sharp=False)
 
     def __init__(
         self,

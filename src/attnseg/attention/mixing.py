@@ -8,7 +8,8 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from attnseg.layers.tokens import DEFAULT_PLACE, Grid, Place, Sees
+from attnseg.layers.sight import Sees
+from attnseg.layers.tokens import DEFAULT_PLACE, Grid, Place
 
 
 class Layout(NamedTuple):
@@ -74,9 +75,11 @@ class Mixing(nn.Module):
     Attributes:
         equal_tokens: whether there must be as many keys as queries.
         needs_grid: whether the result depends on where tokens lie on the grid, beyond their order.
-        sees: whether it should solve a probe, by the probe's name; see `Sees`.
+        averages: whether the weights with which a query takes values sum to 1.
+        sees: whether it should solve a probe, by the probe's name; see `layers/sight.py`.
     """
 
+    averages = False
     equal_tokens = False
     needs_grid = False
     sees: ClassVar[Sees] = {}

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from attnseg.attention.groups import LocalMixing, Prefix, RelativeBias, attend_within
 from attnseg.attention.mixing import Layout
+from attnseg.layers.sight import declare_sight
 from attnseg.layers.tokens import DEFAULT_PLACE, Grid, Place
 
 
@@ -33,6 +34,9 @@ class Neighborhood(LocalMixing):
     Raises:
         ValueError: `size` is even or less than 3, or `dilation` is less than 1.
     """
+
+    # Of neighbourhoods of 3 tokens.
+    sees = declare_sight(far=False)
 
     def __init__(
         self,

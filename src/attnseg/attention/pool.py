@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from attnseg.layers.sight import declare_sight
 from attnseg.layers.tokens import DEFAULT_PLACE, Grid, Place, TokenMixer
 from attnseg.layers.vit import tokens_to_map
 
@@ -32,6 +33,7 @@ class Pool(TokenMixer):
         ValueError: the size is even or below 1.
     """
 
+    sees = declare_sight(far=False)
     mixes_prefix = False
 
     def __init__(

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from attnseg.attention.mixing import Layout, Mixing
+from attnseg.layers.sight import declare_sight
 from attnseg.layers.tokens import DEFAULT_PLACE, Place
 
 
@@ -102,6 +103,9 @@ class PositionalSoftmax(Mixing):
     Raises:
         ValueError: `pos_dim` is less than 3, which leaves no channel to the key index.
     """
+
+    averages = True
+    sees = declare_sight(far=True)
 
     def __init__(
         self,

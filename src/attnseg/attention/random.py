@@ -6,6 +6,7 @@ MetaFormer baselines, Yu et al., 2022, arXiv 2210.13452, section 2.2 (RandFormer
 import torch
 from torch import Tensor
 
+from attnseg.layers.sight import declare_sight
 from attnseg.layers.tokens import Grid, TokenMixer
 
 PRIME = 2**31 - 1
@@ -19,6 +20,8 @@ class Random(TokenMixer):
     of the block and of the tokens alone, so that a model always mixes alike; none is a parameter.
     """
 
+    # Weights that are not learned still carry a mean of all tokens.
+    sees = declare_sight(far=True, sharp=False)
     needs_grid = False
 
     def forward(

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from attnseg.attention.mixing import Layout, Mixing
 from attnseg.layers.bilinear import sample_bilinear
+from attnseg.layers.sight import declare_sight
 from attnseg.layers.tokens import DEFAULT_PLACE, Place
 
 TABLE_STD = 0.01
@@ -28,6 +29,8 @@ class RelativeSoftmax(Mixing):
     keys on a grid, from border to border.
     """
 
+    averages = True
+    sees = declare_sight(far=True)
     needs_grid = True
 
     def __init__(

@@ -7,10 +7,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attnseg.attention.mixing import Layout, Mixing
+from attnseg.layers.sight import declare_sight
 
 
 class Softmax(Mixing):
     """Gives every query a convex combination of the values, by softmax over the keys."""
+
+    averages = True
+    sees = declare_sight(far=True)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
         """Mix values; shapes as in `Mixing.forward`."""

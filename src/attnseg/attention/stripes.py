@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from attnseg.attention.groups import Cut, GroupMixing
 from attnseg.attention.mixing import Layout
+from attnseg.layers.sight import declare_sight
 from attnseg.layers.tokens import DEFAULT_PLACE, Grid, Place
 
 
@@ -30,6 +31,9 @@ class Stripes(GroupMixing):
     Raises:
         ValueError: `widths` is empty or has a number below 1.
     """
+
+    # A row and a column in two blocks lead from any token to any other.
+    sees = declare_sight(far=True)
 
     def __init__(
         self,

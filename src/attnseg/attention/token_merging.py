@@ -19,6 +19,7 @@ from torch import Tensor
 
 from attnseg.attention.mixing import Layout, Mixing
 from attnseg.layers.matching import copy_tokens, match_tokens, sum_tokens
+from attnseg.layers.sight import declare_sight
 from attnseg.layers.tokens import DEFAULT_PLACE, Place
 
 
@@ -40,6 +41,9 @@ class TokenMerging(Mixing):
     Raises:
         ValueError: the ratio is not between 0 and 0.5.
     """
+
+    averages = True
+    sees = declare_sight(far=True)
 
     def __init__(
         self,

@@ -8,6 +8,7 @@ B is a learned table of (2w - 1)^2 numbers per head.
 
 from attnseg.attention.groups import Cut, GroupMixing
 from attnseg.attention.mixing import Layout
+from attnseg.layers.sight import declare_sight
 from attnseg.layers.tokens import DEFAULT_PLACE, Grid, Place
 
 
@@ -31,6 +32,9 @@ class Window(GroupMixing):
     Raises:
         ValueError: `size` is less than 1.
     """
+
+    # Of windows of 3 tokens.
+    sees = declare_sight(far=False)
 
     def __init__(
         self,

@@ -32,13 +32,14 @@ def run(options: ProbeOptions, invocation: Invocation) -> None:
     if own and len(names) > 1:
         raise ConfigError(f"{own[0]}: an option of one attention; name a single attn")
     configs: dict[str, Config] = {}
+    about: dict[str, str] = {}
     for name in names:
         scaled = [] if named or own else options.probe.scaled.get(name, [])
         raw = invocation.compose([*invocation.overrides, f"attn={name}", *scaled])
         configs[name] = parse_config({key: raw[key] for key in raw if key != "probe"})
-    about = {name: read_about("attn", name) for name in names}
+        about[name] = "; here ".join([read_about("attn", name), *scaled])
     command = " ".join(["attnseg probe", *invocation.overrides])
-    probe_attentions(options, configs, about, own_model=named, command=command)
+    probe_attentions(options, configs, about, named, not own and not named, command)
 
 
 def to_options(arguments: Sequence[str]) -> list[str]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from attnseg.config.cost import count_attention_macs, find_attentions
 from attnseg.explain.jacobian import derive_weights
-from attnseg.explain.recording import record_attentions
+from attnseg.explain.recording import AttentionRecord, record_attentions
 from attnseg.export.export import TOLERANCE, onnx_bytes, trace_model
 from attnseg.models.model import SegmentationModel
 
@@ -18,6 +18,7 @@ IMAGE = (1, 32, 48)  # C, H, W
 CLASSES = 3
 OTHER_SIZES = ((32, 48), (64, 32), (48, 80))
 ROUNDING = 1e-5  # largest difference of logits that the order of operations may cause
+AVERAGE_ROUNDING = 1e-4  # of sums that should be 1
 COARSE = (0.1, 0.02)  # of bfloat16: share of the largest logit, and absolute
 TRAINING_STEPS = 10
 
@@ -130,15 +131,21 @@ def check_macs(make: MakeNetwork) -> Outcome:
 def check_maps(make: MakeNetwork) -> Outcome:
     """The attention map of a token, applied to the values, gives the token's output.
 
-    The map of a mixer without values agrees with a difference quotient.
+    The map of a mixer without values agrees with a difference quotient. The weights of a mixing
+    that averages sum to 1.
     """
     net = make().eval()
     worst = 0.0
     for name, record in record_attentions(net, _noise(1)).items():
         token = record.prefix + record.grid[0] * record.grid[1] // 2
-        error = derive_weights(record, token).error
+        derived = derive_weights(record, token)
+        error = derived.error
         if error > ROUNDING:
             return Outcome(f"{error:.0e}", f"{name}: the map does not explain the output")
+        if isinstance(record, AttentionRecord) and record.mix.averages:
+            apart = float((derived.weights.sum(1) - 1).abs().max())
+            if apart > AVERAGE_ROUNDING:
+                return Outcome("", f"{name}: weights sum to 1 within {apart:.0e} only")
         worst = max(worst, error)
     return Outcome(f"{worst:.0e}")
 

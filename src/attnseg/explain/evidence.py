@@ -5,12 +5,14 @@ it is measured which share of their weights lies on the tokens with such pixels,
 that uniform weights would have there.
 """
 
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from attnseg.explain.jacobian import estimate_jacobians
@@ -18,6 +20,16 @@ from attnseg.explain.recording import AnyRecord, MixerRecord
 from attnseg.explain.token_weights import weight_columns, weights_of_token
 
 Mask = NDArray[np.bool_]
+FOLDER = "evidenceTr"  # beside the masks of a dataset that has this truth
+
+
+def load_evidence(root: Path, case: str) -> Mask | None:
+    """Return the pixels that show a picture's answer, `[H, W]`, if the dataset has them."""
+    path = root / FOLDER / f"{case}.png"
+    if not path.is_file():
+        return None
+    with Image.open(path) as image:
+        return np.asarray(image) > 0
 
 
 class EvidenceShare(NamedTuple):

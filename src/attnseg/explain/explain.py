@@ -11,11 +11,13 @@ from attnseg.errors import ConfigError
 from attnseg.evaluation.evaluate import FinishedRun
 from attnseg.explain import attention_pictures
 from attnseg.explain.attention_pictures import Scene
+from attnseg.explain.evidence import load_evidence
 from attnseg.explain.layer_table import print_layers, tabulate_layers
 from attnseg.explain.options import Explain
 from attnseg.explain.run_attention import RunAttention, record_run
 from attnseg.explain.selection import choose_point, choose_slice, chosen_run_folders, load_same_case
 from attnseg.files import write_text
+from attnseg.preparation.datasets import dataset_root
 from attnseg.progress import track
 from attnseg.runs.run_folder import RunFolder
 
@@ -48,7 +50,9 @@ def explain_runs(config: Explain) -> pd.DataFrame:
 
     unit = "pixels" if case.spacing is None else "mm"
     title = f"{config.split} case {case.case}, slice {index + 1}"
-    tables = [tabulate_layers(attention, case, unit) for attention in attentions]
+    evidence = load_evidence(dataset_root(runs[0].config), case.case)
+    truth = None if evidence is None else (masks.any(0), evidence)
+    tables = [tabulate_layers(attention, case, unit, truth) for attention in attentions]
     table = pd.concat(tables, ignore_index=True)
     for attention in attentions:
         print_layers(attention, table, f"{title}, pixel {list(point)}", unit)

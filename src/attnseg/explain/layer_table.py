@@ -7,15 +7,25 @@ from rich.console import Console
 from rich.table import Table
 
 from attnseg.data.store import StoredCase
+from attnseg.explain.evidence import Mask, measure_evidence_share
 from attnseg.explain.recording import AttentionRecord
 from attnseg.explain.run_attention import RunAttention
 from attnseg.explain.spread import measure_spread, score_asymmetry
 
+SHARES = ("evidence_share", "uniform_share")
 
-def tabulate_layers(attention: RunAttention, case: StoredCase, unit: str) -> pd.DataFrame:
+
+def tabulate_layers(
+    attention: RunAttention, case: StoredCase, unit: str, truth: tuple[Mask, Mask] | None = None
+) -> pd.DataFrame:
     """Return the measures of a run's attention to a slice of the case: a row per layer and head.
 
-    The unit of the distance is `mm` or `pixels`.
+    Args:
+        attention: the records and weights of a run.
+        case: prepared case.
+        unit: of the distance, `mm` or `pixels`.
+        truth: the pixels that need an answer and those that show it, `[H, W]`, if they are known;
+            the share of the weights on the latter is measured.
     """
     choices, rows = attention.run.config.choices, []
     pixel_size = (1.0, 1.0) if case.spacing is None else case.spacing[1:]
@@ -26,6 +36,7 @@ def tabulate_layers(attention: RunAttention, case: StoredCase, unit: str) -> pd.
         asymmetry = None
         if isinstance(record, AttentionRecord) and weights.kind == "tokens":
             asymmetry = score_asymmetry(record)
+        looks = None if truth is None else measure_evidence_share(record, *truth)
         for head in range(record.heads):
             entropy = highest = distance = on_grid = math.nan
             if spread is not None:
@@ -48,6 +59,9 @@ def tabulate_layers(attention: RunAttention, case: StoredCase, unit: str) -> pd.
                 "score_asymmetry": math.nan if asymmetry is None else float(asymmetry[head]),
                 "unexplained": weights.error,
             }
+            if truth is not None:
+                row["evidence_share"] = math.nan if looks is None else float(looks.heads[head])
+                row["uniform_share"] = math.nan if looks is None else looks.uniform
             rows.append(row)
     return pd.DataFrame(rows)
 
@@ -62,16 +76,20 @@ def print_layers(attention: RunAttention, table: pd.DataFrame, title: str, unit:
     printed = Table()
     printed.add_column("layer", no_wrap=True)
     printed.add_column("mixes")
-    for column in ("entropy,\nof highest\n(bits)", f"distance\n({unit})", "Q K^T\nasym-\nmetry"):
+    columns = ["entropy,\nof highest\n(bits)", f"distance\n({unit})", "Q K^T\nasym-\nmetry"]
+    has_truth = "evidence_share" in means
+    for column in [*columns, *["on evidence,\nof uniform"] * has_truth]:
         printed.add_column(column, justify="right")
     for name, row in means.iterrows():
         entropy, highest = row["entropy_bits"], row["highest_entropy_bits"]
+        shares = [_format_number(row[key], 2) for key in SHARES if has_truth]
         printed.add_row(
             str(name),
             attention.weights[str(name)].kind,
             "-" if math.isnan(entropy) else f"{entropy:.2f} / {highest:.2f}",
             _format_number(row[f"distance_{unit}"], 1),
             _format_number(row["score_asymmetry"], 2),
+            *([" / ".join(shares)] if shares else []),
         )
     printed.caption = "means over heads and over the tokens of the slice"
     console, heading = Console(), f"{attention.label}: {title}".replace("\n", ", ")

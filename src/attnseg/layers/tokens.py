@@ -1,9 +1,11 @@
 """The base of all modules that mix tokens, and their places in a model."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor, nn
+
+from attnseg.layers.sight import Sees
 
 Grid = tuple[int, int]  # height and width, in tokens
 
@@ -25,10 +27,6 @@ class Place(NamedTuple):
 
 DEFAULT_PLACE = Place()
 
-# Which probes an attention should solve, and to which it should be blind, by their names: what its
-# equation predicts of a network of two blocks on a grid of 8 x 8 tokens.
-Sees = Mapping[str, bool]
-
 
 class TokenMixer(nn.Module):
     """Mixes tokens within a block: the base of every attention and of what replaces one.
@@ -44,7 +42,7 @@ class TokenMixer(nn.Module):
     Attributes:
         mixes_prefix: whether the tokens of the grid take from prefix tokens, such as a class token.
         needs_grid: whether the result depends on where tokens lie on the grid, beyond their order.
-        sees: whether it should solve a probe, by the probe's name; see `Sees`.
+        sees: whether it should solve a probe, by the probe's name; see `layers/sight.py`.
     """
 
     mixes_prefix = True

@@ -4,6 +4,7 @@ import logging
 import platform
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -33,6 +34,7 @@ from attnseg.probing.verdicts import collect_entries
 log = logging.getLogger(__name__)
 
 SETR = "attnseg.models.setr.SETR"
+SIDE = 32  # height and width at which costs are counted and matched, in pixels of the probes
 
 
 def probe_attentions(
@@ -40,6 +42,7 @@ def probe_attentions(
     configs: Mapping[str, Config],
     about: Mapping[str, str],
     own_model: bool,
+    predicted: bool,
     command: str,
 ) -> Entries:
     """Train what is missing, and write the chart to `probes/` in the folder of outputs.
@@ -49,6 +52,7 @@ def probe_attentions(
         configs: a configuration for each attention, with its options and its model.
         about: a line about each attention.
         own_model: whether the configured model is probed, instead of the probes' own small SETR.
+        predicted: whether results are compared with what the attentions' classes declare.
         command: the command line, for the page.
 
     Returns:
@@ -59,13 +63,14 @@ def probe_attentions(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     skeleton = make_plan(SKELETON, plan.steps)
-    side = max(find_probe(names[0]).size) * plan.enlarge
+    side = SIDE * plan.enlarge
     subjects, traits = [], {}
     for name, config in configs.items():
         model = config.model if own_model else make_small_model(config.model)
         model = match_budget(model, config.attn, 1, 3, (side, side))
         subjects.append(Subject(name, model, config.attn))
-        traits[name] = describe_subject(subjects[-1], about[name], side)
+        own = describe_subject(subjects[-1], about[name], side)
+        traits[name] = own if predicted else replace(own, sees={})
     common = Cell(subjects[0], "", 0, skeleton, plan.enlarge, False, device, plan.precision)
     folder = Path(options.paths.outputs, "probes")
     store = CellStore(folder / "cells")

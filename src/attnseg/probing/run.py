@@ -16,7 +16,7 @@ from attnseg.config.training import Model
 from attnseg.explain.attention_pictures import weights_as_image
 from attnseg.explain.evidence import measure_evidence_share
 from attnseg.explain.jacobian import derive_weights
-from attnseg.explain.recording import record_attentions
+from attnseg.explain.recording import AnyRecord, AttentionRecord, record_attentions
 from attnseg.models.model import SegmentationModel
 from attnseg.probes.probe import Pictures, Probe, find_probe
 from attnseg.probes.skeleton import Skeleton
@@ -111,6 +111,7 @@ def run_cell(cell: Cell) -> CellResult:
         "evidence_share": share,
         "uniform_share": uniform,
         "evidence_layer": layer,
+        "unnormalised": _measure_sums(cell, probe, net, test[levels[-1]]),
         "seconds": round(time.monotonic() - started, 2),
     }
     return CellResult(facts, pictures)
@@ -268,5 +269,17 @@ def _measure_maps(
     return means[best], float(np.mean(uniform[best])), best
 
 
-def _record(cell: Cell, net: SegmentationModel, test: Pictures, at: int) -> dict[str, Any]:
+def _measure_sums(cell: Cell, probe: Probe, net: SegmentationModel, test: Pictures) -> float | None:
+    """Return how far from 1 the weights of a token with an answer sum, where they should be 1."""
+    row, column = np.argwhere(np.isin(test.labels[0], probe.deciding))[0]
+    apart = []
+    for record in _record(cell, net, test, 0).values():
+        if isinstance(record, AttentionRecord) and record.mix.averages:
+            token = record.token_at((int(row), int(column)), test.labels.shape[1:])
+            sums = derive_weights(record, token).weights.sum(1)
+            apart.append(float((sums - 1).abs().max()))
+    return max(apart, default=None)
+
+
+def _record(cell: Cell, net: SegmentationModel, test: Pictures, at: int) -> dict[str, AnyRecord]:
     return record_attentions(net, _enlarge(test.images[at : at + 1], cell))
