@@ -10,12 +10,14 @@ import pandas as pd
 import pytest
 import torch
 from monai.metrics import DiceMetric, HausdorffDistanceMetric, SurfaceDiceMetric
+from scipy import stats
 
+from attnseg.metrics.intervals import interval_of_average, leave_out_patients
 from attnseg.metrics.profiles.isic import ISIC
 from attnseg.metrics.profiles.isic_pooled import ISICPooled
 from attnseg.metrics.profiles.monai import MONAI
 from attnseg.metrics.profiles.nnunet import NNUNet
-from attnseg.metrics.profiles.profile import VOLUMES, Profile, resample_patients
+from attnseg.metrics.profiles.profile import VOLUMES, Profile
 from attnseg.metrics.profiles.strict import Strict
 from attnseg.metrics.profiles.transunet import TransUNet
 from attnseg.metrics.profiles.uw_madison import UWMadison
@@ -225,13 +227,52 @@ def test_intervals_hold_the_mean_and_shrink_with_patients(name):
     assert widths[1] == pytest.approx(widths[0] / 2, rel=0.25)
 
 
-def test_the_bootstrap_draws_patients_not_cases():
-    weights = resample_patients(["a", "a", "b"], 0)
-    assert (weights[:, 0] == weights[:, 1]).all()
-    assert set(weights[:, 0] + weights[:, 2]) == {2}
-    assert weights[:, 2].mean() == pytest.approx(1, abs=0.1)
-    one = summarised(Strict(), mixture(), patients=["p"] * 4)
-    assert "dice_low" not in one
+def test_intervals_leave_out_patients_not_cases():
+    weights = leave_out_patients(["b", "b", "a", "c"])
+    assert weights.tolist() == [[1, 1, 1, 1], [1, 1, 0, 1], [0, 0, 1, 1], [1, 1, 1, 0]]
+    assert leave_out_patients(["a", "b"]).tolist() == [[1, 1]]
+    for patients in (["p"] * 4, ["p", "p", "q", "q"]):
+        assert "dice_low" not in summarised(Strict(), mixture(), patients=patients)
+
+
+def test_interval_of_an_average_by_hand():
+    """Student's interval of the logit, which stays a share; of the logarithm; of the number."""
+    values = np.array([0.7, 0.8, 0.9, 0.96])
+    n, mean = len(values), values.mean()
+    without = [np.delete(values, i).mean() for i in range(n)]
+    half = stats.t.ppf(0.975, n - 1) * values.std(ddof=1) / math.sqrt(n)
+    averages = np.array([mean, *without])
+    free = interval_of_average(averages, n)
+    assert free == pytest.approx((mean - half, mean + half))
+    shared = interval_of_average(averages, n, (0.0, 1.0))
+    logits = [math.log(end / (1 - end)) - math.log(mean / (1 - mean)) for end in shared]
+    assert logits == pytest.approx([s * half / (mean * (1 - mean)) for s in (-1, 1)])
+    positive = interval_of_average(averages, n, (0.0, math.inf))
+    assert [math.log(end / mean) for end in positive] == pytest.approx([-half / mean, half / mean])
+
+
+def test_equal_patients_do_not_prove_that_all_are_equal():
+    """Of six patients without an error, none tells of those that were not seen."""
+    low, high = interval_of_average(np.ones(7), 6, (0.0, 1.0))
+    assert (low, high) == pytest.approx((stats.beta.ppf(0.025, 6, 1), 1))
+    assert all(map(math.isnan, interval_of_average(np.ones(7), 6, (0.0, math.inf))))
+    assert all(map(math.isnan, interval_of_average(np.array([0.5, 0.4, 0.6]), 2, (0.0, 1.0))))
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("patients", [3, 6, 10, 20, 60])
+def test_intervals_of_a_run_cover_what_is_stated(patients):
+    """Dice with a long tail to the left: the logistic of a normal variable."""
+    rng = np.random.default_rng(patients)
+    truth = float((1 / (1 + np.exp(-rng.normal(2.2, 0.8, 10**6)))).mean())
+    hits = []
+    for _ in range(1000):
+        values = 1 / (1 + np.exp(-rng.normal(2.2, 0.8, patients)))
+        averages = leave_out_patients(list(map(str, range(patients)))) @ values
+        averages /= np.array([patients, *[patients - 1] * patients])
+        low, high = interval_of_average(averages, patients, (0.0, 1.0))
+        hits.append(low <= truth <= high)
+    assert 0.91 <= np.mean(hits) <= 0.975
 
 
 def test_interval_of_a_mean_agrees_with_theory():

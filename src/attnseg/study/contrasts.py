@@ -133,6 +133,7 @@ class Decision:
     level: float = 0.95
     seed: int = 0  # of the resampling
     resamples: int = statistics.RESAMPLES
+    detects: bool = True  # whether to work out which difference is found, which takes a while
 
     @property
     def alpha(self) -> float:
@@ -200,7 +201,7 @@ def _contrast(
         networks=_judge(networks, sample, decision),
         attention=_judge(attention, sample, decision),
         p_wilcoxon=p_wilcoxon,
-        flips=statistics.flip_rate(d, decision.seed),
+        flips=statistics.flip_rate(d, decision.seed, decision.resamples),
         failures=bound_failures(losses, loss),
         margin=decision.margin,
         family=family,
@@ -227,7 +228,7 @@ def _infer_networks(sample: _Sample, p_holm: float, bounds: Ends, decision: Deci
 
     test = statistics.tost(d, math.inf, alpha)
     seen = _hull(interval(1 - 2 * alpha), (test.low, test.high))
-    detectable = power.detect_networks(d, alpha)
+    detectable = power.detect_networks(d, alpha) if decision.detects else math.nan
     ends = (interval(decision.level), interval(1 - alpha), seen, _hull(seen, bounds))
     return _open_claim(NETWORKS, ends, sample.p, p_holm, detectable)
 
@@ -253,7 +254,9 @@ def _infer_attention(
         seen,
         deciding,
     )
-    detectable = power.detect_attention(sample.pair.own, sample.pair.base, alpha)
+    pair, detectable = sample.pair, math.nan
+    if decision.detects:
+        detectable = power.detect_attention(pair.own, pair.base, networks.detectable, alpha)
     if math.isnan(sample.p_both):
         return _open_claim(ATTENTION, (UNKNOWN,) * 4, math.nan, math.nan, detectable)
     return _open_claim(ATTENTION, ends, sample.p_both, p_holm, detectable)

@@ -10,7 +10,7 @@ from functools import lru_cache
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy import optimize, stats
+from scipy import optimize, special, stats
 
 from attnseg.study import statistics
 from attnseg.study.statistics import EXACT_PATIENTS, PatientValues
@@ -78,29 +78,28 @@ def _detectable_by_flips(count: int, alpha: float) -> float:
     return float(optimize.bisect(excess_power, 0, upper, xtol=0.005))
 
 
-def detect_attention(own: pd.DataFrame, base: pd.DataFrame, alpha: float) -> float:
+def detect_attention(own: pd.DataFrame, base: pd.DataFrame, networks: float, alpha: float) -> float:
     """Return the true difference between attentions that is found with a power of 0.8.
 
-    The variation of the values by patient (rows) and seed (columns) is taken as the true one. The
-    result is infinite if no difference can be found, as with a single seed.
+    The variation of the values by patient (rows) and seed (columns) is taken as the true one;
+    `networks` is what is found between the networks. The result is infinite if no difference can be
+    found, as with a single seed.
     """
     variation = Variation.of(own, base)
-    if math.isnan(variation.patients):
+    if math.isnan(variation.patients) or math.isinf(networks):
         return math.inf
-    patients, seeds = len(own), min(own.shape[1], base.shape[1])
-    networks = detect_networks((own.mean(axis=1) - base.mean(axis=1)).to_numpy(float), alpha)
-    if math.isinf(networks):
-        return math.inf
-    return max(networks, detectable_difference(variation, patients, seeds, alpha))
+    seeds = min(own.shape[1], base.shape[1])
+    return max(networks, detectable_difference(variation, len(own), seeds, alpha))
 
 
 def detectable_difference(
     variation: Variation, patients: int, seeds: int, alpha: float = 0.05, power: float = POWER
 ) -> float:
     """Return the true difference that is found with the given power by so many draws of each."""
+    scale, limit = _draw_limits(variation, patients, seeds, alpha / 2)
 
     def excess_power(difference: float) -> float:
-        return power_to_differ(variation, patients, seeds, difference, alpha) - power
+        return _exceed(scale, limit, difference) - power
 
     upper = variation.patients + variation.seeds + variation.rest
     if upper == 0:
@@ -115,8 +114,12 @@ def power_to_differ(
 ) -> float:
     """Return the chance that a true difference between attentions is shown."""
     scale, limit = _draw_limits(variation, patients, seeds, alpha / 2)
-    reached = stats.norm.sf((limit - difference) / scale)
-    return float(np.mean(reached + stats.norm.cdf((-limit - difference) / scale)))
+    return _exceed(scale, limit, difference)
+
+
+def _exceed(scale: float, limits: NDArray[np.float64], difference: float) -> float:
+    above, below = (difference - limits) / scale, (-limits - difference) / scale
+    return float(np.mean(special.ndtr(above) + special.ndtr(below)))
 
 
 def power_to_equal(
@@ -159,4 +162,4 @@ def _draw_limits(
     total = np.maximum(drawn.sum(1), np.finfo(float).tiny)
     freedom = 1 / ((drawn / total[:, None]) ** 2 / degrees).sum(1)
     scale = math.sqrt(by_patients + 2 * by_seeds - 2 * noise)
-    return scale, stats.t.isf(tail, freedom) * np.sqrt(total)
+    return scale, special.stdtrit(freedom, 1 - tail) * np.sqrt(total)

@@ -7,6 +7,7 @@ patients, its confidence interval.
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
@@ -15,6 +16,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from attnseg.metrics.intervals import count_patients, interval_of_average, leave_out_patients
 from attnseg.metrics.volume import score_classes
 
 Mask = NDArray[np.bool_]
@@ -22,7 +24,6 @@ Values = NDArray[np.float64]
 Spacing = tuple[float, float, float] | None
 Score = tuple[str, str, float]  # class, metric, value
 
-DRAWS = 1000  # bootstrap samples
 VOLUMES = ("truth_voxels", "predicted_voxels")  # scored for every case and class by any profile
 
 
@@ -59,6 +60,13 @@ class Metric:
         other variant has a value of the same class and case.
         """
         return None if self.up is None else float(self.up)
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """Smallest and largest value, infinite if there is none."""
+        if self.up is None:
+            return -math.inf, math.inf
+        return 0.0, 1.0 if self.up and not self.unit else math.inf
 
     @property
     def quantity(self) -> str:
@@ -166,28 +174,32 @@ class Profile:
             if metric.name in raw
         }
 
-    def summarise(self, scores: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
+    def summarise(self, scores: pd.DataFrame) -> pd.DataFrame:
         """Average scores of many cases.
 
         Args:
             scores: a row per case, class and metric: `patient`, `case`, `class`, `metric`, `value`.
-            seed: of the bootstrap.
 
         Returns:
-            A row per class, then `mean`. Columns: each metric and, where there are two patients or
-            more, `<metric>_low` and `<metric>_high`, the 95 % interval over 1000 draws of the
-            patients; `cases`, `undefined` (the first metric's cases left out), `missed` (true, but
-            nothing predicted) and `spurious` (predicted, but nothing true).
+            A row per class, then `mean`. Columns: each metric and, where there are three patients
+            or more, `<metric>_low` and `<metric>_high`, the 95 % interval; `cases`,
+            `undefined` (the first metric's cases left out), `missed` (true, but nothing predicted)
+            and `spurious` (predicted, but nothing true).
         """
         raw, patients, classes = to_matrices(scores)
         table = pd.DataFrame(index=[*classes, "mean"])
-        means = self.reduce(raw, np.ones((1, len(patients))))
-        several = len(set(patients)) > 1
-        draws = self.reduce(raw, resample_patients(patients, seed)) if several else {}
-        for name in [metric.name for metric in self.metrics if metric.name in means]:
-            table[name] = means[name][0]
-            if name in draws:
-                table[f"{name}_low"], table[f"{name}_high"] = percentile_interval(draws[name])
+        averages = self.reduce(raw, leave_out_patients(patients))
+        for metric in [metric for metric in self.metrics if metric.name in averages]:
+            name, columns = metric.name, averages[metric.name]
+            table[name] = columns[0]
+            known = ~np.isnan(raw[name]) if name in raw else np.ones_like(raw[VOLUMES[0]], bool)
+            counts = [*count_patients(known, patients), len(set(patients))]
+            ends = [
+                interval_of_average(column, int(count), metric.bounds)
+                for column, count in zip(columns.T, counts, strict=True)
+            ]
+            if not np.isnan(ends).all():
+                table[f"{name}_low"], table[f"{name}_high"] = zip(*ends, strict=True)
         truth, predicted = (raw[name] for name in VOLUMES)
         counts = {
             "cases": (~np.isnan(truth)).sum(0),
@@ -233,19 +245,3 @@ def with_mean(each: Values) -> Values:
     count = known.sum(1)
     mean = np.where(known, each, 0).sum(1) / np.where(count, count, np.nan)
     return np.concatenate([each, mean[:, None]], 1)
-
-
-def resample_patients(patients: Sequence[str], seed: int) -> Values:
-    """Resample the patients with replacement; return weights of the cases `[DRAWS, cases]`."""
-    names, at = np.unique(np.asarray(patients), return_inverse=True)
-    count = len(names)
-    drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), DRAWS)
-    return drawn[:, at].astype(float)
-
-
-def percentile_interval(draws: Values) -> tuple[Values, Values]:
-    """Return the 2.5th and 97.5th percentiles `[classes + 1]` of the defined values."""
-    columns = [column[~np.isnan(column)] for column in draws.T]
-    ends = [np.percentile(c, (2.5, 97.5)) if len(c) else (np.nan, np.nan) for c in columns]
-    low, high = np.array(ends).T
-    return low, high
