@@ -6,18 +6,23 @@ Importing this module tells Hydra of the defaults that stand at fields, and of t
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra._internal.core_plugins.file_config_source import FileConfigSource
+from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
+from hydra.plugins.config_source import ConfigResult
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from attnseg.config.aliases import check_aliases
 from attnseg.config.folder import configs_folder, list_groups, own_folder, plugin_folders
 from attnseg.config.training import Trainer
 from attnseg.errors import ConfigError, first_line
@@ -34,7 +39,22 @@ class OwnConfigs(SearchPathPlugin):
             search_path.append("plugin", f"file://{folder}")
 
 
+class CheckedFiles(FileConfigSource):
+    """Reads the files of folders, after a look at what their aliases stand for."""
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        """Return the configuration in a file."""
+        path = Path(self.path, self._normalize_file_name(config_path))
+        if path.is_file():
+            try:
+                check_aliases(path.read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise ConfigError(f"{path}: {first_line(error)}") from error
+        return super().load_config(config_path)
+
+
 Plugins.instance().register(OwnConfigs)
+SourcesRegistry.instance().types[CheckedFiles.scheme()] = CheckedFiles
 DEFAULTS = {name: f.default for name, f in Trainer.model_fields.items() if not f.is_required()}
 ConfigStore.instance().store("_options", DEFAULTS, group="trainer")
 

@@ -85,7 +85,7 @@ def find_inputs(source: Path, output: Path, spec: InferenceSpec) -> Inputs:
     inputs = Inputs()
     by_kind: dict[str, list[Path]] = defaultdict(list)
     for path in walk_files(source, output.resolve()) if source.is_dir() else [source]:
-        with inputs.problems.gathered():
+        with inputs.problems.gathered(path):
             header = find_companion(path, ".img", ".hdr")
             if (
                 header and detect_content(header).kind == "nifti"
@@ -178,7 +178,7 @@ def _group_scans(slices: set[Path], root: Path, problems: Problems) -> Iterator[
     for path in slices:
         by_folder[path.parent].append(path)
     for folder in sorted(by_folder):
-        with problems.gathered():
+        with problems.gathered(folder):
             files = sort_slices(by_folder[folder])
             scan = folder.absolute().parent
             inside = scan.is_relative_to(root.absolute()) and scan != root.absolute()

@@ -1,5 +1,6 @@
 """Run folders: where one training leaves everything, and the only place that reads it."""
 
+import io
 import json
 import logging
 import os
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import yaml
 
+from attnseg.config.aliases import check_aliases
 from attnseg.config.training import Config, parse_config
 from attnseg.errors import ConfigError, DataError, first_line
 from attnseg.files import write_text
@@ -98,7 +100,9 @@ class RunFolder(os.PathLike[str]):
     def raw_config(self) -> Mapping[str, Any]:
         """`config.yaml` as plain containers, with the options of the version that wrote it."""
         with _reading(self.config_file):
-            return _mapping(yaml.safe_load(self.config_file.read_text()))
+            text = self.config_file.read_text()
+            check_aliases(text)
+            return _mapping(yaml.safe_load(text))
 
     @property
     def config(self) -> Config:
@@ -127,11 +131,22 @@ class RunFolder(os.PathLike[str]):
 
     @cached_property
     def history(self) -> "pd.DataFrame":
-        """`history.csv`: a row per epoch; empty before the first one ends."""
+        """`history.csv`: a row per epoch; empty before the first one ends.
+
+        A last line that was cut off is left out, with a warning.
+        """
         import pandas as pd
 
-        begun = os.path.exists(self.history_file)
-        return _read_table(self.history_file) if begun else pd.DataFrame()
+        if not os.path.exists(self.history_file):
+            return pd.DataFrame()
+        with _reading(self.history_file):
+            whole, _, cut = self.history_file.read_text().rpartition("\n")
+            if cut:
+                log.warning("%s: the last line is cut off and left out", self.history_file)
+            table = pd.read_csv(io.StringIO(whole))
+            if "epoch" not in table or table["epoch"].isna().any():
+                raise ValueError("a row without an epoch")
+            return table
 
     def history_rows(self) -> list[Mapping[str, float | str]]:
         """Return the history as a mapping per epoch; an undefined value is NaN."""
@@ -204,6 +219,8 @@ class RunFolder(os.PathLike[str]):
         try:
             facts, _ = self.facts, self.raw_config
         except DataError as error:
+            if self.config_file.exists() and self.facts_file.exists():
+                raise ConfigError(str(error)) from error
             raise ConfigError(
                 f"{self}: not a run folder; give one that holds config.yaml and run.json"
             ) from error
