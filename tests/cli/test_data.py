@@ -11,10 +11,16 @@ from PIL import Image
 
 from attnseg import cli
 from attnseg.data import store
+from attnseg.probes.probe import list_probes
 from tests.contracts.groups import names
 from tests.data.uw_tree import CLASSES, Tree
 
-DATASETS = names("dataset")
+# Two of the probes stand for all, which have one reader and one maker.
+SLOW = {f"probe_{name}" for name in list_probes()} - {"probe_reach", "probe_resolution"}
+DATASETS = [
+    pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else [])
+    for name in names("dataset")
+]
 
 
 def run_of(folder: Path) -> Path:

@@ -7,10 +7,14 @@ decides all of its bytes and has a field `seed`; another seed gives other anatom
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
 
 from attnseg.errors import DataError
 
@@ -74,3 +78,27 @@ def _check_same_phantom(root: Path, expected: str) -> None:
         raise DataError(
             f"{root}: holds something else than the phantom asked for; remove or rename it"
         )
+
+
+def save_picture(
+    root: Path, part: str, name: str, image: NDArray[Any], labels: NDArray[Any]
+) -> None:
+    """Write a grey picture and its label map, `[H, W]`, in nnU-Net's raw format.
+
+    `part` is `Tr` or `Ts`; values are rounded to 8 bits.
+    """
+    for folder, file, values in (("images", f"{name}_0000", image), ("labels", name, labels)):
+        (root / f"{folder}{part}").mkdir(exist_ok=True)
+        pixels = np.asarray(np.rint(values), np.uint8)
+        Image.fromarray(pixels).save(root / f"{folder}{part}" / f"{file}.png")
+
+
+def write_description(root: Path, classes: Sequence[str], training: int) -> None:
+    """Write `dataset.json` of pictures of one channel, of which `training` are for training."""
+    description = {
+        "channel_names": {"0": "MR"},
+        "labels": {"background": 0, **{name: i + 1 for i, name in enumerate(classes)}},
+        "numTraining": training,
+        "file_ending": ".png",
+    }
+    (root / "dataset.json").write_text(json.dumps(description, indent=1) + "\n")

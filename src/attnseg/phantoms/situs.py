@@ -19,17 +19,15 @@ inversus is b / (1 + b). The mean over both classes is at most 1/3, reached by a
 class everywhere scores 1/4. Ceiling: 1, but for pixels at the edges of the hips.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.random import Generator, default_rng
 from numpy.typing import NDArray
-from PIL import Image
 
 from attnseg.phantoms.body import Drawing, union
-from attnseg.phantoms.phantom import make_preset
+from attnseg.phantoms.phantom import make_preset, save_picture, write_description
 from attnseg.progress import track
 
 CLASSES = ("solitus", "inversus")
@@ -130,18 +128,8 @@ def make_pair(
 
 
 def _write_situs(spec: SitusSpec, root: Path) -> None:
-    for folder in ("imagesTr", "labelsTr"):
-        (root / folder).mkdir()
     for patient in track(range(spec.patients), "Making the phantom", "patients"):
         pair = make_pair(spec.seed, patient, spec.side)
         for letter, (picture, label) in zip("ab", pair, strict=True):
-            name = f"P{patient + 1:04d}_{letter}"
-            Image.fromarray(picture).save(root / "imagesTr" / f"{name}_0000.png")
-            Image.fromarray(label).save(root / "labelsTr" / f"{name}.png")
-    description = {
-        "channel_names": {"0": "MR"},
-        "labels": {"background": 0, **{name: i + 1 for i, name in enumerate(CLASSES)}},
-        "numTraining": 2 * spec.patients,
-        "file_ending": ".png",
-    }
-    (root / "dataset.json").write_text(json.dumps(description, indent=1) + "\n")
+            save_picture(root, "Tr", f"P{patient + 1:04d}_{letter}", picture, label)
+    write_description(root, CLASSES, 2 * spec.patients)

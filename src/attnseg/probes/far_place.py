@@ -1,51 +1,73 @@
 """Far place: the side of one organ decides the class of others far below, as in situs inversus."""
 
-from typing import Any
-
 import numpy as np
-from numpy.typing import NDArray
 
-from attnseg.probes.probe import Canvas, Drawn, Probe, paint
+from attnseg.probes.probe import (
+    Canvas,
+    Drawn,
+    Floats,
+    Masks,
+    Probe,
+    label_pair,
+    paint,
+    pair_with_mirrored,
+)
 
 
 class FarPlace(Probe):
-    """The liver is on the left or on the right at the top; both hips at the bottom are equal.
+    """The liver lies on the left or on the right at the top; both hips at the bottom are equal.
 
-    The second picture of a group is the first with its upper half mirrored. Chance: a prediction
-    that depends on the lower half alone is the same for both, right in one and wrong in the other.
+    The second picture of a group is the first with its upper rows mirrored. Chance: a prediction
+    that depends on the rows below alone is the same for both, right in one and wrong in the other.
     """
 
     name = "far_place"
     question = "On which side, far above, does the bright organ lie?"
-    tests = "whether places are carried across the picture"
+    tests = "carrying a place across the picture"
     classes = ("solitus", "inversus")
 
     def _draw(self, canvas: Canvas, level: int | None) -> Drawn:
-        side = 2 * canvas.choice(2) - 1  # of the liver, -1 for left
-        y, shift, height, spread, radius = (
-            canvas.uniform(low, high)
-            for low, high in ((4, 6), (6, 7.5), (26, 27.5), (7, 9), (3, 3.8))
-        )
-        image = np.full((canvas.groups, *canvas.size), 0.1, np.float32)
-        paint(image, canvas.ellipse(16, 16, 30, canvas.uniform(13, 16)), 0.35)
-        liver = canvas.ellipse(y, 16 + side * shift, 3.6, canvas.uniform(4.5, 5.5))
-        stomach = canvas.ellipse(y, 16 - side * shift, 3.2, canvas.uniform(3, 4))
-        hips = np.maximum(
-            *(canvas.ellipse(height, 16 + s * spread, radius, radius) for s in (-1, 1))
-        )
-        for shape, value in ((liver, 0.75), (stomach, 0.1), (hips, 0.9)):
-            paint(image, shape, value)
+        image = canvas.background(0.35)
+        side, evidence = draw_liver(canvas, image)
+        hips = draw_hips(canvas, image)
         image += canvas.noise()
-        evidence = (liver > 0.5) | (stomach > 0.5)
-        labels = (hips > 0.5)[:, None] * np.stack([1 + (side > 0), 1 + (side < 0)], 1)[
-            ..., None, None
-        ]
-        upper = slice(0, canvas.size[0] // 2)
-        return (pair_with_mirrored(image, upper), labels, pair_with_mirrored(evidence, upper))
+        upper = canvas.rows(0, 10)
+        labels = label_pair(hips, side)
+        return pair_with_mirrored(image, upper), labels, pair_with_mirrored(evidence, upper)
 
 
-def pair_with_mirrored(image: NDArray[Any], rows: slice) -> NDArray[Any]:
-    """Return pictures `[G, H, W]`, and the same with some rows mirrored: `[G, 2, H, W]`."""
-    other = image.copy()
-    other[:, rows] = image[:, rows, ::-1]
-    return np.stack([image, other], 1)
+class Resolution(FarPlace):
+    """Far place, tested on pictures of more pixels than those of the training.
+
+    Organs are as much larger as the picture is, so that a token shows a smaller part of them, and
+    positions lie between those learned. Chance: as in `FarPlace`.
+    """
+
+    name = "resolution"
+    question = "Is the far place still seen in pictures of another resolution than in training?"
+    tests = "position terms at another resolution"
+    test_size = (40, 40)
+
+
+def draw_liver(canvas: Canvas, image: Floats) -> tuple[np.ndarray, Masks]:
+    """Draw a bright and a dark organ side by side at the top.
+
+    Returns:
+        The side of the bright one, 0 for the left of the picture, `[G]`; and the pixels of both.
+    """
+    right = canvas.choice(2)
+    shift = (2 * right - 1) * canvas.uniform(6, 7.5)
+    y = canvas.uniform(4, 5)
+    liver = canvas.ellipse(y, 16 + shift, 3.6, canvas.uniform(4.5, 5.5))
+    stomach = canvas.ellipse(y, 16 - shift, 3.2, canvas.uniform(3, 4))
+    paint(image, liver, 0.75)
+    paint(image, stomach, 0.1)
+    return right, (liver > 0.5) | (stomach > 0.5)
+
+
+def draw_hips(canvas: Canvas, image: Floats) -> Masks:
+    """Draw two equal organs at the bottom and return their pixels."""
+    y, spread, radius = canvas.uniform(26, 27.5), canvas.uniform(7, 9), canvas.uniform(3.2, 3.9)
+    hips = np.maximum(*(canvas.ellipse(y, 16 + s * spread, radius, radius) for s in (-1, 1)))
+    paint(image, hips, 0.9)
+    return np.asarray(hips > 0.5)

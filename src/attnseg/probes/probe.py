@@ -89,7 +89,7 @@ class Probe:
             raise ValueError(f"{self.name}: no level {level}; choose one of {self.levels}")
         size = self.test_size if split == "test" and self.test_size else self.size
         source = (seed, SPLITS.index(split), 0 if level is None else 1 + self.levels.index(level))
-        canvas = Canvas(source, -(-count // self.group), size)
+        canvas = Canvas(source, -(-count // self.group), size, size[0] / self.size[0])
         image, labels, evidence = (x.reshape(-1, *size)[:count] for x in self._draw(canvas, level))
         scaled = (np.rint(np.clip(image, 0, 1) * 255) / 127.5 - 1).astype(np.float32)
         return Pictures(scaled[:, None], labels.astype(np.int64), evidence.astype(bool))
@@ -114,26 +114,31 @@ class Probe:
 class Canvas:
     """Random numbers and shapes for G groups of pictures, drawn all at once.
 
-    Positions are in pixels of a picture of 32 rows, whatever the size, so that a picture of another
-    size shows the same in another resolution.
+    Positions and lengths are in units of `unit` pixels, so that pictures of another size show the
+    same in another resolution.
 
     Args:
         source: seeds of the random numbers.
         groups: G, number of groups.
         size: height and width of the pictures, pixels.
         unit: pixels per unit of length.
+
+    Attributes:
+        y: positions of the rows, `[H, 1]`.
+        x: positions of the columns, `[1, W]`.
     """
 
     PARAMETERS = 96  # random numbers per group, besides the noise
 
-    def __init__(self, source: tuple[int, ...], groups: int, size: tuple[int, int]) -> None:
+    def __init__(
+        self, source: tuple[int, ...], groups: int, size: tuple[int, int], unit: float
+    ) -> None:
         # All numbers of a kind are drawn in one call, row by row: the first groups are the same for
         # any number of groups.
         self._numbers = default_rng([*source, 0]).random((groups, self.PARAMETERS))
         self._used = 0
         self._rng: Generator = default_rng([*source, 1])
         self.groups, self.size = groups, size
-        unit = min(size) / 32 if min(size) > 32 else 1.0
         self.y = ((np.arange(size[0], dtype=np.float32) + 0.5) / unit)[:, None]
         self.x = ((np.arange(size[1], dtype=np.float32) + 0.5) / unit)[None, :]
         self.unit = unit
@@ -155,6 +160,19 @@ class Canvas:
         """Return a random order of the numbers below `length` for each group, `[G, length]`."""
         return np.argsort(self.uniform(0, 1, length), 1)
 
+    def rows(self, top: float, bottom: float) -> slice:
+        """Return the rows of pixels between two heights."""
+        return slice(round(top * self.unit), round(bottom * self.unit))
+
+    def background(self, value: float) -> Floats:
+        """Return pictures `[G, H, W]` of a body before a dark background."""
+        image = np.full((self.groups, *self.size), 0.1, np.float32)
+        middle = self.size[1] / self.unit / 2
+        half = middle * self.uniform(0.85, 1.0)[:, None, None]
+        body = np.clip(0.5 + (half - np.abs(self.x - middle)) * self.unit, 0, 1)
+        paint(image, np.broadcast_to(body, image.shape), value)
+        return image
+
     def noise(self) -> Floats:
         """Return the noise of a picture of each group, `[G, H, W]`; to be called once."""
         return NOISE * (2 * self._rng.random((self.groups, *self.size), np.float32) - 1)
@@ -175,6 +193,22 @@ class Canvas:
 def paint(image: Floats, shape: Floats, value: float) -> None:
     """Paint a shape (see `Canvas.ellipse`) of one intensity over pictures, in place."""
     image += shape * (value - image)
+
+
+def pair_with_mirrored(image: NDArray[Any], rows: slice) -> NDArray[Any]:
+    """Return pictures `[G, H, W]`, and the same with some rows mirrored: `[G, 2, H, W]`."""
+    other = image.copy()
+    other[:, rows] = image[:, rows, ::-1]
+    return np.stack([image, other], 1)
+
+
+def label_pair(organs: Masks, answer: NDArray[Any]) -> NDArray[np.int64]:
+    """Return labels `[G, 2, H, W]` of organs `[G, H, W]`: 1 + `answer`, then the other of 1 and 2.
+
+    `answer` is 0 or 1, `[G]`, or an array that can be broadcast to that of the organs.
+    """
+    wide = answer.reshape(*answer.shape, *[1] * (3 - answer.ndim))
+    return np.asarray(np.stack([organs * (1 + wide), organs * (2 - wide)], 1), np.int64)
 
 
 def list_probes() -> list[str]:

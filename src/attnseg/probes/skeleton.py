@@ -14,6 +14,9 @@ class Skeleton:
         model: options of SETR; the image size is that of the probe.
         steps: optimizer steps, of AdamW without weight decay.
         batch: pictures per step, new ones in each.
+        position_scale: factor of the initial values of learned positions: as published, of
+            standard deviation 0.02, they are so small that learning to tell places apart takes
+            most of the steps.
         learning_rate: highest rate; it rises over `warmup` steps and falls to 0 along a cosine.
         warmup: steps.
         clip: largest norm of the gradient.
@@ -25,6 +28,7 @@ class Skeleton:
             "size": "tiny",
             "head": "pup",
             "auxiliary": False,
+            "class_token": False,
             "dim": 64,
             "depth": 2,
             "num_heads": 4,
@@ -35,7 +39,8 @@ class Skeleton:
     )
     steps: int = 300
     batch: int = 16
-    learning_rate: float = 2e-3
+    position_scale: float = 25.0
+    learning_rate: float = 4e-3
     warmup: int = 20
     clip: float = 1.0
     tested: int = 256

@@ -91,6 +91,9 @@ def run_cell(cell: Cell) -> CellResult:
     size = (probe.size[0] * cell.enlarge, probe.size[1] * cell.enlarge)
     classes = len(probe.classes) + 1
     net = build_model(cell.subject.model, cell.subject.attn, 1, classes, size).to(cell.device)
+    for name, parameter in net.named_parameters():
+        if name.endswith("pos_embed"):
+            parameter.data *= cell.skeleton.position_scale
     curve, ending = _train(cell, probe, net)
     net.eval()
     levels: tuple[int | None, ...] = probe.levels or (None,)
