@@ -12,6 +12,7 @@ from attnseg.config.identity import run_id
 from attnseg.errors import CheckpointError
 from attnseg.files import file_digest
 from attnseg.models.pretrained import load_file_into
+from attnseg.runs.run_folder import RunFolder
 from tests.faults.runs import configured
 
 SHORT = ("experiment=smoke", "trainer.max_epochs=1", "trainer.limit_batches=1")
@@ -97,10 +98,17 @@ def test_a_run_folder_that_is_none(call, runs, name, content):
     refused(evaluate(call, runs["qkv"]), 2, "not a run folder; give one that holds config.yaml")
 
 
-def test_a_checkpoint_of_a_run_is_not_published_weights(call, runs):
-    path = runs["kv"] / "checkpoints/best.ckpt"
-    answer = call(*SHORT, f"model.pretrained={path}")
-    refused(answer, 4, "best.ckpt: a checkpoint of a training run, not published weights")
+@pytest.mark.parametrize("part", ["", "checkpoints/best.ckpt"])
+def test_a_run_continues_with_the_weights_of_another(call, runs, tmp_path, part):
+    answer = call(*SHORT, f"model.pretrained={runs['kv'] / part}")
+    assert answer.code == 0, answer.err
+    assert "loaded 92 tensors" in answer.out
+    (folder,) = {path.parent for path in tmp_path.rglob("run.json")} - set(runs.values())
+    facts = RunFolder(folder).facts
+    assert facts.pretrained is not None
+    assert facts.pretrained[0].startswith("loaded 92 tensors")
+    (runs["kv"] / "checkpoints/best.ckpt").unlink()  # which the finished run needs no more
+    assert evaluate(call, folder).code == 0
 
 
 def test_weights_of_another_model_name_both(call, tmp_path):

@@ -7,7 +7,7 @@ from torch import nn
 
 from attnseg.attention.attention import Attention
 from attnseg.models.cvt import CvT, CvTClassifier
-from attnseg.models.pretrained import load_official
+from attnseg.models.pretrained import load_tensors
 from tests.golden.recipe import Golden
 
 TOLERANCE = 1e-5
@@ -19,7 +19,7 @@ MAP_TOLERANCES = (1e-5, 1e-5, 5e-5)
 def certified():
     golden = Golden("cvt13")
     model = CvTClassifier(3, 1000, Attention).eval()
-    report = load_official(model, golden.weights)
+    report = load_tensors(model, golden.weights)
     assert (report.fresh, report.dropped) == ([], {})
     return golden, model
 
@@ -50,7 +50,7 @@ def test_stage_maps_equal_the_published_ones(certified):
 def test_encoder_of_the_segmentation_model_takes_the_same_weights(certified):
     golden, classifier = certified
     model = CvT(in_channels=3, num_classes=2, image_size=(224, 224), attn=Attention).eval()
-    report = load_official(model, golden.weights)
+    report = load_tensors(model, golden.weights)
     assert {name.split(".")[0] for name in report.fresh} == {"decoder"}
     assert {name.split(".")[0] for name in report.dropped} == {"norm", "head"}
     image = golden.image[:, :, :64, :96]

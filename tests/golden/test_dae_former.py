@@ -12,7 +12,7 @@ from attnseg.losses.ce import CrossEntropy
 from attnseg.losses.dice import Dice
 from attnseg.losses.dice_ce import DiceCE
 from attnseg.models.dae_former import DAEFormer
-from attnseg.models.pretrained import load_official
+from attnseg.models.pretrained import load_tensors
 from tests.golden.recipe import FOLDER, Golden
 
 TOLERANCE = 2e-5
@@ -32,7 +32,7 @@ def make(channels=3):
 @pytest.fixture(scope="module")
 def certified():
     golden, model = Golden("daeformer"), make()
-    report = load_official(model, golden.weights)
+    report = load_tensors(model, golden.weights)
     assert report.fresh == []
     dead = sum(golden.weights[n].numel() if n in golden.weights else 0 for n in report.dropped)
     split = [n for n in report.dropped if n not in golden.weights]  # parts of split tensors

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from attnseg.attention.attention import Attention
-from attnseg.models.pretrained import load_official
+from attnseg.models.pretrained import load_tensors
 from attnseg.models.setr import SETR
 from tests.golden.recipe import Golden
 
@@ -32,7 +32,7 @@ def largest_difference(head: str, small: bool) -> float:
         auxiliary=False,
         **options,
     )
-    report = load_official(model, golden.weights)
+    report = load_tensors(model, golden.weights)
     assert report.fresh == []
     unused = {"decode_head.conv_seg.weight", "decode_head.conv_seg.bias"}
     assert set(report.dropped) == (unused | {"backbone.cls_token"} if head == "mla" else unused)

@@ -6,7 +6,7 @@ from torch import nn
 
 from attnseg.attention.attention import Attention
 from attnseg.layers.resnetv2 import StdConv2d
-from attnseg.models.pretrained import load_official
+from attnseg.models.pretrained import load_tensors
 from attnseg.models.transunet import TransUNet
 from tests.golden.recipe import Golden
 
@@ -33,7 +33,7 @@ def make(golden: Golden, **options) -> TransUNet:
 def test_logits_equal_the_published_ones(name):
     golden = Golden(name)
     model = make(golden, **FILES[name])
-    report = load_official(model, golden.weights)
+    report = load_tensors(model, golden.weights)
     assert (report.fresh, report.dropped) == ([], {})
     with torch.no_grad():
         difference = golden.largest_difference(model.eval()(golden.image))

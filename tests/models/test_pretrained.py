@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 import attnseg
 from attnseg.errors import CheckpointError
-from attnseg.models.pretrained import load_file_into, load_official
+from attnseg.models.pretrained import load_file_into, load_tensors
 
 
 class Bomb:
@@ -193,9 +193,109 @@ def test_state_dicts_of_the_original_codes(tmp_path, name, suffix):
 def test_a_classifier_of_other_classes_stays_fresh():
     weights = published_names("setr")
     model = attnseg.create_model("setr", in_channels=3, **{**OPTIONS["setr"], "num_classes": 4})
-    report = load_official(model, weights)
+    report = load_tensors(model, weights)
     assert {"head.classify.weight", "head.classify.bias"} <= set(report.fresh)
     assert "shape (9, 256, 1, 1) instead of (4, 256, 1, 1)" in str(report)
+
+
+TINY = {"size": "tiny", "in_channels": 1, "num_classes": 3, "image_size": (64, 64)}
+
+
+def tiny(name="setr", attn=None, seed=0, **options):
+    torch.manual_seed(seed)
+    return attnseg.create_model(name, attn, **{**TINY, **options})
+
+
+def save_run(folder, model, **more):
+    """Write a model as a run does: in a run folder, as a checkpoint, and as its export."""
+    own = {f"model.{name}": value for name, value in model.state_dict().items()}
+    path = folder / "checkpoints/best.ckpt"
+    path.parent.mkdir(parents=True)
+    torch.save({"state_dict": own, "callbacks": {}, "loops": {}, "epoch": 1, **more}, path)
+    (folder / "export").mkdir()
+    save_file(dict(model.state_dict()), folder / "export/weights.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize("part", ["", "checkpoints/best.ckpt", "export/weights.safetensors"])
+@pytest.mark.parametrize("name", ["setr", "cvt", "dae_former", "transunet"])
+def test_an_own_run_is_loaded_whole(tmp_path, name, part):
+    source = tiny(name)
+    run = save_run(tmp_path / "outputs [1]", source)
+    model = tiny(name, seed=1)
+    report = load_file_into(model, run / part)
+    assert (report.fresh, report.dropped, report.resized) == ([], {}, {})
+    assert str(report) == f"loaded {len(report.loaded)} tensors"
+    for key, value in source.state_dict().items():
+        if not key.endswith("num_batches_tracked"):
+            assert torch.equal(model.state_dict()[key], value), key
+
+
+def test_an_own_run_of_another_attention(tmp_path):
+    """Each role takes the weights that served it; those of no role are named."""
+    plain, shared = tiny(attn="qkv"), tiny(attn="kv", seed=1)
+    save_run(tmp_path / "qkv", plain)
+    save_run(tmp_path / "kv", shared)
+    kv, qkv = tiny(attn="kv", seed=2), tiny(attn="qkv", seed=2)
+    report = load_file_into(kv, tmp_path / "qkv")
+    assert report.fresh == []
+    assert {name.split(".project.")[1][0] for name in report.dropped} == {"q"}
+    assert len(report.dropped) == 8  # weight and bias of four blocks
+    block, source = kv.encoder[1].attn.project, plain.encoder[1].attn.project
+    assert torch.equal(block["qk"].linear.weight, source["k"].linear.weight)
+    assert torch.equal(block["v"].linear.weight, source["v"].linear.weight)
+    report = load_file_into(qkv, tmp_path / "kv")
+    assert (report.fresh, report.dropped) == ([], {})
+    block, source = qkv.encoder[1].attn.project, shared.encoder[1].attn.project
+    for role, theirs in {"q": "qk", "k": "qk", "v": "v"}.items():
+        assert torch.equal(block[role].linear.weight, source[theirs].linear.weight)
+
+
+def test_an_own_run_of_other_classes_channels_and_size(tmp_path):
+    source = tiny()
+    run = save_run(tmp_path / "run", source)
+    model = tiny(num_classes=5, in_channels=3, image_size=(96, 64), seed=1)
+    report = load_file_into(model, run)
+    assert all("classify" in name for name in report.fresh)
+    assert len(report.fresh) == len(report.dropped) >= 2
+    assert set(report.resized) == {"embed.pos_embed", "embed.proj.weight"}
+    gray = torch.randn(1, 1, 64, 64)
+    assert torch.allclose(
+        model.embed.proj(gray.repeat(1, 3, 1, 1)), source.embed.proj(gray), atol=1e-4
+    )
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (lambda: tiny("cvt"), "are those of SETR|no tensor of SETR"),
+        (lambda: tiny("dae_former"), "are those of SETR|no tensor of SETR"),
+        (lambda: tiny("transunet"), "are those of SETR|no tensor of SETR|does not fit"),
+        (lambda: tiny(dim=96, num_heads=4), "does not fit .*; give weights of this model and size"),
+        (lambda: tiny(image_size=(64, 96)), "embed.pos_embed .*; give weights of this model"),
+    ],
+)
+def test_an_own_run_of_another_model_is_refused_and_changes_nothing(tmp_path, source, message):
+    run = save_run(tmp_path / "run", source())
+    model = tiny(seed=1)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(CheckpointError, match=message) as error:
+        load_file_into(model, run)
+    assert str(error.value).startswith(f"{run}: ")
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_folder_without_weights_and_checkpoints_of_other_programs(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError, match=r"a folder without checkpoints/best\.ckpt; give a"):
+        load_file_into(tiny(), tmp_path / "empty")
+    other = {"net.weight": torch.zeros(2)}
+    torch.save({"state_dict": other, "callbacks": {}, "loops": {}}, tmp_path / "other.ckpt")
+    with pytest.raises(CheckpointError, match="a checkpoint of a training run, not published"):
+        load_file_into(tiny(), tmp_path / "other.ckpt")
+    run = save_run(tmp_path / "bomb", tiny(), bomb=Bomb())
+    with pytest.raises(CheckpointError, match="could run code"):
+        load_file_into(tiny(), run)
 
 
 def text(content):
@@ -240,7 +340,7 @@ def test_truncated_and_wrong_ones(tmp_path):
     with pytest.raises(CheckpointError, match="not a local file"):
         load_file_into(setr(), "https://example.org/weights.pth")
     with pytest.raises(ValueError, match="not finite"):
-        load_official(setr(), {"backbone.cls_token": torch.full((1, 1, 192), float("nan"))})
+        load_tensors(setr(), {"backbone.cls_token": torch.full((1, 1, 192), float("nan"))})
 
 
 def test_environment_cannot_switch_safe_loading_off(tmp_path, monkeypatch, capfd):

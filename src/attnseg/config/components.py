@@ -21,7 +21,7 @@ from attnseg.errors import ConfigError
 from attnseg.losses.loss import SegmentationLoss
 from attnseg.metrics.profiles.profile import Profile
 from attnseg.models.model import SegmentationModel
-from attnseg.models.pretrained import load_file_into
+from attnseg.models.pretrained import LoadReport, load_file_into
 from attnseg.schedules.schedule import Schedule
 
 log = logging.getLogger(__name__)
@@ -36,6 +36,7 @@ class Components:
         schedule: returns the learning-rate factor of a step.
         transforms: augmentation of training slices.
         profile: metric convention of the scores.
+        loaded: the weights that the model starts from; `None` for those of the initialisation.
     """
 
     model: SegmentationModel
@@ -44,6 +45,7 @@ class Components:
     schedule: Schedule
     transforms: Transforms
     profile: Profile
+    loaded: LoadReport | None
 
 
 def build_components(config: Config, reader: Reader) -> Components:
@@ -59,6 +61,7 @@ def build_components(config: Config, reader: Reader) -> Components:
         reader.labels.channels,
         config.dataset.image_size,
     )
+    loaded = None
     if config.model.pretrained is not None:
         loaded = load_file_into(model, config.model.pretrained)
         log.info("%s: %s", config.model.pretrained, loaded)
@@ -73,7 +76,7 @@ def build_components(config: Config, reader: Reader) -> Components:
     ((name, convention),) = config.profile.items()
     profile = build(f"profile.{name}", convention)
     transforms = build("augment", config.augment)
-    return Components(model, loss, optimizer_factory(config), schedule, transforms, profile)
+    return Components(model, loss, optimizer_factory(config), schedule, transforms, profile, loaded)
 
 
 def optimizer_factory(config: Config) -> Callable[..., torch.optim.Optimizer]:

@@ -10,7 +10,6 @@ import hashlib
 import inspect
 import json
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
@@ -21,6 +20,7 @@ from attnseg.config.markers import Marker
 from attnseg.config.nodes import Component
 from attnseg.config.training import Config
 from attnseg.files import file_digest
+from attnseg.models.pretrained import find_weights
 from attnseg.plugins import find_used_plugins
 
 VERSION = 1  # of the defaults; part of every identity
@@ -32,7 +32,7 @@ def run_id(config: Config, data_digest: str, split_digest: str) -> str:
     # Two processes with two slices each train as one with four.
     described["dataset"]["batch_size"] *= config.trainer.devices
     if config.model.pretrained is not None:
-        described["model"]["pretrained"] = file_digest(Path(config.model.pretrained))
+        described["model"]["pretrained"] = file_digest(find_weights(config.model.pretrained))
     return short_digest([described, data_digest, split_digest])
 
 

@@ -125,8 +125,10 @@ class FinishedRun:
                 )
         # The model starts from the same weights as in training.
         pl.seed_everything(self.config.seed, workers=True, verbose=False)
-        self.model: SegmentationModel = build_components(self.config, reader).model
-        if self.config.trainer.max_epochs:  # Otherwise the initial weights were scored.
+        trained = self.config.trainer.max_epochs > 0  # Otherwise the initial weights were scored.
+        config = self.config.revise("model", pretrained=None) if trained else self.config
+        self.model: SegmentationModel = build_components(config, reader).model
+        if trained:
             load_weights(self.model, folder.best_checkpoint)
         self.model.to(torch.device(options.device)).eval()
 

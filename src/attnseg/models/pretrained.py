@@ -1,9 +1,10 @@
-"""Loads published weights: reads them without executing code, renames and resizes them.
+"""Loads weights, published or of an own run: reads them without executing code, and fits them.
 
 Files: `.npz` of the Flax ViT and R50+ViT models, `.pth`, `.pt`, `.pkl`, `.bin` and `.ckpt` state
-dicts (read with `weights_only`, never otherwise), and `.safetensors`.
+dicts (read with `weights_only`, never otherwise), `.safetensors`, and run folders.
 """
 
+import contextlib
 import math
 import pickle
 import re
@@ -24,18 +25,21 @@ from attnseg.layers.vit import PatchTokens, resize_positions
 from attnseg.models.model import PublishedModule
 
 PREFIX = re.compile(r"(module\.)?(_orig_mod\.)?")  # Left by data parallelism and torch.compile.
+OWN_PREFIX = "model."  # of the network's weights in a run's checkpoint
+OWN_CHECKPOINT = Path("checkpoints/best.ckpt")  # in a run folder
+SHARED = re.compile(r"(.*\.project\.)([qkv]{2,3})(\..*)")  # a projection that roles share
 WRAPPERS = ("state_dict", "model", "model_state_dict")
 MAX_PACKING = 20  # Factor by which an archive may grow when unpacked.
 
 
 @dataclass
 class LoadReport:
-    """Outcome of loading published weights, tensor by tensor."""
+    """Outcome of loading weights, tensor by tensor."""
 
-    # Our names that received published weights, and those resized before, with both shapes.
+    # Our names that received weights, and those resized before, with both shapes.
     loaded: list[str] = field(default_factory=list)
     resized: dict[str, str] = field(default_factory=dict)
-    # Published names without a counterpart here, with the reason.
+    # Names in the file without a counterpart here, with the reason.
     dropped: dict[str, str] = field(default_factory=dict)
     # Our names that keep their initialisation.
     fresh: list[str] = field(default_factory=list)
@@ -53,19 +57,35 @@ class LoadReport:
 
 
 def load_file_into(model: PublishedModule, path: str | Path) -> LoadReport:
-    """Load a file of published weights into `model`.
+    """Load a file of weights, or those of a run folder's best epoch, into `model`.
 
     Raises:
         CheckpointError: the file is missing, broken, of an unknown kind, or of another network.
     """
     try:
-        return load_official(model, read_weights(Path(path)))
+        return load_tensors(model, read_weights(find_weights(path)))
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
 
 
+def find_weights(path: str | Path) -> Path:
+    """Return the file of the weights: the path itself, or the best checkpoint of a run folder.
+
+    Raises:
+        CheckpointError: a folder without that checkpoint.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return path
+    if not (path / OWN_CHECKPOINT).is_file():
+        raise CheckpointError(
+            f"{path}: a folder without {OWN_CHECKPOINT}; give a finished run or a file of weights"
+        )
+    return path / OWN_CHECKPOINT
+
+
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Read the tensors of a file, by their published names.
+    """Read the tensors of a file, by the names in it.
 
     Raises:
         CheckpointError: see `load_file_into`.
@@ -96,10 +116,13 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             f"{path}: broken ({first_line(error)[:100]}); download it again"
         ) from error
     if isinstance(loaded, dict) and {"state_dict", "callbacks", "loops"} <= loaded.keys():
-        raise CheckpointError(
-            f"{path}: a checkpoint of a training run, not published weights; give the file as "
-            "published"
-        )
+        state = loaded["state_dict"]
+        if not isinstance(state, dict) or not any(str(n).startswith(OWN_PREFIX) for n in state):
+            raise CheckpointError(
+                f"{path}: a checkpoint of a training run, not published weights; give the file as "
+                "published"
+            )
+        loaded = {str(n).removeprefix(OWN_PREFIX): v for n, v in state.items()}
     for wrapper in WRAPPERS:
         if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
             loaded = loaded[wrapper]
@@ -133,57 +156,90 @@ def check_packing(path: Path) -> None:
             raise ValueError(f"wrong check sum of {damaged}")
 
 
-def load_official(
+def load_tensors(
     model: PublishedModule, state_dict: Mapping[str, Tensor | NDArray[Any]]
 ) -> LoadReport:
-    """Copy a published implementation's weights into `model`.
+    """Copy weights into `model`, named as in the published implementation or as in the model.
 
     Where the attention differs, all weights that still apply are loaded: a projection shared by
-    several roles takes the weights of the last of them (K of Q and K, V of K and V). Learned
-    positions are interpolated to the model's grid. The first convolution's channels are summed for
-    images of one channel, and repeated and scaled for more. A classifier of another number of
-    classes keeps its initialisation.
+    several roles takes the weights of the last of them (K of Q and K, V of K and V), and gives its
+    own to each of them. Learned positions, taken to be those of a square grid, are interpolated to
+    the model's grid. The first convolution's channels are summed for images of one channel, and
+    repeated and scaled for more. A classifier of another number of classes keeps its
+    initialisation.
 
     Raises:
-        ValueError: any other tensor does not fit, values are not finite, or no tensor fits.
+        ValueError: any other tensor does not fit, values are not finite, or the tensors are not
+            those of this model.
     """
     report = LoadReport()
     own = {n: t for n, t in model.state_dict().items() if not n.endswith("num_batches_tracked")}
-    # The name without other roles: project.qk. becomes project.k., project.kv. project.v.
-    by_last_role = {re.sub(r"\.project\.\w*(\w)\.", r".project.\1.", name): name for name in own}
     grids = {
         f"{name}.pos_embed": module.grid
         for name, module in model.named_modules()
         if isinstance(module, PatchTokens)
     }
     fitted: dict[str, Tensor] = {}
-    for published, value in state_dict.items():
-        if published.endswith("num_batches_tracked"):
+    for name, part, target in _place_tensors(model, own, state_dict):
+        if target is None:
+            report.dropped[name] = "no counterpart in this model"
             continue
-        for name, part in model.official_split(published, torch.as_tensor(value)).items():
-            target = by_last_role.get(model.official_name(name) or "")
-            if target is None:
-                report.dropped[name] = "no counterpart in this model"
+        shape = tuple(own[target].shape)
+        if part.shape != shape:
+            resized = _fit_shape(target, part, shape, grids.get(target))
+            if resized is None:
+                report.dropped[name] = f"shape {tuple(part.shape)} instead of {shape}"
                 continue
-            shape = tuple(own[target].shape)
-            if part.shape != shape:
-                resized = _fit_shape(target, part, shape, grids.get(target))
-                if resized is None:
-                    report.dropped[name] = f"shape {tuple(part.shape)} instead of {shape}"
-                    continue
-                report.resized[target] = f"{tuple(part.shape)} to {shape}"
-                part = resized
-            if not part.isfinite().all():
-                raise ValueError(f"{name} has values that are not finite; take another file")
-            fitted[target] = part
-    if not fitted:
-        raise ValueError(f"no tensor of {type(model).__name__} in it; give weights of this model")
+            report.resized[target] = f"{tuple(part.shape)} to {shape}"
+            part = resized
+        if not part.isfinite().all():
+            raise ValueError(f"{name} has values that are not finite; take another file")
+        fitted[target] = part
     with torch.no_grad():
         for target, part in fitted.items():
             own[target].copy_(part)
     report.loaded = list(fitted)
     report.fresh = [name for name in own if name not in fitted]
     return report
+
+
+def _place_tensors(
+    model: PublishedModule,
+    own: Mapping[str, Tensor],
+    state_dict: Mapping[str, Tensor | NDArray[Any]],
+) -> list[tuple[str, Tensor, str | None]]:
+    """Return name, value and place in the model of each tensor that a file holds.
+
+    The names are the model's own if that gives more of them a place than the published ones do.
+
+    Raises:
+        ValueError: no tensor has a place, or under the model's own names hardly any has.
+    """
+    # The name without other roles: project.qk. becomes project.k., project.kv. project.v.
+    by_last_role = {re.sub(r"\.project\.\w*(\w)\.", r".project.\1.", name): name for name in own}
+    as_ours: list[tuple[str, Tensor, str | None]] = []
+    as_published: list[tuple[str, Tensor, str | None]] = []
+    for name, value in state_dict.items():
+        if name.endswith("num_batches_tracked"):
+            continue
+        tensor = torch.as_tensor(value)
+        shared = None if name in own else SHARED.fullmatch(name)
+        names = [f"{shared[1]}{role}{shared[3]}" for role in shared[2]] if shared else [name]
+        as_ours += [(n, tensor, n if n in own else by_last_role.get(n)) for n in names]
+        with contextlib.suppress(NotImplementedError):  # A model may have no published weights.
+            for n, part in model.official_split(name, tensor).items():
+                as_published.append((n, part, by_last_role.get(model.official_name(n) or "")))
+    placed = [sum(target is not None for *_, target in each) for each in (as_ours, as_published)]
+    if not any(placed):
+        raise ValueError(f"no tensor of {type(model).__name__} in it; give weights of this model")
+    if placed[0] <= placed[1]:
+        return as_published
+    if 2 * placed[0] < min(len(own), len(as_ours)):
+        raise ValueError(
+            f"only {placed[0]} of {len(as_ours)} tensors are those of {type(model).__name__}; give "
+            "weights of this model"
+        )
+    return as_ours
 
 
 def _fit_shape(

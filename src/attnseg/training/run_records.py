@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 def record_setup(run: ActiveRun, setup: TrainingSetup) -> None:
     """Write split, metric convention, input, digests and cost of a run to its folder."""
-    data, model = setup.data, setup.components.model
+    data, model, loaded = setup.data, setup.components.model, setup.components.loaded
     macs, _, inside = cost.count_all_macs(model, network_input_shape(setup.config, data))
     write_text(run.folder.split_file, data.split)
     run.save(
@@ -30,6 +30,7 @@ def record_setup(run: ActiveRun, setup: TrainingSetup) -> None:
         macs=macs,
         attention={"parameters": cost.count_attention_parameters(model), "macs": inside},
         **({} if data.watermark is None else {"watermark": data.watermark}),
+        **({} if loaded is None else {"pretrained": str(loaded).splitlines()}),
     )
 
 
