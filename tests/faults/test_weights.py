@@ -102,11 +102,11 @@ def test_a_run_folder_that_is_none(call, runs, name, content):
 def test_a_run_continues_with_the_weights_of_another(call, runs, tmp_path, part):
     answer = call(*SHORT, f"model.pretrained={runs['kv'] / part}")
     assert answer.code == 0, answer.err
-    assert "loaded 92 tensors" in answer.out
+    assert "loaded 100 tensors" in answer.out
     (folder,) = {path.parent for path in tmp_path.rglob("run.json")} - set(runs.values())
     facts = RunFolder(folder).facts
     assert facts.pretrained is not None
-    assert facts.pretrained[0].startswith("loaded 92 tensors")
+    assert facts.pretrained[0].startswith("loaded 100 tensors")
     (runs["kv"] / "checkpoints/best.ckpt").unlink()  # which the finished run needs no more
     assert evaluate(call, folder).code == 0
 
