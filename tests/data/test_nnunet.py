@@ -253,7 +253,8 @@ DESCRIPTION_FAULTS = {
     "nine regions": (
         labelled(**{f"r{n}": [n, n + 1] for n in range(1, 10)}), "9 regions beside the background"
     ),
-    "ignore": (labelled(a=1, ignore=2), "'ignore' is not supported"),
+    "ignore": (labelled(a=1, ignore=[2, 3]), "label 'ignore' is not one value of its own"),
+    "ignore in a region": (labelled(a=[1, 2], ignore=2), "label 'ignore' is not one value"),
     "dataset listed": (described(dataset=["a"]), "dataset is no object of cases"),
     "no label": (listed(label=None), "case 'a' is not written"),
     "images as text": (described(dataset={"a": {"images": "x", "label": "y"}}), "is not written"),

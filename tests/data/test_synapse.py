@@ -152,7 +152,7 @@ RAW_FAULTS = {
         "label0001.nii.gz: unknown labels 14, 15, 16 (known are 0, 1, 2, 3, 4, 5, 6, 7, 8, 9,",
     ),
     "negative label": (label_of(LABELS.astype(np.int16) - 1), "unknown labels -1 "),
-    "labels not whole": (label_of(LABELS / np.float32(2)), "unknown labels 0.5, 1.5"),
+    "labels not whole": (label_of(LABELS / np.float32(2)), "no whole numbers, such as 0.5, 1.5"),
     "cropped label": (label_of(LABELS[:1]), "4x2x1 voxels, but img0001.nii.gz has 4x2x2"),
     "moved label": (
         lambda root: volume(root / "label/label0001.nii.gz", LABELS, moved=9),
@@ -246,8 +246,10 @@ PACKAGE_FAULTS = {
     "NaN": (arrays(image=BAD), SLICE + "intensities from nan to nan, not 0 to 1"),
     "Hounsfield units": (arrays(image=np.full((3, 3), -5.0)),
                          SLICE + "intensities from -5 to -5"),
-    "labels not whole": (arrays(label=np.full((3, 3), 0.5)), SLICE + "unknown labels 0.5 "),
-    "label NaN": (arrays(label=BAD), SLICE + "unknown labels nan "),
+    "labels not whole": (
+        arrays(label=np.full((3, 3), 0.5)), SLICE + "labels that are no whole numbers, such as 0.5 "
+    ),
+    "label NaN": (arrays(label=BAD), SLICE + "labels that are no whole numbers, such as nan "),
     "label out of range": (arrays(label=np.full((3, 3), 9)), SLICE + "unknown labels 9 (known"),
     "text for numbers": (arrays(label=np.full((3, 3), "a")), SLICE + "arrays of float64 and <U1"),
     "volume for a slice": (

@@ -66,6 +66,11 @@ def build_components(config: Config, reader: Reader) -> Components:
         loaded = load_file_into(model, config.model.pretrained)
         log.info("%s: %s", config.model.pretrained, loaded)
     loss = build("loss", config.loss, overlapping=reader.labels.overlapping)
+    if reader.labels.ignore and config.loss.options.get("batch") is False:
+        raise ConfigError(
+            "loss.batch: pictures cannot be averaged one by one where the dataset has a label to "
+            "ignore; use loss.batch=true"
+        )
     logits = torch.zeros(1, reader.labels.channels, 2, 2)
     try:
         loss(logits, logits if reader.labels.overlapping else logits[:, 0])

@@ -1,13 +1,16 @@
 """The foreground classes of a dataset, and the forms that their masks take.
 
 Four forms are in use. A *label map* is what readers, the store and files hold: one uint8 per pixel,
-the number of its class from 1, or 0 for background; where classes overlap, bit k for class k.
+the number of its class from 1, or 0 for background; where classes overlap, bit k for class k. Where
+a dataset declares it, `IGNORE` stands for pixels whose class nobody knows: no loss and no metric
+counts them.
 *Masks* are booleans with one leading axis for the classes: what is scored, drawn and written. A
 *target* is what a loss takes. *Logits* are what a network returns.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +24,7 @@ Masks = NDArray[np.bool_]
 Floats = NDArray[np.float32]
 
 MAX_EXCLUSIVE, MAX_OVERLAPPING = 255, 8  # classes that the uint8 of a label map can hold
+IGNORE = 255  # in a label map; one class fewer can then be held
 
 
 @dataclass(frozen=True)
@@ -31,10 +35,12 @@ class Labels:
         names: in the order of the numbers, bits and channels.
         overlapping: whether a pixel may belong to several classes. Each channel is then decided by
             a sigmoid; otherwise a softmax decides, and channel 0 is the background.
+        ignore: whether label maps may hold `IGNORE`.
     """
 
     names: tuple[str, ...]
     overlapping: bool = False
+    ignore: bool = False
 
     def __len__(self) -> int:
         """Return the number of foreground classes."""
@@ -57,8 +63,14 @@ class Labels:
 
     def mask_of(self, label_map: NDArray[Any], index: int) -> Masks:
         """Return the mask of one class, of the shape of the label map."""
-        chosen = label_map >> index & 1 == 1 if self.overlapping else label_map == index + 1
-        return np.asarray(chosen, bool)
+        if not self.overlapping:
+            return np.asarray(label_map == index + 1, bool)
+        known = (label_map != IGNORE) if self.ignore else True
+        return np.asarray((label_map >> index & 1 == 1) & known, bool)
+
+    def find_ignored(self, label_map: NDArray[Any]) -> Masks | None:
+        """Return where a label map holds `IGNORE`; `None` if the dataset declares no such label."""
+        return np.asarray(label_map == IGNORE) if self.ignore else None
 
     def split(self, label_map: NDArray[Any]) -> Masks:
         """Return a label map as masks `[classes, *label_map.shape]`."""
@@ -78,7 +90,7 @@ class Labels:
         """Return label maps `[B, H, W]` as the target of a `SegmentationLoss`, uint8.
 
         Overlapping classes share one byte until they are on the network's device, and get channels
-        of their own, `[B, classes, H, W]`, only here.
+        of their own, `[B, classes, H, W]`, only here. Values at `IGNORE` mean nothing.
         """
         if not self.overlapping:
             return label_maps
@@ -100,6 +112,24 @@ class Labels:
         if self.overlapping:
             return (probabilities > 0.5).swapaxes(0, 1)
         return _find_largest(probabilities)
+
+
+def number_values(
+    regions: Mapping[str, tuple[int, ...]], overlapping: bool, ignore: int | None = None
+) -> dict[int, int]:
+    """Return the value in a label map of each value in a dataset's label files.
+
+    Args:
+        regions: the values in the files of each class.
+        overlapping: whether classes share values.
+        ignore: the value in the files of pixels whose class nobody knows, if there is one.
+    """
+    new_value = {0: 0}
+    for index, values in enumerate(regions.values()):
+        for value in values:
+            bit = 1 << index if overlapping else index + 1
+            new_value[value] = new_value.get(value, 0) + bit
+    return new_value if ignore is None else {**new_value, ignore: IGNORE}
 
 
 def _find_largest(values: Floats) -> Masks:

@@ -65,6 +65,8 @@ class Reader:
         volumetric: whether slices have neighbours; false for pictures.
         plane: plane of the slices of a volume.
         self_describing: whether classes and channels are read from the dataset's own files.
+        values: the value of each class in the dataset's label files, which predicted masks have,
+            too; `None` for 1, 2, ..., and where classes overlap.
     """
 
     labels: Labels
@@ -72,6 +74,7 @@ class Reader:
     volumetric: bool = True
     plane: str = "axial"
     self_describing: bool = False
+    values: tuple[int, ...] | None = None
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -123,9 +126,11 @@ def check_case(case: Case, ref: CaseRef, reader: Reader) -> None:
         raise DataError(
             f"{place}: NaN or infinite intensities; repair the file or exclude the case"
         )
-    if mask.size and mask.max() > reader.labels.largest_value:
+    ignored = reader.labels.find_ignored(mask)
+    largest = mask.max(initial=0, where=True if ignored is None else ~ignored)
+    if largest > reader.labels.largest_value:
         raise DataError(
-            f"{place}: the mask holds {mask.max()}, but there are {len(reader.labels)} classes; "
+            f"{place}: the mask holds {largest}, but there are {len(reader.labels)} classes; "
             "correct the mask or the dataset's options"
         )
 

@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attnseg.data.duplicates import Signatures, compute_signatures
-from attnseg.data.labels import Labels
+from attnseg.data.labels import IGNORE, Labels
 from attnseg.data.reader import Case, CaseRef, Reader, check_case
 from attnseg.data.slicing import scale_intensities
 from attnseg.errors import DataError, Problems, ResourceError
@@ -267,7 +267,7 @@ def _count_voxels(
     mask: NDArray[np.uint8], labels: Labels
 ) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
     """Return `StoredCase.counts` and `StoredCase.overlaps` of a label map."""
-    classes, values = len(labels), labels.largest_value + 1
+    classes, values = len(labels), (IGNORE if labels.ignore else labels.largest_value) + 1
     counts = np.zeros((len(mask), classes), np.int32)
     overlaps = np.zeros((classes, classes), np.int64)
     members = labels.split(np.arange(values)).T.astype(np.int64)

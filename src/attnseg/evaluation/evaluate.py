@@ -47,7 +47,9 @@ def evaluate(config: Evaluate) -> pd.DataFrame:
     if config.pred is not None and config.truth is not None:
         source = f"{config.pred} against {config.truth}"
         folders = Path(config.pred), Path(config.truth)
-        scores = score_folders(*folders, profiles, config.classes, config.patient)
+        scores = score_folders(
+            *folders, profiles, config.classes, config.patient, config.ignore_label
+        )
         folder = Path(config.outputs or "outputs/evaluation")
         write_evaluation(folder, source, scores, profiles, {}, None)
         return scores

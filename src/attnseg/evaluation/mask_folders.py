@@ -1,10 +1,9 @@
 """Scores a folder of label maps, made by any program, against a folder with the truth."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
@@ -14,16 +13,18 @@ from attnseg.data.folders import (
     list_by_name,
     warn_of_groups,
 )
-from attnseg.data.labels import Labels
+from attnseg.data.labels import MAX_EXCLUSIVE, MAX_OVERLAPPING, Labels, number_values
 from attnseg.data.reader import shape_text
-from attnseg.data.readers.nifti import check_same_grid, read_nifti
+from attnseg.data.readers.nifti import check_same_grid, find_labels, map_labels, read_nifti
 from attnseg.data.readers.pictures import SUFFIXES, read_label_picture
 from attnseg.errors import ConfigError, DataError, Problems, join_names
 from attnseg.evaluation.scoring import COLUMNS
-from attnseg.metrics.profiles.profile import Profile
+from attnseg.metrics.profiles.profile import Profile, score_known_voxels
 from attnseg.progress import track
 
 VOLUMES = (".nii", ".nii.gz")
+WHITE = 255
+Classes = list[str] | dict[str, int | list[int]] | None
 # Label maps `[S, H, W]` of truth and prediction, and the voxel size in mm; `None` for pictures.
 MapPair = tuple[NDArray[Any], NDArray[Any], tuple[float, float, float] | None]
 
@@ -32,8 +33,9 @@ def score_folders(
     pred: Path,
     truth: Path,
     profiles: Sequence[Profile],
-    classes: Sequence[str] | None = None,
+    classes: Classes = None,
     patient: str | None = None,
+    ignore_label: int | None = None,
 ) -> pd.DataFrame:
     """Score a folder of label maps against a folder with the truth, file by file.
 
@@ -41,17 +43,19 @@ def score_folders(
         pred: folder of the predictions.
         truth: folder of the truth, files of the same names.
         profiles: the metric conventions.
-        classes: names of the labels 1, 2, ...; `None` for the numbers.
+        classes: names of the labels 1, 2, ..., or a label or several by name; `None` for the
+            labels that occur.
         patient: regular expression whose group is the patient in a file's name; `None` for the
             whole name.
+        ignore_label: value of the voxels in the truth that are not scored.
 
     Returns:
         Rows as of `score_cases`.
 
     Raises:
-        ConfigError: the pattern is no regular expression with one group.
-        DataError: files without a partner, on another grid, or unreadable, or names without a
-            patient; names them all.
+        ConfigError: the pattern is no regular expression with one group, or a class has no label.
+        DataError: files without a partner, on another grid, or unreadable, names without a
+            patient, or labels without a name; names them all.
     """
     pairs = pair_files(pred, truth)
     patients = find_patients(pairs, patient)
@@ -61,14 +65,108 @@ def score_folders(
         with problems.gathered():
             maps[name] = read_pair(*files)
     problems.stop()
-    labels = Labels(tuple(classes or _number_labels(maps)))
+    labels, meanings = define_labels(pairs, maps, classes, ignore_label)
+    for case, (true, predicted, spacing) in maps.items():
+        with problems.gathered():
+            true, predicted = (
+                map_labels(path, label_map, meaning)
+                for path, label_map, meaning in zip(
+                    pairs[case], (true, predicted), meanings, strict=True
+                )
+            )
+            maps[case] = true, predicted, spacing
+    problems.stop()
     rows = []
     for case, (true, predicted, spacing) in track(list(maps.items()), "Scoring", "cases"):
         masks = labels.split(true), labels.split(predicted)
+        ignored = labels.find_ignored(true)
         for profile in profiles:
-            for score in profile.score_case(*masks, spacing, labels.names):
+            for score in score_known_voxels(profile, *masks, spacing, labels.names, ignored):
                 rows.append(("given", patients[case], case, *score, profile.name))
     return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def define_labels(
+    pairs: Mapping[str, tuple[Path, Path]],
+    maps: Mapping[str, MapPair],
+    classes: Classes,
+    ignore_label: int | None,
+) -> tuple[Labels, list[dict[int, int]]]:
+    """Return the classes, and the value in their label map of each label of truth and prediction.
+
+    A folder of masks that hold nothing but 0 and 255 has one class, 255. Elsewhere 255 has the
+    meaning that `classes` or `ignore_label` gives it, or is refused.
+
+    Raises:
+        ConfigError: a class has no label of its own.
+        DataError: labels that are no whole numbers from 0, or a 255 that has no meaning.
+    """
+    problems = Problems()
+    occurring: list[dict[Path, set[int]]] = [{}, {}]
+    for case, files in pairs.items():
+        for side, path in enumerate(files):
+            with problems.gathered():
+                values = find_labels(path, maps[case][side])
+                if values[0] < 0:
+                    raise DataError(f"{path}: {values[0]:.0f} is no label; give a label map")
+                occurring[side][path] = set(map(int, values.tolist()))
+    problems.stop()
+    binary = [
+        ignore_label != WHITE
+        and (classes is None or (isinstance(classes, list) and len(classes) == 1))
+        and {WHITE} <= set().union(*values.values()) <= {0, WHITE}
+        for values in occurring
+    ]
+    if classes is None:
+        regions = _number_labels(occurring, binary, ignore_label)
+    else:
+        regions = _name_labels(classes, ignore_label)
+    shared = [value for values in regions.values() for value in values]
+    overlapping = len(set(shared)) < len(shared)
+    most = (MAX_OVERLAPPING if overlapping else MAX_EXCLUSIVE) - (ignore_label is not None)
+    if len(regions) > most:
+        raise DataError(f"truth: {len(regions)} classes; at most {most} can be scored")
+    labels = Labels(tuple(regions), overlapping, ignore_label is not None)
+    meanings = [
+        {0: 0, WHITE: 1} if binary[side] else number_values(regions, overlapping, ignored)
+        for side, ignored in enumerate((ignore_label, None))
+    ]
+    return labels, meanings
+
+
+def _name_labels(
+    classes: list[str] | dict[str, int | list[int]], ignore_label: int | None
+) -> dict[str, tuple[int, ...]]:
+    """Return the labels of each class that was named."""
+    if isinstance(classes, list):
+        classes = {name: number for number, name in enumerate(classes, 1)}
+    regions = {n: (v,) if isinstance(v, int) else tuple(v) for n, v in classes.items()}
+    for name, values in regions.items():
+        if not values or min(values) < 1 or ignore_label in values:
+            raise ConfigError(
+                f"classes: {name!r} has the labels {list(values)}; give whole numbers from 1 that "
+                "are not ignore_label"
+            )
+    return regions
+
+
+def _number_labels(
+    occurring: Sequence[Mapping[Path, set[int]]], binary: Sequence[bool], ignore_label: int | None
+) -> dict[str, tuple[int, ...]]:
+    """Return the labels that occur, named by their numbers."""
+    found: set[int] = set()
+    for values, white in zip(occurring, binary, strict=True):
+        for path, labels in values.items():
+            if WHITE in labels and not white and ignore_label != WHITE:
+                raise DataError(
+                    f"{path}: 255 in a folder of other labels, which may be a class or voxels "
+                    "without a label; give ignore_label=255, or classes={NAME:VALUE}"
+                )
+            found |= {1} if white and WHITE in labels else labels
+    found -= {0, ignore_label}
+    if not found:
+        raise DataError("truth: every mask is empty; nothing to score")
+    return {str(label): (label,) for label in sorted(found)}
 
 
 def pair_files(pred: Path, truth: Path) -> dict[str, tuple[Path, Path]]:
@@ -138,28 +236,11 @@ def read_pair(truth: Path, pred: Path) -> MapPair:
     if volumes[0]:
         first, second = read_nifti(truth), read_nifti(pred)
         check_same_grid(first, second, (truth, pred))
-        return _to_label_map(truth, first.voxels), _to_label_map(pred, second.voxels), first.spacing
+        return first.voxels, second.voxels, first.spacing
     true, predicted = (read_label_picture(path)[0] for path in (truth, pred))
     if true.shape != predicted.shape:
         raise DataError(
             f"{pred}: {shape_text(predicted.shape)} pixels, but {truth.name} has "
             f"{shape_text(true.shape)}; resize it to the truth's size"
         )
-    return _to_label_map(truth, true)[None], _to_label_map(pred, predicted)[None], None
-
-
-def _to_label_map(path: Path, labels: NDArray[Any]) -> NDArray[Any]:
-    """Return labels as uint8; a mask of 0 and 255 becomes one of 0 and 1."""
-    values = np.unique(labels)
-    if labels.dtype.kind == "f" or values[-1] > 255 or values[0] < 0:
-        raise DataError(f"{path}: values {values[:5].tolist()} are no labels; give a label map")
-    if set(values.tolist()) <= {0, 255}:
-        return (labels > 0).astype(np.uint8)
-    return labels.astype(np.uint8)
-
-
-def _number_labels(maps: dict[str, MapPair]) -> list[str]:
-    top = max(int(labels.max()) for truth, pred, _ in maps.values() for labels in (truth, pred))
-    if top == 0:
-        raise DataError("truth: every mask is empty; nothing to score")
-    return [str(label) for label in range(1, top + 1)]
+    return true[None], predicted[None], None

@@ -2,7 +2,7 @@
 
 from typing import Literal, Self
 
-from pydantic import NonNegativeInt, model_validator
+from pydantic import NonNegativeInt, PositiveInt, model_validator
 
 from attnseg.config.errors import OptionError
 from attnseg.config.nodes import CommandOptions, Component
@@ -24,7 +24,8 @@ class Evaluate(Reopen):
         profile: the metric profiles, by name.
         run: a finished run, or else `pred` and `truth`: folders of masks.
         pipeline: how prediction and truth are brought to one size; see `evaluation/pipelines.py`.
-        classes: of the masks in folders.
+        classes: of the masks in folders: names of 1, 2, ..., or a value or several by name.
+        ignore_label: value of voxels that the truth in a folder leaves open.
         patient: a regular expression that finds a patient's name in a file's name.
         worst: number of the worst cases that are drawn.
         outputs: folder for tables and pictures.
@@ -35,7 +36,8 @@ class Evaluate(Reopen):
     pipeline: Literal["native", "zoom", "network_size"]
     pred: str | None
     truth: str | None
-    classes: list[str] | None
+    classes: list[str] | dict[str, int | list[int]] | None
+    ignore_label: PositiveInt | None
     patient: str | None
     worst: NonNegativeInt
     outputs: str | None

@@ -63,8 +63,12 @@ def _update_calibration(
     tensor = torch.from_numpy(logits)
     probability = tensor.sigmoid() if labels.overlapping else tensor.softmax(1)[:, 1:]
     indices = range(at.start, at.stop)
-    truth = labels.split(np.stack([member.view.mask(case.mask[index]) for index in indices]))
-    calibration.update(probability, torch.from_numpy(truth).transpose(0, 1))
+    label_map = np.stack([member.view.mask(case.mask[index]) for index in indices])
+    truth = torch.from_numpy(labels.split(label_map)).transpose(0, 1)
+    if (ignored := labels.find_ignored(label_map)) is not None:
+        known = torch.from_numpy(~ignored)
+        probability, truth = (x.movedim(1, -1)[known].T[None] for x in (probability, truth))
+    calibration.update(probability, truth)
 
 
 def _segment_zoomed(segmenter: Segmenter, case: StoredCase) -> Masks:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import pandas as pd
 
 from attnseg.data.labels import Labels, Masks
@@ -9,7 +10,7 @@ from attnseg.data.slicing import SliceView
 from attnseg.data.store import StoredCase
 from attnseg.evaluation.pipelines import Pipeline, segment_case
 from attnseg.metrics.calibration import Calibration
-from attnseg.metrics.profiles.profile import Profile
+from attnseg.metrics.profiles.profile import Profile, score_known_voxels
 from attnseg.models.model import SegmentationModel
 from attnseg.prediction.segment import Member, Segmenter
 from attnseg.progress import track
@@ -53,9 +54,15 @@ def score_cases(
         truth, prediction = segment_case(pipeline, segmenter, case, calibration)
         if on_case is not None:
             on_case(case, truth, prediction)
+        ignored = labels.find_ignored(case.mask)
+        if ignored is not None and pipeline == "network_size":
+            (member,) = segmenter.members
+            resized = [member.view.mask(plane) for plane in ignored.astype(np.uint8)]
+            ignored = np.array(resized, bool)
         measured = {} if calibration is None else calibration.scores()
         for profile in profiles:
-            scores = profile.score_case(truth, prediction, case.spacing, labels.names)
+            given = truth, prediction, case.spacing, labels.names, ignored
+            scores = score_known_voxels(profile, *given)
             scores += profile.select_scores(measured, labels.names)
             rows += [(split, case.patient, case.case, *score, profile.name) for score in scores]
     return pd.DataFrame(rows, columns=list(COLUMNS))

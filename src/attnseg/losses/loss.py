@@ -14,6 +14,8 @@ class SegmentationLoss(nn.Module):
         overlapping: whether classes may overlap. If so, a sigmoid per channel and a target
             `[B, K, H, W]` of 0 and 1; otherwise a softmax over channels, of which 0 is the
             background, and a target `[B, H, W]` of class indices.
+
+    Where a dataset has a label to ignore, the loss gets the other pixels as one row, B = H = 1.
     """
 
     def __init__(self, overlapping: bool) -> None:

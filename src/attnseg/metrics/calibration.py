@@ -43,8 +43,13 @@ class Calibration:
 
     def ece(self) -> NDArray[np.float64]:
         """Return the expected calibration error of each class."""
-        return np.asarray(np.abs(self.true - self.probability).sum(1) / self.count.sum(1))
+        return np.asarray(np.abs(self.true - self.probability).sum(1) / self._pixels())
 
     def brier(self) -> NDArray[np.float64]:
         """Return the Brier score of each class."""
-        return np.asarray(self.squares / self.count.sum(1))
+        return np.asarray(self.squares / self._pixels())
+
+    def _pixels(self) -> NDArray[np.float64]:
+        """Return the number of pixels `[classes]`, NaN where all are to be ignored."""
+        pixels = self.count.sum(1)
+        return np.where(pixels, pixels, np.nan)

@@ -45,7 +45,7 @@ PACKAGES = (
     "attnseg", "numpy", "scipy", "opencv-python-headless", "nibabel", "pydicom", "highdicom",
     "pillow", "torch", "onnxruntime",
 )  # fmt: skip
-SHARED = ("classes", "multilabel", "channels", "window", "volumetric", "plane")
+SHARED = ("classes", "multilabel", "values", "channels", "window", "volumetric", "plane")
 # Memory per voxel while an item is worked on: masks, their copies in file order, label maps.
 BYTES_PER_CLASS, BYTES_PER_PROBABILITY = 3, 8
 ERROR_LOG = "errors.log"  # tracebacks of failures that are nobody's fault but ours

@@ -140,17 +140,22 @@ class ResultWriter:
         """Write a picture `[H, W, 3]` of the result."""
         return [self._write_png("overlays", "", picture, self._meaning())]
 
-    def _as_voxels(self, masks: Masks) -> NDArray[np.uint8]:
+    def _as_voxels(self, masks: Masks) -> NDArray[Any]:
         """Return a label map `[S, H, W]`, or `[S, H, W, classes]` if classes overlap."""
-        labels = self.spec.labels
+        labels, values = self.spec.labels, self.spec.values
         if labels.one_per_pixel:
-            return labels.merge(masks)
+            merged = labels.merge(masks)
+            if values is None:
+                return merged
+            return np.array((0, *values), np.min_scalar_type(max(values)))[merged]
         return np.moveaxis(masks, 0, -1).astype(np.uint8)
 
     def _meaning(self) -> str:
         """Return, as JSON, the classes that the values or the last axis of a file stand for."""
+        classes, values = self.spec.classes, self.spec.values
         key, first = ("labels", 1) if self.spec.labels.one_per_pixel else ("volumes", 0)
-        meaning = {str(number): name for number, name in enumerate(self.spec.classes, first)}
+        numbers = values or range(first, first + len(classes))
+        meaning = {str(number): name for number, name in zip(numbers, classes, strict=True)}
         return json.dumps({key: meaning, "run": self.spec.run}, ensure_ascii=False)
 
     def _to_file_order(self, slices: NDArray[Any]) -> NDArray[Any]:

@@ -15,7 +15,9 @@ from pydantic import (
     ConfigDict,
     Field,
     PositiveFloat,
+    SerializerFunctionWrapHandler,
     ValidationError,
+    model_serializer,
     model_validator,
 )
 
@@ -57,6 +59,7 @@ class InferenceSpec(BaseModel):
         dataset: name of the dataset.
         classes: names of the foreground classes.
         multilabel: whether classes may overlap.
+        values: value of each class in a written label map; `None` for 1, 2, ...
         channels: number of an image's channels, before slices are stacked.
         size: height and width of the network's input, pixels.
         slices: number of slices that the network sees at once, odd.
@@ -82,6 +85,7 @@ class InferenceSpec(BaseModel):
     dataset: Name
     classes: Annotated[tuple[Name, ...], Field(min_length=1, max_length=MAX_EXCLUSIVE)]
     multilabel: bool
+    values: tuple[Annotated[int, Field(ge=1, le=65535)], ...] | None = None
     channels: Annotated[int, Field(ge=1, le=64)]
     size: tuple[Pixels, Pixels]
     slices: Annotated[Count, _only(lambda number: number % 2 == 1)]
@@ -102,9 +106,21 @@ class InferenceSpec(BaseModel):
             raise ValueError(f"classes: more than {MAX_OVERLAPPING} that overlap")
         if len(set(self.classes)) < len(self.classes):
             raise ValueError("classes: a name twice")
+        if self.values is not None and (
+            self.multilabel or not len(set(self.values)) == len(self.values) == len(self.classes)
+        ):
+            raise ValueError("values: not one for each class")
         if self.window is not None and not self.window[0] < self.window[1]:
             raise ValueError("window: empty")
         return self
+
+    @model_serializer(mode="wrap")
+    def _leave_out_usual_values(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Return the fields; older versions know no `values`."""
+        fields: dict[str, Any] = dump(self)
+        return (
+            fields if self.values is not None else {k: fields[k] for k in fields if k != "values"}
+        )
 
     @property
     def view(self) -> SliceView:

@@ -150,7 +150,8 @@ def describe_input(data: PreparedData) -> dict[str, Any]:
     They let prediction prepare images without the dataset.
 
     Returns:
-        Classes and layout of the images; `window`, the intensities that are scaled to 0 and 1, or
+        Classes and layout of the images; `values` of the classes in label files, unless these are
+        1, 2, ...; `window`, the intensities that are scaled to 0 and 1, or
         `None` for percentiles of each case; `spacing`, the smallest and the largest voxel size of
         the training cases along slices, rows and columns, mm.
     """
@@ -159,10 +160,13 @@ def describe_input(data: PreparedData) -> dict[str, Any]:
         (case.low, case.high) == intensity_window(None, np.array(case.percentiles)[:, [0, -1]])
         for case in cases
     )
+    usual = tuple(range(1, len(reader.classes) + 1))
+    values = None if reader.values in (None, usual) else list(reader.values or ())
     sizes = list(zip(*(c.spacing for c in cases if c.spacing is not None), strict=True))
     return {
         "classes": list(reader.classes),
         "multilabel": reader.labels.overlapping,
+        **({} if values is None else {"values": values}),
         "channels": reader.channels,
         "volumetric": reader.volumetric,
         "plane": reader.plane,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
 from attnseg.config.components import Components
-from attnseg.data.labels import Labels
+from attnseg.data.labels import IGNORE, Labels
 from attnseg.data.slices import Sample
 from attnseg.errors import ConfigError
 from attnseg.metrics.running import CaseDice, count_areas
@@ -86,15 +86,28 @@ class SegmentationModule(pl.LightningModule):
     def training_step(self, batch: Sample, batch_idx: int) -> Tensor:
         """Return the loss of one batch; one that is not finite raises, as it ruins the weights."""
         main, *auxiliary = self.compute_outputs(batch["image"])
-        target = self.labels.target(self.gather(batch["mask"]))
-        loss: Tensor = self.loss(self.gather(main), target)
+        mask = self.gather(batch["mask"])
+        loss = self.compute_loss(self.gather(main), mask)
         for output in auxiliary:
-            loss = loss + self.auxiliary_weight * self.loss(self.gather(output), target)
+            loss = loss + self.auxiliary_weight * self.compute_loss(self.gather(output), mask)
         self.loss_sum += self.check_loss(loss, batch)
         self.loss_count += 1
         # Each process has the gradient of its own slices only, and Lightning averages over
         # processes: the factor turns that mean into the sum.
         return loss * self.trainer.world_size
+
+    def compute_loss(self, logits: Tensor, mask: Tensor) -> Tensor:
+        """Return the loss of the pixels whose class is known, against label maps `[B, H, W]`."""
+        target, known = self.labels.target(mask), mask != IGNORE
+        if self.labels.ignore and not bool(known.all()):
+            if not bool(known.any()):
+                return logits.sum() * 0
+            # They become one picture of a single row: [1, K, 1, pixels].
+            logits = logits.movedim(1, -1)[known].T[None, :, None]
+            rows = target.movedim(1, -1)[known].T if self.labels.overlapping else target[known]
+            target = rows[None, ..., None, :]
+        loss: Tensor = self.loss(logits, target)
+        return loss
 
     def compute_outputs(self, images: Tensor) -> list[Tensor]:
         """Return the training outputs; refuse a batch of which a normalisation gets one value."""
@@ -159,10 +172,15 @@ class SegmentationModule(pl.LightningModule):
         real = len(data.val) - batch_idx * data.batch_size * self.trainer.world_size
         logits = self.gather(self.model(batch["image"]))[:real]
         mask, case = self.gather(batch["mask"])[:real], self.gather(batch["case"])[:real]
-        target = self.labels.target(mask)
-        self.log("val/loss", self.loss(logits, target), batch_size=len(logits))
-        self.val_dice.update(count_areas(logits, target, self.labels.overlapping), case)
+        self.log("val/loss", self.compute_loss(logits, mask), batch_size=len(logits))
         finite = torch.isfinite(logits).flatten(1).all(1)
+        if self.labels.ignore:  # Background in truth and prediction counts for no class.
+            ignored, background = mask == IGNORE, torch.full_like(logits[:1], -1)
+            background[:, : not self.labels.overlapping] = 1
+            logits = torch.where(ignored[:, None], background, logits)
+            mask = mask.masked_fill(ignored, 0)
+        target = self.labels.target(mask)
+        self.val_dice.update(count_areas(logits, target, self.labels.overlapping), case)
         if not bool(finite.all()):
             self.nonfinite_cases.update(case[~finite].tolist())
 

@@ -326,11 +326,8 @@ def _turn_grid(volume: NiftiVolume) -> tuple[NDArray[np.float64], tuple[int, ...
     return volume.affine @ inv_ornt_aff(to_lps, volume.shape), shape
 
 
-def map_labels(path: Path, labels: NDArray[Any], new_value: Mapping[int, int]) -> NDArray[np.uint8]:
-    """Replace the labels of a file by the values of the dataset's label map (see `Labels`).
-
-    `new_value` gives the new value of each label that may occur; others are refused.
-    """
+def find_labels(path: Path, labels: NDArray[Any]) -> NDArray[Any]:
+    """Return the values of a label map in their order; refuse those that are no whole numbers."""
     values = np.unique(labels)
     if values.dtype.kind == "f" and len(broken := values[values != np.rint(values)]):
         some = ", ".join(map(str, broken[:3]))
@@ -338,6 +335,15 @@ def map_labels(path: Path, labels: NDArray[Any], new_value: Mapping[int, int]) -
             f"{path}: labels that are no whole numbers, such as {some} (soft labels, or a mask "
             "that was resampled); round them if whole ones are meant, or exclude the case"
         )
+    return values
+
+
+def map_labels(path: Path, labels: NDArray[Any], new_value: Mapping[int, int]) -> NDArray[np.uint8]:
+    """Replace the labels of a file by the values of the dataset's label map (see `Labels`).
+
+    `new_value` gives the new value of each label that may occur; others are refused.
+    """
+    values = find_labels(path, labels)
     if unknown := [value for value in values.tolist() if value not in new_value]:
         some = ", ".join(f"{value:.0f}" for value in unknown[:5])
         more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""

@@ -27,7 +27,7 @@ from attnseg.data.folders import (
     list_by_name,
     warn_of_groups,
 )
-from attnseg.data.labels import Labels
+from attnseg.data.labels import Labels, number_values
 from attnseg.data.reader import Case, CaseRef, Reader, shape_text
 from attnseg.data.readers.nifti import PLANES, map_labels, read_labelled, stack_channels
 from attnseg.data.readers.nnunet_json import (
@@ -48,7 +48,8 @@ class NNUNet(Reader):
     """Reads each scan or picture as a case.
 
     Classes are the labels of dataset.json in the order of their values. If any of them is a list of
-    values, classes are regions in the order written, which may overlap. Cases of `imagesTs` with
+    values, classes are regions in the order written, which may overlap. A label named `ignore`
+    marks voxels that neither losses nor metrics count. Cases of `imagesTs` with
     labels are test cases. An RGB picture provides three channels.
 
     Args:
@@ -85,7 +86,14 @@ class NNUNet(Reader):
     @cached_property
     def labels(self) -> Labels:  # type: ignore[override]
         """The foreground classes; they overlap if they are regions."""
-        return Labels(tuple(self._described.regions), self._described.overlapping)
+        described = self._described
+        return Labels(tuple(described.regions), described.overlapping, described.ignore is not None)
+
+    @cached_property
+    def values(self) -> tuple[int, ...] | None:  # type: ignore[override]
+        """The value of each label; `None` for regions."""
+        described = self._described
+        return None if described.overlapping else tuple(v for (v,) in described.regions.values())
 
     @cached_property
     def channels(self) -> int:  # type: ignore[override]
@@ -155,11 +163,8 @@ class NNUNet(Reader):
     @cached_property
     def _new_value(self) -> dict[int, int]:
         """Value in the dataset's label map of each value in the label files."""
-        new_value: dict[int, int] = defaultdict(int, {0: 0})
-        for index, values in enumerate(self._described.regions.values()):
-            for value in values:
-                new_value[value] += 1 << index if self.labels.overlapping else index + 1
-        return dict(new_value)
+        described = self._described
+        return number_values(described.regions, described.overlapping, described.ignore)
 
     def _find_files(self, part: str, problems: Problems) -> dict[str, CaseFiles]:
         """Return the files of each case of `Tr` or `Ts`; add missing and surplus ones to problems.

@@ -31,6 +31,7 @@ class Description:
         regions: values in the label files of each foreground class.
         overlapping: whether classes are regions, which may share values.
         ending: ending of all file names.
+        ignore: value in the label files of voxels whose class nobody knows; `None` without one.
         listed: the entry of each case under `dataset`, not checked yet; `None` without that key.
         sizes: `numTraining` and `numTest`, where they are whole numbers.
     """
@@ -39,6 +40,7 @@ class Description:
     regions: dict[str, tuple[int, ...]]
     overlapping: bool
     ending: str
+    ignore: int | None
     listed: dict[str, Any] | None
     sizes: dict[str, int]
 
@@ -81,7 +83,7 @@ def _parse_description(path: Path, content: Any) -> Description:  # noqa: ANN401
     with problems.gathered():
         channels = _channel_names(path, content["channel_names"])
     with problems.gathered():
-        regions, overlapping = _regions(path, content["labels"])
+        regions, overlapping, ignore = _regions(path, content["labels"])
     if (ending := content["file_ending"]) not in VOLUME_ENDINGS + PICTURE_ENDINGS:
         problems.found.append(
             f"{path}: file_ending {ending!r} is not supported; convert the files to one of "
@@ -90,7 +92,7 @@ def _parse_description(path: Path, content: Any) -> Description:  # noqa: ANN401
     problems.stop()
     sizes = {key: content.get(key) for key in ("numTraining", "numTest")}
     numbers = {key: size for key, size in sizes.items() if type(size) is int}
-    return Description(channels, regions, overlapping, ending, listed, numbers)
+    return Description(channels, regions, overlapping, ending, ignore, listed, numbers)
 
 
 def _convert_decathlon(path: Path, content: dict[str, Any]) -> dict[str, Any]:
@@ -140,10 +142,10 @@ def _channel_names(path: Path, names: dict[str, Any]) -> tuple[str, ...]:
     return tuple(str(names[str(number)]) for number in range(len(names)))
 
 
-def _regions(path: Path, labels: dict[str, Any]) -> tuple[dict[str, tuple[int, ...]], bool]:
-    """Return the values of each foreground class, and whether classes are regions."""
-    if "ignore" in labels:
-        raise DataError(f"{path}: the label 'ignore' is not supported; relabel those voxels")
+def _regions(
+    path: Path, labels: dict[str, Any]
+) -> tuple[dict[str, tuple[int, ...]], bool, int | None]:
+    """Return the values of each foreground class, whether classes are regions, and `ignore`."""
     overlapping = any(isinstance(value, list) for value in labels.values())
     problems = Problems()
     regions: dict[str, tuple[int, ...]] = {}
@@ -163,15 +165,18 @@ def _regions(path: Path, labels: dict[str, Any]) -> tuple[dict[str, tuple[int, .
             regions[name] = values
     problems.stop()
     regions.pop("background", None)
+    ignored = regions.pop("ignore", (None,))
+    if len(ignored) > 1 or any(set(ignored) & set(values) for values in regions.values()):
+        raise DataError(f"{path}: label 'ignore' is not one value of its own; correct it")
     if not overlapping:
         regions = dict(sorted(regions.items(), key=lambda item: item[1]))
-    most = MAX_OVERLAPPING if overlapping else MAX_EXCLUSIVE
+    most = (MAX_OVERLAPPING if overlapping else MAX_EXCLUSIVE) - ("ignore" in labels)
     if not 1 <= len(regions) <= most:
         raise DataError(
             f"{path}: {len(regions)} {'regions' if overlapping else 'labels'} beside the "
             f"background; from 1 to {most} are supported"
         )
-    return regions, overlapping
+    return regions, overlapping, ignored[0]
 
 
 def _refuse_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -102,6 +102,12 @@ class Synapse(Reader):
         self.labels = Labels(ORDERS[order] if organs == 8 else ORGANS)
         self.window = (float(window[0]), float(window[1]))
 
+    @property
+    def values(self) -> tuple[int, ...]:  # type: ignore[override]
+        """The number of each organ in the label files of the layout."""
+        organs = ORDERS["transunet"] if self._is_packed() else ORGANS
+        return tuple(organs.index(name) + 1 for name in self.classes)
+
     def cases(self) -> list[CaseRef]:
         """List the scans of either layout by number; see `Reader.cases`."""
         if not self.root.is_dir():
@@ -109,7 +115,7 @@ class Synapse(Reader):
                 f"{self.root}: no such folder; set dataset.root to the folder that holds RawData, "
                 "or train_npz and test_vol_h5"
             )
-        packed = any((self.root / name).is_dir() for name in PACKAGE_FOLDERS)
+        packed = self._is_packed()
         places = (self.root / "RawData" / "Training", self.root / "Training", self.root)
         raw = [place for place in places if any((place / name).is_dir() for name in RAW_NAMES)]
         if packed and raw:
@@ -136,6 +142,9 @@ class Synapse(Reader):
         read = _read_slices if ref.files[0].suffix == ".npz" else _read_volume
         image, mask = read(ref, new_value)
         return Case(image[..., None], mask, spacing=None, window=(0.0, 1.0))
+
+    def _is_packed(self) -> bool:
+        return any((self.root / name).is_dir() for name in PACKAGE_FOLDERS)
 
     def _package_cases(self) -> list[CaseRef]:
         """List the cases of the preprocessed package."""

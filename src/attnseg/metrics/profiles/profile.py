@@ -17,6 +17,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from attnseg.metrics.intervals import count_patients, interval_of_average, leave_out_patients
+from attnseg.metrics.overlap import Overlap
 from attnseg.metrics.volume import score_classes
 
 Mask = NDArray[np.bool_]
@@ -24,6 +25,7 @@ Values = NDArray[np.float64]
 Spacing = tuple[float, float, float] | None
 Score = tuple[str, str, float]  # class, metric, value
 
+OF_NEGATIVES = ("tn", "specificity", "accuracy")  # metrics that count true negatives
 VOLUMES = ("truth_voxels", "predicted_voxels")  # scored for every case and class by any profile
 
 
@@ -216,6 +218,34 @@ class Profile:
         """Return whether the profile leaves out each case and class, `[cases, classes]`."""
         first = raw.get(self.metrics[0].name)
         return np.isnan(first) if first is not None else np.zeros_like(raw[VOLUMES[0]], bool)
+
+
+def score_known_voxels(
+    profile: Profile,
+    truth: Mask,
+    prediction: Mask,
+    spacing: Spacing,
+    classes: Sequence[str],
+    ignored: Mask | None,
+) -> list[Score]:
+    """Score a case as `Profile.score_case` does, without the voxels `[S, H, W]` to be ignored.
+
+    These are background in truth and prediction. Metrics that count true negatives do not count
+    them.
+    """
+    if ignored is None or not ignored.any():
+        return profile.score_case(truth, prediction, spacing, classes)
+    truth, prediction = truth & ~ignored, prediction & ~ignored
+    counts = {
+        name: Overlap.of(true[~ignored], predicted[~ignored])
+        for name, true, predicted in zip(classes, truth, prediction, strict=True)
+    }
+    return [
+        (name, metric, float(getattr(counts[name], metric)))
+        if metric in OF_NEGATIVES and not np.isnan(value)
+        else (name, metric, value)
+        for name, metric, value in profile.score_case(truth, prediction, spacing, classes)
+    ]
 
 
 def to_matrices(scores: pd.DataFrame) -> tuple[dict[str, Values], list[str], list[str]]:
