@@ -86,10 +86,9 @@ def find_inputs(source: Path, output: Path, spec: InferenceSpec) -> Inputs:
     by_kind: dict[str, list[Path]] = defaultdict(list)
     for path in walk_files(source, output.resolve()) if source.is_dir() else [source]:
         with inputs.problems.gathered(path):
+            # The voxels of a pair are found by its header.
             header = find_companion(path, ".img", ".hdr")
-            if (
-                header and detect_content(header).kind == "nifti"
-            ):  # The pair is found by its header.
+            if header is not None and detect_kind(header) == "nifti":
                 if source.is_dir():
                     continue
                 path = header
