@@ -66,9 +66,9 @@ def read_series(files: Sequence[Path]) -> DicomVolume:
     frames = []
     for path in files:
         frames += list_frames(path, read_dicom(path, TAGS))
-    check_frames_agree(frames)
     first = frames[0]
     rows, columns = (read_integer(first.path, first.header, tag) for tag in ("Rows", "Columns"))
+    check_frames_agree(frames)
     shape = (len(frames), rows, columns)
     if np.prod(shape, dtype=np.int64) > MAX_VOXELS:
         raise DataError(f"{first.path}: {shape_text(shape)} voxels are too many; crop the series")
@@ -263,11 +263,6 @@ def _decode(path: Path, notes: Notes) -> tuple[Any, NDArray[Any]]:
         ) from error
     for warning in caught:
         add_note(notes, path, " ".join(str(warning.message).split())[:160])
-    bits, signed = (header.get(tag) for tag in ("BitsStored", "PixelRepresentation"))
-    if stored.dtype.kind in "iu" and stored.size and isinstance(bits, int):
-        limit = 1 << (bits - 1 if signed else bits)
-        if int(stored.max()) >= limit or int(stored.min()) < (-limit if signed else 0):
-            add_note(notes, path, f"pixels beyond its {bits} bits, taken as they are")
     return header, stored
 
 
@@ -346,17 +341,17 @@ def _darken_padding(
     frames: Sequence[Frame],
     notes: Notes,
 ) -> None:
-    """Give padding that is not the darkest the smallest intensity of the series' image."""
+    """Give padding that is brighter than most of the image the image's smallest intensity."""
     if all(mask is None for mask in padding):
         return
     outside = np.stack([np.zeros(voxels.shape[1:], bool) if m is None else m for m in padding])
     if outside.all():
         return
-    darkest = voxels[~outside].min()
-    bright = outside & (voxels > darkest)
+    image = voxels[~outside]
+    bright = outside & (voxels > np.median(image))
     if bright.any():
         at = int(np.flatnonzero(bright.any((1, 2)))[0])
-        voxels[bright] = darkest
+        voxels[bright] = image.min()
         add_note(
             notes,
             frames[at].path,

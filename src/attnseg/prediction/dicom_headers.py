@@ -7,6 +7,7 @@ import contextlib
 import importlib.util
 import logging
 import re
+import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -88,7 +89,9 @@ def read_dicom(path: Path, tags: list[str] | None = None, pixels: bool = False) 
 
     # The values that are used are checked here; warnings about others would only distract.
     pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
-    with refusing_unreadable(path):
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL)
+    with refusing_unreadable(path), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         header = pydicom.dcmread(
             path, stop_before_pixels=not pixels, specific_tags=tags, force=True
         )
@@ -171,8 +174,9 @@ def _name_other_kind(header: Any) -> str | None:  # noqa: ANN401
         return kind
     if modality in NO_IMAGE_MODALITIES:
         return modality
-    cut_off = not header.get("SeriesInstanceUID") or "Image" in UID(str(storage or "")).name
-    return None if "Rows" in header or cut_off else modality or "without pixels"
+    uid = UID(str(storage or ""))
+    other = "Image" not in uid.name and (uid.type == "SOP Class" or header.get("SeriesInstanceUID"))
+    return (modality or "without pixels") if other and "Rows" not in header else None
 
 
 def list_frames(path: Path, header: Any) -> list[Frame]:  # noqa: ANN401

@@ -19,6 +19,7 @@ from attnseg.prediction.dicom_headers import UID_PATTERN, Frame, read_dicom, rea
 
 LABEL_LENGTH = 64  # characters that DICOM allows in a segment label
 NAME_LENGTH = 64  # and in the name of a region of interest
+CLEAR = 0.05  # smallest distance of a channel from the centre of a pixel, pixels
 NEEDED_UIDS = ("StudyInstanceUID", "FrameOfReferenceUID", "SOPClassUID", "SOPInstanceUID")
 # Attributes that results must have but may leave empty, as in de-identified series.
 MAY_BE_EMPTY = (
@@ -310,8 +311,23 @@ def trace_outlines(mask: NDArray[np.bool_]) -> Iterator[NDArray[np.float64]]:
         rings = [points[start : stop - 1] - 1 for start, stop in pairwise(offsets)]
         outline, *holes = rings
         for hole in holes:
-            apart = np.linalg.norm(outline[:, None] - hole[None], axis=2)
-            at, there = np.unravel_index(apart.argmin(), apart.shape)
+            at, there = _choose_channel(outline, hole)
             turned = np.roll(hole, -there, axis=0)
             outline = np.concatenate([outline[: at + 1], turned, turned[:1], outline[at:]])
         yield outline
+
+
+def _choose_channel(outline: NDArray[np.float64], hole: NDArray[np.float64]) -> tuple[int, int]:
+    """Return the nearest points of two rings whose connection meets no centre of a pixel."""
+    apart = np.linalg.norm(outline[:, None] - hole[None], axis=2)
+    nearest = np.argsort(apart, axis=None, kind="stable")
+    for flat in nearest:
+        at, there = divmod(int(flat), len(hole))
+        start, step = outline[at], hole[there] - outline[at]
+        low, high = np.sort([start, hole[there]], axis=0)
+        (left, top), (right, bottom) = np.floor(low).astype(int), np.ceil(high).astype(int) + 1
+        centres = np.stack(np.mgrid[left:right, top:bottom], -1).reshape(-1, 2) - start
+        share = (centres @ step / max(float(step @ step), 1e-9)).clip(0, 1)
+        if np.linalg.norm(centres - share[:, None] * step, axis=1).min() > CLEAR:
+            return at, there
+    return divmod(int(nearest[0]), len(hole))
