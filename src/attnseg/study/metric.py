@@ -6,7 +6,7 @@ from typing import Any
 
 from attnseg.errors import ConfigError
 from attnseg.runs.run_folder import RunFolder
-from attnseg.study.patient_scores import WEIGHTED
+from attnseg.study.patient_scores import WEIGHTED, averages_cases_first
 
 # Facts about the metrics of version 0.1.0, whose metrics.json does not state them.
 LOWER_IS_BETTER = {"hd95_mm", "hd95_voxels", "hd_mm", "assd_mm", "hausdorff", "ece", "brier"}
@@ -31,6 +31,7 @@ class ComparedMetric:
     unit: str  # in which differences are stated, such as `mm`; the label if it has no other
     digits: int = 4  # decimal places in tables
     silent: float = 1.0  # in a pair, of a class that is absent and not predicted
+    cases_first: bool = False  # whether the profile averages classes before cases
     worst: float | None = 0.0  # value of a failed patient; `None` if there is no largest one
 
     def text(self, value: float) -> str:
@@ -76,8 +77,9 @@ def choose_metric(run: RunFolder, split: str, name: str | None) -> ComparedMetri
     digits, up = int(chosen["digits"]), bool(chosen["up"])
     silent = chosen.get("silent")
     silent = float(up) if silent is None else float(silent)
+    first = averages_cases_first(run.profile)
     worst = None if unit else 0.0 if up else 1.0
-    return ComparedMetric(name, label, up, unit or label, digits, silent, worst)
+    return ComparedMetric(name, label, up, unit or label, digits, silent, first, worst)
 
 
 def state_by_name(name: str, profile: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,12 +1,15 @@
 """Aggregation of case scores to one number per patient and variant."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 
 from attnseg.runs.run_folder import RunFolder
 from attnseg.runs.variants import Variant
 
+CELL = ["patient", "case", "class"]
+CASES_FIRST = "mean over classes, then cases"  # in the rules of a profile
 # Metrics that weight classes by their true voxels in all cases, and the metric they average.
 WEIGHTED = {"weighted_jaccard": "jaccard"}
 
@@ -14,11 +17,56 @@ WEIGHTED = {"weighted_jaccard": "jaccard"}
 def average_patients(
     run: RunFolder, split: str, metric: str, classes: Sequence[str] | None = None
 ) -> pd.Series:
-    """Return one value per patient: the mean over its cases of `average_cases`.
+    """Return one value per patient, whose mean is the average that the run's profile gives."""
+    rows = select_scores(run, split, metric, classes)
+    values = rows.set_index(CELL)["value"].to_frame()
+    weights = None
+    if metric in WEIGHTED:
+        voxels = select_scores(run, split, "truth_voxels").groupby("class")["value"].sum()
+        weights = voxels.to_frame("value")
+    return weigh_patients(values, weights, averages_cases_first(run.profile))["value"]
 
-    Undefined values are left out of both means; NaN if none is left.
+
+def averages_cases_first(profile: Mapping[str, Any]) -> bool:
+    """Return whether a profile averages the classes of each case before the cases."""
+    return CASES_FIRST in str(profile.get("unit", ""))
+
+
+def weigh_patients(
+    values: pd.DataFrame, weights: pd.DataFrame | None = None, cases_first: bool = False
+) -> pd.DataFrame:
+    """Return values by patient whose mean is the profile's average over cases and classes.
+
+    A patient's value is its influence on the average: patients with more cases, or with classes
+    that few patients have, lie further from it. Where all patients have as many cases of the same
+    classes, it is the mean over classes and cases.
+
+    Args:
+        values: by patient, case and class (rows) and run (columns); NaN is left out.
+        weights: of the classes (rows) in each run; `None` if all count the same.
+        cases_first: whether the classes of each case are averaged before the cases.
+
+    Returns:
+        By patient (rows) and run (columns); NaN for patients without any value.
     """
-    return average_cases(run, split, metric, classes).groupby("patient").mean()
+    if cases_first and weights is None:
+        values = values.groupby(level=["patient", "case"], sort=False).mean()
+        values = pd.concat({"": values}, names=["class"])
+    known = values.groupby(level="patient").count()
+    patients = (known > 0).sum()
+    influence = known * 0.0
+    total = patients * 0.0
+    for name, rows in values.groupby(level="class", sort=False):
+        groups = rows.groupby(level="patient")
+        sums, counts = (
+            table.reindex(known.index, fill_value=0) for table in (groups.sum(), groups.count())
+        )
+        weight = (counts.sum() > 0) * (1.0 if weights is None else weights.loc[name])
+        average = sums.sum() / counts.sum()
+        own = average + (sums - counts * average) * patients / counts.sum()
+        influence += (own * weight).fillna(0)
+        total += weight
+    return (influence / total).where(known > 0)
 
 
 def average_cases(
@@ -50,7 +98,7 @@ def select_scores(
 def tabulate_seeds(
     variant: Variant, split: str, metric: str, classes: Sequence[str] | None = None
 ) -> pd.DataFrame:
-    """Return values by patient (rows) and seed (columns); folds are pooled."""
+    """Return values by patient (rows) and seed (columns), each patient from its fold."""
     columns = {}
     for seed in sorted(variant.seeds):
         folds = [

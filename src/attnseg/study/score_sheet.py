@@ -12,9 +12,7 @@ import pandas as pd
 
 from attnseg.runs.variants import Variant
 from attnseg.study.metric import ComparedMetric
-from attnseg.study.patient_scores import WEIGHTED, select_scores
-
-CELL = ["patient", "case", "class"]
+from attnseg.study.patient_scores import CELL, WEIGHTED, select_scores, weigh_patients
 
 
 @dataclass(frozen=True)
@@ -82,18 +80,13 @@ class ScoreSheet:
         return (self.truth[numbers] == 0) & ~(self.predicted[numbers] > 0)
 
     def average(self, values: pd.DataFrame, classes: Sequence[str] | None = None) -> pd.DataFrame:
-        """Average cells over classes, then cases; return values by patient and run.
+        """Return values by patient and run, whose means are the profile's (see `weigh_patients`).
 
         A weighted metric weights the classes by their true voxels in all cases of the run.
         """
         if classes is not None:
             values = values[values.index.isin(classes, level="class")]
-        by_case = ["patient", "case"]
+        weights = None
         if self.metric.name in WEIGHTED:
-            voxels = self.truth[values.columns].groupby(level="class").sum()
-            weights = voxels.reindex(values.index, level="class").where(values.notna())
-            total = weights.groupby(level=by_case, sort=False).sum(min_count=1)
-            cases = (values * weights).groupby(level=by_case, sort=False).sum(min_count=1) / total
-        else:
-            cases = values.groupby(level=by_case, sort=False).mean()
-        return cases.groupby(level="patient").mean()
+            weights = self.truth[values.columns].groupby(level="class").sum()
+        return weigh_patients(values, weights, self.metric.cases_first)
