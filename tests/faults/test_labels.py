@@ -15,6 +15,7 @@ from attnseg.data.labels import IGNORE, Labels
 from attnseg.data.store import _count_voxels
 from attnseg.errors import ConfigError, DataError
 from attnseg.evaluation.mask_folders import score_folders
+from attnseg.evaluation.summary import print_summary
 from attnseg.losses.ce import CrossEntropy
 from attnseg.losses.dice import Dice
 from attnseg.losses.dice_ce import DiceCE
@@ -171,15 +172,20 @@ def test_soft_labels_are_named(folders):
     assert dice_of(*pair) == {("a", "1"): 1}
 
 
-def test_pictures_of_few_bits_score_as_what_they_store(tmp_path):
+def test_pictures_of_few_bits_score_as_what_they_store(tmp_path, capsys):
     labels = np.arange(48).reshape(6, 8) % 4
     for name in ("pred", "truth"):
         (tmp_path / name).mkdir()
     low_png(tmp_path / "truth/a.png", labels, 4)
     low_png(tmp_path / "truth/b.png", labels, 2)
-    for name in ("a", "b"):
+    low_png(tmp_path / "truth/c.png", labels, 4)
+    for name in ("a", "b", "c"):
         Image.fromarray(labels.astype(np.uint8)).save(tmp_path / f"pred/{name}.png")
     assert set(dice_of(tmp_path / "pred", tmp_path / "truth").values()) == {1}
+    scores = score_folders(tmp_path / "pred", tmp_path / "truth", [Strict()])
+    capsys.readouterr()
+    print_summary(Strict(), "pictures", Strict().summarise(scores), scores, None)
+    assert "95 % low" in capsys.readouterr().out  # although distances are undefined
 
 
 def test_masks_are_written_with_the_values_of_the_dataset(tmp_path):

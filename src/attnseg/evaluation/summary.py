@@ -66,7 +66,7 @@ def print_summary(
     mean = table.loc["mean"].astype(float).to_dict()
     if any(f"{m.name}_low" in table for m in metrics):
         for end in ("low", "high"):
-            ends = [format_value(m, mean[f"{m.name}_{end}"]) for m in metrics]
+            ends = [format_value(m, mean.get(f"{m.name}_{end}", math.nan)) for m in metrics]
             printed.add_row(f"95 % {end}", *ends, "")
     if watermark is not None:
         printed.caption, printed.caption_justify = watermark, "left"
