@@ -1,4 +1,4 @@
-"""Nearest of many: a nodule takes the class of the vertebra at its height."""
+"""Nearest of many: a rib takes the class of the vertebra at its height."""
 
 import numpy as np
 
@@ -6,11 +6,11 @@ from attnseg.probes.probe import Canvas, Drawn, Probe, label_pair, paint
 
 VERTEBRAE = 8  # one below the other
 TALL = 32 / VERTEBRAE
-NODULES = 3
+RIBS = 3
 
 
 class Nearest(Probe):
-    """A spine on the left; nodules on the right, each at the height of one of the vertebrae.
+    """A spine on the left; ribs on the right, each at the height of one of the vertebrae.
 
     A vertebra is a wedge whose bright end is on the left or on the right. Half of them are of
     either kind, so that their mean tells nothing; which ones is random. The second picture of a
@@ -19,7 +19,7 @@ class Nearest(Probe):
     """
 
     name = "nearest"
-    question = "Of which kind is the nearest vertebra, the one at the height of the nodule?"
+    question = "Of which kind is the nearest vertebra, the one at the height of the rib?"
     tests = "sharp choice of one among many"
     classes = ("left wedge", "right wedge")
 
@@ -33,16 +33,16 @@ class Nearest(Probe):
                 image += half * (np.where(kinds[:, number] == end, 0.9, 0.1)[:, None, None] - image)
         organs, evidence = np.zeros(image.shape, bool), np.zeros(image.shape, bool)
         answer = np.zeros(image.shape, np.int64)
-        # Nodules are not neighbours of one another.
+        # Ribs are not neighbours of one another.
         heights = 2 * canvas.order(VERTEBRAE // 2) + canvas.choice(2)[:, None]
-        for number in heights.T[:NODULES]:
+        for number in heights.T[:RIBS]:
             middle = TALL * (number + 0.5)
-            tall, wide = canvas.uniform(1.7, 2), canvas.uniform(3, 3.8)
-            nodule = canvas.ellipse(middle, canvas.uniform(24.6, 27.6), tall, wide)
-            paint(image, nodule, 0.9)
+            across = canvas.choice(4)[:, None, None] + 25
+            rib = (np.abs(canvas.y - middle[:, None, None]) < 2) & (np.abs(canvas.x - across) < 4)
+            paint(image, rib.astype(np.float32), 0.9)
             kind = np.take_along_axis(kinds, number[:, None], 1)
-            organs |= nodule > 0.5
-            answer = np.where(nodule > 0.5, kind[..., None], answer)
+            organs |= rib
+            answer = np.where(rib, kind[..., None], answer)
             level_with = np.abs(canvas.y - middle[:, None, None]) < TALL / 2
             evidence |= level_with & (canvas.x < 8)
         image += canvas.noise()
