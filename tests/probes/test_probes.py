@@ -7,6 +7,7 @@ from numpy.random import default_rng
 
 from attnseg.attention.attention import Attention
 from attnseg.attention.identity import Identity
+from attnseg.layers.vit import PatchTokens, set_sine_positions
 from attnseg.models.setr import SETR
 from attnseg.probes.probe import SPLITS, find_probe, list_probes
 from attnseg.probes.skeleton import SKELETON
@@ -115,6 +116,18 @@ def test_the_head_does_not_see_what_the_pictures_of_a_group_differ_in(probe, dra
     differing = (images != images[:, :1]).any(1).repeat(probe.group, 0)[:8]
     assert not (pixels_seen(probe, network(probe, Identity), drawn) & differing).any()
     assert (pixels_seen(probe, network(probe, Attention), drawn) & differing).any()
+
+
+def test_positions_begin_as_sines_of_row_and_column():
+    embed = PatchTokens(1, 8, 4, (3, 2), class_token=True)
+    prefix = embed.pos_embed[0, 0].clone()
+    set_sine_positions(embed)
+    waves = np.array([1.5, 1.5 / 8**0.5])
+    for row, column in np.ndindex(3, 2):
+        expected = [f(n * waves) for n in (row, column) for f in (np.sin, np.cos)]
+        token = embed.pos_embed[0, 1 + 2 * row + column].detach().numpy()
+        assert token == pytest.approx(np.concatenate(expected), abs=1e-6)
+    assert torch.equal(embed.pos_embed[0, 0], prefix) and embed.pos_embed.requires_grad
 
 
 def test_levels_and_resolution():

@@ -128,6 +128,24 @@ class PatchTokens(nn.Module):
         return tokens + resize_positions(self.pos_embed, self.grid, grid), grid
 
 
+@torch.no_grad()
+def set_sine_positions(embed: PatchTokens) -> None:
+    """Set the positions of a grid to sines and cosines of row and column, each in half the width.
+
+    The angular frequencies fall from 1.5 per token by a factor of 8, so that neighbours differ
+    clearly and positions as far apart as the grid is wide still differ. Training then goes on.
+    """
+    height, width = embed.grid
+    quarter = embed.pos_embed.shape[2] // 4
+    waves = 1.5 * 8.0 ** (-torch.arange(quarter) / quarter)
+    rows, columns = (torch.arange(n)[:, None] * waves for n in embed.grid)
+    prefix = embed.pos_embed.shape[1] - height * width
+    grid = embed.pos_embed[0, prefix:].unflatten(0, embed.grid)
+    for first, values in ((0, rows[:, None]), (2, columns[None])):
+        for number, wave in enumerate((values.sin(), values.cos()), first):
+            grid[..., number * quarter : (number + 1) * quarter] = wave
+
+
 def resize_positions(pos_embed: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
     """Interpolate learned positions `[1, prefix + h * w, C]` from an old to a new grid (h, w)."""
     if old == new:

@@ -6,11 +6,10 @@ from attnseg.probes.probe import Canvas, Drawn, Probe, label_pair, paint
 
 VERTEBRAE = 8  # one below the other
 TALL = 32 / VERTEBRAE
-RIBS = 3
 
 
 class Nearest(Probe):
-    """A spine on the left; ribs on the right, each at the height of one of the vertebrae.
+    """A spine on the left; four ribs on the right, each at the height of a vertebra.
 
     A vertebra is a wedge whose bright end is on the left or on the right. Half of them are of
     either kind, so that their mean tells nothing; which ones is random. The second picture of a
@@ -35,7 +34,7 @@ class Nearest(Probe):
         answer = np.zeros(image.shape, np.int64)
         # Ribs are not neighbours of one another.
         heights = 2 * canvas.order(VERTEBRAE // 2) + canvas.choice(2)[:, None]
-        for number in heights.T[:RIBS]:
+        for number in heights.T:
             middle = TALL * (number + 0.5)
             across = canvas.choice(4)[:, None, None] + 25
             rib = (np.abs(canvas.y - middle[:, None, None]) < 2) & (np.abs(canvas.x - across) < 4)

@@ -17,6 +17,7 @@ from attnseg.explain.attention_pictures import weights_as_image
 from attnseg.explain.evidence import measure_evidence_share
 from attnseg.explain.jacobian import derive_weights
 from attnseg.explain.recording import AnyRecord, AttentionRecord, record_attentions
+from attnseg.layers.vit import PatchTokens, set_sine_positions
 from attnseg.models.model import SegmentationModel
 from attnseg.probes.probe import Pictures, Probe, find_probe
 from attnseg.probes.skeleton import Skeleton
@@ -91,9 +92,10 @@ def run_cell(cell: Cell) -> CellResult:
     size = (probe.size[0] * cell.enlarge, probe.size[1] * cell.enlarge)
     classes = len(probe.classes) + 1
     net = build_model(cell.subject.model, cell.subject.attn, 1, classes, size).to(cell.device)
-    for name, parameter in net.named_parameters():
-        if name.endswith("pos_embed"):
-            parameter.data *= cell.skeleton.position_scale
+    for module in net.modules():
+        # From small random numbers, it takes most of the steps to learn to tell places apart.
+        if isinstance(module, PatchTokens):
+            set_sine_positions(module)
     curve, ending = _train(cell, probe, net)
     net.eval()
     levels: tuple[int | None, ...] = probe.levels or (None,)
