@@ -107,6 +107,25 @@ def test_every_command_with_and_without_a_plugin(
 
 
 @pytest.mark.full
+def test_attentions_of_a_plugin_are_probed(installed, succeed, fail, tmp_path, monkeypatch):
+    arguments = ("probes=far_place", "seeds=1", "probe.steps=2", "jobs=2")
+    printed = succeed(cli.probe, "attn=gated,mean", *arguments)
+    assert "gated" in printed and "mean" in printed
+    page = (tmp_path / "outputs/probes/probes.html").read_text()
+    assert "Nothing is predicted" in page  # The plugin declares nothing.
+    cells = list(tmp_path.glob("outputs/probes/cells/*.json"))
+    plugins = [json.loads(cell.read_text())["attn"]["plugins"] for cell in cells]
+    assert len(plugins) == 2 and all(len(each["my_attn"]) == 16 for each in plugins)
+    again = succeed(cli.probe, "attn=gated,mean", *arguments)
+    assert again.splitlines()[-12:-1] == printed.splitlines()[-12:-1]
+    assert sorted(cells) == sorted(tmp_path.glob("outputs/probes/cells/*.json"))
+    wrong = fail(cli.probe, "attn=gated,mean", "attn.mixing=softmax", *arguments)
+    assert wrong == "attn.mixing=softmax: an option of one attention; name a single attn"
+    assert fail(cli.probe, "attn=gated,maen", *arguments).startswith("attn: no 'maen'")
+    assert "probes: no 'nope'" in fail(cli.probe, "attn=gated", "probes=nope")
+
+
+@pytest.mark.full
 def test_a_file_is_needed_on_the_command_line_again(clean, succeed, fail, tmp_path, monkeypatch):
     file = tmp_path / "my_idea.py"
     file.write_text(BLOCKS["my_attn/gated.py"].replace("Gated", "MyIdea"))
