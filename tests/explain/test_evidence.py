@@ -3,11 +3,13 @@
 from functools import partial
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
 
 import attnseg
+from attnseg import cli
 from attnseg.attention.attention import Attention
 from attnseg.explain.evidence import load_evidence, measure_evidence_share
 from attnseg.explain.recording import record_attentions
@@ -84,9 +86,21 @@ def test_channels_have_no_tokens_to_look_at():
     assert measure_evidence_share(first_record("transpose"), answers, answers) is None
 
 
+@pytest.mark.full
+def test_explain_measures_it_on_a_probe(call, tmp_path):
+    short = ("experiment=probe", "phantom_size=tiny", "trainer.max_epochs=1", "logger=none")
+    assert call(*short).code == 0
+    (run,) = (path.parent for path in tmp_path.glob("outputs/*/*/*/*/run.json"))
+    answer = call(f"run={run}", command=cli.explain)
+    assert answer.code == 0 and "on evidence" in answer.out, answer.err
+    table = pd.read_csv(run / "attention/layers.csv")
+    assert table["evidence_share"].between(0, 1).all() and len(table) == 2 * 4
+    assert table["uniform_share"].nunique() == 1
+
+
 def test_evidence_lies_beside_the_masks(tmp_path):
     assert load_evidence(tmp_path, "one") is None
-    (tmp_path / "evidenceTr").mkdir()
+    (tmp_path / "evidence").mkdir()
     drawn = mask(slice(3, 5), slice(7, 9))
-    Image.fromarray(drawn.astype(np.uint8) * 255).save(tmp_path / "evidenceTr/one.png")
+    Image.fromarray(drawn.astype(np.uint8) * 255).save(tmp_path / "evidence/one.png")
     assert np.array_equal(load_evidence(tmp_path, "one"), drawn)

@@ -16,8 +16,8 @@ class ChannelGroup(Mixing):
     The groups of the paper are the heads.
     """
 
-    # Products of channels are summed over all tokens, which loses their places.
-    sees = declare_sight(far=False)
+    # One matrix for the whole picture carries a fact, but not another one for each token.
+    sees = declare_sight(far=True, sharp=False)
     equal_tokens = True
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:

@@ -20,7 +20,7 @@ from attnseg.explain.recording import AnyRecord, MixerRecord
 from attnseg.explain.token_weights import weight_columns, weights_of_token
 
 Mask = NDArray[np.bool_]
-FOLDER = "evidenceTr"  # beside the masks of a dataset that has this truth
+FOLDER = "evidence"  # beside the masks of a dataset that has this truth
 
 
 def load_evidence(root: Path, case: str) -> Mask | None:

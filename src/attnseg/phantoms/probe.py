@@ -3,12 +3,15 @@
     dataset.json
     imagesTr/G0001_a_0000.png, labelsTr/G0001_a.png
     imagesTs/T0001_a_0000.png, labelsTs/T0001_a.png
+    evidence/G0001_a.png, evidence/T0001_a.png: the pixels that show the answer
 
 A group of pictures that differ in the evidence alone is a patient.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
+
+from PIL import Image
 
 from attnseg.phantoms.phantom import make_preset, save_picture, write_description
 from attnseg.probes.probe import find_probe
@@ -44,10 +47,13 @@ def make_probe(root: Path, probe: str, preset: str = "demo", seed: int = 0) -> N
 def _write_probe(name: str, spec: ProbeSpec, root: Path) -> None:
     probe = find_probe(name)
     parts = (("Tr", "G", "train", spec.train), ("Ts", "T", "test", spec.test))
+    (root / "evidence").mkdir()
     for part, letter, split, groups in parts:
         drawn = probe.pictures(groups * probe.group, spec.seed, split=split)
-        for index, (image, labels) in enumerate(zip(drawn.images, drawn.labels, strict=True)):
+        for index, (image, labels, evidence) in enumerate(zip(*drawn, strict=True)):
             group, member = divmod(index, probe.group)
             grey = (image[0] + 1) * 127.5
-            save_picture(root, part, f"{letter}{group + 1:04d}_{'abc'[member]}", grey, labels)
+            name = f"{letter}{group + 1:04d}_{'abc'[member]}"
+            save_picture(root, part, name, grey, labels)
+            Image.fromarray(evidence).save(root / "evidence" / f"{name}.png")
     write_description(root, probe.classes, spec.train * probe.group)
