@@ -14,6 +14,7 @@ from torch import nn
 
 from attnseg import plugins
 from attnseg.cli.hydra_app import compose_raw, to_hydra
+from attnseg.cli.literal_text import quote_text
 from attnseg.commands import compare as compare_command
 from attnseg.commands import evaluate as evaluate_command
 from attnseg.commands import predict as predict_command
@@ -97,7 +98,8 @@ def to_overrides(options: Mapping[str, Any], prefix: str = "") -> list[str]:
 def _to_text(value: object) -> str:
     if isinstance(value, str | PathLike):
         text = fspath(value)
-        return text if text.replace("_", "").isalnum() else "'" + text.replace("'", r"\'") + "'"
+        plain = text.isascii() and text.replace("_", "").isalnum()
+        return text if plain else quote_text(text)
     if isinstance(value, list | tuple):
         return f"[{','.join(map(_to_text, value))}]"
     return json.dumps(value)

@@ -15,6 +15,7 @@ import yaml
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
+from attnseg.cli.literal_text import suggest_quotes
 from attnseg.config.composition import known_names
 from attnseg.config.errors import nearest
 from attnseg.config.folder import list_choices
@@ -107,8 +108,10 @@ def translate_hydra_error(
         known = [each for each in error.options or list_choices(group) if each[:1] != "_"]
         return ConfigError(f"{group}: no {name!r}; {nearest(name, known)}")
     if isinstance(error, OverrideParseException):
+        typed = suggest_quotes(error.override)
         return ConfigError(
             f"{error.override}: not KEY=VALUE; quote values with spaces, commas or brackets"
+            f"{f', as in {typed}' if typed else ''}"
         )
     if match := re.search(r"Could not override '([^'@]+)", text):
         key = match[1]

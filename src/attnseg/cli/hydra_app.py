@@ -23,6 +23,7 @@ from attnseg import plugins
 from attnseg.cli import sweeps
 from attnseg.cli.failures import log, report_error, send_log_to_terminal, translate_hydra_error
 from attnseg.cli.help import help_text
+from attnseg.cli.literal_text import quote_text_options
 from attnseg.commands.command import Command, Invocation
 from attnseg.config.composition import compose, to_raw
 from attnseg.config.errors import nearest
@@ -95,14 +96,14 @@ def to_hydra(command: Command, arguments: Sequence[str]) -> list[str]:
     """Return the arguments as Hydra takes them, conveniences translated.
 
     Several profiles, loggers or formats serve one job, for which Hydra has brackets; and its parser
-    wants `-m` before any KEY=VALUE.
+    wants `-m` before any KEY=VALUE. Paths are taken as they are typed.
     """
     translated = [
         re.sub(r"^(profile|logger|formats)=([\w,]+)$", r"\1=[\2]", argument)
         for argument in command.translate(list(arguments))
     ]
     flags = [argument for argument in translated if argument in ("-m", "--multirun")]
-    return flags[:1] + [argument for argument in translated if argument not in flags]
+    return quote_text_options(flags[:1] + [each for each in translated if each not in flags])
 
 
 def check_flags(arguments: Sequence[str]) -> None:
