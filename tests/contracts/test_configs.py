@@ -22,7 +22,7 @@ GROUPS = {
     "augment": 5,
     "optimizer": 2,
     "scheduler": 3,
-    "profile": 7,
+    "profile": 8,
     "logger": 4,
     "trainer": 4,
     "experiment": 3,

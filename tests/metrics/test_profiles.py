@@ -13,6 +13,7 @@ from monai.metrics import DiceMetric, HausdorffDistanceMetric, SurfaceDiceMetric
 from scipy import stats
 
 from attnseg.metrics.intervals import interval_of_average, leave_out_patients
+from attnseg.metrics.profiles.detailed import Detailed
 from attnseg.metrics.profiles.isic import ISIC
 from attnseg.metrics.profiles.isic_pooled import ISICPooled
 from attnseg.metrics.profiles.monai import MONAI
@@ -42,7 +43,16 @@ TABLE = {
 }
 PROFILES: dict[str, Profile] = {
     profile.name: profile
-    for profile in (Strict(), TransUNet(), MONAI(), NNUNet(), ISIC(), ISICPooled(), UWMadison())
+    for profile in (
+        Strict(),
+        TransUNet(),
+        MONAI(),
+        NNUNet(),
+        ISIC(),
+        ISICPooled(),
+        UWMadison(),
+        Detailed(),
+    )
 }
 
 
@@ -193,10 +203,10 @@ def test_competition_score_by_hand():
 
 @pytest.mark.parametrize(
     ("truth", "prediction", "far"),
-    [(EMPTY, EMPTY, 0), (ORGAN, EMPTY, 1), (EMPTY, ORGAN, 1), (ORGAN, ORGAN, 0)],
+    [(EMPTY, EMPTY, NAN), (ORGAN, EMPTY, 1), (EMPTY, ORGAN, 1), (ORGAN, ORGAN, 0)],
 )
 def test_competition_hausdorff_of_empty_masks(truth, prediction, far):
-    assert UWMadison().hausdorff(truth, prediction) == far
+    assert UWMadison().hausdorff(truth, prediction) == pytest.approx(far, nan_ok=True)
 
 
 def test_a_prediction_ten_times_too_large_is_as_far_as_can_be():
@@ -307,6 +317,9 @@ def test_profiles_say_what_they_do():
             digits = 2 if metric.unit else 4
             facts = {"label": label, "unit": metric.unit, "up": metric.up, "digits": digits}
             facts["silent"] = {True: 1.0, False: 0.0, None: None}[metric.up]
+            if metric.bounds is not None:
+                ends = [None if math.isinf(end) else end for end in metric.bounds]
+                facts["bounds"] = ends
             if described["metrics"][metric.name] != facts:
                 wrong.append((name, facts))
             if metric.unit and not metric.name.endswith(f"_{metric.unit}"):

@@ -124,16 +124,24 @@ def build(key: str, node: Component, **context: object) -> Any:  # noqa: ANN401
         raise ConfigError(f"{key}: {error}") from error
 
 
-def _option(key: str, value: object, hint: object) -> object:
+def _option(key: str, value: Any, hint: object) -> object:  # noqa: ANN401
     """Return an option as its class takes it.
 
     A component within a component is an attention or a token reduction, which its model builds
-    itself: it becomes a factory. YAML has no tuples: a list becomes one, unless the type hint
-    asks for a list.
+    itself: it becomes a factory. Components by name are built. YAML has no tuples: a list becomes
+    one, unless the type hint asks for a list.
     """
     if isinstance(value, dict) and "_target_" in value:
         component = Component.model_validate(value)
         example = getattr(locate(key, component.target), "EXAMPLE", None)
         build(key, component, **(example or {"dim": 8, "num_heads": 1}))
         return factory(key, component, tuple(example or ATTENTION))
+    if _are_components(value):
+        return {n: build(f"{key}.{n}", Component.model_validate(v)) for n, v in value.items()}
     return tuple(value) if isinstance(value, list) and "list" not in str(hint) else value
+
+
+def _are_components(value: object) -> bool:
+    """Return whether a value is a mapping of names to components."""
+    nodes = value.values() if isinstance(value, dict) else ()
+    return bool(nodes) and all(isinstance(node, dict) and "_target_" in node for node in nodes)

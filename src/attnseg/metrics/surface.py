@@ -38,7 +38,9 @@ class SurfaceElements:
     weights_b: Floats
 
 
-def surface_distances(a: Mask, b: Mask, spacing: Sequence[float]) -> Distances:
+def surface_distances(
+    a: Mask, b: Mask, spacing: Sequence[float], flat_axes: bool = False
+) -> Distances:
     """Measure the distances between surface voxels.
 
     A surface voxel belongs to the mask and shares a face with the outside; the outside of the array
@@ -48,10 +50,26 @@ def surface_distances(a: Mask, b: Mask, spacing: Sequence[float]) -> Distances:
         a: mask that is not empty, with any number of axes.
         b: mask of the same shape, not empty.
         spacing: voxel size along each axis, mm.
+        flat_axes: keep axes of length 1, so that every voxel of a single slice is surface.
     """
-    a, b, voxel = _prepare(a, b, spacing)
+    a, b, voxel = _prepare(a, b, spacing, flat_axes)
     points_a, points_b = (_points(_surface(mask), voxel) for mask in (a, b))
     return Distances(_nearest(points_a, points_b), _nearest(points_b, points_a))
+
+
+def hd_of_voxels(a: Mask, b: Mask, spacing: Sequence[float]) -> float:
+    """Return the Hausdorff distance, mm, of all voxels of two masks instead of their surfaces.
+
+    They differ where a mask is hollow. The arguments are those of `surface_distances`.
+    """
+    a, b, voxel = _prepare(a, b, spacing)
+
+    def farthest(of: Mask, to: Mask) -> float:
+        outside = of & ~to  # The nearest voxel of all others lies on the surface of `to`.
+        distances = _nearest(_points(outside, voxel), _points(_surface(to), voxel))
+        return float(distances.max(initial=0.0))
+
+    return max(farthest(a, b), farthest(b, a))
 
 
 def surface_elements(a: Mask, b: Mask, spacing: Sequence[float]) -> SurfaceElements:
@@ -125,14 +143,16 @@ def nsd_voxels(d: Distances, tolerance: float) -> float:
     return float(within / (d.a_to_b.size + d.b_to_a.size))
 
 
-def _prepare(a: Mask, b: Mask, spacing: Sequence[float]) -> tuple[Mask, Mask, Floats]:
+def _prepare(
+    a: Mask, b: Mask, spacing: Sequence[float], flat_axes: bool = False
+) -> tuple[Mask, Mask, Floats]:
     """Check two masks, drop axes of length 1, and crop both to the box that holds them."""
     if a.shape != b.shape or not a.any() or not b.any():
         raise ValueError(f"need two masks of one shape, not empty; got {a.shape} and {b.shape}")
     if len(spacing) != a.ndim:
         raise ValueError(f"need a spacing for each axis of {a.shape}; got {len(spacing)}")
     voxel = np.asarray(spacing, dtype=np.float64)
-    while a.ndim > 2 and 1 in a.shape:
+    while a.ndim > 2 and 1 in a.shape and not flat_axes:
         axis = a.shape.index(1)
         a, b, voxel = a.squeeze(axis), b.squeeze(axis), np.delete(voxel, axis)
     box = bounding_box(a | b)

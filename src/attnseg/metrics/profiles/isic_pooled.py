@@ -49,4 +49,5 @@ class ISICPooled(Profile):
                 "specificity": tn / (tn + fp),
                 "accuracy": (tp + tn) / (tp + tn + fp + fn),
             }
-        return {name: with_mean(values) for name, values in each.items()}
+        means = {name: with_mean(values) for name, values in each.items()}
+        return {**means, **self.reduce_added(raw, weights)}

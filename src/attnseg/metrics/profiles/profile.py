@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
@@ -40,6 +40,8 @@ class Metric:
         up: whether larger values are better; `None` if 0 is best.
         shown: whether the terminal shows it; files hold every metric.
         of_probabilities: whether it scores probabilities (see `Calibration`) instead of masks.
+        bounds: the lowest and the highest possible value; `None` for 0 to 1, for 0 to infinity if
+            there is a unit, and for no bounds if 0 is best.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Metric:
     up: bool | None = True
     shown: bool = True
     of_probabilities: bool = False
+    bounds: tuple[float, float] | None = None
 
     @property
     def digits(self) -> int:
@@ -76,24 +79,66 @@ class Metric:
         return self.name.removesuffix(f"_{self.unit}") if self.unit else self.name
 
 
+def usual_bounds(unit: str, up: bool | None) -> tuple[float, float]:
+    """Return the lowest and the highest value of a metric that does not state them."""
+    if up is None:
+        return -math.inf, math.inf
+    return 0.0, math.inf if unit else 1.0
+
+
+@dataclass(frozen=True)
+class SingleMetric:
+    """Base of metrics that stand by themselves, each in its file: any profile can score them, too.
+
+    A subclass may have options, which are fields, and states its empty masks itself.
+    """
+
+    @property
+    def metric(self) -> Metric:
+        """Name, label, unit, direction and bounds, which may depend on the options."""
+        raise NotImplementedError
+
+    def score(self, truth: Mask, prediction: Mask, spacing: Spacing) -> float:
+        """Score one class of one case; see `Profile.score`."""
+        raise NotImplementedError
+
+
 @dataclass(frozen=True)
 class Profile:
     """Base of the profiles. A subclass states its rules and scores one class of one case.
 
     Attributes:
         version: raised whenever the definition of a number changes.
+        added: metrics that are scored besides those of the profile, by any key.
     """
 
     version: int = 1
+    added: dict[str, SingleMetric] = field(default_factory=dict, kw_only=True)
 
     name: ClassVar[str]
     metrics: ClassVar[tuple[Metric, ...]]
     rules: ClassVar[Mapping[str, str]]  # the convention, in prose
 
+    def __post_init__(self) -> None:
+        """Declare the metrics that are added."""
+        if self.added:
+            added = [single.metric for single in self.added.values()]
+            object.__setattr__(self, "metrics", (*type(self).metrics, *added))
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Options that decide the scores; metrics that are added, by their names."""
+        options = asdict(self)
+        if not options.pop("added"):
+            return options
+        singles = self.added.values()
+        added = {one.metric.name: {"class": type(one).__name__, **asdict(one)} for one in singles}
+        return {**options, "added": added}
+
     @property
     def digest(self) -> str:
         """Eight hexadecimal digits that change whenever a score could change."""
-        text = json.dumps([self.name, asdict(self)], sort_keys=True)
+        text = json.dumps([self.name, self.options], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
     def label(self, metric: Metric) -> str:
@@ -108,7 +153,7 @@ class Profile:
 
     def describe(self) -> dict[str, Any]:
         """Return name, digest, options, rules and metrics, for the files that hold numbers."""
-        metrics = {
+        metrics: dict[str, dict[str, Any]] = {
             m.name: {
                 "label": self.label(m),
                 "unit": m.unit,
@@ -118,7 +163,11 @@ class Profile:
             }
             for m in self.metrics
         }
-        facts = {"name": self.name, "digest": self.digest, **asdict(self), **self.rules}
+        for m in self.metrics:
+            if m.bounds is not None:  # JSON has no infinity.
+                bounds = [None if math.isinf(end) else end for end in m.bounds]
+                metrics[m.name]["bounds"] = bounds
+        facts = {"name": self.name, "digest": self.digest, **self.options, **self.rules}
         return {**facts, "metrics": metrics}
 
     def score(self, truth: Mask, prediction: Mask, spacing: Spacing) -> dict[str, float]:
@@ -140,6 +189,8 @@ class Profile:
 
         def score_class(at: int, true: Mask, predicted: Mask) -> dict[str, float]:
             scores = self.of_class(classes[at]).score(true, predicted, spacing)
+            for single in self.added.values():
+                scores[single.metric.name] = single.score(true, predicted, spacing)
             voxels = (np.count_nonzero(true), np.count_nonzero(predicted))
             return {**scores, **dict(zip(VOLUMES, map(float, voxels), strict=True))}
 
@@ -175,6 +226,11 @@ class Profile:
             for metric in self.metrics
             if metric.name in raw
         }
+
+    def reduce_added(self, raw: Mapping[str, Values], weights: Values) -> dict[str, Values]:
+        """Average the metrics that are added over cases, then over classes; see `reduce`."""
+        names = [single.metric.name for single in self.added.values()]
+        return {n: with_mean(weighted_mean(raw[n], weights)) for n in names if n in raw}
 
     def summarise(self, scores: pd.DataFrame) -> pd.DataFrame:
         """Average scores of many cases.

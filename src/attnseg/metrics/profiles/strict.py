@@ -68,7 +68,8 @@ class Strict(Profile):
         """Score one class of one case; see `Profile.score`."""
         counts = Overlap.of(truth, prediction)
         if counts.tp + counts.fp + counts.fn == 0:
-            return {m.name: NAN for m in self.metrics if not m.of_probabilities}
+            summed_up = {m.name for m in self.metrics if m.of_probabilities} | {"weighted_jaccard"}
+            return {m.name: NAN for m in self.metrics if m.name not in summed_up}
         scores = {
             "dice": counts.dice,
             "jaccard": counts.jaccard,

@@ -17,7 +17,7 @@ import numpy as np
 
 from attnseg.metrics.overlap import Overlap
 from attnseg.metrics.profiles.profile import Mask, Metric, Profile, Score, Spacing, Values
-from attnseg.metrics.surface import hd, surface_distances
+from attnseg.metrics.surface import hd_of_voxels
 
 EXCESS = 10  # a prediction this many times larger than the truth gets the largest distance
 ALL = "all classes"
@@ -26,6 +26,8 @@ ALL = "all classes"
 @dataclass(frozen=True)
 class UWMadison(Profile):
     """Computes the competition's score and its two parts."""
+
+    version: int = 2
 
     name: ClassVar = "uw_madison"
     metrics: ClassVar = (
@@ -37,8 +39,9 @@ class UWMadison(Profile):
         "unit": "Dice: slice and class; Hausdorff: scan in 3D, classes together",
         "missed": "Dice 0; nothing predicted in a scan: Hausdorff 1",
         "spurious": "Dice 0; nothing true in a scan: Hausdorff 1",
-        "both_empty": "slice left out of Dice; scan: Hausdorff 0",
-        "hausdorff": "coordinates over the volume's shape, largest of both directions, / sqrt(3)",
+        "both_empty": "slice left out of Dice; scan left out of Hausdorff",
+        "hausdorff": "of all voxels, coordinates over the volume's shape, largest of both "
+        "directions, / sqrt(3)",
         "score": "0.4 Dice + 0.6 (1 - Hausdorff)",
     }
 
@@ -57,22 +60,23 @@ class UWMadison(Profile):
         return [*rows, (ALL, "hausdorff", distance)]
 
     def hausdorff(self, truth: Mask, prediction: Mask) -> float:
-        """Return the normalised Hausdorff distance of two masks `[S, H, W]`."""
+        """Return the normalised Hausdorff distance of masks `[S, H, W]`, NaN if both are empty."""
         true, predicted = int(truth.sum()), int(prediction.sum())
         if not true and not predicted:
-            return 0.0
+            return math.nan
         if not true or not predicted or predicted > EXCESS * true:
             return 1.0
         share = [1 / length for length in truth.shape]
-        return hd(surface_distances(truth, prediction, share)) / math.sqrt(3)
+        return hd_of_voxels(truth, prediction, share) / math.sqrt(3)
 
     def reduce(self, raw: Mapping[str, Values], weights: Values) -> dict[str, Values]:
         """Average over slices and scans; see `Profile.reduce`."""
         total, slices = (weights @ np.nan_to_num(raw[n]) for n in ("dice_sum", "dice_slices"))
-        everything = total.sum(1, keepdims=True) / np.maximum(slices.sum(1, keepdims=True), 1)
         with np.errstate(invalid="ignore"):
+            everything = total.sum(1, keepdims=True) / slices.sum(1, keepdims=True)
             dice = np.concatenate([total / slices, everything], 1)
-        far = weights @ np.nansum(raw["hausdorff"], 1) / weights.sum(1)
+            known = ~np.isnan(raw["hausdorff"]).all(1)
+            far = weights @ np.nansum(raw["hausdorff"], 1) / (weights @ known)
         nothing = np.full_like(total, np.nan)
         together = nothing.copy()
         together[:, ~np.isnan(raw["hausdorff"]).all(0)] = far[:, None]
@@ -81,6 +85,7 @@ class UWMadison(Profile):
             "score": np.concatenate([nothing, score[:, None]], 1),
             "dice": dice,
             "hausdorff": np.concatenate([together, far[:, None]], 1),
+            **self.reduce_added(raw, weights),
         }
 
     def undefined(self, raw: Mapping[str, Values]) -> Mask:

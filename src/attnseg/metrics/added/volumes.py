@@ -1,0 +1,42 @@
+"""Comparisons of volumes alone, in which errors of either sign count and places do not."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from attnseg.metrics.overlap import Mask, ratio
+from attnseg.metrics.profiles.profile import Metric, SingleMetric, Spacing
+
+
+@dataclass(frozen=True)
+class AbsoluteVolumeError(SingleMetric):
+    """|predicted - true| / true volume; NaN without a true voxel, 1 if the class is missed."""
+
+    @property
+    def metric(self) -> Metric:
+        """See `SingleMetric.metric`."""
+        bounds = (0.0, float("inf"))
+        return Metric("absolute_volume_error", "absolute volume error", up=False, bounds=bounds)
+
+    def score(self, truth: Mask, prediction: Mask, spacing: Spacing) -> float:
+        """See `SingleMetric.score`."""
+        true, predicted = np.count_nonzero(truth), np.count_nonzero(prediction)
+        return ratio(abs(predicted - true), true)
+
+
+@dataclass(frozen=True)
+class VolumeSimilarity(SingleMetric):
+    """1 - |predicted - true| / (predicted + true); NaN if both are empty, 0 if one is.
+
+    Source: Taha and Hanbury, BMC Medical Imaging 15:29 (2015), equation 17.
+    """
+
+    @property
+    def metric(self) -> Metric:
+        """See `SingleMetric.metric`."""
+        return Metric("volume_similarity", "volume similarity")
+
+    def score(self, truth: Mask, prediction: Mask, spacing: Spacing) -> float:
+        """See `SingleMetric.score`."""
+        true, predicted = np.count_nonzero(truth), np.count_nonzero(prediction)
+        return 1 - ratio(abs(predicted - true), predicted + true)
