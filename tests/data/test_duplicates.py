@@ -110,3 +110,75 @@ def test_comparison_in_blocks_finds_the_same(pictures, monkeypatch):
     monkeypatch.setattr(duplicates, "ROWS", 5)
     found = duplicates.find_duplicates(cases, names, names, 0.3)
     assert [(p.first, p.second) for p in found] == [(p.first, p.second) for p in whole]
+
+
+MOVES = {
+    "shifted": lambda v: np.roll(v, (4, -7), (1, 2)),
+    "cut": lambda v: v[:, 5:-5, 6:-6],
+    "padded": lambda v: np.pad(v, ((0, 0), (9, 2), (5, 5), (0, 0))),
+    "a quarter turn": lambda v: np.rot90(v, 1, (1, 2)),
+    "a half turn": lambda v: np.rot90(v, 2, (1, 2)),
+    "mirrored": lambda v: v[:, :, ::-1],
+    "mirrored and turned": lambda v: np.rot90(v[:, ::-1], 3, (1, 2)),
+    "inverted": lambda v: v.max() - v,
+    "turned by 12 degrees": lambda v: turned(v, 12),
+    "mirrored, inverted, smaller": lambda v: turned(v.max() - v[:, ::-1], 0, 0.8),
+}
+
+
+def turned(volume, degrees, scale=1.0):
+    height, width = volume.shape[1:3]
+    matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), degrees, scale)
+    planes = [
+        cv2.warpAffine(s[..., 0].astype(np.float32), matrix, (width, height),
+                       borderValue=float(s[0, 0, 0])) for s in volume
+    ]  # fmt: skip
+    return np.stack(planes)[..., None]
+
+
+def test_scans_that_were_moved_are_found_and_only_they(phantom):
+    reader = UWMadison(phantom)
+    refs = reader.cases()
+    scans = [reader.read(ref).image.astype(np.float32) for ref in refs]
+    cases = [duplicates.compute_signatures(scan) for scan in scans]
+    names, pixels = [ref.patient for ref in refs], [ref.case for ref in refs]
+    missed = []
+    for name, move in MOVES.items():
+        copy = duplicates.compute_signatures(np.ascontiguousarray(move(scans[1])))
+        pairs = duplicates.find_duplicates([*cases, copy], [*names, "new"], [*pixels, "new"])
+        own = {i for i, ref in enumerate(refs) if ref.patient == refs[1].patient}
+        if not pairs or not all(p.first in own and p.second == len(cases) for p in pairs):
+            missed.append((name, pairs))
+        elif not (pair := next(p for p in pairs if p.first == 1)).moved and name != "mirrored":
+            assert pair.similarity > duplicates.MIN_SIMILARITY
+    assert not missed
+
+
+def test_pictures_that_were_turned_mirrored_padded_or_inverted_are_found(pictures):
+    missed = []
+    for number, picture in enumerate(pictures[::3]):
+        original = duplicates.compute_signatures(picture[None])
+        for name in ("padded", "a quarter turn", "a half turn", "mirrored", "inverted"):
+            copy = np.ascontiguousarray(MOVES[name](picture[None]))
+            cases = [original, duplicates.compute_signatures(copy)]
+            if not duplicates.find_duplicates(cases, ["a", "b"], ["p", "q"]):
+                missed.append((number, name))
+    assert not missed
+
+
+def test_a_few_slices_that_agree_once_aligned_are_no_copy():
+    rng = np.random.default_rng(0)
+    unit = rng.standard_normal((24, 1024))
+    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+    nothing = np.zeros((12, 1024))
+
+    def case(aligned):
+        return np.concatenate([nothing, aligned]).astype(np.float16)
+
+    one, two = unit[:12].copy(), unit[12:].copy()
+    two[0] = -one[0][duplicates.ORIENTATIONS[5]]
+    assert duplicates.find_duplicates([case(one), case(two)], ["a", "b"], ["p", "q"]) == []
+    two[7] = one[6]
+    (pair,) = duplicates.find_duplicates([case(one), case(two)], ["a", "b"], ["p", "q"])
+    assert pair.moved
+    assert pair.slices in ((0, 0), (6, 7))

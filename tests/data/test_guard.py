@@ -1,3 +1,4 @@
+import re
 from dataclasses import dataclass
 
 import pytest
@@ -86,3 +87,34 @@ def test_what_is_dropped_is_never_of_the_test_set():
         DuplicatePair(0, 1, (0, 0), 1),
     ]
     assert guard.choose_left_out(CASES, ROLES, pairs) == {"a0", "c0"}
+
+
+def test_moved_copies_are_called_so():
+    (problem,) = problems(pairs=[DuplicatePair(0, 3, (0, 0), 0.97, moved=True)])
+    assert "nearly the same picture, once centred, scaled and turned, (similarity 0.97)" in problem
+
+
+@pytest.mark.parametrize(
+    ("names", "patients"),
+    [
+        (["subject7-visit1", "subject7-visit2", "subject8-visit1"], "7 7 8"),
+        (["GLI-00005-000", "GLI-00005-001", "GLI-00012-000"], "05 05 12"),
+        (["s1_t1_2", "s1_t2_3", "s30_t1_1"], "s1 s1 s30"),
+        (["A01 left1", "A01 right1", "A02 left1"], "A01 A01 A02"),
+        (["scan_001", "scan_002", "scan_003"], None),
+        (["BraTS20_Training_001", "BraTS20_Training_002"], None),
+        (["p1", "p2"], None),
+        (["a_1_2"], None),
+        (["c1_left", "c2_left"], None),
+    ],
+)
+def test_names_of_visits_suggest_a_pattern(names, patients):
+    suggested = guard.suggest_patient_pattern(reversed(names))
+    if patients is None:
+        assert suggested is None
+        return
+    pattern, alike = suggested
+    groups = [re.fullmatch(pattern, name)[1] for name in names]
+    assert all(g.endswith(p) for g, p in zip(groups, patients.split(), strict=True))
+    assert alike == names[:2]
+    assert re.compile(pattern).groups == 1

@@ -1,6 +1,8 @@
 """Protection against leaks: no patient and no picture may have two roles in a split."""
 
 import logging
+import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from attnseg.data.duplicates import DuplicatePair
@@ -10,6 +12,8 @@ from attnseg.errors import Problems
 log = logging.getLogger(__name__)
 
 MAX_LOGGED_PAIRS = 5  # duplicates within a role that are named in the log
+# Names with a patient's number and a counter: the part before the last number, and up to the first.
+VISITS = (r"(.*\d.*?)([_\-. ]+[A-Za-z]*)\d+", r"(\D*\d+)[_\-. ].*\d.*")
 
 
 def group_patients(cases: Sequence[StoredCase], pairs: Iterable[DuplicatePair]) -> dict[str, str]:
@@ -28,6 +32,28 @@ def group_patients(cases: Sequence[StoredCase], pairs: Iterable[DuplicatePair]) 
         roots = sorted(root_of(cases[index].patient) for index in (pair.first, pair.second))
         parent[roots[1]] = roots[0]
     return {case.case: root_of(case.patient) for case in cases}
+
+
+def suggest_patient_pattern(names: Iterable[str]) -> tuple[str, list[str]] | None:
+    """Return a pattern if names look like those of several visits of the same patients.
+
+    They do if a part with a number is followed by a counter, and some but not all of them share it.
+
+    Returns:
+        A regular expression whose group is the patient, and names that share a patient; or `None`.
+    """
+    known = sorted(names)
+    for pattern in VISITS:
+        matches = {name: match for name in known if (match := re.fullmatch(pattern, name))}
+        visits = Counter(match[1] for match in matches.values())
+        if len(visits) > 1 and len(matches) == len(known) and (most := max(visits.values())) > 1:
+            example = min(prefix for prefix, count in visits.items() if count == most)
+            endings = {match[match.re.groups] for match in matches.values()}
+            if len(endings) == 1:
+                pattern = f"(.+){re.escape(endings.pop())}\\d+"
+            pattern = pattern.replace("([_", "(?:[_")  # The patient is the only group.
+            return pattern, [name for name, match in matches.items() if match[1] == example]
+    return None
 
 
 def check_split(
@@ -89,7 +115,8 @@ def describe_pair(
     files = first.file(pair.slices[0]), second.file(pair.slices[1])
     relation = "the same pixels"
     if first.pixels != second.pixels:
-        relation = f"nearly the same picture (similarity {pair.similarity:.2f}"
+        moved = ", once centred, scaled and turned," if pair.moved else ""
+        relation = f"nearly the same picture{moved} (similarity {pair.similarity:.2f}"
         if first.shape[0] + second.shape[0] > 2:
             relation += f", slices {pair.slices[0] + 1} and {pair.slices[1] + 1}"
         relation += ")"
