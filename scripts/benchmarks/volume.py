@@ -125,6 +125,7 @@ def make_case(folder: Path, slices: int) -> StoredCase:
         voxels=(),
         overlaps=(),
         pixels="",
+        mask_digests=(),
         digest="",
         source="",
     )

@@ -1,8 +1,11 @@
 import json
+import logging
 
+import numpy as np
 import pytest
 
-from attnseg.data.sealed import SealedTest
+from attnseg.data.labels import digest_masks
+from attnseg.data.sealed import SealedTest, record_scored_masks
 from attnseg.errors import ResourceError
 from tests.data.test_guard import Prepared
 
@@ -15,7 +18,8 @@ def prepared(*names):
 
 
 def test_every_opening_is_on_record_before_anything_is_seen(tmp_path):
-    sealed = SealedTest(prepared("a0", "a1", "b0"), tmp_path / "outputs" / "openings.jsonl")
+    data = tmp_path / "data"
+    sealed = SealedTest(prepared("a0", "a1", "b0"), tmp_path / "outputs" / "openings.jsonl", data)
     assert sealed.counts == {"patients": 2, "cases": 3, "slices": 3}
     assert (len(sealed), sealed.count_openings(), sealed.openings.exists()) == (3, 0, False)
     assert [case.case for case in sealed.open("run 1", "scored")] == ["a0", "a1", "b0"]
@@ -27,12 +31,52 @@ def test_every_opening_is_on_record_before_anything_is_seen(tmp_path):
 
 def test_another_test_set_has_a_count_of_its_own_and_order_does_not_matter(tmp_path):
     openings = tmp_path / "openings.jsonl"
-    SealedTest(prepared("a0", "b0"), openings).open("run", "scored")
-    assert SealedTest(prepared("b0", "a0"), openings).count_openings() == 1
-    assert SealedTest(prepared("a0", "c0"), openings).count_openings() == 0
+    SealedTest(prepared("a0", "b0"), openings, tmp_path).open("run", "scored")
+    assert SealedTest(prepared("b0", "a0"), openings, tmp_path).count_openings() == 1
+    assert SealedTest(prepared("a0", "c0"), openings, tmp_path).count_openings() == 0
+
+
+def test_other_outputs_do_not_restart_the_count_and_neither_ledger_is_enough_to_hide_one(tmp_path):
+    data = tmp_path / "data"
+    for folder in ("one", "two"):
+        sealed = SealedTest(prepared("a0"), tmp_path / folder / "openings.jsonl", data)
+        sealed.open(f"{folder}/run", "scored")
+        sealed.open(f"{folder}/run", "scored")  # the same line within a second counts, too
+    assert sealed.count_openings() == 4
+    sealed.ledger.write_text("")
+    assert sealed.count_openings() == 2
+    sealed.open("two/run", "scored")
+    sealed.openings.unlink()
+    sealed.ledger.write_text(sealed.ledger.read_text() + '{"time": "cut o')
+    assert sealed.count_openings() == 1
+
+
+def test_masks_scored_without_a_run_are_an_opening(tmp_path):
+    masks = np.zeros((2, 3, 8, 8), bool)
+    masks[0, 1, 2:6, 2:6] = True
+    masks[1, 0, 0, :3] = True  # too small to tell by
+    (case,) = cases = prepared("a0")
+    case.mask_digests = digest_masks(masks)
+    sealed = SealedTest(cases, tmp_path / "openings.jsonl", tmp_path)
+    sealed.register_masks()
+    small, shifted = digest_masks(masks[1:]), digest_masks([np.roll(masks[0], 1, 1)])
+    assert record_scored_masks(tmp_path, [*small, *shifted], "pred", "evaluate") == 0
+    assert record_scored_masks(tmp_path, digest_masks(masks[:1]), "pred", "evaluate") == 1
+    assert sealed.count_openings() == 1
+
+
+def test_a_ledger_that_cannot_be_written_is_warned_of(tmp_path, caplog):
+    logging.getLogger("attnseg").propagate = True
+    (tmp_path / "data").touch()
+    sealed = SealedTest(prepared("a0"), tmp_path / "openings.jsonl", tmp_path / "data")
+    sealed.open("run", "scored")
+    assert sealed.count_openings() == 1
+    assert "on record elsewhere only" in caplog.text
 
 
 def test_without_a_ledger_the_seal_holds(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ResourceError, match="stays sealed"):
-        SealedTest(prepared("a0"), tmp_path / "file" / "openings.jsonl").open("run", "scored")
+        SealedTest(prepared("a0"), tmp_path / "file" / "openings.jsonl", tmp_path / "file").open(
+            "run", "scored"
+        )

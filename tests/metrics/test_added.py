@@ -166,7 +166,7 @@ def test_a_metric_is_added_to_any_profile_by_itself():
         assert other.digest not in (profile.digest, plain.digest)
         assert profile.describe()["added"]["cldice"] == {"class": "CentrelineDice"}
     broken = contracts.check_completeness(Strict(added={"x": Doubled()})).problem
-    assert broken == "both: doubled is 2, not from 0 to 1; declare its bounds"
+    assert broken == "both: doubled is 2, not from 0 to 1; declare its limits"
 
 
 def test_the_competition_takes_all_voxels_of_hollow_masks():

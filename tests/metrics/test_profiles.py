@@ -317,8 +317,8 @@ def test_profiles_say_what_they_do():
             digits = 2 if metric.unit else 4
             facts = {"label": label, "unit": metric.unit, "up": metric.up, "digits": digits}
             facts["silent"] = {True: 1.0, False: 0.0, None: None}[metric.up]
-            if metric.bounds is not None:
-                ends = [None if math.isinf(end) else end for end in metric.bounds]
+            if metric.limits is not None:
+                ends = [None if math.isinf(end) else end for end in metric.limits]
                 facts["bounds"] = ends
             if described["metrics"][metric.name] != facts:
                 wrong.append((name, facts))

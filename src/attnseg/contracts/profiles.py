@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from attnseg.contracts.networks import Outcome
-from attnseg.metrics.profiles.profile import Metric, Profile, usual_bounds
+from attnseg.metrics.profiles.profile import Metric, Profile
 
 # Voxel sizes, mm, of which the organ is small, medium and large; and unknown.
 SPACINGS = ((3.0, 1.0, 2.0), (6.0, 3.0, 4.0), (30.0, 10.0, 20.0), None)
@@ -64,11 +64,11 @@ def _check_summary(
     if lacking := sorted(declared.keys() - set(summary.columns)):
         return f"{', '.join(lacking)} is declared and not in the summary; give NaN instead"
     for name, metric in declared.items():
-        low, high = metric.bounds or usual_bounds(metric.unit, metric.up)
+        low, high = metric.bounds
         values = [*summary[name].astype(float), *(row[-1] for row in rows if row[3] == name)]
         known = [value for value in values if not np.isnan(value)]
         if wrong := [v for v in known if not low - ROUNDING <= v <= high + ROUNDING or np.isinf(v)]:
-            return f"{name} is {wrong[0]:g}, not from {low:g} to {high:g}; declare its bounds"
+            return f"{name} is {wrong[0]:g}, not from {low:g} to {high:g}; declare its limits"
     return ""
 
 

@@ -10,7 +10,8 @@ counts them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ Floats = NDArray[np.float32]
 
 MAX_EXCLUSIVE, MAX_OVERLAPPING = 255, 8  # classes that the uint8 of a label map can hold
 IGNORE = 255  # in a label map; one class fewer can then be held
+MIN_DIGEST_VOXELS = 10  # Smaller masks may be equal by chance.
 
 
 @dataclass(frozen=True)
@@ -130,6 +132,16 @@ def number_values(
             bit = 1 << index if overlapping else index + 1
             new_value[value] = new_value.get(value, 0) + bit
     return new_value if ignore is None else {**new_value, ignore: IGNORE}
+
+
+def digest_masks(masks: Iterable[Masks]) -> tuple[str, ...]:
+    """Return a digest of each mask `[S, H, W]` that has `MIN_DIGEST_VOXELS` or more."""
+    digests = []
+    for mask in masks:
+        if np.count_nonzero(mask) >= MIN_DIGEST_VOXELS:
+            content = repr(mask.shape).encode() + np.packbits(mask).tobytes()
+            digests.append(hashlib.sha256(content).hexdigest())
+    return tuple(digests)
 
 
 def _find_largest(values: Floats) -> Masks:

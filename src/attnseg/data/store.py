@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attnseg.data.duplicates import Signatures, compute_signatures
-from attnseg.data.labels import IGNORE, Labels
+from attnseg.data.labels import IGNORE, Labels, digest_masks
 from attnseg.data.reader import Case, CaseRef, Reader, check_case
 from attnseg.data.slicing import scale_intensities
 from attnseg.errors import DataError, Problems, ResourceError
@@ -58,6 +58,7 @@ class StoredCase:
         voxels: number of voxels of each class.
         overlaps: number of voxels that two classes share, `[classes][classes]`.
         pixels: SHA-256 of the image alone.
+        mask_digests: of the classes that are present, from `digest_masks`.
         digest: SHA-256 of image, mask and spacing.
         source: digest of the files and table rows it was prepared from.
     """
@@ -76,6 +77,7 @@ class StoredCase:
     voxels: tuple[int, ...]
     overlaps: tuple[tuple[int, ...], ...]
     pixels: str
+    mask_digests: tuple[str, ...]
     digest: str
     source: str
 
@@ -100,7 +102,7 @@ class StoredCase:
 
     @property
     def signatures(self) -> Signatures:
-        """Signature of each slice, `[S, 1024]`."""
+        """Both signatures of each slice, `[2 S, 1024]` (see `compute_signatures`)."""
         return np.asarray(np.load(self.folder / "signatures.npy", allow_pickle=False))
 
     def file(self, index: int) -> str:
@@ -230,6 +232,7 @@ def _write_case(case: Case, ref: CaseRef, folder: Path, source: str, labels: Lab
         voxels=tuple(counts.sum(0).tolist()),
         overlaps=_as_tuples(overlaps.tolist()),
         pixels=pixels.hexdigest(),
+        mask_digests=digest_masks(labels.mask_of(mask, k) for k in range(len(labels))),
         digest=digest.hexdigest(),
         source=source,
     )

@@ -15,6 +15,7 @@ from attnseg.config.build import build
 from attnseg.config.components import build_components
 from attnseg.config.nodes import Component
 from attnseg.config.training import Config, parse_config
+from attnseg.data.guard import suggest_patient_pattern
 from attnseg.data.store import StoredCase
 from attnseg.errors import ConfigError, DataError
 from attnseg.evaluation.kept_slices import KeptSlices
@@ -48,8 +49,19 @@ def evaluate(config: Evaluate) -> pd.DataFrame:
         source = f"{config.pred} against {config.truth}"
         folders = Path(config.pred), Path(config.truth)
         scores = score_folders(
-            *folders, profiles, config.classes, config.patient, config.ignore_label
+            *folders,
+            profiles,
+            config.classes,
+            config.patient,
+            config.ignore_label,
+            Path(config.data or "data"),
         )
+        if config.patient is None and (visits := suggest_patient_pattern(set(scores["case"]))):
+            log.warning(
+                "%s look like visits of one patient, and are counted as several; set patient='%s'",
+                ", ".join(visits[1][:3]),
+                visits[0],
+            )
         folder = Path(config.outputs or "outputs/evaluation")
         write_evaluation(folder, source, scores, profiles, {}, None)
         return scores

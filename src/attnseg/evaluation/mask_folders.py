@@ -1,5 +1,6 @@
 """Scores a folder of label maps, made by any program, against a folder with the truth."""
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,23 @@ from attnseg.data.folders import (
     list_by_name,
     warn_of_groups,
 )
-from attnseg.data.labels import MAX_EXCLUSIVE, MAX_OVERLAPPING, Labels, number_values
+from attnseg.data.labels import (
+    MAX_EXCLUSIVE,
+    MAX_OVERLAPPING,
+    Labels,
+    digest_masks,
+    number_values,
+)
 from attnseg.data.reader import shape_text
 from attnseg.data.readers.nifti import check_same_grid, find_labels, map_labels, read_nifti
 from attnseg.data.readers.pictures import SUFFIXES, read_label_picture
+from attnseg.data.sealed import record_scored_masks
 from attnseg.errors import ConfigError, DataError, Problems, join_names
 from attnseg.evaluation.scoring import COLUMNS
 from attnseg.metrics.profiles.profile import Profile, score_known_voxels
 from attnseg.progress import track
+
+log = logging.getLogger(__name__)
 
 VOLUMES = (".nii", ".nii.gz")
 WHITE = 255
@@ -36,6 +46,7 @@ def score_folders(
     classes: Classes = None,
     patient: str | None = None,
     ignore_label: int | None = None,
+    data: Path | None = None,
 ) -> pd.DataFrame:
     """Score a folder of label maps against a folder with the truth, file by file.
 
@@ -48,6 +59,8 @@ def score_folders(
         patient: regular expression whose group is the patient in a file's name; `None` for the
             whole name.
         ignore_label: value of the voxels in the truth that are not scored.
+        data: folder of `paths.data`, where an opening is recorded if masks of a sealed test set are
+            among the truth.
 
     Returns:
         Rows as of `score_cases`.
@@ -76,6 +89,8 @@ def score_folders(
             )
             maps[case] = true, predicted, spacing
     problems.stop()
+    if data is not None:
+        _record_opening(data, maps, labels, pred, truth)
     rows = []
     for case, (true, predicted, spacing) in track(list(maps.items()), "Scoring", "cases"):
         masks = labels.split(true), labels.split(predicted)
@@ -84,6 +99,16 @@ def score_folders(
             for score in score_known_voxels(profile, *masks, spacing, labels.names, ignored):
                 rows.append(("given", patients[case], case, *score, profile.name))
     return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def _record_opening(
+    data: Path, maps: Mapping[str, MapPair], labels: Labels, pred: Path, truth: Path
+) -> None:
+    """Record an opening if any true mask is one of a sealed test set, before it is scored."""
+    digests = {digest for true, *_ in maps.values() for digest in digest_masks(labels.split(true))}
+    run, purpose = str(pred.resolve()), f"evaluate pred={pred} truth={truth}"
+    if count := record_scored_masks(data, digests, run, purpose):
+        log.warning("%d of the true masks are of a sealed test set: its opening is recorded", count)
 
 
 def define_labels(

@@ -1,10 +1,11 @@
 """Opens, prepares, splits and checks the dataset of a configuration, ready for training."""
 
+import contextlib
 import hashlib
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,16 @@ from attnseg.config.errors import nearest
 from attnseg.config.training import Config
 from attnseg.data import duplicates, guard, splits
 from attnseg.data.reader import CaseRef, Reader
-from attnseg.data.sealed import SealedTest
+from attnseg.data.sealed import OPENINGS, SealedTest
 from attnseg.data.slicing import SliceView
 from attnseg.data.store import STORE_VERSION, StoredCase, intensity_window, prepare_cases
 from attnseg.errors import ConfigError, DataError, join_names
+from attnseg.files import write_text
 from attnseg.plugins import find_plugin
 
 log = logging.getLogger(__name__)
 
-OPENINGS = "test_openings.jsonl"
+MANY_SLICES = 5000  # from which on the search for shared pictures takes more than seconds
 WATERMARK = (
     "TEST SET WATCHED: no validation split, the test cases were scored every epoch and chose the "
     "weights, as published; not comparable with results on a test set that nobody saw"
@@ -114,11 +116,14 @@ def load_dataset(config: Config, reader: Reader) -> PreparedData:
     if not by_role["test"]:
         log.warning("No test cases: the results are those of the cases that choose the weights")
     digest = hashlib.sha256("".join(case.digest for case in cases).encode()).hexdigest()
+    openings = Path(config.paths.outputs, config.dataset_name, OPENINGS)
+    sealed = SealedTest(by_role["test"], openings, Path(config.paths.data))
+    sealed.register_masks()
     return PreparedData(
         reader,
         by_role["train"],
         by_role["val"],
-        SealedTest(by_role["test"], Path(config.paths.outputs, config.dataset_name, OPENINGS)),
+        sealed,
         splits.format_split(cases, roles),
         digest,
         WATERMARK if watched else None,
@@ -189,6 +194,7 @@ def select_case_refs(config: Config, reader: Reader) -> tuple[pd.DataFrame | Non
     if dataset.root is None:
         make_phantom(config)
     refs = reader.cases()
+    check_patient_names(config, refs)
     excluded = sorted({ref.case for ref in refs} & set(dataset.exclude))
     if excluded:
         log.info("Excluded, as listed in dataset.exclude: %s", ", ".join(excluded))
@@ -217,6 +223,25 @@ def select_case_refs(config: Config, reader: Reader) -> tuple[pd.DataFrame | Non
         raise DataError("dataset: no cases left; see dataset.exclude and dataset.split.file")
     return table, splits.limit_cases(
         refs, given_roles(refs, table), dataset.limit_cases, dataset.split.seed
+    )
+
+
+def check_patient_names(config: Config, refs: Sequence[CaseRef]) -> None:
+    """Refuse cases that look like visits of the same patients until `dataset.patient` is set.
+
+    Raises:
+        DataError: each case would be a patient of its own, though names share a patient's number.
+    """
+    options = config.dataset.options
+    if "patient" not in options or options["patient"] is not None or config.dataset.root is None:
+        return
+    if (suggested := guard.suggest_patient_pattern(ref.case for ref in refs)) is None:
+        return
+    pattern, names = suggested
+    raise DataError(
+        f"dataset.patient: {', '.join(names[:3])} look like visits of one patient, and visits must "
+        f"not be split; add 'dataset.patient=\"{pattern}\"', or 'dataset.patient=\"(.+)\"' if each "
+        "case is a patient of its own"
     )
 
 
@@ -281,7 +306,28 @@ def draw_missing_roles(
 
 
 def find_shared_pictures(cases: Sequence[StoredCase]) -> list[duplicates.DuplicatePair]:
-    """Return the pairs of cases of different patients that share a picture."""
+    """Return the pairs of cases of different patients that share a picture.
+
+    Those of many slices are kept in the store, since finding them takes minutes.
+    """
+    if sum(case.shape[0] for case in cases) < MANY_SLICES:
+        return _find_shared_pictures(cases)
+    described = [STORE_VERSION, [(case.case, case.patient, case.digest) for case in cases]]
+    digest = hashlib.sha256(json.dumps(described).encode()).hexdigest()[:16]
+    kept = cases[0].folder.parent / f"shared-pictures-{digest}.json"
+    try:
+        return [
+            duplicates.DuplicatePair(**{**pair, "slices": tuple(pair["slices"])})
+            for pair in json.loads(kept.read_text())
+        ]
+    except (OSError, ValueError, TypeError, LookupError):
+        pairs = _find_shared_pictures(cases)
+        with contextlib.suppress(OSError):  # The store may be read-only.
+            write_text(kept, json.dumps([asdict(pair) for pair in pairs]))
+        return pairs
+
+
+def _find_shared_pictures(cases: Sequence[StoredCase]) -> list[duplicates.DuplicatePair]:
     return duplicates.find_duplicates(
         [case.signatures for case in cases],
         [case.patient for case in cases],

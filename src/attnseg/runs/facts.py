@@ -1,6 +1,9 @@
 """The facts of a run, typed as `run.json` holds them."""
 
-from typing import Any
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any, NotRequired
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from typing_extensions import TypedDict  # pydantic refuses that of Python 3.11
@@ -35,6 +38,7 @@ class OpenedTestSet(TypedDict):
 
     digest: str
     openings: int
+    ledger: NotRequired[str]  # file beside the prepared data that records every opening
 
 
 class RunFacts(BaseModel):
@@ -71,7 +75,9 @@ class RunFacts(BaseModel):
     best_epoch: int | None = None  # counted from 1
     checkpoints: dict[str, str] = {}  # SHA-256 by file name
     test_set: OpenedTestSet = {"digest": "", "openings": 0}  # set once the run has been scored
+    results: dict[str, str] = {}  # SHA-256 of the files with scores and what decided them
     peak_memory_bytes: int | None = None  # of training and scoring
+    seal: str | None = None  # SHA-256 of all other facts, noted with them
 
     @classmethod
     def from_json(cls, text: str) -> "RunFacts":
@@ -88,5 +94,21 @@ class RunFacts(BaseModel):
             raise ValueError(f"{place}: {first['msg']}" if place else first["msg"]) from error
 
     def to_json(self) -> str:
-        """Return the facts noted so far as the text of `run.json`."""
-        return self.model_dump_json(indent=1, exclude_unset=True) + "\n"
+        """Return the facts noted so far, and their seal, as the text of `run.json`."""
+        facts = json.loads(self.model_dump_json(exclude_unset=True, exclude={"seal"}))
+        facts["seal"] = _seal_facts(facts)
+        return json.dumps(facts, indent=1, ensure_ascii=False) + "\n"
+
+
+def keeps_seal(text: str) -> bool:
+    """Return whether the facts of a `run.json` are those that its run noted.
+
+    Facts without a seal, as of version 0.1.0, count as such. The seal shows changes by hand; it
+    does not stop a person who computes it anew.
+    """
+    facts = json.loads(text)
+    return facts.pop("seal", None) in (None, _seal_facts(facts))
+
+
+def _seal_facts(facts: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

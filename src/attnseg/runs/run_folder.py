@@ -15,7 +15,7 @@ import yaml
 from attnseg.config.aliases import check_aliases
 from attnseg.config.training import Config, parse_config
 from attnseg.errors import ConfigError, DataError, first_line
-from attnseg.files import write_text
+from attnseg.files import file_digest, write_text
 from attnseg.plugins import explain_absence, list_plugins
 from attnseg.processes.lock import is_held
 from attnseg.runs.facts import RunFacts
@@ -124,7 +124,8 @@ class RunFolder(os.PathLike[str]):
         """`cases.csv`: a row per case, class and metric; an undefined `value` is NaN."""
         # A patient may be called 007 or NA: only an empty value is undefined.
         options = {"keep_default_na": False, "na_values": {"value": [""]}}
-        table = _read_table(self.cases_file, dtype=dict.fromkeys(CASE_COLUMNS, str), **options)
+        types = {**dict.fromkeys(CASE_COLUMNS, str), "value": float}
+        table = _read_table(self.cases_file, dtype=types, **options)
         if missing := [name for name in (*CASE_COLUMNS, "value") if name not in table]:
             raise DataError(f"{self.cases_file}: no column {', '.join(missing)}; train again")
         return table
@@ -190,6 +191,11 @@ class RunFolder(os.PathLike[str]):
     def watermark(self) -> str | None:
         """The mark that must stand beside every number, if any."""
         return self.facts.watermark or self.metrics.get("watermark")
+
+    def digest_results(self) -> dict[str, str]:
+        """Return the SHA-256 of the scores, and of the options and the split behind them."""
+        files = (self.config_file, self.split_file, self.cases_file, self.metrics_file)
+        return {path.name: file_digest(path) for path in files}
 
     def option(self, key: str) -> object:
         """Return the name chosen in a group, or the value of a dotted key of the configuration.

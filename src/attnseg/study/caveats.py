@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from attnseg.runs.variants import Variant
-from attnseg.study import checks, statistics
+from attnseg.study import checks, doubts, statistics
 from attnseg.study.metric import ComparedMetric
 
 FEW_PATIENTS = 50  # below this, intervals of Dice are mostly wider than the differences of interest
@@ -37,13 +37,9 @@ def write_notes(
 
 
 def _count_openings(variants: Sequence[Variant]) -> str:
-    opened: dict[str, int] = {}
-    for run in (run for variant in variants for run in variant.runs):
-        test_set = run.facts.test_set
-        opened[test_set["digest"]] = max(test_set["openings"], opened.get(test_set["digest"], 0))
-    counts = ", ".join(map(str, opened.values()))
+    opened = doubts.total_openings([run for variant in variants for run in variant.runs])
     subject = "test set was" if len(opened) == 1 else f"test sets of {len(opened)} folds were"
-    return f"The {subject} opened {counts} times by the end of the last of these runs."
+    return f"The {subject} opened {', '.join(map(str, opened))} times up to now."
 
 
 def collect_warnings(

@@ -7,6 +7,7 @@ from attnseg.config.identity import affects_comparison
 from attnseg.errors import DataError
 from attnseg.runs.run_folder import RunFolder
 from attnseg.runs.variants import Variant
+from attnseg.study.integrity import find_changed_runs, find_unlike_runs
 
 
 def check_comparable(variants: Sequence[Variant], split: str) -> None:
@@ -18,6 +19,9 @@ def check_comparable(variants: Sequence[Variant], split: str) -> None:
     runs = [run for variant in variants for run in variant.runs]
     problems = [*_unscored(runs, split), *_other_data_or_profile(runs), *_mixed_watermarks(runs)]
     problems += [*_other_cases(runs, split), *_duplicates(variants), *_missing_folds(variants)]
+    problems += find_changed_runs(runs, split)
+    if not problems:  # Other cases have other rows.
+        problems += find_unlike_runs(variants, split)
     if problems:
         raise DataError(*problems)
 

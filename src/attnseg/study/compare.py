@@ -20,7 +20,7 @@ from attnseg.runs.variants import (
     match_baselines,
     open_finished_runs,
 )
-from attnseg.study import caveats, figures, page, patient_scores, statistics, tables
+from attnseg.study import caveats, doubts, figures, page, patient_scores, statistics, tables
 from attnseg.study.checks import check_comparable, profile_title
 from attnseg.study.comparison import Comparison
 from attnseg.study.contrasts import Decision, PairedValues, contrast_family, pair_values
@@ -161,6 +161,7 @@ def build_comparison(variants: Sequence[Variant], settings: ComparisonSettings) 
         verdicts=[write_verdict(c, metric) for c in contrasts],
         notes=caveats.write_notes(variants, split, metric, patients, margin, seed),
         warnings=[
+            *doubts.collect_doubts(variants, split),
             *doubt_attentions(variants, contrasts, controls, metric, margin),
             *doubt_errors(errors, bases, 1 - level),
             *caveats.collect_warnings(variants, settings.by, patients, rows),

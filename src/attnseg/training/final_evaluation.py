@@ -60,7 +60,14 @@ def evaluate_run(run: ActiveRun, setup: TrainingSetup, model: SegmentationModel)
     for split, table in tables.items():
         print_summary(profile, split, table, scores[split], data.watermark)
     openings = data.test.count_openings()
-    run.save(test_set={"digest": data.test.digest, "openings": openings})
+    run.save(
+        test_set={
+            "digest": data.test.digest,
+            "openings": openings,
+            "ledger": str(data.test.ledger.resolve()),
+        },
+        results=run.folder.digest_results(),
+    )
     if not len(data.test):
         return
     if config.trainer.open_test:

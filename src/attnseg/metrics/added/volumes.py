@@ -15,8 +15,8 @@ class AbsoluteVolumeError(SingleMetric):
     @property
     def metric(self) -> Metric:
         """See `SingleMetric.metric`."""
-        bounds = (0.0, float("inf"))
-        return Metric("absolute_volume_error", "absolute volume error", up=False, bounds=bounds)
+        limits = (0.0, float("inf"))
+        return Metric("absolute_volume_error", "absolute volume error", up=False, limits=limits)
 
     def score(self, truth: Mask, prediction: Mask, spacing: Spacing) -> float:
         """See `SingleMetric.score`."""

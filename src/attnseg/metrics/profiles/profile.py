@@ -40,8 +40,7 @@ class Metric:
         up: whether larger values are better; `None` if 0 is best.
         shown: whether the terminal shows it; files hold every metric.
         of_probabilities: whether it scores probabilities (see `Calibration`) instead of masks.
-        bounds: the lowest and the highest possible value; `None` for 0 to 1, for 0 to infinity if
-            there is a unit, and for no bounds if 0 is best.
+        limits: bounds that are not the usual ones (see `usual_bounds`).
     """
 
     name: str
@@ -50,7 +49,7 @@ class Metric:
     up: bool | None = True
     shown: bool = True
     of_probabilities: bool = False
-    bounds: tuple[float, float] | None = None
+    limits: tuple[float, float] | None = None
 
     @property
     def digits(self) -> int:
@@ -69,9 +68,7 @@ class Metric:
     @property
     def bounds(self) -> tuple[float, float]:
         """Smallest and largest value, infinite if there is none."""
-        if self.up is None:
-            return -math.inf, math.inf
-        return 0.0, 1.0 if self.up and not self.unit else math.inf
+        return self.limits or usual_bounds(self.unit, self.up)
 
     @property
     def quantity(self) -> str:
@@ -80,7 +77,7 @@ class Metric:
 
 
 def usual_bounds(unit: str, up: bool | None) -> tuple[float, float]:
-    """Return the lowest and the highest value of a metric that does not state them."""
+    """Return the bounds of shares, 0 to 1, of lengths from 0 on, and of errors of any sign."""
     if up is None:
         return -math.inf, math.inf
     return 0.0, math.inf if unit else 1.0
@@ -164,8 +161,8 @@ class Profile:
             for m in self.metrics
         }
         for m in self.metrics:
-            if m.bounds is not None:  # JSON has no infinity.
-                bounds = [None if math.isinf(end) else end for end in m.bounds]
+            if m.limits is not None:  # JSON has no infinity.
+                bounds = [None if math.isinf(end) else end for end in m.limits]
                 metrics[m.name]["bounds"] = bounds
         facts = {"name": self.name, "digest": self.digest, **self.options, **self.rules}
         return {**facts, "metrics": metrics}
