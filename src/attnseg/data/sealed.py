@@ -5,6 +5,8 @@ these data share wherever they write, and one beside the runs. No line is ever r
 opening counts if either ledger has it.
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 import logging
@@ -13,11 +15,13 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from attnseg.data.store import StoredCase
 from attnseg.errors import ResourceError
 from attnseg.files import write_text
+
+if TYPE_CHECKING:  # Reading the ledgers needs no image library.
+    from attnseg.data.store import StoredCase
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,8 @@ from attnseg.evaluation.evaluate import FinishedRun, build_profiles
 from attnseg.evaluation.options import Evaluate
 from attnseg.evaluation.summary import format_interval, format_value
 from attnseg.files import write_text
-from attnseg.metrics.profiles.profile import VOLUMES, Profile
+from attnseg.metrics.bounds import VOLUMES
+from attnseg.metrics.profiles.profile import Profile
 from attnseg.runs.run_folder import RunFolder
 
 SHOWN = 12  # rows of the printed table

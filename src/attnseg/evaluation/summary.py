@@ -7,7 +7,8 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from attnseg.metrics.profiles.profile import VOLUMES, Metric, Profile
+from attnseg.metrics.bounds import VOLUMES
+from attnseg.metrics.profiles.profile import Metric, Profile
 
 
 def convert_summary(profile: Profile, table: pd.DataFrame, scores: pd.DataFrame) -> dict[str, Any]:

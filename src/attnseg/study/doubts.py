@@ -8,13 +8,13 @@ from typing import Any
 import pandas as pd
 
 from attnseg.data.sealed import OPENINGS, read_openings
-from attnseg.metrics.profiles.profile import VOLUMES
-from attnseg.phantoms.phantom import SPEC_FILE
+from attnseg.metrics.bounds import VOLUMES
 from attnseg.runs.run_folder import RunFolder
 from attnseg.runs.variants import Variant
 from attnseg.study.integrity import ROW, digest_scores, has_telling_values, select_rows
 
 INVENTED = ("phantom", "situs")  # datasets that are always generated
+PHANTOM_FILE = "phantom.json"  # at the root of a generated dataset
 FEW_SHARED = 10  # Fewer equal scores of two runs may be chance.
 
 
@@ -44,7 +44,7 @@ def _is_generated(run: RunFolder) -> bool:
     dataset = run.raw_config.get("dataset", {})
     if "root" not in dataset:
         return run.facts.choices.get("dataset") in INVENTED
-    return dataset["root"] is None or Path(dataset["root"], SPEC_FILE).is_file()
+    return dataset["root"] is None or Path(dataset["root"], PHANTOM_FILE).is_file()
 
 
 def _doubt_split(runs: Sequence[RunFolder], split: str) -> Iterator[str]:

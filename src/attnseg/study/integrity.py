@@ -16,7 +16,7 @@ import pandas as pd
 
 from attnseg.data.sealed import digest_test_set
 from attnseg.files import file_digest
-from attnseg.metrics.profiles.profile import VOLUMES, usual_bounds
+from attnseg.metrics.bounds import VOLUMES, usual_bounds
 from attnseg.runs.facts import keeps_seal
 from attnseg.runs.run_folder import RunFolder
 from attnseg.runs.variants import Variant

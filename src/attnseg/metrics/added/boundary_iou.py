@@ -36,12 +36,12 @@ class BoundaryIoU(SingleMetric):
         for true, predicted in zip(truth, prediction, strict=True):
             if true.any() or predicted.any():
                 rims = _cut_rim(true, width), _cut_rim(predicted, width)
-                common += np.count_nonzero(rims[0] & rims[1])
-                either += np.count_nonzero(rims[0] | rims[1])
+                common += int((rims[0] & rims[1]).sum())
+                either += int((rims[0] | rims[1]).sum())
         return ratio(common, either)
 
 
 def _cut_rim(mask: Mask, width: int) -> Mask:
     padded = np.pad(mask, 1).astype(np.uint8)
     inner = cv2.erode(padded, np.ones((3, 3), np.uint8), iterations=width)[1:-1, 1:-1]
-    return mask & (inner == 0)
+    return np.asarray(mask & (inner == 0))

@@ -74,7 +74,8 @@ class SizedRecall(SingleMetric):
 
 def _label_objects(mask: Mask) -> tuple[NDArray[np.int32], int]:
     """Return the number of the object of each voxel, 0 for none, and the number of objects."""
-    return ndimage.label(mask, np.ones((3,) * mask.ndim, bool))  # type: ignore[no-any-return]
+    objects, count = ndimage.label(mask, np.ones((3,) * mask.ndim, bool))
+    return np.asarray(objects, np.int32), int(count)
 
 
 def _object_ious(

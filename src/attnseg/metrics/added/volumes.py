@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from attnseg.metrics.overlap import Mask, ratio
 from attnseg.metrics.profiles.profile import Metric, SingleMetric, Spacing
 
@@ -20,7 +18,7 @@ class AbsoluteVolumeError(SingleMetric):
 
     def score(self, truth: Mask, prediction: Mask, spacing: Spacing) -> float:
         """See `SingleMetric.score`."""
-        true, predicted = np.count_nonzero(truth), np.count_nonzero(prediction)
+        true, predicted = int(truth.sum()), int(prediction.sum())
         return ratio(abs(predicted - true), true)
 
 
@@ -38,5 +36,5 @@ class VolumeSimilarity(SingleMetric):
 
     def score(self, truth: Mask, prediction: Mask, spacing: Spacing) -> float:
         """See `SingleMetric.score`."""
-        true, predicted = np.count_nonzero(truth), np.count_nonzero(prediction)
+        true, predicted = int(truth.sum()), int(prediction.sum())
         return 1 - ratio(abs(predicted - true), predicted + true)

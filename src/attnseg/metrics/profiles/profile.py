@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from attnseg.metrics.bounds import VOLUMES, usual_bounds
 from attnseg.metrics.intervals import count_patients, interval_of_average, leave_out_patients
 from attnseg.metrics.overlap import Overlap
 from attnseg.metrics.volume import score_classes
@@ -26,7 +27,6 @@ Spacing = tuple[float, float, float] | None
 Score = tuple[str, str, float]  # class, metric, value
 
 OF_NEGATIVES = ("tn", "specificity", "accuracy")  # metrics that count true negatives
-VOLUMES = ("truth_voxels", "predicted_voxels")  # scored for every case and class by any profile
 
 
 @dataclass(frozen=True)
@@ -74,13 +74,6 @@ class Metric:
     def quantity(self) -> str:
         """Name without the unit: `hd95` for `hd95_mm` and `hd95_voxels`."""
         return self.name.removesuffix(f"_{self.unit}") if self.unit else self.name
-
-
-def usual_bounds(unit: str, up: bool | None) -> tuple[float, float]:
-    """Return the bounds of shares, 0 to 1, of lengths from 0 on, and of errors of any sign."""
-    if up is None:
-        return -math.inf, math.inf
-    return 0.0, math.inf if unit else 1.0
 
 
 @dataclass(frozen=True)
@@ -256,13 +249,13 @@ class Profile:
             if not np.isnan(ends).all():
                 table[f"{name}_low"], table[f"{name}_high"] = zip(*ends, strict=True)
         truth, predicted = (raw[name] for name in VOLUMES)
-        counts = {
+        counted = {
             "cases": (~np.isnan(truth)).sum(0),
             "undefined": self.undefined(raw).sum(0),
             "missed": ((truth > 0) & (predicted == 0)).sum(0),
             "spurious": ((truth == 0) & (predicted > 0)).sum(0),
         }
-        for name, by_class in counts.items():
+        for name, by_class in counted.items():
             total = len(patients) if name == "cases" else int(by_class.sum())
             table[name] = [*by_class.tolist(), total]
         return table

@@ -1,0 +1,12 @@
+"""The bounds of metrics, and the columns of any profile, for readers of scores without its code."""
+
+import math
+
+VOLUMES = ("truth_voxels", "predicted_voxels")  # scored for every case and class by any profile
+
+
+def usual_bounds(unit: str, up: bool | None) -> tuple[float, float]:
+    """Return the bounds of shares, 0 to 1, of lengths from 0 on, and of errors of any sign."""
+    if up is None:
+        return -math.inf, math.inf
+    return 0.0, math.inf if unit else 1.0
