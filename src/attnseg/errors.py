@@ -77,10 +77,8 @@ class Problems:
             yield
         except DataError as error:
             self.found.extend(error.problems)
-        except (AttnsegError, MemoryError):
-            raise
         except Exception as error:
-            if place is None:
+            if place is None or isinstance(error, AttnsegError):
                 raise
             reason = f"{type(error).__name__}: {first_line(error)[:200]}"
             self.found.append(f"{place}: cannot be read ({reason}); restore it or remove it")

@@ -257,13 +257,15 @@ def intensity_window(
     """Return the intensities that are scaled to 0 and 1, per channel.
 
     They are those that the dataset fixes, or else the outer ones of the percentiles `[C, n]`, which
-    ascend; where these are equal, their distance becomes 1.
+    ascend; where these are equal, their distance becomes 1, or the least that float32 can tell.
     """
     if fixed is not None:
         low, high = ((value,) * len(percentiles) for value in fixed)
         return low, high
     lowest, highest = percentiles[:, 0], percentiles[:, -1]
-    return tuple(lowest.tolist()), tuple(np.where(highest <= lowest, lowest + 1, highest).tolist())
+    least = np.nextafter(lowest.astype(np.float32), np.float32(np.inf)).astype(np.float64)
+    apart = np.where(highest <= lowest, lowest + 1, highest)
+    return tuple(lowest.tolist()), tuple(np.where(apart < least, least, apart).tolist())
 
 
 def _count_voxels(

@@ -172,7 +172,9 @@ class FolderRun:
             if len(last) == MOST_UNWRITTEN and all(issubclass(e, ResourceError) for e in last):
                 left = len(inputs.items) - len(entries) - len(self.failures)
                 inputs.problems.found.append(
-                    f"{self.manifest.output}: no more room; {left} are left"
+                    f"{self.manifest.output}: {MOST_UNWRITTEN} results in a row could not be "
+                    f"written, and {left} inputs are left; free space or set output, and repeat "
+                    "the command"
                 )
                 break
         if earlier:
@@ -194,8 +196,8 @@ class FolderRun:
             inputs.problems.found.extend(error.problems)
         except AttnsegError as error:
             self.failures.append(type(error))
-            text = str(error)
-            inputs.problems.found.append(text if str(place) in text else f"{place}: {text}")
+            named = isinstance(error, ResourceError)
+            inputs.problems.found.append(str(error) if named else f"{place}: {error}")
         except Exception as error:
             self.failures.append(type(error))
             reason = f"{type(error).__name__}: {first_line(error)[:200]}"
@@ -270,6 +272,13 @@ class FolderRun:
             raise DataError(
                 f"{item.place}: pixels of unknown size, of which postprocess.min_ml says nothing; "
                 "use postprocess.min_pixels"
+            )
+        with np.errstate(over="ignore"):
+            ranges = np.float32(scan.high) - np.float32(scan.low)
+        if not np.isfinite(ranges).all():
+            raise DataError(
+                f"{item.place}: intensities from {scan.low[0]:.3g} to {scan.high[0]:.3g} are too "
+                "far apart; correct them"
             )
         classes = len(self.spec.classes)
         each = BYTES_PER_CLASS + BYTES_PER_PROBABILITY * self.options.probabilities

@@ -43,6 +43,8 @@ class Scan:
     def differences_from_training(self, spec: InferenceSpec) -> list[str]:
         """Return warnings where the scan is unlike those that the network was trained on."""
         warnings = []
+        if self.image.min() == self.image.max():
+            warnings.append("every voxel has the same intensity")
         if self.spacing is not None and spec.spacing is not None:
             least, most = spec.spacing
             sides = zip(self.spacing, least, most, strict=True)
