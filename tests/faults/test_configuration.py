@@ -72,6 +72,8 @@ CONFIG_FAULTS = [
     (["seed=-1"], "seed: -1 is not allowed"),
     (["paths.data="], "paths.data: '' is not allowed"),
     (["paths.outputs="], "paths.outputs: '' is not allowed"),
+    (["dataset=nnunet", "dataset.root="], "dataset.root: '' is not allowed"),
+    (["model.pretrained="], "model.pretrained: '' is not allowed"),
     (["profile=null"], "not a choice; choose one of isic, "),
     (["logger=null"], "not a choice; choose one of mlflow, none, "),
     (["profile=strict,monai"], "profile: strict, monai; train with one"),

@@ -9,6 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
+from attnseg.cli.hydra_app import compose_raw
+from attnseg.commands import evaluate, explain, export, predict
 from attnseg.config.components import build_components
 from attnseg.config.training import parse_config
 from attnseg.data.labels import IGNORE, Labels
@@ -224,3 +226,20 @@ def test_a_loss_of_single_pictures_is_refused_where_voxels_are_ignored(tmp_path)
     build_components(parse_config(compose(*options)), reader)
     with pytest.raises(ConfigError, match=r"^loss\.batch: .*use loss\.batch=true"):
         build_components(parse_config(compose(*options, "loss.batch=false")), reader)
+
+
+EMPTY_PATHS = [
+    (evaluate, ["pred=", "truth=b"], "pred"), (evaluate, ["run="], "run"),
+    (evaluate, ["run=a", "root="], "root"), (evaluate, ["run=a", "outputs="], "outputs"),
+    (predict, ["run=", "input=a", "output=b"], "run"),
+    (predict, ["run=a", "input=", "output=b"], "input"),
+    (predict, ["capsule=", "input=a", "output=b"], "capsule"),
+    (export, ["run="], "run"), (explain, ["run="], "run"),
+]  # fmt: skip
+
+
+def test_an_empty_path_is_no_path():
+    for module, arguments, key in EMPTY_PATHS:
+        raw = compose_raw(module.COMMAND, arguments)
+        with pytest.raises(ConfigError, match=f"^{key}: '' is not allowed"):
+            module.COMMAND.parse(raw)

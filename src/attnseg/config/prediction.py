@@ -22,9 +22,9 @@ class Postprocess(Node):
 class Predict(CommandOptions):
     """The networks, the images, and how they are segmented."""
 
-    run: str | Annotated[list[str], Field(min_length=1)] | None
-    study: str | None
-    capsule: str | None
+    run: Folder | Annotated[list[Folder], Field(min_length=1)] | None
+    study: Folder | None
+    capsule: Folder | None
     input: Folder
     output: Folder
     backend: Literal["torch", "onnx"]

@@ -66,7 +66,7 @@ class Dataset(Component):
     The files at `root`, or those of the phantom, are in the digest of the data.
     """
 
-    root: Annotated[str | None, Technical]
+    root: Annotated[Folder | None, Technical]
     exclude: list[str]
     limit_cases: Annotated[int, Field(ge=3)] | None
     split: Split
@@ -94,7 +94,7 @@ class Model(Component):
         tokens: reduces the tokens between blocks; the group `tokens` sets it.
     """
 
-    pretrained: str | None
+    pretrained: Folder | None
     match: Literal["params", "macs"] | None
     mlp_ratio: PositiveFloat | None = None
     tokens: Annotated[Component | None, BeforeValidator(_none_if_empty)] = None

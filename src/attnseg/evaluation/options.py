@@ -5,15 +5,15 @@ from typing import Literal, Self
 from pydantic import NonNegativeInt, PositiveInt, model_validator
 
 from attnseg.config.errors import OptionError
-from attnseg.config.nodes import CommandOptions, Component
+from attnseg.config.nodes import CommandOptions, Component, Folder
 
 
 class Reopen(CommandOptions):
     """The cases of a finished run, and where its data are."""
 
     split: Literal["val", "test"]
-    root: str | None  # of the dataset, if it has moved
-    data: str | None  # `paths.data`, if it has moved
+    root: Folder | None  # of the dataset, if it has moved
+    data: Folder | None  # `paths.data`, if it has moved
     device: Literal["cpu", "cuda"]
 
 
@@ -32,15 +32,15 @@ class Evaluate(Reopen):
     """
 
     profile: dict[str, Component]
-    run: str | None
+    run: Folder | None
     pipeline: Literal["native", "zoom", "network_size"]
-    pred: str | None
-    truth: str | None
+    pred: Folder | None
+    truth: Folder | None
     classes: list[str] | dict[str, int | list[int]] | None
     ignore_label: PositiveInt | None
     patient: str | None
     worst: NonNegativeInt
-    outputs: str | None
+    outputs: Folder | None
 
     @model_validator(mode="after")
     def _check_masks(self) -> Self:

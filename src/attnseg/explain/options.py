@@ -5,7 +5,7 @@ from typing import Annotated, Self
 from pydantic import NonNegativeInt, PositiveInt, model_validator
 
 from attnseg.config.errors import OptionError
-from attnseg.config.nodes import AsTuple, Names
+from attnseg.config.nodes import AsTuple, Folder, Names
 from attnseg.evaluation.options import Reopen
 
 
@@ -18,7 +18,7 @@ class Explain(Reopen):
         layer: names or patterns of layers; none for all.
     """
 
-    run: str | None
+    run: Folder | None
     runs: Names
     case: str | None
     slice: PositiveInt | None
@@ -26,7 +26,7 @@ class Explain(Reopen):
     layer: Names
     heads: bool
     scores: bool
-    outputs: str | None
+    outputs: Folder | None
 
     @model_validator(mode="after")
     def _check_runs(self) -> Self:

@@ -14,7 +14,7 @@ class Export(Reopen):
     """The files that a finished run is exported as."""
 
     profile: dict[str, Component]
-    run: str
+    run: Folder
     formats: Annotated[list[Literal["onnx", "torch", "safetensors"]], Field(min_length=1)]
     int8: bool
     split: Literal["val"] = "val"  # the test set stays sealed
@@ -33,7 +33,7 @@ class Export(Reopen):
 class Capsule(CommandOptions):
     """The run that is packed, and the texts that are packed with it."""
 
-    run: str
+    run: Folder
     output: Folder
     license: str | None
     use: str | None
