@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from attnseg.commands import probe
 from attnseg.config.errors import OptionError
 from attnseg.errors import ConfigError
 from attnseg.probing import battery, probing
@@ -169,3 +170,11 @@ def test_durations_seeds_and_names():
             make_battery(budget=wrong)
     with pytest.raises(ConfigError, match="probes: no 'far_plase'; did you mean far_place"):
         probing.choose_probes(["far_plase"])
+
+
+def test_short_options_of_the_command():
+    typed = ["attn=qkv,kv", "probes=[reach]", "budget=2h", "seeds=5", "match=macs", "model=cvt"]
+    assert probe.to_options(typed) == [
+        "probe.attn=[qkv,kv]", "probe.probes=[reach]", "probe.budget=2h", "probe.seeds=5",
+        "model.match=macs", "model=cvt",
+    ]  # fmt: skip
