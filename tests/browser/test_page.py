@@ -221,7 +221,7 @@ def test_light_and_dark(browser, page):
             "['background-color', 'color'].map(name => "
             "getComputedStyle(document.body).getPropertyValue(name))"
         )
-    assert len(figures[False]) == len(figures[True]) == 4
+    assert len(figures[False]) == len(figures[True]) == 6
     for light, dark in zip(figures[False], figures[True], strict=True):
         assert light == "rgb(89, 97, 108)"  # --soft
         assert dark == "rgb(165, 173, 184)"

@@ -148,9 +148,51 @@ def test_the_best_is_found_reported_and_ready_to_run(search, call, tmp_path):
 
 @pytest.mark.parametrize("name", names("search"))
 def test_a_space_that_comes_along_can_be_searched(search, name):
-    answer, table = search(f"search={name}", "search.trials=1")
+    answer, table = search(f"search={name}", "search.trials=1", "search.study=null")
     assert answer.code == 0, answer.err
     assert "optimizer.lr" in table
+
+
+def test_variants_are_tuned_alike_and_their_winners_compared(call, monkeypatch, tmp_path):
+    """KV is best at the same rate as QKV; each has its own trials, and its winner every seed."""
+    compared = []
+
+    def compare(runs, **options):
+        options["outputs"].mkdir(parents=True)
+        compared.append((runs, options))
+
+    def win(config, **_):
+        assert config.trainer.open_test
+        name = f"{config.choices['attn']}-{config.seed}-{config.optimizer.lr:.9f}"
+        (tmp_path / "winners").mkdir(exist_ok=True)
+        (tmp_path / "winners" / name).touch()
+        return Path("runs", name)
+
+    monkeypatch.setattr("attnseg.search.trial.train", pretend)
+    monkeypatch.setattr("attnseg.search.tuned_study.train", win)
+    monkeypatch.setattr("attnseg.study.compare.compare_runs", compare)
+    study = "search.study={variants:{attn:[qkv,kv]},seeds:[0,4],compare:{baseline:qkv,margin:0.02}}"
+    options = (SPACE, study, "search.trials=3", "trainer.max_epochs=2", "search.name=one")
+    answer = call(*SMOKE, *options, command=cli.search)
+    assert answer.code == 0, answer.err
+    best = {}
+    for attn in ("qkv", "kv"):
+        trials = pd.read_csv(tmp_path / f"outputs/searches/one-{attn}/trials.csv")
+        assert len(trials) == 3
+        assert trials["run"].str.contains(f"/{attn}/").all()
+        best[attn] = trials.loc[trials["val/dice"].idxmax(), "optimizer.lr"]
+    # The same sampler and seed: the first draws are the same for every variant.
+    assert best["qkv"] == best["kv"]
+    ((runs, said),) = compared
+    assert runs == [f"runs/{a}-{s}-{best[a]:.9f}" for a in ("qkv", "kv") for s in (0, 4)]
+    assert (said["baseline"], said["margin"]) == ("qkv", 0.02)
+    assert said["notes"][0].startswith("Each variant was tuned by 3 trials of the same space")
+    costs = pd.read_csv(tmp_path / "outputs/comparisons/one/tuning.csv").set_index("variant")
+    assert costs[["trials", "epochs"]].to_numpy().tolist() == [[3, 6], [3, 6]]
+    assert "Tuning" in answer.out
+    again = call(*SMOKE, *options[:-1], "search.name=two", "attn=kv", command=cli.search)
+    assert again.code == 2
+    assert "attn: set, and in search.study.variants" in again.err
 
 
 def test_trials_behind_the_others_are_pruned(search):

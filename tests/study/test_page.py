@@ -100,10 +100,26 @@ def test_the_page_says_what_the_tables_say(runs):
         title: 2 * (2 if title.endswith("a run") else 1) for title in learning
     }
     assert titles.count("Pareto front") == 1
-    lines = against.loc["kv", ["attention_simultaneous_low", "attention_simultaneous_high"]]
-    interval = " to ".join(f"{end:.4f}" for end in lines)
-    shown = f"kv: {against.loc['kv', 'difference']:.4f}, corrected interval {interval}"
-    assert titles.count(shown) == 3  # both intervals and the point
+    difference = f"{against.loc['kv', 'difference']:.4f}"
+    about = {
+        "attention": "this attention, other trainings",
+        "networks": "these networks, other patients",
+    }
+    for claim, unit in about.items():
+        ends = against.loc["kv", [f"{claim}_simultaneous_{end}" for end in ("low", "high")]]
+        interval = " to ".join(f"{end:.4f}" for end in ends)
+        shown = f"kv, {unit}: {difference}, corrected interval {interval}"
+        assert titles.count(shown) == 2  # the interval and the point
+        ends = against.loc["kv", [f"{claim}_equivalence_{end}" for end in ("low", "high")]]
+        deciding = " to ".join(f"{end:.4f}" for end in ends)
+        assert f"kv, {unit}: 90 % interval of equivalence {deciding}" in titles
+        assert interval in said.replace("\N{MINUS SIGN}", "-")
+        assert deciding in said.replace("\N{MINUS SIGN}", "-")
+    paired = re.findall(r"kv: 8 patients, from (\S+) to (\S+)", " ".join(titles))
+    assert [float(lowest) < float(difference) < float(highest) for lowest, highest in paired] == [
+        True
+    ]
+    assert sum(title.startswith("kv, seed 0: 0.") for title in titles) == 1
     assert all("scope" in a for t, a in read.tags if t == "th")
 
 
@@ -290,21 +306,34 @@ def test_headline_claims_no_more_than_the_verdicts():
     noise = {"a": 0.01, "b": 0.01, "c": 0.4, "d": 0.002}
     pairs = [make_pair(n, rng.normal(shifts[n], noise[n], 600)) for n in shifts]
     found = contrast_family(pairs, Decision(0.01))
-    assert write_headline(found, "qkv", DICE, 0.01) == (
-        "a is worse than qkv; b is better than qkv; no difference from qkv is shown for c; "
-        "d is better than qkv, though within 0.01 Dice."
+
+    def headline(contrasts, metric=DICE):
+        """Return the headline with `#` for each difference."""
+        return re.sub(r"-?\d\.\d\d\d*", "#", write_headline(contrasts, "qkv", metric, 0.01))
+
+    sample = "On 600 patients of one split, 3 seeds each:"
+    assert headline(found) == (
+        f"{sample} a is worse than qkv by # Dice; b is better than qkv by # Dice; no difference "
+        "from qkv is shown for c (#); d is better than qkv by # Dice, though within # Dice."
     )
-    assert write_headline(found[2:3], "qkv", DICE, 0.01) == "No difference from qkv is shown for c."
+    assert f"by {-found[0].difference:.4f} Dice" in write_headline(found, "qkv", DICE, 0.01)
+    assert headline(found[2:3]) == f"{sample} no difference from qkv is shown for c (#)."
     closer = contrast_family(pairs[:1], Decision(0.01, up=False, worst=None))
-    assert write_headline(closer, "qkv", HD95, 0.01) == "a is better than qkv."
-    many = [make_pair(str(n), rng.normal(-0.05, 0.01, 60)) for n in range(5)]
-    assert (
-        write_headline(contrast_family(many, Decision(0.01)), "qkv", DICE, 0.01)
-        == "5 variants are worse than qkv."
+    assert headline(closer, HD95) == f"{sample} a is better than qkv by # mm."
+    many = [make_pair(str(n), rng.normal(-0.05, 0.01, 60 - n)) for n in range(5)]
+    assert headline(contrast_family(many, Decision(0.01))) == (
+        "On 56 to 60 patients of one split, 3 seeds each: 5 variants are worse than qkv by # to # "
+        "Dice."
     )
     same = [make_pair(n, rng.normal(0, 0.01, 600)) for n in ("x", "y")]
-    said = write_headline(contrast_family(same, Decision(0.01)), "qkv", DICE, 0.01)
-    assert said == "x and y are equivalent to qkv within 0.01 Dice."
+    said = headline(contrast_family(same, Decision(0.01)))
+    equal = "x and y are equivalent to qkv within # Dice (difference # and #)."
+    assert said == f"{sample} {equal}"
+    single = [make_pair("a", rng.normal(-0.05, 0.01, 60), seeds=1)]
+    assert headline(contrast_family(single, Decision(0.01))) == (
+        "Of these networks alone (one seed gives no verdict on an attention): on 60 patients of "
+        "one split: a is worse than qkv by # Dice."
+    )
 
 
 def test_minus_signs_only_where_numbers_are_negative():

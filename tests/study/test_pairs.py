@@ -154,7 +154,7 @@ def test_the_null_control_within_the_margin_leads_the_headline(folder):
     page = (folder.parent / "out" / "comparison.html").read_text()
     headline = re.search("<h1>(.+?)</h1>", page, re.S)[1]
     assert headline.startswith(
-        "These data cannot tell attentions apart: identity, which mixes no tokens, is 0.00"
+        "These data cannot tell attentions apart: identity, which mixes no tokens, is only 0.00"
     )
     assert any("cannot tell attentions apart" in doubt for doubt in found.warnings)
     strict = run_compare(folder, margin=0.001)

@@ -1,13 +1,16 @@
 """Searches options for the best validation score, by many trials; processes may share them.
 
 attnseg search experiment=demo search=optimizer search.trials=30
+attnseg search experiment=demo search=tuned_attention search.trials=12
 attnseg search experiment=demo 'search.space={optimizer.lr:{low:1e-4,high:1e-2,log:true},attn:{choices:[qkv,kv]}}'
 """  # noqa: E501
 
 from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 
 from attnseg.commands.command import Command, Invocation, deferred
-from attnseg.config.training import Config, parse_config
+from attnseg.config.training import Config, Study, parse_config
 from attnseg.errors import require
 from attnseg.search.options import Search
 
@@ -15,14 +18,36 @@ from attnseg.search.options import Search
 def run(options: Search, invocation: Invocation) -> None:
     """Search as configured; exit with the code of a trial that ends the search."""
     require("search", "search", "optuna")
-    run_search = deferred("attnseg.search.search:run_search")
 
-    def compose_trial(more: Sequence[str]) -> Config:
-        raw = invocation.compose([*invocation.overrides, "trainer.open_test=false", *more])
+    def compose_training(more: Sequence[str]) -> Config:
+        raw = invocation.compose([*invocation.overrides, *more])
         return parse_config({key: value for key, value in raw.items() if key != "search"})
 
-    if code := run_search(options, compose_trial, list(invocation.overrides), invocation.report):
+    def compose_trial(more: Sequence[str]) -> Config:
+        return compose_training(["trainer.open_test=false", *more])
+
+    overrides = list(invocation.overrides)
+    if options.study is None:
+        run_search = deferred("attnseg.search.search:run_search")
+        code = run_search(options, compose_trial, overrides, invocation.report)
+    else:
+        compare = partial(_compare_winners, options.study.compare)
+        run_study = deferred("attnseg.search.tuned_study:run_tuned_study")
+        composers = (compose_trial, compose_training)
+        code = run_study(options, options.study, *composers, overrides, invocation.report, compare)
+    if code:
         raise SystemExit(code)
+
+
+def _compare_winners(study: Study, runs: Sequence[str], folder: Path, notes: Sequence[str]) -> None:
+    """Compare runs as configured, once for each metric, with notes on their tuning."""
+    from attnseg.study.compare import compare_runs  # imports pandas and matplotlib
+
+    options = study.model_dump(exclude={"metrics"})
+    metrics: list[str | None] = [*study.metrics] or [None]
+    for metric in metrics:
+        place = folder / (metric or "")
+        compare_runs(runs, metric=metric, outputs=place, notes=notes, **options)
 
 
 COMMAND = Command("search", __doc__, Search, run_invocation=run, part="search")

@@ -23,7 +23,8 @@ from attnseg.prediction.overlay import COLOURS
 from attnseg.probes.probe import find_probe
 from attnseg.probing.battery import CellStore, Traits
 from attnseg.probing.verdicts import Entry, tabulate_entries, tabulate_levels
-from attnseg.study.figures import PALETTE, STYLE, line_style, to_svg
+from attnseg.study.canvas import PALETTE, STYLE, to_svg
+from attnseg.study.figures import line_style
 from attnseg.study.page import security_policy
 
 Entries = Mapping[tuple[str, str], Entry]

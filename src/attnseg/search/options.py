@@ -14,6 +14,7 @@ from pydantic import (
 
 from attnseg.config.errors import OptionError, first_problem
 from attnseg.config.nodes import Node
+from attnseg.config.training import Study
 
 
 class Range(Node):
@@ -62,6 +63,20 @@ def _not_empty(space: object) -> object:
     return space
 
 
+class TunedStudy(Node):
+    """Variants that are tuned alike, and the comparison of their winners.
+
+    Attributes:
+        variants: choices by key or group, such as `attn`; of several keys, every combination.
+        seeds: of the trainings of each winner.
+        compare: the comparison, as in a sweep.
+    """
+
+    variants: Annotated[dict[str, Annotated[list[str], Field(min_length=1)]], Field(min_length=1)]
+    seeds: Annotated[list[NonNegativeInt], Field(min_length=1)]
+    compare: Study
+
+
 class Search(Node):
     """The space, the number of trials, and how they are drawn and ended early."""
 
@@ -77,3 +92,4 @@ class Search(Node):
     startup: NonNegativeInt
     warmup: NonNegativeInt
     report: bool
+    study: TunedStudy | None

@@ -56,22 +56,36 @@ def run_search(
     `overrides` are those of the command line. `compose` builds a configuration from them and from
     further overrides. `report_error` prints an error and returns its exit code.
     """
+    return continue_search(open_search(options, compose, overrides, report_error), overrides)
+
+
+def open_search(
+    options: Search,
+    compose: Compose,
+    overrides: Sequence[str],
+    report_error: Callable[[Exception], int],
+) -> SharedSearch:
+    """Return a search whose space is checked, in its folder; see `run_search`."""
     overridden = {override.lstrip("+~").partition("=")[0] for override in overrides}
     for key in options.space:
         if key in overridden:
             raise ConfigError(f"{key}: set, and in search.space; leave it out of one of them")
     base = compose(())
     check_search_space(options, base, compose)
-    identity = search_identity(options, base)
-    folder = Path(base.paths.outputs, "searches", options.name or identity)
+    folder = Path(base.paths.outputs, "searches", options.name or search_identity(options, base))
     if options.report and not (folder / "journal.log").is_file():
         raise DataError(f"{folder}: no search here; leave search.report out to begin it")
     folder.mkdir(parents=True, exist_ok=True)
-    search = SharedSearch(options, base, folder, compose, report_error)
-    study = join_search(search, identity)
+    return SharedSearch(options, base, folder, compose, report_error)
+
+
+def continue_search(search: SharedSearch, overrides: Sequence[str]) -> int:
+    """Run the trials that are left for this process, write the report, return the exit code."""
+    options = search.options
+    study = join_search(search, search_identity(options, search.base))
     code = 0
     if not options.report:
-        log.info("Search: %s, %d trials", folder, options.trials)
+        log.info("Search: %s, %d trials", search.folder, options.trials)
         code = run_trials(search, study)
     ended = write_report(search, study, overrides)
     if code == 0 and not options.report and (left := options.trials - ended) > 0:

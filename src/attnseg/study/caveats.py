@@ -54,7 +54,10 @@ def collect_warnings(
         )
     if rows["undefined"].nunique() > 1:
         counts = ", ".join(f"{name} {count}" for name, count in rows["undefined"].items())
-        warnings.append(f"undefined values differ ({counts}): means are not over the same cases")
+        warnings.append(
+            f"undefined values differ ({counts}): means are not over the same cases, "
+            "but differences are"
+        )
     if dropped := len(patients) - len(patients.dropna()):
         warnings.append(
             f"{dropped} patients lack a value of some variant and are left out of its comparisons"

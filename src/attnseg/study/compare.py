@@ -4,7 +4,7 @@ import logging
 import math
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 
@@ -30,7 +30,7 @@ from attnseg.study.metric import ComparedMetric, choose_metric
 from attnseg.study.null_control import doubt_attentions, find_null_controls
 from attnseg.study.score_sheet import ScoreSheet
 from attnseg.study.trainings import average_seeds, deviate_seeds
-from attnseg.study.verdict import write_verdict
+from attnseg.study.verdict import write_headline, write_verdict
 
 log = logging.getLogger(__name__)
 SEED_SD = ("seed_sd", "seed_sd_low", "seed_sd_high")  # columns: of the seeds' means, and interval
@@ -48,6 +48,7 @@ def compare_runs(
     cases: int = 40,
     outputs: str | Path = "outputs/comparison",
     seed: int = 0,
+    notes: Sequence[str] = (),
 ) -> Comparison:
     """Compare the variants among finished runs; print tables, write files, figures and the page.
 
@@ -62,6 +63,7 @@ def compare_runs(
         cases: maximum number of single cases on the page.
         outputs: folder for the files.
         seed: of the resampling.
+        notes: sentences for the reader, such as on how the variants were tuned.
 
     Raises:
         ConfigError: a key or the baseline does not exist, or the metric cannot be compared.
@@ -80,6 +82,7 @@ def compare_runs(
     chosen = choose_metric(variants[0].runs[0], split, metric)
     settings = ComparisonSettings(bases, by, split, chosen, margin, level, seed)
     comparison = build_comparison(variants, settings)
+    comparison = replace(comparison, notes=[*comparison.notes, *notes])
     folder = Path(outputs)
     folder.mkdir(parents=True, exist_ok=True)
     tables.print_comparison(comparison)
@@ -139,7 +142,7 @@ def build_comparison(variants: Sequence[Variant], settings: ComparisonSettings) 
     contrasts, of_pairs, of_classes = (contrast_family(f, decision) for f in families)
     quality, macs = rows["mean"].to_dict(), rows["macs"].to_dict()
     rows["pareto_front"] = pd.Series(find_pareto_front(quality, macs, of_pairs, metric.up))
-    errors = count_errors(sheet, bases)
+    errors, splits = count_errors(sheet, bases), len(variants[0].folds)
     controls = find_null_controls(variants)
     marks = {run.watermark for v in variants for run in v.runs if run.watermark is not None}
     return Comparison(
@@ -155,9 +158,15 @@ def build_comparison(variants: Sequence[Variant], settings: ComparisonSettings) 
         classes=of_classes,
         class_means=pd.DataFrame({name: table.mean() for name, table in by_class.items()}).T,
         class_undefined=pd.DataFrame(undefined, index=patients.columns).T,
+        values=[pair.complete for pair in against],
+        seed_means=_average_seeds(variants, settings),
+        splits=splits,
         patients=patients,
         errors=errors,
         controls=controls,
+        headline=write_headline(
+            contrasts, _shared_name(bases, variants), metric, margin, controls, splits
+        ),
         verdicts=[write_verdict(c, metric) for c in contrasts],
         notes=caveats.write_notes(variants, split, metric, patients, margin, seed),
         warnings=[
@@ -208,6 +217,16 @@ def _write_title(run: RunFolder, settings: ComparisonSettings, classes: int, pat
         f"{classes} class{'' if classes == 1 else 'es'}, {patients} patients, "
         f"profile {profile_title(run)}"
     )
+
+
+def _average_seeds(variants: Sequence[Variant], settings: ComparisonSettings) -> pd.DataFrame:
+    """Return the mean over patients of each training, by variant (rows) and seed (columns)."""
+    metric = settings.metric.name
+    tables = {v.name: patient_scores.tabulate_seeds(v, settings.split, metric) for v in variants}
+    means = {
+        name: pd.Series(average_seeds(table), index=table.columns) for name, table in tables.items()
+    }
+    return pd.DataFrame(means).T
 
 
 def _describe_variants(

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from attnseg.study.contrasts import Contrast
+from attnseg.study.contrasts import Contrast, PairedValues
 from attnseg.study.detection import ErrorCount
 from attnseg.study.metric import ComparedMetric
 
@@ -27,9 +27,13 @@ class Comparison:
     classes: list[Contrast]  # the other variants against their baselines for each class
     class_means: pd.DataFrame  # by class (rows) and variant (columns)
     class_undefined: pd.DataFrame  # numbers of undefined values, in the same form
+    values: list[PairedValues]  # of each comparison in `against`, by patient and seed
+    seed_means: pd.DataFrame  # means over patients by variant (rows) and seed (columns)
+    splits: int  # number of splits (folds) that the runs were trained on
     patients: pd.DataFrame  # values by patient (rows) and variant (columns)
     errors: list[ErrorCount]  # missed and invented classes of each variant
     controls: list[str]  # variants without token mixing
+    headline: str  # all verdicts in a sentence
     verdicts: list[str]  # one sentence per comparison with a baseline
     notes: list[str]  # how to read the numbers
     warnings: list[str]  # reasons to doubt the numbers

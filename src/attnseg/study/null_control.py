@@ -31,7 +31,7 @@ def judge_null_controls(
 ) -> list[str]:
     """Return the null controls that are not worse than what they are held against by the margin.
 
-    Each is a clause such as "identity, which mixes no tokens, is 0.0021 Dice below qkv".
+    Each is a clause such as "identity, which mixes no tokens, is 0.0021 Dice better than qkv".
     """
     near = []
     for c in contrasts:
@@ -43,8 +43,12 @@ def judge_null_controls(
         if gain >= -(margin or 0.0):
             control, other = (c.variant, c.baseline)[:: 1 if of_control else -1]
             by = f"{metric.text(abs(gain))} {metric.unit}"
-            relation = f"is {by} {'better' if gain > 0 else 'worse'} than"
-            near.append(f"{control}, which mixes no tokens, {relation} {other}")
+            if gain > 0:
+                relation = f"is {by} better than {other}"
+            else:
+                limit = "" if margin is None else f", within the margin of {margin:g}"
+                relation = f"is only {by} worse than {other}{limit}"
+            near.append(f"{control}, which mixes no tokens, {relation}")
     return near
 
 

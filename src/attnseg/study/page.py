@@ -12,9 +12,10 @@ from markupsafe import Markup
 
 from attnseg.runs.variants import Variant
 from attnseg.study import cases, checks, figures, provenance, tables
+from attnseg.study.canvas import to_svg
 from attnseg.study.comparison import Comparison
 from attnseg.study.metric import ComparedMetric
-from attnseg.study.verdict import write_headline
+from attnseg.study.verdict import ABOUT, failure_text, write_claim
 
 PAGE_NAME = "comparison.html"
 CLASS_COLOURS = 8  # in the style sheet; further classes reuse them
@@ -31,37 +32,34 @@ def render_page(
     )
     browser = cases.build_case_browser(variants, split, comparison.metric, max_cases)
     names = [variant.name for variant in variants]
+    made = tables.build_tables(comparison)
     return _load_template().render(
         comparison=comparison,
         names=names,
-        headline=write_headline(
-            comparison.against,
-            comparison.baseline,
-            comparison.metric,
-            comparison.margin,
-            comparison.controls,
-        ),
+        headline=use_minus_signs(comparison.headline),
         policy=security_policy(css, script),
         css=Markup(css),
         script=Markup(script),
-        tables=tables.build_tables(comparison),
-        forest=figures.to_svg(
-            figures.draw_forest(comparison),
-            f"Differences from {comparison.baseline} with their intervals; see the table below",
-        ),
-        pareto=figures.to_svg(
-            figures.draw_pareto(comparison), "Quality over cost; the cost table has the numbers"
-        ),
+        # Not every comparison has these tables.
+        tables={"pairs": None, "errors": None} | {t.name: t for t in made},
+        verdicts=list_verdicts(comparison),
+        ninety=f"{100 * (2 * comparison.level - 1):g}",
+        one_seed=any(min(c.seeds) < 2 for c in comparison.against),
+        **draw_figures(comparison),
         heat=build_heat_map(comparison),
         steps=[comparison.margin * 2**step for step in range(TINT_STEPS)],
         curves=[
-            figures.to_svg(figure, "Learning curves, a line per run")
+            to_svg(figure, "Learning curves, a line per run")
             for figure in figures.draw_histories(variants, comparison.watermark is not None)
         ],
         line_styles=[figures.line_style(at) for at in range(len(names))],
         browser=browser,
         pictured=any(case["slices"] for case in browser.cases),
         data=_script_data(browser, names, comparison.metric),
+        splits=provenance.list_splits(variants),
+        excluded=provenance.list_excluded(variants),
+        profile=checks.profile_title(variants[0].runs[0]),
+        rules=provenance.list_rules(variants[0].runs[0]),
         options=checks.list_differing_options(variants),
         runs=provenance.list_run_origins(variants),
         shared=provenance.list_shared_facts(variants),
@@ -69,6 +67,41 @@ def render_page(
         command=command,
         split=split,
     )
+
+
+def draw_figures(comparison: Comparison) -> dict[str, Markup]:
+    """Return the figures of differences, patients, seeds and cost as elements of the page."""
+    base = comparison.baseline
+    return {
+        "forest": to_svg(
+            figures.draw_forest(comparison),
+            f"Differences from {base} with their intervals; see the table below",
+        ),
+        "patients": to_svg(
+            figures.draw_patients(comparison), f"Every patient's difference from {base}"
+        ),
+        "seeds": to_svg(figures.draw_seeds(comparison), "The mean score of each training"),
+        "pareto": to_svg(
+            figures.draw_pareto(comparison), "Quality over cost; the cost table has the numbers"
+        ),
+    }
+
+
+def list_verdicts(comparison: Comparison) -> list[dict[str, object]]:
+    """Return the verdict of each comparison, a sentence for each claim, and failures."""
+    metric = comparison.metric
+    return [
+        {
+            "variant": c.variant,
+            "verdict": "no verdict on the attention" if min(c.seeds) < 2 else c.verdict,
+            "claims": [
+                (ABOUT[claim.of], write_claim(c, claim, metric))
+                for claim in (c.attention, c.networks)
+            ],
+            "failures": failure_text(c, metric),
+        }
+        for c in comparison.against
+    ]
 
 
 def _load_template() -> Template:

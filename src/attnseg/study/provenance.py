@@ -85,3 +85,39 @@ def list_commands(variants: Sequence[Variant]) -> dict[str, str]:
         for run in variant.runs
         if run.facts.command is not None
     }
+
+
+def list_splits(variants: Sequence[Variant]) -> list[dict[str, Any]]:
+    """Return the division of patients in each split: its text, and a bar for each role."""
+    runs = {run.fold: run for variant in variants for run in variant.runs}
+    splits = []
+    for run in runs.values():
+        if not run.split_file.is_file():
+            continue
+        by_role = run.split.groupby("role", sort=False)
+        patients, cases = by_role["patient"].nunique(), by_role.size()
+        texts = [f"{role}: {patients[role]} patients, {cases[role]} cases" for role in cases.index]
+        ends = (480 * patients.cumsum() / patients.sum()).to_list()
+        bars = [
+            {"x": f"{start:.1f}", "width": f"{max(1.0, end - start - 2):.1f}", "text": text}
+            for start, end, text in zip([0.0, *ends], ends, texts, strict=False)
+        ]
+        splits.append({"text": "; ".join(texts), "bars": bars})
+    return splits
+
+
+def list_excluded(variants: Sequence[Variant]) -> list[str]:
+    """Return the cases that any run excluded by its configuration."""
+    runs = [run for variant in variants for run in variant.runs]
+    lists = [run.raw_config.get("dataset", {}).get("exclude") or [] for run in runs]
+    return sorted({str(case) for own in lists for case in own})
+
+
+def list_rules(run: RunFolder) -> dict[str, str]:
+    """Return the rules of a run's metric profile, and its options that are set."""
+    own = {key: value for key, value in run.profile.items() if key not in ("name", "digest")}
+    return {
+        key.replace("_", " "): str(value)
+        for key, value in own.items()
+        if isinstance(value, str | int | float)
+    }

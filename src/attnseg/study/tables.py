@@ -40,6 +40,7 @@ Row = Mapping[str, str | TableCell]  # cells by heading
 class ResultTable:
     """Rows of cells under a title; the first `left` columns hold words, the others numbers."""
 
+    name: str
     title: str
     columns: tuple[str, ...]
     rows: list[list[TableCell]]
@@ -62,9 +63,9 @@ def build_tables(comparison: Comparison) -> list[ResultTable]:
     return [replace(table, caption=comparison.watermark) for table in tables]
 
 
-def _make_table(title: str, rows: Sequence[Row], left: int = 1) -> ResultTable:
+def _make_table(name: str, title: str, rows: Sequence[Row], left: int = 1) -> ResultTable:
     cells = [[TableCell(c) if isinstance(c, str) else c for c in row.values()] for row in rows]
-    return ResultTable(title, tuple(rows[0]) if rows else (), cells, left)
+    return ResultTable(name, title, tuple(rows[0]) if rows else (), cells, left)
 
 
 def tabulate_quality(comparison: Comparison) -> ResultTable:
@@ -84,7 +85,7 @@ def tabulate_quality(comparison: Comparison) -> ResultTable:
         }
         for name, row in comparison.variants.iterrows()
     ]
-    return _make_table(f"Quality. {comparison.title}", rows)
+    return _make_table("quality", f"Quality. {comparison.title}", rows)
 
 
 def tabulate_costs(comparison: Comparison) -> ResultTable:
@@ -102,14 +103,17 @@ def tabulate_costs(comparison: Comparison) -> ResultTable:
         for key, (heading, scale, digits) in scales.items():
             change = row[f"{key}_change_percent"] if name in comparison.bases else None
             cells[heading] = _cost_text(row[key] / scale, digits, change)
-        for key, heading in (("parameters", "params outside"), ("macs", "MACs outside")):
+        for key, heading in (
+            ("parameters", "params outside attention"),
+            ("macs", "MACs outside attention"),
+        ):
             cells[heading] = share_text(row[f"{key}_outside"])
         rows.append({**cells, "Pareto front": row["pareto_front"]})
     title = (
-        f"Quality beside cost, changes against {comparison.baseline}; outside: the share of "
-        f"parameters and MACs outside attention. {comparison.title}"
+        f"Quality beside cost, changes against {comparison.baseline}. The share outside attention "
+        f"is what another attention leaves as it is. {comparison.title}"
     )
-    return _make_table(_title_with_undefined(title, comparison), rows)
+    return _make_table("costs", _title_with_undefined(title, comparison), rows)
 
 
 def tabulate_differences(comparison: Comparison) -> ResultTable:
@@ -120,7 +124,6 @@ def tabulate_differences(comparison: Comparison) -> ResultTable:
             "variant": c.variant,
             "about": ABOUT[claim.of],
             f"minus {comparison.baseline}, {unit}": _difference_cell(c, metric, claim),
-            _level_title(comparison): metric.interval_text(claim.low, claim.high),
             **_corrected_cells(claim, comparison),
             **_equivalence_cells(c, claim, comparison),
             "verdict": _verdict_cell(claim),
@@ -131,8 +134,8 @@ def tabulate_differences(comparison: Comparison) -> ResultTable:
         for c in comparison.against
         for claim in (c.attention, c.networks)
     ]
-    title = f"Minus {comparison.baseline}. {comparison.title}"
-    return _make_table(_title_with_undefined(title, comparison), rows, left=2)
+    title = f"Minus {comparison.baseline}, paired. {comparison.title}"
+    return _make_table("differences", title, rows, left=2)
 
 
 def tabulate_classes(comparison: Comparison) -> ResultTable:
@@ -151,7 +154,7 @@ def tabulate_classes(comparison: Comparison) -> ResultTable:
         for c in comparison.classes
     ]
     title = f"Class by class, minus {comparison.baseline}; undefined of both. {comparison.title}"
-    return _make_table(title, rows, left=2)
+    return _make_table("classes", title, rows, left=2)
 
 
 def tabulate_errors(comparison: Comparison) -> ResultTable:
@@ -170,7 +173,7 @@ def tabulate_errors(comparison: Comparison) -> ResultTable:
         f"runs are counted; the exact test (McNemar) counts patients against "
         f"{comparison.baseline}, p by Holm. {comparison.title}"
     )
-    return _make_table(title, list(by_variant.values()))
+    return _make_table("errors", title, list(by_variant.values()))
 
 
 def tabulate_pairs(comparison: Comparison) -> ResultTable:
@@ -182,12 +185,11 @@ def tabulate_pairs(comparison: Comparison) -> ResultTable:
             "minus": c.baseline,
             f"diff., {metric.unit}": _difference_cell(c, metric),
             **_claim_cells(c, comparison),
-            "sign flips": share_text(c.flips),
+            "other sign": share_text(c.flips),
         }
         for c in comparison.pairs
     ]
-    title = _title_with_undefined(f"All pairs. {comparison.title}", comparison)
-    return _make_table(title, rows, left=2)
+    return _make_table("pairs", f"All pairs. {comparison.title}", rows, left=2)
 
 
 def _corrected_cells(claim: Claim, comparison: Comparison, of: str = "") -> dict[str, str]:
@@ -279,7 +281,7 @@ def print_comparison(comparison: Comparison) -> None:
 
 def _remarks(comparison: Comparison) -> list[str]:
     warnings = [f"warning: {warning}" for warning in comparison.warnings]
-    return [*comparison.verdicts, *comparison.notes, *warnings]
+    return [comparison.headline, *comparison.verdicts, *comparison.notes, *warnings]
 
 
 def _rich_cell(cell: TableCell) -> str:
@@ -316,7 +318,7 @@ def _contrast_frame(contrasts: Sequence[Contrast]) -> pd.DataFrame:
 
 def to_markdown(comparison: Comparison) -> str:
     """Return the comparison as a page of Markdown."""
-    paragraphs = ["# Comparison", *_bullet_list(comparison.verdicts)]
+    paragraphs = ["# Comparison", comparison.headline, *_bullet_list(comparison.verdicts)]
     for table in build_tables(comparison):
         rows = [[_markdown_cell(cell) for cell in row] for row in table.rows]
         rule = ["---" if i < table.left else "---:" for i in range(len(table.columns))]

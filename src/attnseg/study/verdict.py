@@ -17,38 +17,87 @@ def write_headline(
     metric: ComparedMetric,
     margin: float | None,
     controls: Sequence[str] = (),
+    splits: int = 1,
 ) -> str:
-    """Return all verdicts on attentions against a baseline in one sentence, with few numbers.
+    """Return all verdicts against a baseline in one sentence: sizes, patients, trainings and unit.
 
-    A null control (see `null_control`) within the margin of its baseline is stated first.
+    The verdicts are about attentions; about these networks alone where there is a single seed. A
+    null control (see `null_control`) within the margin of its baseline is stated first.
     """
-    near = judge_null_controls(contrasts, controls, metric, margin)
-    first = f"These data cannot tell attentions apart: {'; '.join(near)}. " if near else ""
+    sentences = []
+    if near := judge_null_controls(contrasts, controls, metric, margin):
+        sentences.append(f"These data cannot tell attentions apart: {'; '.join(near)}.")
+    several = [c for c in contrasts if min(c.seeds) > 1]
+    single = [c for c in contrasts if min(c.seeds) < 2]
+    for group, prefix, of in (
+        (several, "", "attention"),
+        (
+            single,
+            "Of these networks alone (one seed gives no verdict on an attention): ",
+            "networks",
+        ),
+    ):
+        if group:
+            clauses = _join_verdicts(group, of, baseline, metric, margin)
+            sentences.append(f"{prefix}{_sample_text(group, splits)}: {clauses}.")
+    return " ".join(sentences)
+
+
+def _sample_text(contrasts: Sequence[Contrast], splits: int) -> str:
+    """Return the numbers of patients, splits and trainings of some comparisons."""
+    patients = _count_range([c.patients for c in contrasts])
+    trainings = _count_range([count for c in contrasts for count in c.seeds])
+    division = "one split" if splits == 1 else f"{splits} splits"
+    text = f"on {patients} patient{'' if patients == '1' else 's'} of {division}"
+    seeds = f", {trainings} seeds each" if trainings != "1" else ""
+    return f"O{text[1:]}{seeds}" if seeds else text
+
+
+def _count_range(counts: Sequence[int]) -> str:
+    low, high = min(counts), max(counts)
+    return f"{low}" if low == high else f"{low} to {high}"
+
+
+def _join_verdicts(
+    contrasts: Sequence[Contrast],
+    of: str,
+    baseline: str,
+    metric: ComparedMetric,
+    margin: float | None,
+) -> str:
+    """Return a clause for each verdict, with the variants that share it and their differences."""
     within = "" if margin is None else f"within {margin:g} {metric.unit}"
-    groups: dict[str, list[str]] = {}
+    groups: dict[str, list[Contrast]] = {}
     for c in contrasts:
-        if c.different:
-            statement = f"{{}} {c.verdict} than {baseline}"
-            statement += f", though {within}" if c.equivalent else ""
-        elif c.equivalent:
-            statement = f"{{}} equivalent to {baseline} {within}"
-        elif min(c.seeds) < 2:
-            statement = f"no verdict on the attentions {{}} and {baseline}: networks of one seed"
-        elif c.attention.noninferior:
-            statement = f"{{}} as good as {baseline} {within}"
+        claim: Claim = getattr(c, of)
+        if claim.different:
+            statement = f"{{}} {claim.verdict} than {baseline} by {{by}}"
+            statement += f", though {within}" if claim.equivalent else ""
+        elif claim.equivalent:
+            statement = f"{{}} equivalent to {baseline} {within} (difference {{difference}})"
+        elif claim.noninferior:
+            statement = f"{{}} as good as {baseline} {within} (difference {{difference}})"
         else:
-            statement = f"no difference from {baseline} is shown for {{}}"
-        groups.setdefault(statement, []).append(c.variant)
+            statement = f"no difference from {baseline} is shown for {{}} ({{difference}})"
+        groups.setdefault(statement, []).append(c)
     clauses = []
-    for statement, names in groups.items():
-        subject = _join_names(names)
+    for statement, own in groups.items():
+        subject = _join_names([c.variant for c in own])
         if statement.startswith("{}"):
-            subject += " is" if len(names) == 1 else " are"
-        clauses.append(statement.replace("{}", subject))
-    text = "; ".join(clauses)
-    if next(iter(groups)).startswith("no "):
-        text = f"N{text[1:]}"
-    return f"{first}{text}."
+            subject += " is" if len(own) == 1 else " are"
+        sizes = _join_sizes([abs(c.difference) for c in own], metric)
+        differences = _join_sizes([c.difference for c in own], metric)
+        by = f"{sizes} {metric.unit}"
+        # Names may contain braces, so that `str.format` is not for them.
+        clause = statement.replace("{by}", by).replace("{difference}", differences)
+        clauses.append(clause.replace("{}", subject))
+    return "; ".join(clauses)
+
+
+def _join_sizes(sizes: Sequence[float], metric: ComparedMetric) -> str:
+    if len(sizes) > MAX_NAMED:
+        return " to ".join(difference_text(end, metric) for end in (min(sizes), max(sizes)))
+    return _join_names([difference_text(size, metric) for size in sizes])
 
 
 def _join_names(names: Sequence[str]) -> str:

@@ -55,15 +55,26 @@
     return svg;
   }
 
+  // The disagreement or the worst score among the runs whose masks are shown.
+  function shown(entry, key) {
+    const scores = entry.shown.filter((run) => run !== null && run.score !== null).map((run) => run.score);
+    if (scores.length === 0) return null;
+    const worst = data.up ? Math.min(...scores) : Math.max(...scores);
+    return key === "worst" ? worst : Math.max(...scores) - Math.min(...scores);
+  }
+
   function fill() {
     const current = state.cases[state.at];
     state.cases = [...data.cases].sort(compare);
     state.at = Math.max(0, state.cases.indexOf(current));
+    byId("list-head").replaceChildren(...[state.order === "worst" ? "worst score of" : "disagreement of", "all runs", "runs shown"]
+      .map((textContent) => make("span", { textContent })));
     list.replaceChildren(...state.cases.map((entry, at) => {
       const key = state.order === "worst" ? "worst" : "spread";
       const item = make("li", { id: `case-${at}` },
         make("span", { className: "case-title", textContent: entry.case }),
-        make("span", { className: "value", textContent: number(entry[key]), title: key === "worst" ? "worst score" : "disagreement" }),
+        make("span", { className: "value", textContent: number(entry[key]) }),
+        make("span", { className: "value", textContent: number(shown(entry, key)) }),
         strip(entry));
       item.setAttribute("role", "option");
       item.addEventListener("click", () => choose(at));
@@ -100,16 +111,18 @@
   }
 
   function showScores(entry) {
-    const head = make("tr", {}, ...["variant", "mean", ...data.classes].map((name, at) => {
+    const head = make("tr", {}, ...["variant", "all runs", "run shown", ...data.classes].map((name, at) => {
       const cell = make("th", { textContent: name, scope: "col" });
       if (at === 0) cell.className = "word";
       return cell;
     }));
     const rows = entry.scores.map((row, at) => make("tr", {},
       make("th", { scope: "row" }, make("span", { className: `dot f${at % data.colours}` }), data.variants[at]),
-      ...row.map((value) => make("td", { textContent: number(value) }))));
+      make("td", { textContent: number(row[0]) }),
+      make("td", { textContent: number(entry.shown[at] === null ? null : entry.shown[at].score) }),
+      ...row.slice(1).map((value) => make("td", { textContent: number(value) }))));
     byId("scores").replaceChildren(
-      make("caption", { textContent: `${data.label} of this case, mean over each variant's runs` }),
+      make("caption", { textContent: `${data.label} of this case. All runs and classes: means over each variant's runs. Run shown: the run whose masks are above.` }),
       make("thead", {}, head), make("tbody", {}, ...rows));
   }
 
@@ -260,7 +273,7 @@
     choose(0);
   });
 
-  byId("strip-note").textContent = `Dots: the variants' scores, from ${number(low)} to ${number(high)}.`;
+  byId("strip-note").textContent = `Dots: the variants' scores, from ${number(low)} to ${number(high)}; ${data.up ? "right" : "left"} is better.`;
   legend();
   byId("browser").hidden = false;
   fill();
