@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from attnseg.models.model import SegmentationModel
 
 log = logging.getLogger(__name__)
+CONFIG_PARTS = ("model", "dataset", "trainer", "paths", "profile")  # of every version
 CASE_COLUMNS = ("split", "patient", "case", "class", "metric", "profile")  # of text
 
 
@@ -223,13 +224,16 @@ class RunFolder(os.PathLike[str]):
             ConfigError: it is no run folder, the run is not finished, or a plugin is missing.
         """
         try:
-            facts, _ = self.facts, self.raw_config
+            facts, config = self.facts, self.raw_config
         except DataError as error:
             if self.config_file.exists() and self.facts_file.exists():
                 raise ConfigError(str(error)) from error
             raise ConfigError(
                 f"{self}: not a run folder; give one that holds config.yaml and run.json"
             ) from error
+        for name in CONFIG_PARTS:
+            if not isinstance(config.get(name), Mapping):
+                raise ConfigError(f"{self.config_file}: no {name} in it; restore it or train again")
         if facts.status != "done":
             raise ConfigError(f"{self}: the run is {facts.status}, not done; train it first")
         self._check_plugins()
