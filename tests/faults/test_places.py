@@ -10,6 +10,9 @@ import pytest
 
 from attnseg.data import store
 from attnseg.data.readers.uw_madison import UWMadison
+from attnseg.data.store import prepare_cases
+from attnseg.errors import DataError, ResourceError
+from attnseg.runs.facts import RunFacts
 from attnseg.training.module import SegmentationModule
 from tests.data.uw_tree import Tree
 from tests.faults.runs import attempt
@@ -106,3 +109,26 @@ def test_a_run_folder_that_is_deleted_during_the_run(tmp_path):
     assert line.count("\n") == 1
     assert "Traceback" not in output
     assert attempt(tmp_path, *SMOKE[1:]) == 0
+
+
+def test_a_write_that_is_cut_short_names_the_case(tmp_path, monkeypatch, phantom):
+    """NumPy's own error has neither a number nor a file: a quota, or a limit of the file size."""
+
+    def cut_short(path, *arguments, **named):
+        raise OSError("16384 requested and 4080 written")
+
+    reader = UWMadison(phantom)
+    ref = reader.cases()[0]
+    monkeypatch.setattr("attnseg.data.store.np.save", cut_short)
+    with pytest.raises(ResourceError, match=r"4080 written; check the path") as error:
+        prepare_cases(reader, [ref], tmp_path / "store")
+    assert str(error.value).startswith(f"{tmp_path}/store/case-{ref.case}: ")
+    assert list((tmp_path / "store").iterdir()) == []
+
+
+def test_classes_renamed_since_a_run_was_trained():
+    facts = RunFacts(status="done", data={"classes": ["a", "b"]})
+    facts.check_classes("run", ("a", "b"))
+    RunFacts(status="new").check_classes("run", ("a", "b"))
+    with pytest.raises(DataError, match=r"run: trained for the classes a, b, but the dataset has"):
+        facts.check_classes("run", ("b", "a"))

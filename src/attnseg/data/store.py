@@ -246,6 +246,10 @@ def _write_case(case: Case, ref: CaseRef, folder: Path, source: str, labels: Lab
         del description["folder"]
         (part / "case.json").write_text(json.dumps(description, indent=1))
         _replace_folder(part, stored.folder)
+    except OSError as error:  # NumPy's own says neither the file nor the cause.
+        raise ResourceError(
+            f"{stored.folder}: {error.strerror or error}; check the path, permissions and space"
+        ) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return stored

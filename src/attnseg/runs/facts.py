@@ -2,11 +2,13 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NotRequired
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from typing_extensions import TypedDict  # pydantic refuses that of Python 3.11
+
+from attnseg.errors import DataError
 
 
 class GitState(TypedDict):
@@ -78,6 +80,19 @@ class RunFacts(BaseModel):
     results: dict[str, str] = {}  # SHA-256 of the files with scores and what decided them
     peak_memory_bytes: int | None = None  # of training and scoring
     seal: str | None = None  # SHA-256 of all other facts, noted with them
+
+    def check_classes(self, place: object, classes: Sequence[str]) -> None:
+        """Refuse a dataset whose classes have other names than when the run at `place` was trained.
+
+        Raises:
+            DataError: names the classes of both.
+        """
+        before = (self.data or {}).get("classes", list(classes))
+        if before != list(classes):
+            raise DataError(
+                f"{place}: trained for the classes {', '.join(before)}, but the dataset has "
+                f"{', '.join(classes)} now; restore their names or set paths.outputs"
+            )
 
     @classmethod
     def from_json(cls, text: str) -> "RunFacts":
