@@ -245,7 +245,6 @@ STATEMENTS = {
     "nothing was kept, leave {} out of formats", "one of {} is allowed",
     "only the command line may name code: plugins=[my_idea.py]", "runs that vote must agree",
     "the last one is kept: free space and repeat the command", "the test set stays sealed",
-    "{} are left",
 }  # fmt: skip
 
 
