@@ -4,6 +4,7 @@ import math
 
 import cv2
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from monai.losses.cldice import soft_skel
@@ -13,10 +14,12 @@ from scipy.spatial.distance import directed_hausdorff
 from attnseg.config.build import build
 from attnseg.config.nodes import Component
 from attnseg.contracts import profiles as contracts
+from attnseg.evaluation.reliability import write_reliability
 from attnseg.metrics.added.boundary_iou import BoundaryIoU
 from attnseg.metrics.added.cldice import CentrelineDice, skeletonise
 from attnseg.metrics.added.objects import PanopticQuality, SizedRecall
 from attnseg.metrics.added.volumes import AbsoluteVolumeError, VolumeSimilarity
+from attnseg.metrics.calibration import Calibration
 from attnseg.metrics.profiles.detailed import Detailed
 from attnseg.metrics.profiles.nnunet import NNUNet
 from attnseg.metrics.profiles.profile import Metric, SingleMetric
@@ -221,3 +224,31 @@ def test_boundaries_of_a_picture_are_cut_as_opencv_erodes():
     assert (
         BoundaryIoU().score(mask, smaller, None) < 0.1 < Strict().score(mask, smaller, None)["dice"]
     )
+
+
+def test_the_reliability_curve_is_that_of_all_cases(tmp_path):
+    rng = np.random.default_rng(0)
+    pooled = Calibration(2)
+    probabilities, truths = [], []
+    for _ in range(3):
+        probability = rng.uniform(0, 0.9, (2, 2, 16, 16))
+        truth = rng.uniform(size=probability.shape) < probability**2  # overconfident
+        each = Calibration(2)
+        each.update(torch.from_numpy(probability), torch.from_numpy(truth))
+        pooled.merge(each)
+        probabilities.append(probability)
+        truths.append(truth)
+    write_reliability(tmp_path, pooled, ("a", "b"), "test")
+    table = pd.read_csv(tmp_path / "reliability.csv")
+    assert len(table) == 2 * 15
+    probability, truth = np.concatenate(probabilities)[:, 1], np.concatenate(truths)[:, 1]
+    for row in table[table["class"] == "b"].itertuples(index=False):
+        inside = (probability >= row[1]) & (probability < row[2])
+        assert row.pixels == inside.sum()
+        if row.pixels:
+            assert row.mean_probability == pytest.approx(probability[inside].mean())
+            assert row.share == pytest.approx(truth[inside].mean())
+    errors = (table["share"] - table["mean_probability"]).abs() * table["pixels"]
+    ece = errors.groupby(table["class"]).sum() / table.groupby("class")["pixels"].sum()
+    np.testing.assert_allclose(ece, pooled.ece())
+    assert (tmp_path / "reliability.png").stat().st_size > 10_000

@@ -22,8 +22,10 @@ from attnseg.evaluation.kept_slices import KeptSlices
 from attnseg.evaluation.mask_folders import score_folders
 from attnseg.evaluation.options import Evaluate, Reopen
 from attnseg.evaluation.pipelines import DESCRIBED
+from attnseg.evaluation.reliability import write_reliability
 from attnseg.evaluation.scoring import OnCase, make_segmenter, score_cases
 from attnseg.evaluation.summary import convert_summary, print_summary, rank_cases
+from attnseg.metrics.calibration import Calibration
 from attnseg.metrics.profiles.profile import Profile
 from attnseg.models.model import SegmentationModel
 from attnseg.prediction.segment import Segmenter
@@ -67,14 +69,19 @@ def evaluate(config: Evaluate) -> pd.DataFrame:
         return scores
     finished = FinishedRun(RunFolder(config.run or ""), config)
     cases = finished.cases(config, f"evaluate {' '.join(config.profile)}")
-    kept = None if config.pipeline == "network_size" else KeptSlices(finished.data.reader.labels)
-    scores = finished.score(config, cases, profiles, None if kept is None else kept.add)
+    labels = finished.data.reader.labels
+    kept = None if config.pipeline == "network_size" else KeptSlices(labels)
+    pooled = Calibration(len(labels)) if config.pipeline == "native" else None
+    scores = finished.score(config, cases, profiles, None if kept is None else kept.add, pooled)
     folder = Path(config.outputs or finished.folder.evaluation) / config.split
     pipeline = f"{config.pipeline}: {DESCRIBED[config.pipeline]}"
     facts = {"run": finished.folder.name, "pipeline": pipeline}
     write_evaluation(folder, config.split, scores, profiles, facts, finished.data.watermark)
     if kept is not None:  # Other sizes than the image's own cannot be drawn on it.
         draw_worst(kept, config, folder, profiles[0], scores)
+    if pooled is not None:
+        mark = f"\n{finished.data.watermark.split(':')[0]}" if finished.data.watermark else ""
+        write_reliability(folder, pooled, labels.names, f"{config.split}, {len(cases)} cases{mark}")
     log.info("Written: %s", folder)
     return scores
 
@@ -163,10 +170,11 @@ class FinishedRun:
         cases: Sequence[StoredCase],
         profiles: Sequence[Profile],
         on_case: OnCase | None = None,
+        pooled: Calibration | None = None,
     ) -> pd.DataFrame:
         """Segment and score cases; see `score_cases`."""
         return score_cases(
-            self.segmenter(), cases, profiles, options.split, options.pipeline, on_case
+            self.segmenter(), cases, profiles, options.split, options.pipeline, on_case, pooled
         )
 
     def segmenter(self) -> Segmenter:

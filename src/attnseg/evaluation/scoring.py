@@ -35,11 +35,12 @@ def score_cases(
     split: str,
     pipeline: Pipeline = "native",
     on_case: OnCase | None = None,
+    pooled: Calibration | None = None,
 ) -> pd.DataFrame:
     """Segment each case once, and score it under each profile.
 
     `split` names the cases in the table and the progress; `on_case` receives each case and its
-    masks, `[classes, S, H, W]` each.
+    masks, `[classes, S, H, W]` each; the pixels of all cases are added to `pooled`.
 
     Returns:
         A row per case, class, metric and profile: `COLUMNS`; values are NaN if undefined.
@@ -52,6 +53,8 @@ def score_cases(
     for case in track(cases, f"Evaluating {split}", "cases"):
         calibration = Calibration(len(labels)) if pipeline == "native" else None
         truth, prediction = segment_case(pipeline, segmenter, case, calibration)
+        if pooled is not None and calibration is not None:
+            pooled.merge(calibration)
         if on_case is not None:
             on_case(case, truth, prediction)
         ignored = labels.find_ignored(case.mask)

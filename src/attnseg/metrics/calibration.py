@@ -37,6 +37,13 @@ class Calibration:
             self.true[k] += torch.bincount(at, t, BINS).numpy()
             self.squares[k] += float(((p - t) ** 2).sum())
 
+    def merge(self, other: "Calibration") -> None:
+        """Add the pixels of another case."""
+        self.count += other.count
+        self.probability += other.probability
+        self.true += other.true
+        self.squares += other.squares
+
     def scores(self) -> dict[str, NDArray[np.float64]]:
         """Return the values `[classes]` of each metric, by its name in profiles."""
         return {"ece": self.ece(), "brier": self.brier()}
