@@ -27,7 +27,8 @@ class BoundaryIoU(SingleMetric):
     @property
     def metric(self) -> Metric:
         """See `SingleMetric.metric`."""
-        return Metric("boundary_iou", f"boundary IoU ({100 * self.share:g} % of the diagonal)")
+        label = f"boundary IoU ({100 * self.share:g} % of the diagonal)"
+        return Metric("boundary_iou", label, shown=False)
 
     def score(self, truth: Mask, prediction: Mask, spacing: Spacing) -> float:
         """See `SingleMetric.score`."""

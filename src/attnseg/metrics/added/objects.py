@@ -24,7 +24,7 @@ class PanopticQuality(SingleMetric):
     @property
     def metric(self) -> Metric:
         """See `SingleMetric.metric`."""
-        return Metric("panoptic_quality", "panoptic quality")
+        return Metric("panoptic_quality", "PQ")
 
     def score(self, truth: Mask, prediction: Mask, spacing: Spacing) -> float:
         """See `SingleMetric.score`."""
@@ -57,7 +57,8 @@ class SizedRecall(SingleMetric):
         ends = (f"from {self.above_mm:g}" if self.above_mm else "", f"below {self.below_mm} mm")
         limits = " ".join(ends[: 1 + (self.below_mm is not None)]).strip()
         limits += "" if self.below_mm is not None else " mm"
-        return Metric(f"recall_{self.name}", f"recall of {self.name} objects ({limits})")
+        label = f"recall of {self.name} objects ({limits})"
+        return Metric(f"recall_{self.name}", label, shown=False)
 
     def score(self, truth: Mask, prediction: Mask, spacing: Spacing) -> float:
         """See `SingleMetric.score`."""

@@ -14,7 +14,9 @@ class AbsoluteVolumeError(SingleMetric):
     def metric(self) -> Metric:
         """See `SingleMetric.metric`."""
         limits = (0.0, float("inf"))
-        return Metric("absolute_volume_error", "absolute volume error", up=False, limits=limits)
+        return Metric(
+            "absolute_volume_error", "absolute volume error", up=False, shown=False, limits=limits
+        )
 
     def score(self, truth: Mask, prediction: Mask, spacing: Spacing) -> float:
         """See `SingleMetric.score`."""
@@ -32,7 +34,7 @@ class VolumeSimilarity(SingleMetric):
     @property
     def metric(self) -> Metric:
         """See `SingleMetric.metric`."""
-        return Metric("volume_similarity", "volume similarity")
+        return Metric("volume_similarity", "volume similarity", shown=False)
 
     def score(self, truth: Mask, prediction: Mask, spacing: Spacing) -> float:
         """See `SingleMetric.score`."""
