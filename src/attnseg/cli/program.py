@@ -21,6 +21,7 @@ from attnseg.commands import (
     metrics_diff,
     new,
     phantom,
+    plan,
     predict,
     prepare,
     preview,
@@ -37,7 +38,7 @@ from attnseg.errors import ConfigError
 
 MODULES = (
     demo, train, prepare, preview, phantom, status, evaluate, predict, metrics_diff, explain,
-    compare, export, capsule, verify, publish, search, benchmark, check, probe, doctor,
+    compare, plan, export, capsule, verify, publish, search, benchmark, check, probe, doctor,
     completion, new,
 )  # fmt: skip
 START = """\
