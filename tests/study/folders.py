@@ -30,7 +30,8 @@ def make_run(root, attn, values, *, seed=0, classes=("organ",), **changes):
         seed: of the training.
         classes: of the cases, where values are by patient.
         changes: `split`, `fold`, `folds`, `test_set`, `data`, `profile`, `status`, `watermark`,
-            `config`, `metric`, `name`, `model`, `openings`, `voxels` (true and predicted, by cell).
+            `config`, `metric`, `name`, `model`, `openings`, `declared`, `voxels` (true and
+            predicted, by cell).
     """
     get = changes.get
     rows = {
@@ -61,6 +62,7 @@ def make_run(root, attn, values, *, seed=0, classes=("organ",), **changes):
         "versions": {"attnseg": "0.1.0"},
         "command": ["train.py", f"attn={attn}"],
         "test_set": {"digest": get("test_set", "t"), "openings": get("openings", 3)},
+        **({"declared": get("declared")} if get("declared") else {}),
         **mark,
     }
     division = {"folds": get("folds"), "fold": get("fold", 0), "seed": 0}

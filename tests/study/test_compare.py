@@ -77,6 +77,31 @@ def test_equivalence_needs_the_margin(folder):
     )
 
 
+def test_the_margin_is_declared_before_the_runs(folder):
+    declared = {"baseline": "qkv", "margin": {"dice": 0.07, "nsd": 0.1}, "digest": "5eed"}
+    for seed, attn in enumerate(("qkv", "kv")):
+        make_run(folder, attn, scores(seed, noise=0.02), declared=declared)
+    found = run_compare(folder)
+    assert found.margin == 0.07
+    assert any("which the study declared before its runs (5eed)" in note for note in found.notes)
+    assert not any("declared" in doubt for doubt in found.warnings)
+    later = run_compare(folder, margin=0.08)
+    assert "the margin of 0.08 Dice was not declared before the runs; the runs declare 0.07" in (
+        later.warnings
+    )
+
+
+def test_a_length_has_no_default_margin(folder):
+    for attn in ("qkv", "kv"):
+        for seed in (0, 1):
+            make_run(folder, attn, scores(seed, noise=0.01), seed=seed, metric="hd95_mm")
+    found = run_compare(folder)
+    assert (found.margin, found.against[0].equivalent) == (None, False)
+    assert any("No margin in mm was given" in note for note in found.notes)
+    assert "equivalent" not in found.verdicts[0]
+    assert run_compare(folder, margin=0.5).margin == 0.5
+
+
 def test_a_worse_variant_is_called_worse(folder):
     for seed in (0, 1):
         make_run(folder, "qkv", scores(seed, noise=0.01), seed=seed)

@@ -133,7 +133,9 @@ def _compare(settings: Any, outputs: Path, runs: list[str]) -> None:  # noqa: AN
     study = parse_options(Study, settings)
     from attnseg.study.compare import compare_runs  # imports pandas and matplotlib
 
-    options = study.model_dump(exclude={"metrics"})
+    options = study.model_dump(exclude={"metrics", "margin"})
     metrics: list[str | None] = [*study.metrics] or [None]
     for metric in metrics:
-        compare_runs(runs, metric=metric, outputs=outputs / (metric or ""), **options)
+        margin = study.margin.get(metric or "") if isinstance(study.margin, dict) else study.margin
+        folder = outputs / (metric or "")
+        compare_runs(runs, metric=metric, margin=margin, outputs=folder, **options)

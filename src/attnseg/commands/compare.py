@@ -22,7 +22,8 @@ class Compare(CommandOptions):
         by: options whose values distinguish the variants, such as `model` and `attn`.
         split: the cases that are compared.
         metric: of the runs' profile; by default its first.
-        margin: the largest difference that counts as equivalent, in the metric's unit.
+        margin: the largest difference that does not matter, in the metric's unit; by default the
+            one that the study declared, or 0.01 of a share.
         level: of the confidence intervals.
         cases: number of cases that the page shows.
         outputs: folder for the tables and the page.
@@ -34,7 +35,7 @@ class Compare(CommandOptions):
     by: Annotated[list[str], Field(min_length=1)]
     split: Literal["val", "test"]
     metric: str | None
-    margin: PositiveFloat
+    margin: PositiveFloat | None
     level: Fraction
     cases: PositiveInt
     outputs: str

@@ -203,7 +203,7 @@ class Study(Node):
     baseline: str
     by: list[str] = Field(["model", "attn"], min_length=1)
     metrics: list[str] = Field(default_factory=list)
-    margin: PositiveFloat = 0.01
+    margin: PositiveFloat | dict[str, PositiveFloat] | None = None  # one, or one for each metric
 
 
 class Config(Node):

@@ -73,6 +73,7 @@ class RunFacts(BaseModel):
     macs: int = 0  # multiply-accumulates for one slice
     attention: dict[str, int] = {}  # `parameters` and `macs` of the attentions
     pretrained: list[str] | None = None  # which of the weights in `model.pretrained` were taken
+    declared: dict[str, Any] = {}  # the study's comparison, with its digest, before training
     watermark: str | None = None  # a mark that must stand beside every number, if any
     best_epoch: int | None = None  # counted from 1
     checkpoints: dict[str, str] = {}  # SHA-256 by file name

@@ -6,6 +6,7 @@ import pandas as pd
 
 from attnseg.runs.variants import Variant
 from attnseg.study import checks, doubts, statistics
+from attnseg.study.margins import Margin
 from attnseg.study.metric import ComparedMetric
 
 FEW_PATIENTS = 50  # below this, intervals of Dice are mostly wider than the differences of interest
@@ -16,17 +17,16 @@ def write_notes(
     split: str,
     metric: ComparedMetric,
     patients: pd.DataFrame,
-    margin: float,
+    margin: Margin,
     seed: int,
 ) -> list[str]:
     """Return notes on units, the margin, the stability of the ranking and test-set openings."""
     higher_better = patients.dropna().to_numpy(float) * (1 if metric.up else -1)
     notes = [
-        "The unit is the patient: the mean over its cases, classes and seeds. Intervals are "
-        "expanded BCa bootstrap intervals over patients; those marked corr. hold for the whole "
-        "table.",
-        f"Equivalent means within {margin:g} {metric.unit}. This margin is a default: set margin "
-        "to what matters for your use.",
+        "The unit is the patient, weighted as the metric profile weights its cases and classes. "
+        "Of these networks, intervals are expanded BCa bootstrap intervals over patients; of the "
+        "attention, they count trainings, too. Those marked corr. hold for the whole table.",
+        margin.note,
     ]
     if len(higher_better) > 1:
         share = statistics.ranking_flip_rate(higher_better, seed)

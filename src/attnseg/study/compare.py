@@ -26,6 +26,7 @@ from attnseg.study.comparison import Comparison
 from attnseg.study.contrasts import Decision, PairedValues, contrast_family, pair_values
 from attnseg.study.costs import COSTS, average_costs, find_pareto_front
 from attnseg.study.detection import count_errors, doubt_errors
+from attnseg.study.margins import Margin, settle_margin
 from attnseg.study.metric import ComparedMetric, choose_metric
 from attnseg.study.null_control import doubt_attentions, find_null_controls
 from attnseg.study.score_sheet import ScoreSheet
@@ -43,7 +44,7 @@ def compare_runs(
     by: Sequence[str] = ("model", "attn"),
     split: str = "test",
     metric: str | None = None,
-    margin: float = 0.01,
+    margin: float | None = None,
     level: float = 0.95,
     cases: int = 40,
     outputs: str | Path = "outputs/comparison",
@@ -58,7 +59,8 @@ def compare_runs(
         by: what defines a variant: groups of the configuration, or dotted keys.
         split: `val` or `test`.
         metric: name in `cases.csv`; `None` for the first of the profile.
-        margin: of equivalence, in the metric's unit: differences up to here do not matter.
+        margin: of equivalence, in the metric's unit; `None` for that which the study declared, or
+            0.01 of a share; of a length there is no default.
         level: of the intervals.
         cases: maximum number of single cases on the page.
         outputs: folder for the files.
@@ -80,7 +82,9 @@ def compare_runs(
     position = {variant.name: at for at, variant in enumerate(variants)}
     variants.sort(key=lambda v: (position[bases.get(v.name, v.name)], v.name in bases))
     chosen = choose_metric(variants[0].runs[0], split, metric)
-    settings = ComparisonSettings(bases, by, split, chosen, margin, level, seed)
+    every = [run for variant in variants for run in variant.runs]
+    settled = settle_margin(margin, every, chosen)
+    settings = ComparisonSettings(bases, by, split, chosen, settled, level, seed)
     comparison = build_comparison(variants, settings)
     comparison = replace(comparison, notes=[*comparison.notes, *notes])
     folder = Path(outputs)
@@ -88,7 +92,7 @@ def compare_runs(
     tables.print_comparison(comparison)
     tables.write_tables(comparison, folder)
     figures.write_figures(comparison, folder)
-    options = {"baseline": baseline, "split": split, "metric": chosen.name, "margin": margin}
+    options = {"baseline": baseline, "split": split, "metric": chosen.name, "margin": settled.size}
     options |= {"level": level, "cases": cases, "seed": seed}
     path = folder / page.PAGE_NAME
     command = _command_line(runs, by, options)
@@ -100,7 +104,13 @@ def compare_runs(
 def _command_line(runs: Sequence[str], by: Sequence[str], options: Mapping[str, object]) -> str:
     """Return the command line that repeats the comparison."""
     options = {"runs": f"[{','.join(runs)}]", "by": f"[{','.join(by)}]", **options}
-    return shlex.join(["attnseg", "compare", *(f"{key}={value}" for key, value in options.items())])
+    return shlex.join(
+        [
+            "attnseg",
+            "compare",
+            *(f"{key}={'null' if value is None else value}" for key, value in options.items()),
+        ]
+    )
 
 
 @dataclass(frozen=True)
@@ -111,7 +121,7 @@ class ComparisonSettings:
     by: Sequence[str]
     split: str
     metric: ComparedMetric
-    margin: float
+    margin: Margin
     level: float
     seed: int
 
@@ -123,7 +133,7 @@ def build_comparison(variants: Sequence[Variant], settings: ComparisonSettings) 
         DataError: two variants have no patient in common.
     """
     bases, split, metric = settings.bases, settings.split, settings.metric
-    margin, level, seed = settings.margin, settings.level, settings.seed
+    margin, level, seed = settings.margin.size, settings.level, settings.seed
     patients = patient_scores.tabulate_variants(variants, split, metric.name)
     sheet = ScoreSheet.of(variants, split, metric)
     pairs = _pair_variants(sheet)
@@ -168,11 +178,12 @@ def build_comparison(variants: Sequence[Variant], settings: ComparisonSettings) 
             contrasts, _shared_name(bases, variants), metric, margin, controls, splits
         ),
         verdicts=[write_verdict(c, metric) for c in contrasts],
-        notes=caveats.write_notes(variants, split, metric, patients, margin, seed),
+        notes=caveats.write_notes(variants, split, metric, patients, settings.margin, seed),
         warnings=[
             *doubts.collect_doubts(variants, split),
             *doubt_attentions(variants, contrasts, controls, metric, margin),
             *doubt_errors(errors, bases, 1 - level),
+            *([settings.margin.doubt] if settings.margin.doubt else []),
             *caveats.collect_warnings(variants, settings.by, patients, rows),
         ],
         watermark="; ".join(sorted(marks)) or None,

@@ -47,7 +47,7 @@ def render_page(
         one_seed=any(min(c.seeds) < 2 for c in comparison.against),
         **draw_figures(comparison),
         heat=build_heat_map(comparison),
-        steps=[comparison.margin * 2**step for step in range(TINT_STEPS)],
+        steps=[(comparison.margin or 0) * 2**step for step in range(TINT_STEPS)],
         curves=[
             to_svg(figure, "Learning curves, a line per run")
             for figure in figures.draw_histories(variants, comparison.watermark is not None)
@@ -187,9 +187,9 @@ def _signed_text(value: float, metric: ComparedMetric) -> str:
     return "" if math.isnan(value) else use_minus_signs(f"{value:+.{metric.digits}f}")
 
 
-def _tint(difference: float, up: bool, margin: float) -> str:
+def _tint(difference: float, up: bool, margin: float | None) -> str:
     """Return a cell's CSS class: one step at the margin, one more for each doubling of it."""
-    if math.isnan(difference) or abs(difference) < margin:
+    if margin is None or math.isnan(difference) or abs(difference) < margin:
         return "even"
     # The small addend keeps exact powers of two from falling short by rounding.
     step = min(TINT_STEPS, 1 + math.floor(math.log2(abs(difference) / margin) + 1e-9))

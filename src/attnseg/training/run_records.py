@@ -5,6 +5,7 @@ import logging
 from collections.abc import Iterator
 
 from attnseg.config import cost
+from attnseg.config.identity import short_digest
 from attnseg.data.sealed import count_cases
 from attnseg.files import write_text
 from attnseg.preparation.datasets import describe_input
@@ -20,6 +21,7 @@ def record_setup(run: ActiveRun, setup: TrainingSetup) -> None:
     """Write split, metric convention, input, digests and cost of a run to its folder."""
     data, model, loaded = setup.data, setup.components.model, setup.components.loaded
     macs, _, inside = cost.count_all_macs(model, network_input_shape(setup.config, data))
+    study = None if setup.config.compare is None else setup.config.compare.model_dump()
     write_text(run.folder.split_file, data.split)
     run.save(
         profile=setup.components.profile.describe(),
@@ -29,6 +31,7 @@ def record_setup(run: ActiveRun, setup: TrainingSetup) -> None:
         parameters=cost.count_parameters(model),
         macs=macs,
         attention={"parameters": cost.count_attention_parameters(model), "macs": inside},
+        **({} if study is None else {"declared": {**study, "digest": short_digest(study)}}),
         **({} if data.watermark is None else {"watermark": data.watermark}),
         **({} if loaded is None else {"pretrained": str(loaded).splitlines()}),
     )
