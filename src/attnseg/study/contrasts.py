@@ -102,10 +102,11 @@ class PairedValues:
 
     @property
     def complete(self) -> "PairedValues":
-        """The same without the patients that lack a value of one variant."""
+        """The same without patients that lack a value of a variant, and without empty seeds."""
         both = self.own.notna().any(axis=1) & self.base.notna().any(axis=1)
         folds = None if self.folds is None else self.folds[both]
-        return replace(self, own=self.own[both], base=self.base[both], folds=folds)
+        own, base = (table[both].dropna(axis=1, how="all") for table in (self.own, self.base))
+        return replace(self, own=own, base=base, folds=folds)
 
     @property
     def differences(self) -> PatientValues:
@@ -120,7 +121,9 @@ def pair_values(sheet: ScoreSheet, variant: str, baseline: str, what: str = "") 
     missed, under a profile that gives a miss no number, is left out.
     """
     own, base = sheet.pair(variant, baseline, [what] if what else None)
-    return PairedValues(variant, baseline, own, base, what).complete
+    folds = sheet.number_folds(variant, baseline)
+    own_folds = None if folds is None else folds.reindex(own.index)
+    return PairedValues(variant, baseline, own, base, what, own_folds).complete
 
 
 @dataclass(frozen=True)

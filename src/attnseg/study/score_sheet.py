@@ -8,6 +8,7 @@ of either variant has a value, and the runs that rightly predicted nothing get t
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 
 from attnseg.runs.variants import Variant
@@ -67,6 +68,19 @@ class ScoreSheet:
         own, base = (self._by_seed(patients, name) for name in (variant, baseline))
         both = own.notna().any(axis=1) & base.notna().any(axis=1)
         return own[both], base[both]
+
+    def number_folds(self, variant: str, baseline: str) -> pd.Series | None:
+        """Return the number of the fold that tested each patient; `None` if there is one division.
+
+        Folds of a cross-validation test different patients, by different runs.
+        """
+        numbers = [number for name in (variant, baseline) for _, number in self.runs[name]]
+        scored = (
+            (self.truth[numbers].notna() | self.values[numbers].notna()).groupby("patient").any()
+        )
+        codes, patterns = pd.factorize(pd.Series(map(tuple, scored.to_numpy()), scored.index))
+        shared = sum(map(np.asarray, patterns)) > 1  # runs that tested patients of several patterns
+        return None if len(patterns) < 2 or shared.any() else pd.Series(codes, scored.index)
 
     def _by_seed(self, patients: pd.DataFrame, variant: str) -> pd.DataFrame:
         """Average a variant's runs of the same seed, which are folds."""

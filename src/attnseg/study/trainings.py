@@ -42,13 +42,12 @@ class SampledError:
 
 
 def average_seeds(values: pd.DataFrame) -> PatientValues:
-    """Return the mean of each seed over the patients (rows), `[seeds]`.
+    """Return the mean of each seed over the patients (rows) that have a value of all, `[seeds]`.
 
-    Where a patient lacks a value of some seed, its own mean stands in, so that seeds are never
-    compared over different patients.
+    Seeds are thus compared over the same patients; if no patient has all, over their own.
     """
-    by_patient = values.mean(axis=1)
-    return np.asarray(values.sub(by_patient, axis=0).mean() + by_patient.mean())
+    complete = values.dropna()
+    return np.asarray((values if complete.empty else complete).mean())
 
 
 @dataclass(frozen=True)
