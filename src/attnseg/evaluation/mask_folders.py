@@ -129,12 +129,12 @@ def define_labels(
     problems = Problems()
     occurring: list[dict[Path, set[int]]] = [{}, {}]
     for case, files in pairs.items():
-        for side, path in enumerate(files):
+        for by_path, path, label_map in zip(occurring, files, maps[case][:2], strict=True):
             with problems.gathered():
-                values = find_labels(path, maps[case][side])
+                values = find_labels(path, label_map)
                 if values[0] < 0:
                     raise DataError(f"{path}: {values[0]:.0f} is no label; give a label map")
-                occurring[side][path] = set(map(int, values.tolist()))
+                by_path[path] = set(map(int, values.tolist()))
     problems.stop()
     binary = [
         ignore_label != WHITE

@@ -177,7 +177,7 @@ class ResultWriter:
                 header[key] = 0
             header.set_data_shape(voxels.shape)
             # Without an affine of its own, the image keeps those of the header, and their codes.
-            single = nib.Nifti2Image if header["sizeof_hdr"] == 540 else nib.Nifti1Image
+            single: Any = nib.Nifti2Image if header["sizeof_hdr"] == 540 else nib.Nifti1Image
             image = single(voxels, None, header, dtype=voxels.dtype)
         else:
             affine = self.scan.affine

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
+from PIL.ImageFile import ImageFile
 
 from attnseg.data.readers.content import detect_content
 from attnseg.errors import DataError
@@ -73,8 +74,9 @@ def read_label_picture(
                 f"{path}: compressed as JPEG, which alters the values of a mask; give the mask as "
                 "it was before"
             )
-        raw = image.tile[0].args if image.tile else ""
-        bits = re.fullmatch(r"L;([248]?)(I?)R?", raw if isinstance(raw, str) else str(raw[0]))
+        raw = image.tile[0].args if image.tile else None
+        layout = raw if isinstance(raw, str) else str(raw[0]) if raw else ""
+        bits = re.fullmatch(r"L;([248]?)(I?)R?", layout)
         if bits and bits[2]:
             raise DataError(f"{path}: labels in which 0 is white; save them with 0 as black")
         values = _to_array(image)
@@ -82,12 +84,13 @@ def read_label_picture(
             _check_palette(path, image, np.unique(values))
     if values.dtype == np.bool_:
         return values.astype(np.uint8), 1
-    white = {"2": 3, "4": 15}.get(bits[1] if bits else "", np.iinfo(values.dtype).max)
-    return (values // (255 // white) if white < 255 else values), int(white)
+    full = 255 if values.dtype == np.uint8 else 65535
+    white = {"2": 3, "4": 15}.get(bits[1] if bits else "", full)
+    return (values.astype(np.uint8) // (255 // white) if white < 255 else values), white
 
 
 @contextlib.contextmanager
-def _open(path: Path, modes: tuple[str, ...]) -> Iterator[Image.Image]:
+def _open(path: Path, modes: tuple[str, ...]) -> Iterator[ImageFile]:
     """Open a picture, once its kind, mode and number of pages have been checked."""
     try:
         content = detect_content(path)
@@ -116,7 +119,7 @@ def _to_array(image: Image.Image) -> NDArray[np.generic]:
     return pixels.astype(np.uint16) if pixels.dtype.itemsize > 1 else pixels
 
 
-def _check_grey_bitmap(path: Path, image: Image.Image) -> None:
+def _check_grey_bitmap(path: Path, image: ImageFile) -> None:
     """Refuse a grey bitmap of 4 bits, whose bytes Pillow takes for pixels."""
     if image.format == "BMP" and image.mode == "L" and image.tile[0].codec_name == "raw":
         assert image.fp is not None
