@@ -174,7 +174,7 @@ def test_names_mirror_the_tree_and_never_meet(tmp_path):
     place = tmp_path / "in"
     for name in ("x/a.nii.gz", "y/a.nii.gz", "y/a.nii", "b c/ä.nii.gz"):
         nifti(place / name)
-    for name in ("x/a.png", "z/a.png", "z/a.bmp", "z/scan.2020.png"):
+    for name in ("x/a.png", "z/a.png", "z/a.bmp", "z/scan.2020.png", "z/v1.2.png", "z/v1.2.bmp"):
         picture(place / name)
     picture(place / "z/jpeg inside.png", kind="BMP")
     for number in range(2):
@@ -183,8 +183,9 @@ def test_names_mirror_the_tree_and_never_meet(tmp_path):
     segment(place, tmp_path / "out", size=SIZE)
     assert masks(tmp_path / "out") == [
         "b c/ä.nii.gz", "m/case.nii.gz", "n/case_0000.nii.gz", "n/case_0001.nii.gz",
-        "x/a.nii.gz.nii.gz", "x/a.png.png", "y/a.nii.gz.nii.gz", "y/a.nii.nii",
-        "z/a.bmp.png", "z/a.png.png", "z/jpeg inside.png", "z/scan.2020.png",
+        "x/a_nii_gz.nii.gz", "x/a_png.png", "y/a_nii.nii", "y/a_nii_gz.nii.gz",
+        "z/a_bmp.png", "z/a_png.png", "z/jpeg inside.png", "z/scan.2020.png",
+        "z/v1.2_bmp.png", "z/v1.2_png.png",
     ]  # fmt: skip
 
 

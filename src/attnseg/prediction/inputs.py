@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
+from attnseg.data.folders import find_ending
 from attnseg.data.readers.content import detect_content
 from attnseg.data.readers.nifti import find_companion
 from attnseg.data.readers.pictures import SUFFIXES
@@ -207,19 +208,21 @@ def _group_channels(
 def _result_name(path: Path, root: Path) -> str:
     """Return a file's path below the root without its suffix."""
     relative = path.relative_to(root)
-    lower = relative.name.lower()
-    suffix = next(
-        (s for s in (*VOLUMES[::-1], *PAIRS[::-1], *SUFFIXES, DICOM) if lower.endswith(s)), ""
-    )
-    stem = relative.name[: len(relative.name) - len(suffix)] or relative.name
+    stem = relative.name.removesuffix(_suffix_of(relative.name)) or relative.name
     return PurePosixPath(*relative.parts[:-1], stem).as_posix()
 
 
+def _suffix_of(name: str) -> str:
+    """Return the suffix of a file's name as it is spelt; empty if it is none of ours."""
+    suffix = find_ending(name, (*VOLUMES, *PAIRS, *SUFFIXES, DICOM))
+    return name[len(name) - len(suffix) :]
+
+
 def _make_names_unique(items: list[Item], problems: Problems) -> list[Item]:
-    """Return the items by name; pictures and NIfTI files of equal names keep their suffix."""
+    """Return the items by name; where names are equal, files add their suffix, as in `a_nii_gz`."""
     counts = Counter(item.name.casefold() for item in items)
     renamed = [
-        replace(item, name=f"{item.name}.{item.files[0].name.partition('.')[2]}")
+        replace(item, name=item.name + _suffix_of(item.files[0].name).replace(".", "_"))
         if counts[item.name.casefold()] > 1 and item.kind in ("nifti", "picture")
         else item
         for item in items
