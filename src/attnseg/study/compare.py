@@ -142,10 +142,6 @@ def build_comparison(variants: Sequence[Variant], settings: ComparisonSettings) 
         name: patient_scores.tabulate_variants(variants, split, metric.name, [name])
         for name in sheet.classes
     }
-    undefined = {
-        name: [patient_scores.count_undefined(v, split, metric.name, [name]) for v in variants]
-        for name in by_class
-    }
     rows = _describe_variants(variants, settings, patients)
     families = track([against, pairs, _pair_classes(sheet, bases)], "Comparing", "tables")
     decision = Decision(margin, metric.up, metric.worst, level, seed)
@@ -167,7 +163,7 @@ def build_comparison(variants: Sequence[Variant], settings: ComparisonSettings) 
         pairs=of_pairs,
         classes=of_classes,
         class_means=pd.DataFrame({name: table.mean() for name, table in by_class.items()}).T,
-        class_undefined=pd.DataFrame(undefined, index=patients.columns).T,
+        class_undefined=_count_undefined(variants, settings, sheet.classes),
         values=[pair.complete for pair in against],
         seed_means=_average_seeds(variants, settings),
         splits=splits,
@@ -188,6 +184,20 @@ def build_comparison(variants: Sequence[Variant], settings: ComparisonSettings) 
         ],
         watermark="; ".join(sorted(marks)) or None,
     )
+
+
+def _count_undefined(
+    variants: Sequence[Variant], settings: ComparisonSettings, classes: Sequence[str]
+) -> pd.DataFrame:
+    """Count the undefined values by class (rows) and variant (columns)."""
+    counts = {
+        variant.name: [
+            patient_scores.count_undefined(variant, settings.split, settings.metric.name, [name])
+            for name in classes
+        ]
+        for variant in variants
+    }
+    return pd.DataFrame(counts, index=list(classes))
 
 
 def _pair_variants(sheet: ScoreSheet) -> list[PairedValues]:
