@@ -63,6 +63,11 @@ def read_series(files: Sequence[Path]) -> DicomVolume:
         DataError: slices are missing, doubled or unlike each other, of several patients, not grey,
             or a file cannot be decoded.
     """
+    with refusing_unreadable(files[0]):  # An attribute is parsed when it is first asked for.
+        return _read_frames(files)
+
+
+def _read_frames(files: Sequence[Path]) -> DicomVolume:
     frames = []
     for path in files:
         frames += list_frames(path, read_dicom(path, TAGS))

@@ -326,7 +326,7 @@ def _choose_channel(outline: NDArray[np.float64], hole: NDArray[np.float64]) -> 
         start, step = outline[at], hole[there] - outline[at]
         low, high = np.sort([start, hole[there]], axis=0)
         (left, top), (right, bottom) = np.floor(low).astype(int), np.ceil(high).astype(int) + 1
-        centres = np.stack(np.mgrid[left:right, top:bottom], -1).reshape(-1, 2) - start
+        centres = np.mgrid[left:right, top:bottom].reshape(2, -1).T - start
         share = (centres @ step / max(float(step @ step), 1e-9)).clip(0, 1)
         if np.linalg.norm(centres - share[:, None] * step, axis=1).min() > CLEAR:
             return at, there

@@ -274,7 +274,7 @@ class FolderRun:
                 "use postprocess.min_pixels"
             )
         with np.errstate(over="ignore"):
-            ranges = np.float32(scan.high) - np.float32(scan.low)
+            ranges = np.array(scan.high, np.float32) - np.array(scan.low, np.float32)
         if not np.isfinite(ranges).all():
             raise DataError(
                 f"{item.place}: intensities from {scan.low[0]:.3g} to {scan.high[0]:.3g} are too "

@@ -23,6 +23,7 @@ from attnseg.data.readers.nifti import from_slices, open_nifti
 from attnseg.data.readers.uw_madison import encode_table
 from attnseg.errors import DataError, ResourceError
 from attnseg.files import replacing
+from attnseg.prediction.dicom_headers import refusing_unreadable
 from attnseg.prediction.dicom_results import (
     Origin,
     find_obstacle,
@@ -63,7 +64,8 @@ class ResultWriter:
         """Return a writer of NIfTI, with a warning, if DICOM allows no result for the series."""
         if self.item.kind != "dicom" or self.output_type == "nifti":
             return self
-        obstacle = find_obstacle(self.item.frames, self.output_type)
+        with refusing_unreadable(self.item.place):
+            obstacle = find_obstacle(self.item.frames, self.output_type)
         return self if obstacle is None else self._as_nifti(obstacle)
 
     def _as_nifti(self, obstacle: str) -> Self:
