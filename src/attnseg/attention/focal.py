@@ -41,8 +41,8 @@ class FocalModulation(TokenMixer):
         ValueError: there is no level, or the window is even or below 1.
     """
 
-    # What is beyond the windows arrives as one mean.
-    sees = declare_sight(far=True, sharp=False)
+    # Windows of 3 and then 5 tokens reach 3 tokens on each side, and 6 in two blocks.
+    sees = declare_sight(far=True)
 
     def __init__(
         self,

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from attnseg.drawing.cases import pixel_aspect, slice_image
@@ -51,7 +52,7 @@ def explain_runs(config: Explain) -> pd.DataFrame:
     unit = "pixels" if case.spacing is None else "mm"
     title = f"{config.split} case {case.case}, slice {index + 1}"
     evidence = load_evidence(dataset_root(runs[0].config), case.case)
-    truth = None if evidence is None else (masks.any(0), evidence)
+    truth = None if evidence is None else (np.asarray(masks.any(0)), evidence)
     tables = [tabulate_layers(attention, case, unit, truth) for attention in attentions]
     table = pd.concat(tables, ignore_index=True)
     for attention in attentions:

@@ -113,7 +113,7 @@ class CellStore:
     def save(self, cell: Cell, result: CellResult) -> None:
         """Write a result; the facts last, so that a cell with facts is complete."""
         with replacing(self._path(cell, "npz")) as file:
-            np.savez_compressed(file, **result.pictures)
+            np.savez_compressed(file, **result.pictures)  # type: ignore[arg-type]
         described = describe_cell(cell)
         write_text(self._path(cell, "json"), json.dumps({**described, **result.facts}, indent=1))
 
@@ -226,10 +226,10 @@ def _train_all(
     try:
         while True:
             while len(running) < jobs and time.monotonic() <= ends:
-                cell = next(waiting, None)
-                if cell is None:
+                upcoming = next(waiting, None)
+                if upcoming is None:
                     break
-                running[pool.submit(run_cell, cell)] = cell
+                running[pool.submit(run_cell, upcoming)] = upcoming
             if not running:
                 break
             for future in wait(running, return_when=FIRST_COMPLETED).done:

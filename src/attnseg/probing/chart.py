@@ -63,7 +63,7 @@ def write_chart(
         figure.savefig(file, format="png", dpi=130, metadata={"Software": None})
     curves = {name: draw_levels(own, str(name)) for name, own in levels.groupby("probe")}
     for name, curve in curves.items():
-        with replacing(folder / f"{name}.png") as file:
+        with replacing(folder / f"{name!s}.png") as file:
             curve.savefig(file, format="png", dpi=100, metadata={"Software": None})
     write_text(folder / PAGE, render_chart_page(entries, traits, store, facts, curves))
 
@@ -210,7 +210,7 @@ def _show_cell(entry: Entry | None) -> dict[str, str]:
     if entry is None:
         return {"text": "-", "tint": "even", "note": "not measured", "mark": ""}
     tint = next(name for limit, name in TINTS if entry.way <= limit or limit == TINTS[-1][0])
-    note = entry.verdict
+    note: str = entry.verdict
     if entry.share is not None and entry.uniform:
         note += f", looks {entry.share / entry.uniform:.1f}x"
     mark = (

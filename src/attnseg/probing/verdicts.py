@@ -1,5 +1,6 @@
 """The results of attentions on probes: means over seeds, intervals, and verdicts."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -80,7 +81,7 @@ def interval_margin(values: Sequence[float]) -> float | None:
     if len(values) < 2:
         return None
     factor = float(stats.t.ppf(0.5 + LEVEL / 2, len(values) - 1))
-    return factor * float(np.std(values, ddof=1)) / len(values) ** 0.5
+    return factor * float(np.std(values, ddof=1)) / math.sqrt(len(values))
 
 
 def collect_entries(
