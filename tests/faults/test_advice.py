@@ -235,7 +235,7 @@ BY_HAND = re.compile(
     r"exclude|expected|export|find|free|give|got|install|it takes|keep|leave|list|lower|make|mend|"
     r"name|narrow|pip install|quote|raise|remove|rename|repair|resample|resize|restore|round|"
     r"run|save|see|"
-    r"separate|set|split|start|take|train|try|unpack|use|wait|write|the same command|this is a bug"
+    r"separate|set|split|start|take|train|try|unpack|use|wait|widen|write|the same command|this is a bug"
 )
 # Statements instead of advice, each of which says what is allowed or what has been kept.
 STATEMENTS = {
