@@ -234,8 +234,8 @@ BY_HAND = re.compile(
     r"add|ask|attnseg |check|choose|convert|copy|correct|crop|delete|derive|do not use|download|"
     r"exclude|expected|export|find|free|give|got|install|it takes|keep|leave|list|lower|make|mend|"
     r"name|narrow|pip install|quote|raise|remove|rename|repair|resample|resize|restore|round|"
-    r"run|save|see|"
-    r"separate|set|split|start|take|train|try|unpack|use|wait|widen|write|the same command|this is a bug"
+    r"run|save|see|widen|"
+    r"separate|set|split|start|take|train|try|unpack|use|wait|write|the same command|this is a bug"
 )
 # Statements instead of advice, each of which says what is allowed or what has been kept.
 STATEMENTS = {
