@@ -84,7 +84,7 @@ def take_trial(search: SharedSearch, study: optuna.Study) -> tuple[optuna.Trial,
         return draw_parameters(search.options, new), lock
 
 
-def trial_overrides(trial: optuna.Trial) -> list[str]:
+def trial_overrides(trial: optuna.Trial | optuna.trial.FrozenTrial) -> list[str]:
     """Return a trial's parameters as overrides of the command line."""
     return [f"{key}={format_value(value)}" for key, value in trial.params.items()]
 

@@ -23,7 +23,7 @@ from attnseg.runs.variants import (
 from attnseg.study import caveats, doubts, figures, page, patient_scores, statistics, tables
 from attnseg.study.checks import check_comparable, profile_title
 from attnseg.study.comparison import Comparison
-from attnseg.study.contrasts import Decision, PairedValues, contrast_family, pair_values
+from attnseg.study.contrasts import Contrast, Decision, PairedValues, contrast_family, pair_values
 from attnseg.study.costs import COSTS, average_costs, find_pareto_front
 from attnseg.study.detection import count_errors, doubt_errors
 from attnseg.study.margins import Margin, settle_margin
@@ -71,22 +71,13 @@ def compare_runs(
         ConfigError: a key or the baseline does not exist, or the metric cannot be compared.
         DataError: runs cannot be compared, or there is only one variant; lists every problem.
     """
-    try:
-        variants = group_by_variant(open_finished_runs(find_runs(runs)), by)
-        check_comparable(variants, split)
-    except DataError as error:
-        raise listed(error, "runs", "leave out the runs that do not belong") from error
-    bases = match_baselines(variants, baseline)
-    if not bases:
-        raise DataError(f"runs: only {variants[0].name} is there; add runs of another variant")
-    position = {variant.name: at for at, variant in enumerate(variants)}
-    variants.sort(key=lambda v: (position[bases.get(v.name, v.name)], v.name in bases))
+    variants, bases = _open_variants(runs, by, split, baseline)
     chosen = choose_metric(variants[0].runs[0], split, metric)
     every = [run for variant in variants for run in variant.runs]
     settled = settle_margin(margin, every, chosen)
     settings = ComparisonSettings(bases, by, split, chosen, settled, level, seed)
-    comparison = build_comparison(variants, settings)
-    comparison = replace(comparison, notes=[*comparison.notes, *notes])
+    made = build_comparison(variants, settings)
+    comparison = replace(made, notes=[*made.notes, *notes])
     folder = Path(outputs)
     folder.mkdir(parents=True, exist_ok=True)
     tables.print_comparison(comparison)
@@ -99,6 +90,23 @@ def compare_runs(
     path.write_text(page.render_page(comparison, variants, split, cases, command))
     log.info("Written: %s", path)
     return comparison
+
+
+def _open_variants(
+    runs: Sequence[str], by: Sequence[str], split: str, baseline: str
+) -> tuple[list[Variant], dict[str, str]]:
+    """Return comparable variants, each baseline before its own, and the baselines by name."""
+    try:
+        variants = group_by_variant(open_finished_runs(find_runs(runs)), by)
+        check_comparable(variants, split)
+    except DataError as error:
+        raise listed(error, "runs", "leave out the runs that do not belong") from error
+    bases = match_baselines(variants, baseline)
+    if not bases:
+        raise DataError(f"runs: only {variants[0].name} is there; add runs of another variant")
+    position = {variant.name: at for at, variant in enumerate(variants)}
+    variants.sort(key=lambda v: (position[bases.get(v.name, v.name)], v.name in bases))
+    return variants, bases
 
 
 def _command_line(runs: Sequence[str], by: Sequence[str], options: Mapping[str, object]) -> str:
@@ -146,11 +154,9 @@ def build_comparison(variants: Sequence[Variant], settings: ComparisonSettings) 
     families = track([against, pairs, _pair_classes(sheet, bases)], "Comparing", "tables")
     decision = Decision(margin, metric.up, metric.worst, level, seed)
     contrasts, of_pairs, of_classes = (contrast_family(f, decision) for f in families)
-    quality, macs = rows["mean"].to_dict(), rows["macs"].to_dict()
-    rows["pareto_front"] = pd.Series(find_pareto_front(quality, macs, of_pairs, metric.up))
-    errors, splits = count_errors(sheet, bases), len(variants[0].folds)
-    controls = find_null_controls(variants)
-    marks = {run.watermark for v in variants for run in v.runs if run.watermark is not None}
+    rows["pareto_front"] = _place_on_front(rows, of_pairs, metric)
+    errors, controls = count_errors(sheet, bases), find_null_controls(variants)
+    splits = len(variants[0].folds)
     return Comparison(
         title=_write_title(variants[0].runs[0], settings, len(by_class), len(patients)),
         metric=metric,
@@ -182,7 +188,7 @@ def build_comparison(variants: Sequence[Variant], settings: ComparisonSettings) 
             *([settings.margin.doubt] if settings.margin.doubt else []),
             *caveats.collect_warnings(variants, settings.by, patients, rows),
         ],
-        watermark="; ".join(sorted(marks)) or None,
+        watermark=_join_watermarks(variants),
     )
 
 
@@ -238,6 +244,19 @@ def _write_title(run: RunFolder, settings: ComparisonSettings, classes: int, pat
         f"{classes} class{'' if classes == 1 else 'es'}, {patients} patients, "
         f"profile {profile_title(run)}"
     )
+
+
+def _join_watermarks(variants: Sequence[Variant]) -> str | None:
+    marks = {run.watermark for v in variants for run in v.runs if run.watermark is not None}
+    return "; ".join(sorted(marks)) or None
+
+
+def _place_on_front(
+    rows: pd.DataFrame, pairs: Sequence[Contrast], metric: ComparedMetric
+) -> list[str]:
+    """Return the place of each variant with regard to the Pareto front of quality and MACs."""
+    quality, macs = ({str(k): float(v) for k, v in rows[key].items()} for key in ("mean", "macs"))
+    return list(find_pareto_front(quality, macs, pairs, metric.up).values())
 
 
 def _average_seeds(variants: Sequence[Variant], settings: ComparisonSettings) -> pd.DataFrame:

@@ -56,8 +56,8 @@ def count_errors(sheet: ScoreSheet, bases: Mapping[str, str]) -> list[ErrorCount
         ErrorCount(
             name,
             error,
-            int(made.sum(axis=None)),
-            int(made.notna().sum(axis=None)),
+            int(made.to_numpy(float, na_value=0).sum()),
+            int(made.notna().to_numpy().sum()),
             *tests.get((name, error), (0, 0))[:2],
             p.get((name, error), math.nan),
         )
