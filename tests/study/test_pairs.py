@@ -90,13 +90,14 @@ def test_silence_in_a_pair_is_the_perfect_score_of_the_metric(folder):
 
 def test_silence_of_some_seeds_counts_as_soon_as_one_run_has_a_value(folder):
     for seed in (0, 1):
-        values, voxels = healthy_and_ill(0)
+        values, voxels = healthy_and_ill(0, seed=seed)
         make_run(folder, "qkv", values, seed=seed, voxels=voxels)
-        values, voxels = healthy_and_ill(4 * seed)
+        values, voxels = healthy_and_ill(4 * seed, seed=seed + 2)
         make_run(folder, "kv", values, seed=seed, voxels=voxels)
     (only,) = run_compare(folder).against
     assert only.patients == 15 + 4
-    assert only.difference == pytest.approx(-0.5 * 4 / 19)
+    # No two runs have the same scores of the ill patients, since copies of a run are refused.
+    assert only.difference == pytest.approx(-0.5 * 4 / 19, abs=0.02)
 
 
 def test_a_miss_without_a_number_is_left_out_of_the_pair(folder):
