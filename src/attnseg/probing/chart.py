@@ -22,12 +22,12 @@ from attnseg.files import replacing, write_text
 from attnseg.prediction.overlay import COLOURS
 from attnseg.probes.probe import find_probe
 from attnseg.probing.battery import CellStore, Traits
-from attnseg.probing.verdicts import Entry, tabulate_entries, tabulate_levels
+from attnseg.probing.verdicts import ChartEntry, tabulate_entries, tabulate_levels
 from attnseg.study.canvas import PALETTE, STYLE, to_svg
 from attnseg.study.figures import line_style
 from attnseg.study.page import security_policy
 
-Entries = Mapping[tuple[str, str], Entry]
+Entries = Mapping[tuple[str, str], ChartEntry]
 
 PAGE = "probes.html"
 CELL_INCHES = (0.92, 0.34)
@@ -106,7 +106,7 @@ def draw_chart(entries: Entries, attentions: Sequence[str]) -> Figure:
     return figure
 
 
-def score_text(entry: Entry) -> str:
+def score_text(entry: ChartEntry) -> str:
     """Return the mean score and half of its interval."""
     margin = entry.margin
     text = f"{entry.mean:.2f}"
@@ -196,7 +196,7 @@ def write_prediction(traits: Traits, probes: Sequence[str]) -> str:
     return f"Predicted: {'; '.join(parts)}" if parts else "Nothing is predicted"
 
 
-def write_surprise(entry: Entry) -> str:
+def write_surprise(entry: ChartEntry) -> str:
     """Return a sentence about a result that disagrees with its prediction."""
     chance = find_probe(entry.probe).chance
     wanted = "see" if entry.declared else "be blind to"
@@ -206,7 +206,7 @@ def write_surprise(entry: Entry) -> str:
     )
 
 
-def _show_cell(entry: Entry | None) -> dict[str, str]:
+def _show_cell(entry: ChartEntry | None) -> dict[str, str]:
     if entry is None:
         return {"text": "-", "tint": "even", "note": "not measured", "mark": ""}
     tint = next(name for limit, name in TINTS if entry.way <= limit or limit == TINTS[-1][0])

@@ -21,7 +21,7 @@ Verdict = Literal["sees", "partly", "blind"]
 
 
 @dataclass(frozen=True)
-class Entry:
+class ChartEntry:
     """The results of an attention on a probe.
 
     Attributes:
@@ -86,7 +86,7 @@ def interval_margin(values: Sequence[float]) -> float | None:
 
 def collect_entries(
     cells: Sequence[Cell], store: CellStore, traits: Mapping[str, Traits]
-) -> dict[tuple[str, str], Entry]:
+) -> dict[tuple[str, str], ChartEntry]:
     """Return the results by attention and probe, of those with a finished training."""
     facts: dict[tuple[str, str], list[tuple[Cell, dict[str, Any]]]] = {}
     for cell in cells:
@@ -98,7 +98,7 @@ def collect_entries(
         shares = [own["evidence_share"] for _, own in finished]
         uniform = [own["uniform_share"] for _, own in finished]
         mapped = None not in shares
-        entries[attention, probe] = Entry(
+        entries[attention, probe] = ChartEntry(
             attention,
             probe,
             tuple(own["score"] for _, own in finished),
@@ -112,7 +112,7 @@ def collect_entries(
 
 
 def tabulate_entries(
-    entries: Mapping[tuple[str, str], Entry], traits: Mapping[str, Traits], baseline: str
+    entries: Mapping[tuple[str, str], ChartEntry], traits: Mapping[str, Traits], baseline: str
 ) -> pd.DataFrame:
     """Return a row per attention and probe.
 
@@ -148,7 +148,7 @@ def tabulate_entries(
     return pd.DataFrame(rows)
 
 
-def tabulate_levels(entries: Mapping[tuple[str, str], Entry]) -> pd.DataFrame:
+def tabulate_levels(entries: Mapping[tuple[str, str], ChartEntry]) -> pd.DataFrame:
     """Return a row per attention, probe, level and seed, of the probes that have levels."""
     return pd.DataFrame(
         [

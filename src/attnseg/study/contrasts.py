@@ -270,8 +270,20 @@ def _hull(one: Ends, other: Ends) -> Ends:
 
 
 def _open_claim(of: str, ends: Sequence[Ends], p: float, p_holm: float, detectable: float) -> Claim:
-    flat = [end for interval in ends for end in interval]
-    return Claim(of, *flat[:4], p, p_holm, *flat[4:], detectable, NOTHING_SHOWN, False, False)
+    alone, simultaneous, seen, deciding = ends
+    return Claim(
+        of,
+        *alone,
+        *simultaneous,
+        p,
+        p_holm,
+        *seen,
+        *deciding,
+        detectable,
+        verdict=NOTHING_SHOWN,
+        equivalent=False,
+        noninferior=False,
+    )
 
 
 def _judge(claim: Claim, sample: _Sample, decision: Decision) -> Claim:

@@ -61,7 +61,7 @@ def weigh_patients(
         sums, counts = (
             table.reindex(known.index, fill_value=0) for table in (groups.sum(), groups.count())
         )
-        weight = (counts.sum() > 0) * (1.0 if weights is None else weights.loc[name])
+        weight = (counts.sum() > 0) * (1.0 if weights is None else weights.loc[str(name)])
         average = sums.sum() / counts.sum()
         own = average + (sums - counts * average) * patients / counts.sum()
         influence += (own * weight).fillna(0)

@@ -1,7 +1,7 @@
 """The plan of a comparison: how many patients and seeds its decisions need."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -81,16 +81,21 @@ def plan_comparison(
         f"between seeds, {variation.rest:.4g} of their interaction. Power {power:g}, "
         f"{comparisons} comparison{'' if comparisons == 1 else 's'}."
     )
-    needed = {}
-    for question, chance in questions.items():
-        needed[question] = {s: find_patients(partial(chance, seeds=s), power) for s in seeds}
-        print(f"\nPatients needed so that {question}:")
-        for count, patients in needed[question].items():
-            print(f"  {count:2} seeds of each variant: {_patients_text(patients, chance, count)}")
+    needed = {text: _print_needs(text, chance, seeds, power) for text, chance in questions.items()}
     folder = Path(outputs)
     folder.mkdir(parents=True, exist_ok=True)
     _draw_power(questions, seeds, needed, power).savefig(folder / "plan.png")
     log.info("Written: %s", folder / "plan.png")
+    return needed
+
+
+def _print_needs(
+    question: str, chance: Chance, seeds: Sequence[int], power: float
+) -> dict[int, int | None]:
+    needed = {count: find_patients(partial(chance, seeds=count), power) for count in seeds}
+    print(f"\nPatients needed so that {question}:")
+    for count, patients in needed.items():
+        print(f"  {count:2} seeds of each variant: {_patients_text(patients, chance, count)}")
     return needed
 
 
@@ -137,7 +142,7 @@ def find_patients(chance: Callable[[int], float], power: float) -> int | None:
 
 
 def _draw_power(
-    questions: dict[str, Chance],
+    questions: Mapping[str, Chance],
     seeds: Sequence[int],
     needed: dict[str, dict[int, int | None]],
     power: float,

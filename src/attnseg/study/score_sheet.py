@@ -79,8 +79,10 @@ class ScoreSheet:
             (self.truth[numbers].notna() | self.values[numbers].notna()).groupby("patient").any()
         )
         codes, patterns = pd.factorize(pd.Series(map(tuple, scored.to_numpy()), scored.index))
-        shared = sum(map(np.asarray, patterns)) > 1  # runs that tested patients of several patterns
-        return None if len(patterns) < 2 or shared.any() else pd.Series(codes, scored.index)
+        shared = (
+            np.array([*patterns]).sum(axis=0) > 1
+        )  # runs that tested patients of several patterns
+        return None if len(patterns) < 2 or np.any(shared) else pd.Series(codes, scored.index)
 
     def _by_seed(self, patients: pd.DataFrame, variant: str) -> pd.DataFrame:
         """Average a variant's runs of the same seed, which are folds."""

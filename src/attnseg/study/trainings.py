@@ -108,5 +108,5 @@ def deviate_seeds(means: PatientValues, level: float = 0.95) -> tuple[float, flo
     if degrees < 1:
         return math.nan, math.nan, math.nan
     deviation = float(means.std(ddof=1))
-    low, high = stats.chi2.ppf([(1 + level) / 2, (1 - level) / 2], degrees)
+    low, high = (float(stats.chi2.ppf((1 + side) / 2, degrees)) for side in (level, -level))
     return deviation, deviation * math.sqrt(degrees / low), deviation * math.sqrt(degrees / high)
