@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -62,20 +61,7 @@ def plan_comparison(
         variation = Variation(patient_sd, seed_sd, rest_sd)
     alpha, difference = (1 - level) / comparisons, difference or margin
 
-    def differ(patients: int, seeds: int) -> float:
-        if statistics.smallest_p(patients) > alpha:
-            return 0.0
-        return power_to_differ(variation, patients, seeds, difference, alpha)
-
-    def equal(patients: int, seeds: int) -> float:
-        if patients < MIN_PATIENTS:
-            return 0.0
-        return power_to_equal(variation, patients, seeds, margin, loss, alpha)
-
-    questions = {
-        f"a true difference of {difference:g} is shown": differ,
-        f"two equal variants are shown to be as good, within {margin:g}": equal,
-    }
+    questions = _pose_questions(variation, difference, margin, loss, alpha)
     print(
         f"Standard deviations: {variation.patients:.4g} between patients, {variation.seeds:.4g} "
         f"between seeds, {variation.rest:.4g} of their interaction. Power {power:g}, "
@@ -89,10 +75,31 @@ def plan_comparison(
     return needed
 
 
+def _pose_questions(
+    variation: Variation, difference: float, margin: float, loss: float, alpha: float
+) -> dict[str, Chance]:
+    """Return what a comparison may show, with the power to show it."""
+
+    def differ(patients: int, seeds: int) -> float:
+        if statistics.smallest_p(patients) > alpha:
+            return 0.0
+        return power_to_differ(variation, patients, seeds, difference, alpha)
+
+    def equal(patients: int, seeds: int) -> float:
+        if patients < MIN_PATIENTS:
+            return 0.0
+        return power_to_equal(variation, patients, seeds, margin, loss, alpha)
+
+    return {
+        f"a true difference of {difference:g} is shown": differ,
+        f"two equal variants are shown to be as good, within {margin:g}": equal,
+    }
+
+
 def _print_needs(
     question: str, chance: Chance, seeds: Sequence[int], power: float
 ) -> dict[int, int | None]:
-    needed = {count: find_patients(partial(chance, seeds=count), power) for count in seeds}
+    needed = {count: find_patients(chance, count, power) for count in seeds}
     print(f"\nPatients needed so that {question}:")
     for count, patients in needed.items():
         print(f"  {count:2} seeds of each variant: {_patients_text(patients, chance, count)}")
@@ -128,16 +135,16 @@ def estimate_variation(
     return Variation(*values.max(0).tolist())
 
 
-def find_patients(chance: Callable[[int], float], power: float) -> int | None:
+def find_patients(chance: Chance, seeds: int, power: float) -> int | None:
     """Return the smallest number of patients with the given power, `None` if there is none."""
     low, high = 1, 2
-    while chance(high) < power:
+    while chance(high, seeds) < power:
         low, high = high, 2 * high
         if low >= MOST_PATIENTS:
             return None
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if chance(middle) >= power else (middle, high)
+        low, high = (low, middle) if chance(middle, seeds) >= power else (middle, high)
     return high
 
 
