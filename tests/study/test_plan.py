@@ -62,8 +62,8 @@ def test_what_is_found_is_found_with_the_power_it_says():
     assert power_to_differ(VARIATION, 40, 4, 0.0) <= 0.05
     assert power_to_equal(VARIATION, 10_000, 30, 0.01, 0.8) > 0.9
     assert power_to_equal(VARIATION, 150, 30, 0.01, 0.8) < 0.02  # unseen failures decide
-    assert find_patients(lambda n: n / 100, 0.8) == 80
-    assert find_patients(lambda n: 0.5, 0.8) is None
+    assert find_patients(lambda n, seeds: n / 100, 3, 0.8) == 80
+    assert find_patients(lambda n, seeds: 0.5, 3, 0.8) is None
 
 
 def test_a_pilot_gives_the_variation(tmp_path):
