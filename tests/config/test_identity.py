@@ -23,6 +23,7 @@ ON_PURPOSE = {
     "dataset/*.yaml": {"preset"},
     "scheduler/cosine.yaml": {"warmup", "final"},
     "profile/strict.yaml": {"nsd_tolerances_mm"},  # made anew for each object
+    "profile/detailed.yaml": {"nsd_tolerances_mm"},
 }
 
 

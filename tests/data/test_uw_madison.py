@@ -153,7 +153,7 @@ FAULTS = {
     "flipped bit in image": (after_writing(damaged), "slice_0001_5_4_1.50_1.63.png: "),
     "empty image": (after_writing(lambda p: b""), "not a PNG image"),
     "text for an image": (after_writing(lambda p: b"hello"), "not a PNG image"),
-    "JPEG for an image": (after_writing(jpeg), "not a PNG image"),
+    "JPEG for an image": (after_writing(jpeg), "pixels of type L, not 16-bit grey"),
     "8-bit image": (after_writing(picture("L")), "pixels of type L, not 16-bit grey"),
     "RGB image": (after_writing(picture("RGB")), "pixels of type RGB"),
     "palette image": (after_writing(picture("P")), "pixels of type P"),

@@ -24,7 +24,7 @@ from attnseg.config.nodes import Component
 from attnseg.config.training import parse_config
 from attnseg.errors import ConfigError
 from attnseg.runs.facts import RunFacts
-from attnseg.runs.run_folder import RunFolder
+from attnseg.runs.run_folder import CONFIG_PARTS, RunFolder
 from attnseg.training import rank_main
 from attnseg.training.lightning_trainer import launch_ranks_with_rank_main
 from tests.contracts.groups import names
@@ -145,7 +145,7 @@ def test_a_run_folder_is_refused_without_its_plugin_and_warned_of_with_another(
 ):
     forget()
     kept = {"my_attn": {"version": "0.3", "digest": "0" * 16}}
-    (tmp_path / "config.yaml").write_text("trainer: {}\n")
+    (tmp_path / "config.yaml").write_text("".join(f"{part}: {{}}\n" for part in CONFIG_PARTS))
 
     def reopened(recorded):
         facts = RunFacts(status="done", plugins=recorded)

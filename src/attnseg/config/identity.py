@@ -23,7 +23,7 @@ from attnseg.files import file_digest
 from attnseg.models.pretrained import find_weights
 from attnseg.plugins import find_used_plugins
 
-VERSION = 1  # of the defaults; part of every identity
+VERSION = 2  # of the defaults; part of every identity
 
 
 def run_id(config: Config, data_digest: str, split_digest: str) -> str:

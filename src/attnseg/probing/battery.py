@@ -105,7 +105,7 @@ class CellStore:
     def load_pictures(self, cell: Cell) -> dict[str, NDArray[Any]]:
         """Return the pictures of a cell, if there are any."""
         try:
-            with np.load(self._path(cell, "npz")) as arrays:
+            with np.load(self._path(cell, "npz"), allow_pickle=False) as arrays:
                 return dict(arrays)
         except FileNotFoundError:
             return {}

@@ -231,12 +231,12 @@ class RunFolder(os.PathLike[str]):
             raise ConfigError(
                 f"{self}: not a run folder; give one that holds config.yaml and run.json"
             ) from error
-        for name in CONFIG_PARTS:
-            if not isinstance(config.get(name), Mapping):
-                raise ConfigError(f"{self.config_file}: no {name} in it; restore it or train again")
         if facts.status != "done":
             raise ConfigError(f"{self}: the run is {facts.status}, not done; train it first")
         self._check_plugins()
+        for name in CONFIG_PARTS:
+            if not isinstance(config.get(name), Mapping):
+                raise ConfigError(f"{self.config_file}: no {name} in it; restore it or train again")
         return self
 
     def _check_plugins(self) -> None:
