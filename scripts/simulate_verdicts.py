@@ -4,8 +4,8 @@
 
 A study compares two attentions by the functions that `attnseg compare` uses. Dice of a patient has
 a long tail to the left and is the mean over one to three scans; of ten patients, one scores 1 under
-every network. A seed moves all patients, and each of them by 0.02 more. The fifth column gives the
-share of scans in which a single network fails entirely.
+every network. A seed moves all patients, and each of them by 0.02 more. The column "failing scans"
+gives the share of scans in which a single network fails entirely.
 """
 
 import sys

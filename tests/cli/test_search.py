@@ -185,7 +185,7 @@ def test_variants_are_tuned_alike_and_their_winners_compared(call, monkeypatch, 
     assert best["qkv"] == best["kv"]
     ((runs, said),) = compared
     assert runs == [f"runs/{a}-{s}-{best[a]:.9f}" for a in ("qkv", "kv") for s in (0, 4)]
-    assert (said["baseline"], said["margin"]) == ("qkv", 0.02)
+    assert (said["baseline"], said["margin"]["margin"]) == ("qkv", 0.02)
     assert said["notes"][0].startswith("Each variant was tuned by 3 trials of the same space")
     costs = pd.read_csv(tmp_path / "outputs/comparisons/one/tuning.csv").set_index("variant")
     assert costs[["trials", "epochs"]].to_numpy().tolist() == [[3, 6], [3, 6]]

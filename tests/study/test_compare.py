@@ -91,6 +91,30 @@ def test_the_margin_is_declared_before_the_runs(folder):
     )
 
 
+def test_runs_that_declare_different_margins_are_doubted(folder):
+    for seed, margin in enumerate((0.02, 0.01, None)):
+        declared = {"baseline": "qkv", "margin": margin, "metrics": ["dice"], "digest": f"{seed}"}
+        make_run(folder, ("qkv", "kv", "kv_pos")[seed], scores(seed), declared=declared)
+    found = run_compare(folder)
+    assert found.margin == 0.01
+    assert "the runs declare different margins (0.01, 0.02, none)" in found.warnings
+    given = run_compare(folder, margin=0.02)
+    assert any("runs; the runs declare 0.01, 0.02, none" in doubt for doubt in given.warnings)
+
+
+@pytest.mark.parametrize("declared_by", ["runs", "study"])
+def test_a_single_margin_is_not_one_of_a_length_beside_other_metrics(folder, declared_by):
+    for metrics, margin in ((["dice", "hd95_mm"], None), (["hd95_mm"], 2.0)):
+        study = {"baseline": "qkv", "margin": 2.0, "metrics": metrics}
+        declared = {**study, "digest": "5eed"} if declared_by == "runs" else {}
+        for seed, attn in enumerate(("qkv", "kv")):
+            name = f"{seed} of {len(metrics)}"
+            make_run(folder / str(len(metrics)), attn, scores(seed), metric="hd95_mm", name=name,
+                     declared=declared)  # fmt: skip
+        given = study if declared_by == "study" else None
+        assert run_compare(folder / str(len(metrics)), margin=given).margin == margin
+
+
 def test_a_length_has_no_default_margin(folder):
     for attn in ("qkv", "kv"):
         for seed in (0, 1):

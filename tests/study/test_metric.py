@@ -60,6 +60,17 @@ def test_what_metrics_json_states_counts_more_than_the_name(tmp_path):
     assert choose_metric(write_facts(folder, dice=stated), "test", None).label == "HD95 (mm)"
 
 
+def test_the_worst_value_is_the_bound_if_there_is_one(tmp_path):
+    folder = make_run(tmp_path, "kv", DICE, metric="hd95_mm")
+    share = {"label": "error", "unit": "", "up": False, "digits": 4}
+
+    def find_worst(**facts):
+        return choose_metric(write_facts(folder, hd95_mm={**share, **facts}), "test", None).worst
+
+    assert (find_worst(), find_worst(up=True), find_worst(unit="mm")) == (1, 0, None)
+    assert (find_worst(bounds=[0.0, None]), find_worst(bounds=[0.0, 3.0])) == (None, 3)
+
+
 def test_profiles_state_what_the_names_of_version_0_1_0_say():
     profile = Strict(nsd_tolerance_mm=3)
     described = profile.describe()["metrics"]

@@ -131,25 +131,28 @@ def test_holm_by_hand():
     assert st.holm([]) == []
 
 
-def test_tost_agrees_with_two_one_sided_tests():
-    margin = 0.6
-    low = stats.ttest_1samp(NORMAL, -margin, alternative="greater").pvalue
-    high = stats.ttest_1samp(NORMAL, margin, alternative="less").pvalue
-    found = st.tost(NORMAL, margin)
-    assert found.p == pytest.approx(max(low, high))
-    interval = stats.ttest_1samp(NORMAL, 0).confidence_interval(0.9)
-    assert (found.low, found.high) == pytest.approx((interval.low, interval.high))
+def test_students_interval_decides_as_two_one_sided_tests():
+    low, high = st.student_interval(NORMAL, 0.9)
+    expected = stats.ttest_1samp(NORMAL, 0).confidence_interval(0.9)
+    assert (low, high) == pytest.approx((expected.low, expected.high))
+    assert stats.ttest_1samp(NORMAL, low, alternative="greater").pvalue == pytest.approx(0.05)
+    assert stats.ttest_1samp(NORMAL, high, alternative="less").pvalue == pytest.approx(0.05)
 
 
-def test_tost_by_hand_and_its_interval_agree():
-    # Mean 0, standard deviation 1, n = 4: standard error 0.5, t(3) of margin 1 is 2.
+def test_students_interval_by_hand():
+    # Mean 0, standard deviation 1, n = 4: standard error 0.5, t(3) of 1 is 2, whose tail is 0.0697.
     values = np.array([-1, -1, 1, 1]) * math.sqrt(3) / 2
-    assert st.tost(values, 1.0).p == pytest.approx(0.0697, abs=1e-4)
-    edge = st.tost(values, 1.0).high
-    assert st.tost(values, edge * 1.001).p < 0.05 < st.tost(values, edge * 0.999).p
-    assert st.tost(np.zeros(3), 0.01).p == 0
-    assert st.tost(np.full(3, 0.02), 0.01).p == 1
-    assert st.tost(np.array([0.0]), 0.01).p == 1
+    assert st.student_interval(values, 1 - 2 * 0.0697) == pytest.approx((-1, 1), abs=1e-3)
+    low, high = st.student_interval(values, 0.9)
+    p_within, p_beyond = (
+        stats.ttest_1samp(values, high * factor, alternative="less").pvalue
+        for factor in (1.001, 0.999)
+    )
+    assert p_within < 0.05 < p_beyond
+    assert low == -high
+    assert st.student_interval(np.zeros(3), 0.9) == (0, 0)
+    assert st.student_interval(np.full(3, 0.02), 0.9) == (0.02, 0.02)
+    assert all(map(math.isnan, st.student_interval(np.array([0.0]), 0.9)))
 
 
 def test_smallest_detectable_is_found_with_the_power_it_says():

@@ -129,13 +129,8 @@ def close() -> int:
 
 
 def _compare(settings: Any, outputs: Path, runs: list[str]) -> None:  # noqa: ANN401
-    """Compare runs as configured, once for each metric."""
+    """Compare runs as configured."""
     study = parse_options(Study, settings)
-    from attnseg.study.compare import compare_runs  # imports pandas and matplotlib
+    from attnseg.study.compare import compare_study  # imports pandas and matplotlib
 
-    options = study.model_dump(exclude={"metrics", "margin"})
-    metrics: list[str | None] = [*study.metrics] or [None]
-    for metric in metrics:
-        margin = study.margin.get(metric or "") if isinstance(study.margin, dict) else study.margin
-        folder = outputs / (metric or "")
-        compare_runs(runs, metric=metric, margin=margin, outputs=folder, **options)
+    compare_study(runs, study, outputs)

@@ -40,14 +40,10 @@ def run(options: Search, invocation: Invocation) -> None:
 
 
 def _compare_winners(study: Study, runs: Sequence[str], folder: Path, notes: Sequence[str]) -> None:
-    """Compare runs as configured, once for each metric, with notes on their tuning."""
-    from attnseg.study.compare import compare_runs  # imports pandas and matplotlib
+    """Compare runs as configured, with notes on their tuning."""
+    from attnseg.study.compare import compare_study  # imports pandas and matplotlib
 
-    options = study.model_dump(exclude={"metrics"})
-    metrics: list[str | None] = [*study.metrics] or [None]
-    for metric in metrics:
-        place = folder / (metric or "")
-        compare_runs(runs, metric=metric, outputs=place, notes=notes, **options)
+    compare_study(runs, study, folder, notes)
 
 
 COMMAND = Command("search", __doc__, Search, run_invocation=run, part="search")

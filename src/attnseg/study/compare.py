@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
+from attnseg.config.training import Study
 from attnseg.errors import DataError, listed
 from attnseg.progress import track
 from attnseg.runs.run_folder import RunFolder
@@ -44,7 +46,7 @@ def compare_runs(
     by: Sequence[str] = ("model", "attn"),
     split: str = "test",
     metric: str | None = None,
-    margin: float | None = None,
+    margin: float | Mapping[str, Any] | None = None,
     level: float = 0.95,
     cases: int = 40,
     outputs: str | Path = "outputs/comparison",
@@ -60,7 +62,7 @@ def compare_runs(
         split: `val` or `test`.
         metric: name in `cases.csv`; `None` for the first of the profile.
         margin: of equivalence, in the metric's unit; `None` for that which the study declared, or
-            0.01 of a share; of a length there is no default.
+            0.01 of a share; of a length there is no default. Of a study, all its settings.
         level: of the intervals.
         cases: maximum number of single cases on the page.
         outputs: folder for the files.
@@ -90,6 +92,23 @@ def compare_runs(
     path.write_text(page.render_page(comparison, variants, split, cases, command))
     log.info("Written: %s", path)
     return comparison
+
+
+def compare_study(
+    runs: Sequence[str], study: Study, outputs: Path, notes: Sequence[str] = ()
+) -> None:
+    """Compare the runs of a study as it is configured, once for each metric."""
+    metrics: list[str | None] = [*study.metrics] or [None]
+    for metric in metrics:
+        compare_runs(
+            runs,
+            baseline=study.baseline,
+            by=study.by,
+            metric=metric,
+            margin=study.model_dump(),
+            outputs=outputs / (metric or ""),
+            notes=notes,
+        )
 
 
 def _open_variants(
@@ -170,7 +189,7 @@ def build_comparison(variants: Sequence[Variant], settings: ComparisonSettings) 
         classes=of_classes,
         class_means=pd.DataFrame({name: table.mean() for name, table in by_class.items()}).T,
         class_undefined=_count_undefined(variants, settings, sheet.classes),
-        values=[pair.complete for pair in against],
+        values=against,
         seed_means=_average_seeds(variants, settings),
         splits=splits,
         patients=patients,

@@ -90,7 +90,7 @@ class Contrast:
 class PairedValues:
     """Values of two variants by patient (rows) and seed (columns), over the same patients.
 
-    A patient without any value of one of the variants is left out.
+    Each patient and each seed has a value.
     """
 
     variant: str
@@ -101,17 +101,9 @@ class PairedValues:
     folds: pd.Series | None = None  # number of the fold that each patient was tested in
 
     @property
-    def complete(self) -> "PairedValues":
-        """The same without patients that lack a value of a variant, and without empty seeds."""
-        both = self.own.notna().any(axis=1) & self.base.notna().any(axis=1)
-        folds = None if self.folds is None else self.folds[both]
-        own, base = (table[both].dropna(axis=1, how="all") for table in (self.own, self.base))
-        return replace(self, own=own, base=base, folds=folds)
-
-    @property
     def differences(self) -> PatientValues:
         """Differences `[patients]` of the means over seeds."""
-        return (self.own.mean(axis=1) - self.base.mean(axis=1)).dropna().to_numpy(float)
+        return (self.own.mean(axis=1) - self.base.mean(axis=1)).to_numpy(float)
 
 
 def pair_values(sheet: ScoreSheet, variant: str, baseline: str, what: str = "") -> PairedValues:
@@ -123,7 +115,8 @@ def pair_values(sheet: ScoreSheet, variant: str, baseline: str, what: str = "") 
     own, base = sheet.pair(variant, baseline, [what] if what else None)
     folds = sheet.number_folds(variant, baseline)
     own_folds = None if folds is None else folds.reindex(own.index)
-    return PairedValues(variant, baseline, own, base, what, own_folds).complete
+    own, base = (table.dropna(axis=1, how="all") for table in (own, base))
+    return PairedValues(variant, baseline, own, base, what, own_folds)
 
 
 @dataclass(frozen=True)
@@ -149,7 +142,7 @@ def contrast_family(pairs: Sequence[PairedValues], decision: Decision) -> list[C
 
     Each pair has at least one patient.
     """
-    samples = [_Sample.of(pair.complete, decision, len(pairs)) for pair in pairs]
+    samples = [_Sample.of(pair, decision, len(pairs)) for pair in pairs]
     networks = statistics.holm([sample.p for sample in samples])
     # A comparison of single seeds cannot reject, but counts as one of the family.
     attention = statistics.holm([1.0 if math.isnan(s.p_both) else s.p_both for s in samples])
@@ -229,8 +222,7 @@ def _infer_networks(sample: _Sample, p_holm: float, bounds: Ends, decision: Deci
     def interval(level: float) -> Ends:
         return statistics.bca_interval(d, level, decision.seed, decision.resamples)
 
-    test = statistics.tost(d, math.inf, alpha)
-    seen = _hull(interval(1 - 2 * alpha), (test.low, test.high))
+    seen = _hull(interval(1 - 2 * alpha), statistics.student_interval(d, 1 - 2 * alpha))
     detectable = power.detect_networks(d, alpha) if decision.detects else math.nan
     ends = (interval(decision.level), interval(1 - alpha), seen, _hull(seen, bounds))
     return _open_claim(NETWORKS, ends, sample.p, p_holm, detectable)

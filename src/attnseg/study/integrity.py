@@ -16,11 +16,11 @@ import pandas as pd
 
 from attnseg.data.sealed import digest_test_set
 from attnseg.files import file_digest
-from attnseg.metrics.bounds import VOLUMES, usual_bounds
+from attnseg.metrics.bounds import VOLUMES
 from attnseg.runs.facts import keeps_seal
 from attnseg.runs.run_folder import RunFolder
 from attnseg.runs.variants import Variant
-from attnseg.study.metric import state_by_name
+from attnseg.study.metric import find_bounds, state_by_name
 from attnseg.study.patient_scores import WEIGHTED
 
 ROW = ["patient", "case", "class", "metric"]  # columns that tell the rows of a split apart
@@ -101,12 +101,7 @@ def _find_bounds(run: RunFolder, split: str, metric: str) -> tuple[float, float]
     facts = run.profile.get("metrics", {}).get(metric)
     if facts is None and metric in run.metrics.get(split, {}).get("mean", {}):
         facts = state_by_name(metric, run.profile)
-    if facts is None:
-        return -math.inf, math.inf
-    if (bounds := facts.get("bounds")) is None:
-        return usual_bounds(str(facts["unit"]), facts["up"])
-    low, high = bounds
-    return -math.inf if low is None else low, math.inf if high is None else high
+    return (-math.inf, math.inf) if facts is None else find_bounds(facts)
 
 
 def _find_repeated_rows(run: RunFolder, split: str) -> Iterator[str]:

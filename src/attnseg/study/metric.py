@@ -1,10 +1,12 @@
 """The compared metric: its label, unit, digits and direction, as stated by the runs' profile."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from attnseg.errors import ConfigError
+from attnseg.metrics.bounds import usual_bounds
 from attnseg.runs.run_folder import RunFolder
 from attnseg.study.patient_scores import WEIGHTED, averages_cases_first
 
@@ -33,6 +35,11 @@ class ComparedMetric:
     silent: float = 1.0  # in a pair, of a class that is absent and not predicted
     cases_first: bool = False  # whether the profile averages classes before cases
     worst: float | None = 0.0  # value of a failed patient; `None` if there is no largest one
+
+    @property
+    def has_unit(self) -> bool:
+        """Whether it is no share or other pure number."""
+        return self.unit != self.label
 
     def text(self, value: float) -> str:
         """Return a number as tables show it."""
@@ -78,8 +85,17 @@ def choose_metric(run: RunFolder, split: str, name: str | None) -> ComparedMetri
     silent = chosen.get("silent")
     silent = float(up) if silent is None else float(silent)
     first = averages_cases_first(run.profile)
-    worst = None if unit else 0.0 if up else 1.0
+    bound = find_bounds(chosen)[0 if up else 1]
+    worst = None if unit or math.isinf(bound) else bound
     return ComparedMetric(name, label, up, unit or label, digits, silent, first, worst)
+
+
+def find_bounds(facts: Mapping[str, Any]) -> tuple[float, float]:
+    """Return the smallest and the largest value of a metric that metrics.json states."""
+    if (bounds := facts.get("bounds")) is None:
+        return usual_bounds(str(facts["unit"]), facts["up"])
+    low, high = bounds
+    return -math.inf if low is None else low, math.inf if high is None else high
 
 
 def state_by_name(name: str, profile: Mapping[str, Any]) -> dict[str, Any]:

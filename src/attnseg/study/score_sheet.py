@@ -79,9 +79,8 @@ class ScoreSheet:
             (self.truth[numbers].notna() | self.values[numbers].notna()).groupby("patient").any()
         )
         codes, patterns = pd.factorize(pd.Series(map(tuple, scored.to_numpy()), scored.index))
-        shared = (
-            np.array([*patterns]).sum(axis=0) > 1
-        )  # runs that tested patients of several patterns
+        # A run that tested patients of several patterns is no fold.
+        shared = np.array([*patterns]).sum(axis=0) > 1
         return None if len(patterns) < 2 or np.any(shared) else pd.Series(codes, scored.index)
 
     def _by_seed(self, patients: pd.DataFrame, variant: str) -> pd.DataFrame:

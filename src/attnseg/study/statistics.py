@@ -154,34 +154,19 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-@dataclass(frozen=True)
-class Equivalence:
-    """Outcome of two one-sided tests, and the ends of the `1 - 2 alpha` interval.
+def student_interval(values: PatientValues, level: float = 0.95) -> tuple[float, float]:
+    """Return Student's interval of the mean of values `[patients]`; NaN for fewer than two.
 
-    The variants are equivalent if `p` is at most alpha; the interval then lies within the margin.
+    One of level `1 - 2 alpha` lies within a margin just if two one-sided t-tests of level alpha
+    show that the mean does (D. J. Schuirmann, Journal of Pharmacokinetics and Biopharmaceutics 15,
+    1987).
     """
-
-    p: float
-    low: float
-    high: float
-
-
-def tost(differences: PatientValues, margin: float, alpha: float = 0.05) -> Equivalence:
-    """Test by two one-sided paired t-tests (TOST) if the mean is between `-margin` and `margin`.
-
-    Source: D. J. Schuirmann, Journal of Pharmacokinetics and Biopharmaceutics 15 (1987). The margin
-    is above 0. For fewer than two patients, p is 1 and the interval NaN.
-    """
-    count = len(differences)
+    count = len(values)
     if count < 2:
-        return Equivalence(1.0, math.nan, math.nan)
-    mean = float(differences.mean())
-    error = float(differences.std(ddof=1)) / math.sqrt(count)
-    if error == 0:
-        return Equivalence(0.0 if abs(mean) < margin else 1.0, mean, mean)
-    p = float(stats.t.sf((margin - abs(mean)) / error, count - 1))
-    half = float(stats.t.isf(alpha, count - 1)) * error
-    return Equivalence(p, mean - half, mean + half)
+        return math.nan, math.nan
+    mean, error = float(values.mean()), float(values.std(ddof=1)) / math.sqrt(count)
+    half = float(stats.t.isf((1 - level) / 2, count - 1)) * error
+    return mean - half, mean + half
 
 
 def smallest_detectable(
