@@ -168,19 +168,39 @@ def test_pictures_that_were_turned_mirrored_padded_or_inverted_are_found(picture
     assert not missed
 
 
+def draw_aligned(count):
+    """Draw the aligned signatures of slices that are unlike each other."""
+    unit = np.random.default_rng(0).standard_normal((count, 1024))
+    return unit / np.linalg.norm(unit, axis=1, keepdims=True)
+
+
+def only_aligned(aligned):
+    """Return the signatures of a scan that is like no other one before it is aligned."""
+    return np.concatenate([np.zeros_like(aligned), aligned]).astype(np.float16)
+
+
 def test_a_few_slices_that_agree_once_aligned_are_no_copy():
-    rng = np.random.default_rng(0)
-    unit = rng.standard_normal((24, 1024))
-    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
-    nothing = np.zeros((12, 1024))
-
-    def case(aligned):
-        return np.concatenate([nothing, aligned]).astype(np.float16)
-
+    unit = draw_aligned(24)
     one, two = unit[:12].copy(), unit[12:].copy()
     two[0] = -one[0][duplicates.ORIENTATIONS[5]]
-    assert duplicates.find_duplicates([case(one), case(two)], ["a", "b"], ["p", "q"]) == []
+    assert (
+        duplicates.find_duplicates([only_aligned(one), only_aligned(two)], ["a", "b"], ["p", "q"])
+        == []
+    )
     two[7] = one[6]
-    (pair,) = duplicates.find_duplicates([case(one), case(two)], ["a", "b"], ["p", "q"])
+    (pair,) = duplicates.find_duplicates(
+        [only_aligned(one), only_aligned(two)], ["a", "b"], ["p", "q"]
+    )
     assert pair.moved
     assert pair.slices in ((0, 0), (6, 7))
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+@pytest.mark.parametrize(("copied", "is_copy"), [(20, True), (9, True), (3, False)])
+def test_a_moved_part_of_a_scan_is_a_copy_in_either_order(copied, is_copy, swapped):
+    slices = draw_aligned(120)
+    part = slices[100:].copy()  # a scan of 20 slices, some of them from the one of 100
+    part[:copied] = slices[31 : 31 + copied, duplicates.ORIENTATIONS[3]]
+    scans = [only_aligned(slices[:100]), only_aligned(part)]
+    pairs = duplicates.find_duplicates(scans[::-1] if swapped else scans, ["a", "b"], ["p", "q"])
+    assert [(pair.first, pair.second, pair.moved) for pair in pairs] == [(0, 1, True)] * is_copy

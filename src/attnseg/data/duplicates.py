@@ -29,7 +29,7 @@ RIM = 2  # pixels of the thumbnail along the body's outline, which is alike in a
 MIN_BODY = 100  # pixels
 EVERY = 3  # slices of a scan are aligned in steps of 3 if it has many
 MANY_SLICES = 8
-MIN_SHARE = 1 / 3  # of these slices that must have a counterpart in the other scan
+MIN_SHARE = 1 / 3  # of the slices of the shorter scan that must occur in the other one
 
 Signatures = NDArray[np.float16]
 Floats = NDArray[np.float32]
@@ -167,7 +167,8 @@ def find_duplicates(
     """Find the pairs of cases of different patients that share a slice, or all of their pixels.
 
     The arguments hold the signatures, the patient and the digest of the pixels of each case. By
-    their aligned signatures, two scans share a slice only if they share a third of them.
+    their aligned signatures, two scans share a slice only if they share a third of those of the
+    shorter one.
 
     Returns:
         At most one pair for any two cases, with their most similar slices.
@@ -191,18 +192,22 @@ def find_duplicates(
 def _find_moved_scans(
     cases: Sequence[Signatures], patients: Sequence[str], threshold: float
 ) -> Iterator[DuplicatePair]:
-    """Yield the most similar slices of any two scans that agree once they are aligned."""
-    tested = [len(case[:: _slice_step(case)]) for case in cases]
-    shared: dict[tuple[int, int], set[int]] = {}
+    """Yield the most similar slices of any two scans that agree once they are aligned.
+
+    A scan may be a part of the other, so that the share of slices is that of the shorter scan.
+    """
+    shared: dict[tuple[int, int], tuple[set[int], set[int]]] = {}
     best: dict[tuple[int, int], DuplicatePair] = {}
     for pair in _find_similar_slices(cases, patients, threshold, ORIENTATIONS):
         key = (pair.first, pair.second)
-        shared.setdefault(key, set()).add(pair.slices[0])
+        for numbers, own in zip(shared.setdefault(key, (set(), set())), pair.slices, strict=True):
+            numbers.add(own)
         if key not in best or pair.similarity > best[key].similarity:
             best[key] = pair
-    for key, slices in shared.items():
-        if len(slices) >= MIN_SHARE * tested[key[0]]:
-            yield best[key]
+    for (first, second), slices in shared.items():
+        shorter = min(len(cases[first]), len(cases[second]))
+        if min(map(len, slices)) >= MIN_SHARE * shorter / _slice_step(cases[first]):
+            yield best[first, second]
 
 
 def _slice_step(case: Signatures) -> int:
@@ -217,8 +222,8 @@ def _find_similar_slices(
 ) -> Iterator[DuplicatePair]:
     """Yield every pair of similar slices of different patients.
 
-    With orientations, the slices of the first case are tried in each of them and with either sign,
-    and scans of many slices give only every third.
+    With orientations, the slices of the first case are tried in each of them and with either sign;
+    of a scan of many slices only every third one, against all slices of the second case.
     """
     if not cases:
         return
