@@ -275,7 +275,7 @@ PICTURES = {
     "bits per sample: 1, 2, 4": judge_few_bits,
     "bits per sample: 16": judge_sixteen_bits,
     "palette": judge_palette,
-    "palette of greys other than the indices, or black and white": judge_grey_palette,
+    "palette of greys that are neither the indices nor black and white": judge_grey_palette,
     "white is zero (TIFF)": judge_inversion,
     "JPEG, also within TIFF": judge_jpeg,
     "alpha, CMYK, 32 bits": judge_modes,

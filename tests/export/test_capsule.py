@@ -126,9 +126,9 @@ ATTACKS = {
     "a file missing everywhere": lambda entries: manifest(lambda m: m["files"].pop("LICENSE"))(
         [e for e in entries if e[0].filename != "LICENSE"]
     ),
-    "a size that is none": manifest(lambda m: m["files"]["LICENSE"].update(bytes=-1)),
+    "a negative size": manifest(lambda m: m["files"]["LICENSE"].update(bytes=-1)),
     "a size beyond what is there": manifest(lambda m: m["files"]["LICENSE"].update(bytes=1 << 40)),
-    "a digest that is none": manifest(lambda m: m["files"]["LICENSE"].update(sha256="0")),
+    "a digest of one digit": manifest(lambda m: m["files"]["LICENSE"].update(sha256="0")),
 }
 
 
@@ -151,14 +151,14 @@ CONTENTS = {
     "a graph that reads files": {MODEL: made.external("/etc/passwd").SerializeToString()},
     "a graph of other sizes": {MODEL: made.graph(size=(8, 8)).SerializeToString()},
     "a graph of other outputs": {MODEL: made.graph(outputs=2).SerializeToString()},
-    "a golden output of numbers that are none": {
+    "a golden output that is not finite": {
         GOLDEN_OUTPUT: made.array(np.full((2, 3, *made.SIZE), np.nan, np.float32))
     },
     "another golden output": {GOLDEN_OUTPUT: made.array(np.zeros((2, 3, *made.SIZE), np.float32))},
     "a golden output of another shape": {GOLDEN_OUTPUT: made.array(np.zeros((2, 3), np.float32))},
     "a pickle": {GOLDEN_OUTPUT: b"\x93NUMPY\x01\x00F\x00" + b"{'descr': '|O', 'fortran_order'"
                  b": False, 'shape': (1,), }".ljust(69) + b"\ncos\nsystem\n."},
-    "a spec that is none": {"recipe.json": b"{}"},
+    "an empty spec": {"recipe.json": b"{}"},
 }  # fmt: skip
 
 

@@ -119,7 +119,7 @@ def test_a_history_that_is_cut_off_is_read_up_to_there(run, cut, caplog):
 
 
 @pytest.mark.parametrize("content", [b"", b"epo", b"a,b\n1,2\n", b'epoch\n"\n', b"\xff\xfe\0\0\n"])
-def test_a_history_that_is_none_is_named(run, content):
+def test_a_file_that_is_not_a_history_is_named(run, content):
     run.history_file.write_bytes(content)
     with pytest.raises(DataError, match=r"history.csv: cannot be read \(.*; train again"):
         len(RunFolder(run.path).history)

@@ -62,7 +62,7 @@ def test_weights_of_another_attention(call, runs):
 
 
 @pytest.mark.parametrize("part", ["missing", "empty", "page", "no digest"])
-def test_a_checkpoint_of_a_run_that_is_none(call, runs, part):
+def test_a_file_that_is_not_the_checkpoint_of_its_run(call, runs, part):
     path = runs["qkv"] / "checkpoints/best.ckpt"
     if part == "no digest":
         path.with_name("best.ckpt.sha256").unlink()
@@ -89,7 +89,7 @@ def test_a_run_of_a_newer_version(call, runs):
 
 @pytest.mark.parametrize("name", ["config.yaml", "run.json"])
 @pytest.mark.parametrize("content", ["", "[]", "{", None])
-def test_a_run_folder_that_is_none(call, runs, name, content):
+def test_a_folder_that_is_not_a_run(call, runs, name, content):
     path = runs["qkv"] / name
     if content is None:
         path.unlink()

@@ -140,7 +140,7 @@ REFUSED = {  # Other values of fields that are applied.
     "several rows": everywhere(Rows=[8, 8]),
     "no columns": lambda at, made: made.__delattr__("Columns"),
     "half a column": everywhere(Columns=None),
-    "a number of frames that is none": everywhere(NumberOfFrames=0),
+    "no frames": everywhere(NumberOfFrames=0),
 }
 
 

@@ -1,7 +1,7 @@
 """Tests what attentions can see: trains each on small generated probes, and draws a chart.
 
 attnseg probe                                   every attention, in a small SETR
-attnseg probe attn=qkv,kv probes=relation seeds=5
+attnseg probe attn=qkv,kv probes=arrow,nearest seeds=5
 attnseg probe attn=window attn.mixing_options.size=2 match=macs
 attnseg probe attn=all model=cvt probes=far_place probe.enlarge=4 budget=2h
 attnseg probe plugins=[my_idea.py] attn=my_idea

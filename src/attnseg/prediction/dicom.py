@@ -292,7 +292,7 @@ def _to_intensities(
             intensities = np.asarray(apply_modality_lut(stored, header))
             if intensities.shape != stored.shape:
                 raise ValueError("modality lookup table")
-        linear = False
+        as_stored = False
     else:
         present = [tag for tag in ("RescaleSlope", "RescaleIntercept") if tag in frame.header]
         if len(present) == 1:
@@ -305,14 +305,14 @@ def _to_intensities(
         )
         if slope == 0:
             raise DataError(f"{path}: RescaleSlope is 0; correct it")
-        linear = (slope, intercept) == (1, 0)
+        as_stored = (slope, intercept) == (1, 0)
         with np.errstate(over="ignore", invalid="ignore"):
             intensities = (
                 stored
-                if linear
+                if as_stored
                 else np.asarray(stored * float(slope) + float(intercept), np.float32)
             )
-    if inverse and linear:
+    if inverse and as_stored:
         add_note(notes, path, "MONOCHROME1, turned so that high values are bright")
         bits = int(header.get("BitsStored") or 16)
         signed = int(header.get("PixelRepresentation") or 0)

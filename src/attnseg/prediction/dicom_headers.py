@@ -49,18 +49,16 @@ PATIENT_TAGS = ("PatientID", "PatientName", "PatientBirthDate")
 FRAME_TAGS = [
     *EQUAL_TAGS, *PATIENT_TAGS, "SeriesInstanceUID", "SOPClassUID", "SOPInstanceUID",
     "PixelSpacing", "ImagePositionPatient", "ImageOrientationPatient", "SliceThickness",
-    "SpacingBetweenSlices", "RescaleSlope", "RescaleIntercept",
+    "RescaleSlope", "RescaleIntercept",
 ]  # fmt: skip
 TAGS = [
     *FRAME_TAGS,
-    "MediaStorageSOPClassUID",
     "NumberOfFrames",
     "SharedFunctionalGroupsSequence",
     "PerFrameFunctionalGroupsSequence",
 ]
-Series = tuple[
-    Path, str, tuple[Path, ...], bool
-]  # folder, UID, files, whether it is alone in the folder
+# A series has a folder, a UID and files; the last item is true if it is alone in the folder.
+Series = tuple[Path, str, tuple[Path, ...], bool]
 
 
 @dataclass(frozen=True)
