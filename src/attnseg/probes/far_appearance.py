@@ -16,16 +16,16 @@ class FarAppearance(Probe):
     """
 
     name = "far_appearance"
-    question = "Do the stripes of the organ far above run across or along?"
+    question = "Do the stripes of the organ far above run horizontally or vertically?"
     tests = "carrying an appearance across the picture"
-    classes = ("across", "along")
+    classes = ("horizontal", "vertical")
 
     def _draw(self, canvas: Canvas, level: int | None) -> Drawn:
         image = canvas.background(0.35)
-        along = canvas.choice(2)
+        vertical = canvas.choice(2)
         left = canvas.choice(32 - SIDE - 4) + 2
         period, phase = canvas.uniform(3.2, 4.2), canvas.uniform(0, 2 * np.pi)
-        across = np.where(along[:, None, None], canvas.x, canvas.y)
+        across = np.where(vertical[:, None, None], canvas.x, canvas.y)
         waves = np.sin(2 * np.pi * across / period[:, None, None] + phase[:, None, None])
         disc = canvas.ellipse(SIDE / 2, left + SIDE / 2, 5, 5)
         image += disc * (0.5 + 0.4 * waves - image)
@@ -37,5 +37,5 @@ class FarAppearance(Probe):
         rows, columns = size[:, None], left[:, None, None] + size
         other = image.copy()
         other[groups, rows, columns] = image[groups, rows, columns].transpose(0, 2, 1)
-        labels = label_pair(organ > 0.5, along)
+        labels = label_pair(organ > 0.5, vertical)
         return np.stack([image, other], 1), labels, np.stack([disc > 0.5] * 2, 1)

@@ -16,7 +16,7 @@ class Reach(Probe):
     """
 
     name = "reach"
-    question = "From how many tokens away is the side of the bright disc seen?"
+    question = "How many tokens away may the bright disc be so that its side is still seen?"
     tests = "distance over which tokens are mixed"
     classes = ("left", "right")
     size = (64, 16)

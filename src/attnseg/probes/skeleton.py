@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Skeleton:
-    """Options of the model and of its training.
+    """Options of the model and of its training; learned positions begin as sines and cosines.
 
     Attributes:
         model: options of SETR; the image size is that of the probe.
         steps: optimizer steps, of AdamW without weight decay.
-        batch: pictures per step, new ones in each. Learned positions begin as sines and cosines.
+        batch: pictures per step, new ones in each.
         learning_rate: highest rate; it rises over `warmup` steps and falls to 0 along a cosine.
         warmup: steps.
         clip: largest norm of the gradient.

@@ -35,6 +35,7 @@ from attnseg.config.budget import build_model
 from attnseg.config.cost import count_macs, count_parameters, find_attentions
 from attnseg.config.identity import identity_of, short_digest
 from attnseg.files import replacing, write_text
+from attnseg.plugins import add_files, list_added_files
 from attnseg.probes.probe import find_probe
 from attnseg.probes.skeleton import Skeleton
 from attnseg.probing.run import AT_CHANCE, Cell, CellResult, Subject, run_cell
@@ -45,6 +46,8 @@ log = logging.getLogger(__name__)
 # What a result depends on, beside options and plugins; of this room, the training alone.
 CODE = ("attention", "layers", "models", "probes", "probing/run.py")
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
+# A fork saves the seconds of an import, but macOS may end a process that forks with threads.
+START_METHOD = "fork" if sys.platform == "linux" else "spawn"
 
 
 @dataclass(frozen=True)
@@ -190,7 +193,7 @@ def run_battery(
     own = [cell for cell in cells if cell.seed == seeds[0]]
     missing = [cell for cell in own if store.load(cell) is None]
     with Bar("Probing", len(cells), "trainings", len(own) - len(missing)) as bar:
-        for cell, _ in _train_all(missing, store, jobs, ends):
+        for cell in _train_all(missing, store, jobs, ends):
             bar.advance(f"{cell.subject.name}, {cell.probe}")
         planned = allow_to_give_up(cells, store)
         if all(store.load(cell) is not None for cell in own):
@@ -198,7 +201,7 @@ def run_battery(
             missing = [cell for cell in further if store.load(cell) is None]
             for _ in range(len(further) - len(missing)):
                 bar.advance()
-            for cell, _ in _train_all(missing, store, jobs, ends):
+            for cell in _train_all(missing, store, jobs, ends):
                 bar.advance(f"{cell.subject.name}, {cell.probe}")
     left = sum(store.load(cell) is None for cell in planned)
     if left:
@@ -208,20 +211,19 @@ def run_battery(
     return planned
 
 
-def _train_all(
-    cells: Sequence[Cell], store: CellStore, jobs: int, ends: float
-) -> Iterator[tuple[Cell, CellResult]]:
-    """Train cells and store their results, in several processes if there are several jobs."""
+def _train_all(cells: Sequence[Cell], store: CellStore, jobs: int, ends: float) -> Iterator[Cell]:
+    """Train cells, in several processes if there are several jobs, and yield each once stored."""
     waiting = iter(cells)
     if jobs == 1:
         for cell in waiting:
             if time.monotonic() > ends:
                 return
-            store.save(cell, result := run_cell(cell))
-            yield cell, result
+            store.save(cell, run_cell(cell))
+            yield cell
         return
-    context = multiprocessing.get_context("fork")  # A new interpreter would import for seconds.
-    pool = ProcessPoolExecutor(min(jobs, len(cells) or 1), context, _start_worker, (os.getpid(),))
+    context = multiprocessing.get_context(START_METHOD)
+    known = (os.getpid(), list_added_files())
+    pool = ProcessPoolExecutor(min(jobs, len(cells) or 1), context, _start_worker, known)
     running: dict[Future[CellResult], Cell] = {}
     try:
         while True:
@@ -234,8 +236,8 @@ def _train_all(
                 break
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 cell = running.pop(future)
-                store.save(cell, result := future.result())
-                yield cell, result
+                store.save(cell, future.result())
+                yield cell
     except BaseException:
         for process in multiprocessing.active_children():
             process.terminate()
@@ -244,27 +246,28 @@ def _train_all(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _start_worker(parent: int) -> None:
-    """Leave Ctrl-C to the parent, end with it, and use one thread."""
+def _start_worker(parent: int, plugins: list[str]) -> None:
+    """Leave Ctrl-C to the parent, end with it, know its plugins, and use one thread."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() != parent:
             raise SystemExit(1)
+    add_files(plugins)
     torch.set_num_threads(1)
 
 
-def late_learners(cells: Iterable[Cell], store: CellStore) -> tuple[int, int]:
-    """Return of how many first seeds the third rule of this module would have missed the answer.
+def late_learners(cells: Iterable[Cell], seed: int, store: CellStore) -> tuple[int, int]:
+    """Return of how many first seeds the second rule of this module would have missed the answer.
 
     Returns:
-        How many trainings at chance at half of their steps were well above it in the end; and how
-        many were at chance at half of their steps.
+        How many trainings with this seed at chance at half of their steps were well above it in the
+        end; and how many were at chance at half of their steps.
     """
     late = early = 0
     for cell in cells:
-        facts = store.load(cell)
-        if facts is None or cell.may_give_up:
+        facts = store.load(cell) if cell.seed == seed else None
+        if facts is None:
             continue
         half = [score for step, score in facts["curve"] if 2 * step >= cell.skeleton.steps]
         if half and is_at_chance(cell.probe, half[0]):
@@ -282,7 +285,9 @@ def choose_machine(device: str | None, jobs: int | None) -> tuple[str, int]:
     if device == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         return device, jobs or 1
-    return device, jobs or len(os.sched_getaffinity(0))
+    # macOS does not tell which processors a process may use.
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return device, jobs or usable or 1
 
 
 def make_plan(skeleton: Skeleton, steps: int | None) -> Skeleton:

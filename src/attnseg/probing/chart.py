@@ -45,7 +45,9 @@ def write_chart(
     store: CellStore,
     facts: dict[str, str],
 ) -> None:
-    """Write `chart.csv`, `levels.csv`, `chart.png`, `levels.png` and the page to a folder.
+    """Write `chart.csv`, `levels.csv`, `chart.png` and the page to a folder.
+
+    The curve over the levels of a probe, if it has them, is the file `<probe>.png`.
 
     Args:
         folder: folder to write to.
@@ -115,7 +117,7 @@ def score_text(entry: ChartEntry) -> str:
 
 @rc_context(STYLE)
 def draw_levels(levels: pd.DataFrame, probe: str) -> Figure:
-    """Draw the scores of a probe's levels: a line per attention, the mean over trainings."""
+    """Draw the scores of a probe's levels: a line per attention, the mean over seeds."""
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     chance = find_probe(probe).chance

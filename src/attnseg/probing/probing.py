@@ -82,7 +82,7 @@ def probe_attentions(
     entries = collect_entries(cells, store, traits)
     if not entries:
         raise ConfigError("budget: no training was finished; give more time")
-    late, early = late_learners(cells, store)
+    late, early = late_learners(cells, plan.seeds[0], store)
     facts = {
         "command": command,
         "model": options.choices["model"] if own_model else f"SETR, {SKELETON.model}",
@@ -90,8 +90,8 @@ def probe_attentions(
         "seeds": ", ".join(map(str, plan.seeds)),
         "machine": f"{device}, {platform.machine()}, {jobs} at a time, PyTorch {torch.__version__}",
         "seconds": f"{time.monotonic() - started:.0f} for what was missing",
-        "late learners": f"{late} of {early} trainings that were at chance at half of their steps "
-        "were above it in the end; a second seed gives up there only if the first one failed",
+        "late learners": f"{late} of {early} first seeds at chance at half of their steps were "
+        "above it in the end; another seed gives up there only if the first one failed",
     }
     write_chart(folder, entries, traits, store, facts)
     print_chart(entries, list(traits), names)

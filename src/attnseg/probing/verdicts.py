@@ -27,19 +27,19 @@ class ChartEntry:
     Attributes:
         attention: name of the choice of `attn`.
         probe: name of the probe.
-        scores: of the seeds that are finished.
-        levels: scores by level, for each seed.
+        scores: by seed, of those that are finished.
+        levels: scores by level, by seed.
         declared: whether the attention's classes say that it should solve the probe; `None` if
             they do not say.
         share: mean share of attention on the evidence, of the best head; `None` without maps.
         uniform: the same of uniform weights.
-        first: the cell of the first seed, whose pictures are shown.
+        first: the cell of the first finished seed, whose pictures are shown.
     """
 
     attention: str
     probe: str
-    scores: tuple[float, ...]
-    levels: tuple[Mapping[str, float], ...]
+    scores: Mapping[int, float]
+    levels: Mapping[int, Mapping[str, float]]
     declared: bool | None
     share: float | None
     uniform: float | None
@@ -48,12 +48,12 @@ class ChartEntry:
     @property
     def mean(self) -> float:
         """Mean score over seeds."""
-        return float(np.mean(self.scores))
+        return float(np.mean([*self.scores.values()]))
 
     @property
     def margin(self) -> float | None:
         """Half of the 95 % interval of the mean, by Student's t; `None` of a single seed."""
-        return interval_margin(self.scores)
+        return interval_margin([*self.scores.values()])
 
     @property
     def way(self) -> float:
@@ -101,8 +101,8 @@ def collect_entries(
         entries[attention, probe] = ChartEntry(
             attention,
             probe,
-            tuple(own["score"] for _, own in finished),
-            tuple(own["levels"] for _, own in finished),
+            {cell.seed: own["score"] for cell, own in finished},
+            {cell.seed: own["levels"] for cell, own in finished},
             traits[attention].sees.get(probe),
             float(np.mean(shares)) if mapped else None,
             float(np.mean(uniform)) if mapped else None,
@@ -122,8 +122,8 @@ def tabulate_entries(
     for entry in entries.values():
         probe = find_probe(entry.probe)
         other = entries.get((baseline, entry.probe))
-        pairs = [] if other is None else list(zip(entry.scores, other.scores, strict=False))
-        differences = [own - theirs for own, theirs in pairs]
+        theirs = {} if other is None else other.scores
+        differences = [own - theirs[seed] for seed, own in entry.scores.items() if seed in theirs]
         rows.append(
             {
                 "attention": entry.attention,
@@ -131,7 +131,7 @@ def tabulate_entries(
                 "seeds": len(entry.scores),
                 "score": entry.mean,
                 "margin": entry.margin,
-                "scores": " ".join(f"{score:.4f}" for score in entry.scores),
+                "scores": " ".join(f"{score:.4f}" for score in entry.scores.values()),
                 "chance": probe.chance,
                 "ceiling": probe.ceiling,
                 "verdict": entry.verdict,
@@ -156,12 +156,12 @@ def tabulate_levels(entries: Mapping[tuple[str, str], ChartEntry]) -> pd.DataFra
                 "attention": entry.attention,
                 "probe": entry.probe,
                 "level": int(level),
-                "training": training + 1,
+                "seed": seed,
                 "score": score,
             }
             for entry in entries.values()
-            for training, levels in enumerate(entry.levels)
+            for seed, levels in entry.levels.items()
             for level, score in levels.items()
         ],
-        columns=["attention", "probe", "level", "training", "score"],
+        columns=["attention", "probe", "level", "seed", "score"],
     )
