@@ -93,9 +93,11 @@ def test_a_folder_that_is_not_a_run(call, runs, name, content):
     path = runs["qkv"] / name
     if content is None:
         path.unlink()
+        words = ("not a run folder; give one that holds config.yaml",)
     else:
         path.write_text(content)
-    refused(evaluate(call, runs["qkv"]), 2, "not a run folder; give one that holds config.yaml")
+        words = (f"{path}: ", "; train again")
+    refused(evaluate(call, runs["qkv"]), 2, *words)
 
 
 @pytest.mark.parametrize("part", ["", "checkpoints/best.ckpt"])

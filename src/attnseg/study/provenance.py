@@ -109,7 +109,8 @@ def list_splits(variants: Sequence[Variant]) -> list[dict[str, Any]]:
 def list_excluded(variants: Sequence[Variant]) -> list[str]:
     """Return the cases that any run excluded by its configuration."""
     runs = [run for variant in variants for run in variant.runs]
-    lists = [run.raw_config.get("dataset", {}).get("exclude") or [] for run in runs]
+    nodes = [run.raw_config.get("dataset") for run in runs]
+    lists = [node.get("exclude") or [] for node in nodes if isinstance(node, Mapping)]
     return sorted({str(case) for own in lists for case in own})
 
 
