@@ -72,8 +72,8 @@ def test_equivalence_needs_the_margin(folder):
     unseen = run_compare(folder, margin=0.03)
     assert not unseen.against[0].equivalent
     assert (
-        "not equivalent: none of 60 patients failed under kv alone, so up to 4.9 % may"
-        in (unseen.verdicts[0])
+        "not equivalent: none of 60 patients failed under kv alone; at most 4.9 % of all patients "
+        "do (95 % limit), which would lower the mean by 0.0" in (unseen.verdicts[0])
     )
 
 
@@ -177,7 +177,8 @@ def test_few_patients_are_told_what_they_could_have_shown(folder):
     make_run(folder, "kv", scores(2, 0, 0.03, patients=7))
     found = run_compare(folder, margin=0.001)
     size = found.against[0].networks.detectable
-    assert f"a true difference of {size:.4f} Dice is found with a power of 0.8" in found.verdicts[0]
+    detects = f"with 80 % power, this comparison detects a difference of {size:.4f} Dice or more"
+    assert detects in found.verdicts[0]
     assert any("patients: 7, fewer than 50" in warning for warning in found.warnings)
 
 
@@ -189,7 +190,7 @@ def test_too_few_patients_show_nothing_however_large(folder, patients):
     assert not found.against[0].different
     assert not found.against[0].networks.different
     assert found.verdicts[0].endswith(
-        "no difference can be found with a power of 0.8, however large"
+        "with 80 % power, this comparison detects no difference, however large"
     )
 
 
@@ -299,7 +300,7 @@ def test_files_say_profile_counts_openings_and_units(folder, capsys):
         assert flat.count("strict (94e58393)") >= 5
         assert "test set was opened 6 times" in flat
         assert "warning" in flat.lower()
-        assert "undefined values differ (qkv 0, kv 2, kv_pos 0)" in flat
+        assert "undefined values differ (qkv 0 of 120, kv 2 of 120, kv_pos 0 of 120)" in flat
         assert all(verdict in flat for verdict in found.verdicts)
     assert latex.count(r"\toprule") == latex.count(r"\bottomrule") == 6
     assert r"kv\_pos" in latex

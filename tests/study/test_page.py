@@ -16,7 +16,7 @@ from attnseg.study import cases, figures, page
 from attnseg.study.compare import compare_runs
 from attnseg.study.contrasts import Decision, contrast_family
 from attnseg.study.metric import ComparedMetric
-from attnseg.study.verdict import write_headline
+from attnseg.study.verdict import failure_text, interval_text, write_headline
 from tests.study.folders import PROFILE, add_pictures, disc_masks, make_pair, make_run
 
 DICE = ComparedMetric("dice", "Dice", up=True, unit="Dice")
@@ -81,6 +81,11 @@ def test_the_page_says_what_the_tables_say(runs):
     assert read.stack == []
     said = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", "", text))
     assert "kv is worse than qkv" in read.inside["h1"]
+    explained = said.index("The main verdict: what to expect if both are trained again")
+    failure = (
+        "if Dice is lower than under qkv by at least half of what a total failure (0) would cost"
+    )
+    assert explained < said.index(failure) < said.index("kv is worse than qkv by", explained)
     assert read.inside["caption"].count("strict (94e58393)") >= 4
     bold = [
         float(value.replace("\N{MINUS SIGN}", "-")) for value in re.findall("<b>(.+?)</b>", text)
@@ -334,6 +339,49 @@ def test_headline_claims_no_more_than_the_verdicts():
         "Of these networks alone (one seed gives no verdict on an attention): on 60 patients of "
         "one split: a is worse than qkv by # Dice."
     )
+
+
+def test_the_caution_of_a_null_control_excepts_what_is_shown():
+    rng = np.random.default_rng(1)
+    shifts = {"kv": -0.05, "pos": -0.2, "identity": -0.002}
+    pairs = [make_pair(name, rng.normal(shift, 0.01, 600)) for name, shift in shifts.items()]
+    found = contrast_family(pairs, Decision(0.01))
+
+    def caution(contrasts, margin=0.01, controls=("identity",)):
+        return write_headline(contrasts, "qkv", DICE, margin, controls).partition(" Caution: ")[2]
+
+    apart = "these data cannot tell attentions apart."
+    size = f"{-found[2].difference:.4f}"
+    near = f"identity, which mixes no tokens, is only {size} Dice worse than qkv (margin 0.01): "
+    assert caution(found[2:]) == near + apart
+    assert caution(found[1:]) == f"{near}beyond the difference shown, {apart}"
+    assert caution(found) == f"{near}beyond the differences shown, {apart}"
+    assert caution(found, margin=0.001) == ""
+    assert caution(found, controls=()) == ""
+
+
+def test_failures_have_a_limit_and_a_direction():
+    values = np.random.default_rng(2).normal(0, 0.01, 60)
+    (dice,) = contrast_family([make_pair("a", values)], Decision(0.01))
+    (length,) = contrast_family([make_pair("a", values)], Decision(1, up=False, worst=None))
+    start = "of 60 patients failed under a alone; at most"
+    end = "of all patients do (95 % limit), which would"
+    assert failure_text(dice, DICE).startswith(f"none {start} 4.9 % {end} lower the mean by 0.0")
+    assert f"{end} raise the mean by " in failure_text(length, HD95)
+    assert failure_text(length, HD95).endswith(" mm")
+
+
+@pytest.mark.parametrize(
+    ("ends", "text"),
+    [
+        ((-0.0283, 0.000021), "-0.0283 to 0.00002"),
+        ((-0.0283, -0.000021), "-0.0283 to -0.00002"),
+        ((-1e-17, 0.01), "0.0000 to 0.0100"),
+        ((float("nan"),) * 2, "-"),
+    ],
+)
+def test_ends_of_intervals_say_whether_zero_is_included(ends, text):
+    assert interval_text(*ends, DICE) == text
 
 
 def test_minus_signs_only_where_numbers_are_negative():

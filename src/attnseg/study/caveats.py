@@ -53,10 +53,12 @@ def collect_warnings(
             "shown"
         )
     if rows["undefined"].nunique() > 1:
-        counts = ", ".join(f"{name} {count}" for name, count in rows["undefined"].items())
+        counts = zip(rows.index, rows["undefined"], rows["values"], strict=True)
+        shares = ", ".join(f"{name} {count} of {total}" for name, count, total in counts)
         warnings.append(
-            f"undefined values differ ({counts}): means are not over the same cases, "
-            "but differences are"
+            f"the numbers of undefined values differ ({shares}): means are not over the same "
+            "cases, but differences are; undefined is a class that is absent and was not "
+            "predicted, or to which the profile gives no number"
         )
     if dropped := len(patients) - len(patients.dropna()):
         warnings.append(

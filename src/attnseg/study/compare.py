@@ -312,6 +312,7 @@ def _describe_variants(
                 **dict(zip(SEED_SD, deviate_seeds(average_seeds(seeds)), strict=True)),
                 "rest_sd": math.sqrt(variance.rest),
                 "undefined": patient_scores.count_undefined(variant, split, metric.name),
+                "values": patient_scores.count_values(variant, split, metric.name),
                 **average_costs(variant.runs),
             }
         )

@@ -25,7 +25,7 @@ from attnseg.study.canvas import (
 )
 from attnseg.study.comparison import Comparison
 from attnseg.study.contrasts import ATTENTION, Claim, Contrast
-from attnseg.study.verdict import ABOUT
+from attnseg.study.verdict import ABOUT, interval_text
 
 AXIS_LABEL_LENGTH = 48  # characters of a line below an axis
 VARIANT_COLOURS = 6  # in the style sheet; further variants reuse them with other dashes
@@ -54,8 +54,8 @@ def write_figures(comparison: Comparison, folder: Path) -> None:
 def draw_forest(comparison: Comparison) -> Figure:
     """Draw each variant's difference from the baseline, over the margin of equivalence.
 
-    Each claim has its two deciding intervals: a thick line for a difference, below it a thin one
-    with ends for equivalence. The claim about attentions is coloured, that about these networks
+    Each claim has its two deciding intervals: a thick line for a difference, below it a thin, pale
+    one with ends for equivalence. The claim about attentions is coloured, that about these networks
     grey; a filled point is a difference that was shown.
     """
     rows = comparison.against
@@ -70,18 +70,18 @@ def draw_forest(comparison: Comparison) -> Figure:
 
 def _draw_claim(axes: Axes, comparison: Comparison, c: Contrast, claim: Claim, y: float) -> None:
     metric, colour = comparison.metric, "accent" if claim.of == ATTENTION else "soft"
-    interval = metric.interval_text(claim.simultaneous_low, claim.simultaneous_high)
+    interval = interval_text(claim.simultaneous_low, claim.simultaneous_high, metric)
     tooltip = f"{c.variant}, {ABOUT[claim.of]}: {metric.text(c.difference)}, "
     tooltip += f"corrected interval {interval}"
     ends = [(claim.simultaneous_low, y), (claim.simultaneous_high, y)]
     draw_line(axes, ends, colour, 4.5, tooltip, cap="butt")
     draw_point(axes, c.difference, y, colour, colour if claim.different else "paper", tooltip)
     if comparison.margin is not None and claim.equivalence_low == claim.equivalence_low:
-        interval = metric.interval_text(claim.equivalence_low, claim.equivalence_high)
+        interval = interval_text(claim.equivalence_low, claim.equivalence_high, metric)
         level = f"{100 * (1 - 2 * c.alpha):g} %"
         tooltip = f"{c.variant}, {ABOUT[claim.of]}: {level} interval of equivalence {interval}"
         ends = [(claim.equivalence_low, y + 0.17), (claim.equivalence_high, y + 0.17)]
-        draw_line(axes, ends, colour, 1.4, tooltip, marker="|")
+        draw_line(axes, ends, colour, 1.4, tooltip, alpha=0.5, marker="|")
 
 
 @rc_context(STYLE)

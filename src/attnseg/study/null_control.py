@@ -23,33 +23,40 @@ def find_null_controls(variants: Sequence[Variant]) -> list[str]:
     return [v.name for v in variants if all(map(lacks_token_mixing, v.runs))]
 
 
-def judge_null_controls(
+def caution_of_null_controls(
     contrasts: Sequence[Contrast],
     controls: Sequence[str],
     metric: ComparedMetric,
     margin: float | None,
-) -> list[str]:
-    """Return the null controls that are not worse than what they are held against by the margin.
+) -> str:
+    """Return a caution if a null control is not worse than an attention by the margin, else "".
 
-    Each is a clause such as "identity, which mixes no tokens, is 0.0021 Dice better than qkv".
+    It is a sentence such as "identity, which mixes no tokens, is 0.0021 Dice better than qkv: these
+    data cannot tell attentions apart". Differences that are shown all the same are excepted.
     """
-    near = []
+    near, differences = [], 0
     for c in contrasts:
-        if (c.variant in controls) == (c.baseline in controls):
-            continue
+        claim = c.networks if min(c.seeds) < 2 else c.attention
         # The control may be the baseline itself; then each variant is held against it.
         of_control = c.variant in controls
         gain = c.difference if of_control == metric.up else -c.difference
-        if gain >= -(margin or 0.0):
-            control, other = (c.variant, c.baseline)[:: 1 if of_control else -1]
-            by = f"{metric.text(abs(gain))} {metric.unit}"
-            if gain > 0:
-                relation = f"is {by} better than {other}"
-            else:
-                limit = "" if margin is None else f", within the margin of {margin:g}"
-                relation = f"is only {by} worse than {other}{limit}"
-            near.append(f"{control}, which mixes no tokens, {relation}")
-    return near
+        if of_control == (c.baseline in controls) or gain < -(margin or 0.0):
+            differences += claim.different and not of_control
+            continue
+        control, other = (c.variant, c.baseline)[:: 1 if of_control else -1]
+        by = f"{metric.text(abs(gain))} {metric.unit}"
+        if gain > 0:
+            relation = f"is {by} better than {other}"
+        else:
+            limit = "" if margin is None else f" (margin {margin:g})"
+            relation = f"is only {by} worse than {other}{limit}"
+        near.append(f"{control}, which mixes no tokens, {relation}")
+    if not near:
+        return ""
+    beyond = f"beyond the difference{'' if differences == 1 else 's'} shown, "
+    return (
+        f"{'; '.join(near)}: {beyond if differences else ''}these data cannot tell attentions apart"
+    )
 
 
 def doubt_attentions(
@@ -67,9 +74,8 @@ def doubt_attentions(
             "all stays open; train one with attn=identity"
         )
         return [missing] if len(attentions) > 1 else []
-    near = judge_null_controls(contrasts, controls, metric, margin)
-    if near:
-        return [f"these data cannot tell attentions apart: {'; '.join(near)}"]
+    if caution := caution_of_null_controls(contrasts, controls, metric, margin):
+        return [caution]
     return [
         f"{c.variant}, which mixes no tokens, is not shown to be worse than {c.baseline}"
         for c in contrasts

@@ -42,6 +42,7 @@ def render_page(
         script=Markup(script),
         # Not every comparison has these tables.
         tables={"pairs": None, "errors": None} | {t.name: t for t in made},
+        about=ABOUT,
         verdicts=list_verdicts(comparison),
         ninety=f"{100 * (2 * comparison.level - 1):g}",
         one_seed=any(min(c.seeds) < 2 for c in comparison.against),

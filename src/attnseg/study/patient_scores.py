@@ -123,3 +123,8 @@ def count_undefined(
     """Count the values that a variant's mean leaves out, over cases, classes and runs."""
     values = [select_scores(run, split, metric, classes)["value"] for run in variant.runs]
     return int(pd.concat(values).isna().sum())
+
+
+def count_values(variant: Variant, split: str, metric: str) -> int:
+    """Count the values of a variant, undefined ones included, over cases, classes and runs."""
+    return sum(len(select_scores(run, split, metric)) for run in variant.runs)

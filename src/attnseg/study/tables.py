@@ -14,7 +14,7 @@ from rich.markup import escape
 from attnseg.study.comparison import Comparison
 from attnseg.study.contrasts import ATTENTION, NOTHING_SHOWN, Claim, Contrast
 from attnseg.study.metric import ComparedMetric
-from attnseg.study.verdict import ABOUT
+from attnseg.study.verdict import ABOUT, interval_text
 
 LATEX_ESCAPES = {character: f"\\{character}" for character in "&%$#_{}"} | {
     "\\": r"\textbackslash{}",
@@ -127,7 +127,7 @@ def tabulate_differences(comparison: Comparison) -> ResultTable:
             **_corrected_cells(claim, comparison),
             **_equivalence_cells(c, claim, comparison),
             "verdict": _verdict_cell(claim),
-            f"found with power 0.8, {unit}": (
+            f"detectable, power 0.8, {unit}": (
                 "none" if math.isinf(claim.detectable) else metric.text(claim.detectable)
             ),
         }
@@ -194,7 +194,8 @@ def tabulate_pairs(comparison: Comparison) -> ResultTable:
 
 def _corrected_cells(claim: Claim, comparison: Comparison, of: str = "") -> dict[str, str]:
     """Return interval and p-value, both corrected for the family, by heading."""
-    interval = comparison.metric.interval_text(claim.simultaneous_low, claim.simultaneous_high)
+    ends = (claim.simultaneous_low, claim.simultaneous_high)
+    interval = interval_text(*ends, comparison.metric)
     title = f"{_level_title(comparison)}, corr."
     return {f"{title}{of}": interval, f"p (Holm){of}": p_value_text(claim.p_holm)}
 
@@ -216,11 +217,11 @@ def _equivalence_cells(c: Contrast, claim: Claim, comparison: Comparison) -> dic
     if comparison.margin is None:
         return {}
     level = f"{100 * (1 - 2 * c.alpha):g} % CI"
-    text = comparison.metric.interval_text
+    metric = comparison.metric
     return {
-        f"{level}, corr.": text(claim.low_90, claim.high_90),
-        f"{level}, unseen failures allowed for": text(
-            claim.equivalence_low, claim.equivalence_high
+        f"{level}, corr.": interval_text(claim.low_90, claim.high_90, metric),
+        f"{level}, unseen failures allowed for": interval_text(
+            claim.equivalence_low, claim.equivalence_high, metric
         ),
     }
 

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 
 from attnseg.study.contrasts import ATTENTION, MIN_PATIENTS, NETWORKS, Claim, Contrast
 from attnseg.study.metric import ComparedMetric
-from attnseg.study.null_control import judge_null_controls
+from attnseg.study.null_control import caution_of_null_controls
 
+SMALLEST_END = 1e-12  # ends of intervals below it are rounding errors of 0
 MAX_NAMED = 4  # more variants are counted in the headline instead of named
 ABOUT = {ATTENTION: "this attention, other trainings", NETWORKS: "these networks, other patients"}
 
@@ -22,11 +23,9 @@ def write_headline(
     """Return all verdicts against a baseline in one sentence: sizes, patients, trainings and unit.
 
     The verdicts are about attentions; about these networks alone where there is a single seed. A
-    null control (see `null_control`) within the margin of its baseline is stated first.
+    null control (see `null_control`) within the margin of its baseline adds a caution.
     """
     sentences = []
-    if near := judge_null_controls(contrasts, controls, metric, margin):
-        sentences.append(f"These data cannot tell attentions apart: {'; '.join(near)}.")
     several = [c for c in contrasts if min(c.seeds) > 1]
     single = [c for c in contrasts if min(c.seeds) < 2]
     for group, prefix, of in (
@@ -40,6 +39,8 @@ def write_headline(
         if group:
             clauses = _join_verdicts(group, of, baseline, metric, margin)
             sentences.append(f"{prefix}{_sample_text(group, splits)}: {clauses}.")
+    if caution := caution_of_null_controls(contrasts, controls, metric, margin):
+        sentences.append(f"Caution: {caution}.")
     return " ".join(sentences)
 
 
@@ -157,19 +158,21 @@ def explain_claim(c: Contrast, claim: Claim, metric: ComparedMetric) -> list[str
         else:
             clauses.append(f"not equivalent: {failure_text(c, metric)}")
     if math.isinf(claim.detectable):
-        return [*clauses, "no difference can be found with a power of 0.8, however large"]
+        return [*clauses, "with 80 % power, this comparison detects no difference, however large"]
     size = f"{metric.text(claim.detectable)} {metric.unit}"
-    return [*clauses, f"a true difference of {size} is found with a power of 0.8"]
+    return [*clauses, f"with 80 % power, this comparison detects a difference of {size} or more"]
 
 
 def failure_text(c: Contrast, metric: ComparedMetric) -> str:
-    """Return how many patients may fail under the variant alone, and what that would change."""
+    """Return how many patients fail under the variant alone, at most, and what that changes."""
     f = c.failures
     seen = "none" if f.seen == 0 else str(f.seen)
+    share = f"{100 * f.upper:.1f} %"
     return (
-        f"{seen} of {f.patients} patients failed under {c.variant} alone, so up to {f.upper:.1%} "
-        f"may, which would move the mean by {metric.text(f.effect)}"
-    ).replace("%", " %")
+        f"{seen} of {f.patients} patients failed under {c.variant} alone; at most {share} of all "
+        f"patients do (95 % limit), which would {'lower' if metric.up else 'raise'} the mean by "
+        f"{metric.text(f.effect)} {metric.unit}"
+    )
 
 
 def _interval(c: Contrast, claim: Claim, metric: ComparedMetric) -> str:
@@ -177,8 +180,8 @@ def _interval(c: Contrast, claim: Claim, metric: ComparedMetric) -> str:
         return ""
     level = f", {100 * (1 - c.alpha):g} % interval"
     if c.family == 1:
-        return f"{level} {metric.interval_text(claim.low, claim.high)}"
-    ends = metric.interval_text(claim.simultaneous_low, claim.simultaneous_high)
+        return f"{level} {interval_text(claim.low, claim.high, metric)}"
+    ends = interval_text(claim.simultaneous_low, claim.simultaneous_high, metric)
     return f"{level} {ends}, corrected for {c.family} comparisons"
 
 
@@ -193,3 +196,17 @@ def _draws_text(c: Contrast, claim: Claim) -> str:
 def difference_text(value: float, metric: ComparedMetric) -> str:
     """Return a difference without the sign of a negative zero."""
     return metric.text(value if abs(value) >= 0.5 * 10**-metric.digits else 0.0)
+
+
+def interval_text(low: float, high: float, metric: ComparedMetric) -> str:
+    """Return an interval of a difference; ends that would read as 0 but are not have more digits.
+
+    A reader sees on which side of 0 they lie.
+    """
+    return "-" if low != low else f"{_end_text(low, metric)} to {_end_text(high, metric)}"
+
+
+def _end_text(end: float, metric: ComparedMetric) -> str:
+    if float(metric.text(end)) or abs(end) < SMALLEST_END:
+        return difference_text(end, metric)
+    return f"{end:.{math.ceil(-math.log10(abs(end)))}f}"
