@@ -235,7 +235,7 @@ BAD = {
     "another place": (break_affine, "their affines differ", 1),
     "another size": (break_size, "voxels, but a.nii.gz has", 1),
     "no partner": (no_partner, "no file of this name", 1),
-    "not labels": (probabilities, "are no labels", 1),
+    "not labels": (probabilities, "labels that are no whole numbers, such as ", 1),
 }
 
 

@@ -74,7 +74,7 @@ CONFIG_FAULTS = [
     (["paths.outputs="], "paths.outputs: '' is not allowed"),
     (["dataset=nnunet", "dataset.root="], "dataset.root: '' is not allowed"),
     (["model.pretrained="], "model.pretrained: '' is not allowed"),
-    (["profile=null"], "not a choice; choose one of isic, "),
+    (["profile=null"], "not a choice; choose one of detailed, isic, "),
     (["logger=null"], "not a choice; choose one of mlflow, none, "),
     (["profile=strict,monai"], "profile: strict, monai; train with one"),
     (["model=setr,cvt"], "Ambiguous value for argument 'model=setr,cvt'"),
@@ -111,7 +111,6 @@ CONFIG_FAULTS = [
     (["logger.tensorboard._target_=os.system"], "tensorboard._target_: 'os.system' is not allowed"),
     (["scheduler._target_=subprocess.run"], "scheduler._target_: 'subprocess.run' is not allowed"),
     (["model._target_=attnseg.models.setr.torch"], "is not defined there"),
-    (["dataset=uw_madison", "dataset.root=3"], "dataset.root: 3 is not allowed"),
 ]  # fmt: skip
 
 

@@ -4,12 +4,13 @@ MetaFormer, Yu et al., 2022, arXiv 2111.11418, equation 4 (PoolFormer).
 """
 
 from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attnseg.layers.sight import declare_sight
+from attnseg.layers.sight import Sees
 from attnseg.layers.tokens import DEFAULT_PLACE, Grid, Place, TokenMixer
 from attnseg.layers.vit import tokens_to_map
 
@@ -33,7 +34,8 @@ class Pool(TokenMixer):
         ValueError: the size is even or below 1.
     """
 
-    sees = declare_sight(far=False)
+    # Two blocks and the head reach some arrows and rims of organs, but not all.
+    sees: ClassVar[Sees] = {"far_place": False, "far_appearance": False, "reach": False}
     mixes_prefix = False
 
     def __init__(

@@ -17,12 +17,14 @@ def check_aliases(text: str) -> None:
             raise ValueError(f"aliases that stand for over {MOST_VALUES:,} values; write them out")
 
 
-def _count_values(node: yaml.Node, counts: dict[int, int]) -> int:
+def _count_values(node: yaml.Node, counts: dict[int, int | None]) -> int:
     """Return how many values a node stands for; `counts` keeps those of nodes by their id."""
     if id(node) not in counts:
-        counts[id(node)] = MOST_VALUES + 1  # seen again before it is counted: within itself
+        counts[id(node)] = None  # not counted yet
         children = node.value if isinstance(node, yaml.CollectionNode) else ()
         pairs = isinstance(node, yaml.MappingNode)
         below = [child for pair in children for child in pair] if pairs else children
         counts[id(node)] = 1 + sum(_count_values(child, counts) for child in below)
-    return counts[id(node)]
+    if (count := counts[id(node)]) is None:
+        raise ValueError("values nested too deeply, or within itself; write them out")
+    return count

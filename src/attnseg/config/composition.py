@@ -17,7 +17,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
-from hydra.plugins.config_source import ConfigResult
+from hydra.plugins.config_source import ConfigResult, ConfigSource
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
@@ -39,22 +39,29 @@ class OwnConfigs(SearchPathPlugin):
             search_path.append("plugin", f"file://{folder}")
 
 
-class CheckedFiles(FileConfigSource):
-    """Reads the files of folders, after a look at what their aliases stand for."""
+def check_before_loading(files: type[ConfigSource]) -> None:
+    """Let a class that reads the files of folders look first at what their aliases stand for."""
+    load = files.load_config
 
-    def load_config(self, config_path: str) -> ConfigResult:
-        """Return the configuration in a file."""
-        path = Path(self.path, self._normalize_file_name(config_path))
-        if path.is_file():
+    def load_checked(source: ConfigSource, config_path: str) -> ConfigResult:
+        path = Path(source.path, source._normalize_file_name(config_path))
+        # Hydra has its own words for a file that is not UTF-8.
+        with contextlib.suppress(UnicodeDecodeError, FileNotFoundError, IsADirectoryError):
+            text = path.read_text(encoding="utf-8")
             try:
-                check_aliases(path.read_text(encoding="utf-8"))
+                check_aliases(text)
             except ValueError as error:
                 raise ConfigError(f"{path}: {first_line(error)}") from error
-        return super().load_config(config_path)
+        return load(source, config_path)
+
+    files.load_config = load_checked  # type: ignore[method-assign]
 
 
 Plugins.instance().register(OwnConfigs)
-SourcesRegistry.instance().types[CheckedFiles.scheme()] = CheckedFiles
+# Hydra may have read its module twice; the workers of launchers get the class that is importable. A
+# class of our own in the registry would be refused there.
+for files in {FileConfigSource, SourcesRegistry.instance().resolve("file")}:
+    check_before_loading(files)
 DEFAULTS = {name: f.default for name, f in Trainer.model_fields.items() if not f.is_required()}
 ConfigStore.instance().store("_options", DEFAULTS, group="trainer")
 
