@@ -39,7 +39,7 @@ class OwnConfigs(SearchPathPlugin):
             search_path.append("plugin", f"file://{folder}")
 
 
-def check_before_loading(files: type[ConfigSource]) -> None:
+def check_before_loading(files: Any) -> None:
     """Let a class that reads the files of folders look first at what their aliases stand for."""
     load = files.load_config
 
@@ -54,13 +54,13 @@ def check_before_loading(files: type[ConfigSource]) -> None:
                 raise ConfigError(f"{path}: {first_line(error)}") from error
         return load(source, config_path)
 
-    files.load_config = load_checked  # type: ignore[method-assign]
+    files.load_config = load_checked
 
 
 Plugins.instance().register(OwnConfigs)
 # Hydra may have read its module twice; the workers of launchers get the class that is importable. A
 # class of our own in the registry would be refused there.
-for files in {FileConfigSource, SourcesRegistry.instance().resolve("file")}:
+for files in (FileConfigSource, SourcesRegistry.instance().resolve("file")):
     check_before_loading(files)
 DEFAULTS = {name: f.default for name, f in Trainer.model_fields.items() if not f.is_required()}
 ConfigStore.instance().store("_options", DEFAULTS, group="trainer")
