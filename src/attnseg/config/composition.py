@@ -17,7 +17,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
-from hydra.plugins.config_source import ConfigResult, ConfigSource
+from hydra.plugins.config_source import ConfigResult
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
@@ -39,11 +39,11 @@ class OwnConfigs(SearchPathPlugin):
             search_path.append("plugin", f"file://{folder}")
 
 
-def check_before_loading(files: Any) -> None:
+def check_before_loading(files: type[FileConfigSource]) -> None:
     """Let a class that reads the files of folders look first at what their aliases stand for."""
     load = files.load_config
 
-    def load_checked(source: ConfigSource, config_path: str) -> ConfigResult:
+    def load_checked(source: FileConfigSource, config_path: str) -> ConfigResult:
         path = Path(source.path, source._normalize_file_name(config_path))
         # Hydra has its own words for a file that is not UTF-8.
         with contextlib.suppress(UnicodeDecodeError, FileNotFoundError, IsADirectoryError):
@@ -54,14 +54,16 @@ def check_before_loading(files: Any) -> None:
                 raise ConfigError(f"{path}: {first_line(error)}") from error
         return load(source, config_path)
 
-    files.load_config = load_checked
+    files.load_config = load_checked  # type: ignore[method-assign]
 
 
 Plugins.instance().register(OwnConfigs)
 # Hydra may have read its module twice; the workers of launchers get the class that is importable. A
 # class of our own in the registry would be refused there.
-for files in (FileConfigSource, SourcesRegistry.instance().resolve("file")):
-    check_before_loading(files)
+registered: Any = SourcesRegistry.instance().resolve("file")
+check_before_loading(FileConfigSource)
+if registered is not FileConfigSource:
+    check_before_loading(registered)
 DEFAULTS = {name: f.default for name, f in Trainer.model_fields.items() if not f.is_required()}
 ConfigStore.instance().store("_options", DEFAULTS, group="trainer")
 
