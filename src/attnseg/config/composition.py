@@ -54,7 +54,7 @@ def check_before_loading(files: type[FileConfigSource]) -> None:
                 raise ConfigError(f"{path}: {first_line(error)}") from error
         return load(source, config_path)
 
-    files.load_config = load_checked  # type: ignore[method-assign]
+    files.load_config = load_checked  # type: ignore[assignment, method-assign]
 
 
 Plugins.instance().register(OwnConfigs)
