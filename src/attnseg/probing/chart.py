@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib import colormaps, rc_context
 from matplotlib.colors import to_rgb
@@ -25,7 +24,7 @@ from attnseg.probing.battery import CellStore, Traits
 from attnseg.probing.verdicts import ChartEntry, tabulate_entries, tabulate_levels
 from attnseg.study.canvas import PALETTE, STYLE, to_svg
 from attnseg.study.figures import line_style
-from attnseg.study.page import security_policy
+from attnseg.study.page import load_template, security_policy
 
 Entries = Mapping[tuple[str, str], ChartEntry]
 
@@ -144,16 +143,9 @@ def render_chart_page(
     """Return the page's HTML."""
     css = files("attnseg.study").joinpath("templates/comparison.css").read_text()
     css += files("attnseg.probing").joinpath("templates/probes.css").read_text()
-    environment = Environment(
-        loader=PackageLoader("attnseg.probing"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     probes = [find_probe(name) for name in dict.fromkeys(probe for _, probe in entries)]
     names = [probe.name for probe in probes]
-    return environment.get_template("probes.html").render(
+    return load_template("probes.html", "attnseg.probing").render(
         headline=write_chart_headline(entries),
         policy=security_policy(css, ""),
         css=Markup(css),

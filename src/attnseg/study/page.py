@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from importlib.resources import files
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from attnseg.runs.variants import Variant
@@ -33,7 +33,7 @@ def render_page(
     browser = cases.build_case_browser(variants, split, comparison.metric, max_cases)
     names = [variant.name for variant in variants]
     made = tables.build_tables(comparison)
-    return _load_template().render(
+    return load_template("comparison.html").render(
         comparison=comparison,
         names=names,
         headline=use_minus_signs(comparison.headline),
@@ -105,16 +105,17 @@ def list_verdicts(comparison: Comparison) -> list[dict[str, object]]:
     ]
 
 
-def _load_template() -> Template:
+def load_template(name: str, package: str = "attnseg.study") -> Template:
+    """Return a page's template in a package; it may extend `page.html` of this one."""
     environment = Environment(
-        loader=PackageLoader("attnseg.study"),
+        loader=ChoiceLoader([PackageLoader(each) for each in (package, "attnseg.study")]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters["minus"] = use_minus_signs
-    return environment.get_template("comparison.html")
+    return environment.get_template(name)
 
 
 def _script_data(
