@@ -6,7 +6,7 @@ VOLUMES = ("truth_voxels", "predicted_voxels")  # scored for every case and clas
 
 
 def usual_bounds(unit: str, up: bool | None) -> tuple[float, float]:
-    """Return the bounds of shares, of lengths and errors, and of errors of any sign."""
+    """Return the bounds of shares, 0 to 1, of lengths from 0 on, and of errors of any sign."""
     if up is None:
         return -math.inf, math.inf
-    return 0.0, 1.0 if up and not unit else math.inf
+    return 0.0, math.inf if unit else 1.0

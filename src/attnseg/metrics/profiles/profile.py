@@ -40,7 +40,8 @@ class Metric:
         up: whether larger values are better; `None` if 0 is best.
         shown: whether the terminal shows it; files hold every metric.
         of_probabilities: whether it scores probabilities (see `Calibration`) instead of masks.
-        limits: bounds that are not the usual ones (see `usual_bounds`).
+        limits: lowest and highest possible value; `None` is 0 to 1 without a unit, from 0 on with
+            one, and any number if `up` is `None`.
     """
 
     name: str
