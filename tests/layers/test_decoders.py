@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from attnseg.models.cvt import MLPDecoder, PlainMLPDecoder
-from attnseg.models.dae_former import PatchClassify
+from attnseg.layers.map_decoders import MLPDecoder, PlainMLPDecoder
+from attnseg.layers.mix_transformer import PatchClassify
 
 
 @pytest.mark.parametrize("kind", [MLPDecoder, PlainMLPDecoder])
