@@ -113,7 +113,16 @@ def test_imports_follow_the_layers():
 
 @pytest.mark.parametrize("package", ["attention", "layers"])
 def test_the_bottom_needs_torch_only(package):
-    standard = {"collections", "functools", "importlib", "inspect", "math", "pkgutil", "types", "typing"}
+    standard = {
+        "collections",
+        "functools",
+        "importlib",
+        "inspect",
+        "math",
+        "pkgutil",
+        "types",
+        "typing",
+    }
     for path in (ROOT / package).glob("*.py"):
         tops = {name.split(".")[0] for name in imports(path)}
         assert tops <= standard | {"attnseg", "torch", "numpy"}, path
