@@ -37,7 +37,7 @@ ALLOWED = {  # and itself
     "runs": RUNS,
     "preparation": RUNS,
     "evaluation": {"preparation"} | RUNS,
-    "training": {"evaluation", "preparation"} | RUNS,
+    "training": {"evaluation", "preparation", "attention"} | RUNS,
     "explain": {"evaluation", "preparation", "attention"} | RUNS,
     "search": {"training", "evaluation", "preparation"} | RUNS,
     "study": {"runs", "errors", "files", "config", "progress", "data", "metrics"},
@@ -115,6 +115,7 @@ def test_imports_follow_the_layers():
 def test_the_bottom_needs_torch_only(package):
     standard = {
         "collections",
+        "contextlib",
         "functools",
         "importlib",
         "inspect",

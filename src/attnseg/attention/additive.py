@@ -62,7 +62,10 @@ class Additive(TokenMixer):
         """Mix tokens; see `TokenMixer.forward`."""
         if context is not None:
             raise ValueError("additive takes no context")
-        q, k = (F.normalize(self.project[name](x, grid, False), dim=2) for name in "qk")
+        q, k = (self.project[name](x, grid, False) for name in "qk")
+        if q.dtype == torch.float16:  # The least norm of `F.normalize` would be 0.
+            q, k = q.float(), k.float()
+        q, k = F.normalize(q, dim=2), F.normalize(k, dim=2)
         # These products are too small to be worth a matrix product.
         shares = F.normalize((q * self.weigh).sum(2, keepdim=True), dim=1)
         whole = (shares * q).sum(1, keepdim=True)

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 import attnseg.attention
+from attnseg.attention.fused import AUTO, BACKENDS
 from attnseg.attention.gather import Gather, Gathered
 from attnseg.attention.mixing import Layout, Mixing
 from attnseg.layers.sight import Sees
@@ -140,14 +141,17 @@ class Attention(TokenMixer):
         mixing_options: the mixing's own options.
         gather: name of a `Gather`; `none` takes all tokens.
         gather_options: the gather's own options.
+        backend: kernel that computes the attention, see `attnseg.attention.fused`; other choices
+            than `auto` are for mixings that have it.
 
     Attributes:
         absorbs: whether `Mixing.absorbed` is used where it saves operations; if `False`, every
             value is computed.
 
     Raises:
-        ValueError: `num_heads` does not divide `dim`; `sharing`, `mixing` or `gather` is unknown;
-            or the mixing needs all tokens as keys, and the gather changes them.
+        ValueError: `num_heads` does not divide `dim`; `sharing`, `mixing`, `gather` or `backend` is
+            unknown; no fused kernel computes the mixing, and a backend is given; or the mixing
+            needs all tokens as keys, and the gather changes them.
     """
 
     absorbs = True
@@ -165,6 +169,7 @@ class Attention(TokenMixer):
         mixing_options: dict[str, Any] | None = None,
         gather: str = ALL_TOKENS,
         gather_options: Mapping[str, Any] = NO_OPTIONS,
+        backend: str = AUTO,
     ) -> None:
         super().__init__(dim, num_heads, bias, scale, projection, place)
         if num_heads < 1 or dim % num_heads:
@@ -187,6 +192,12 @@ class Attention(TokenMixer):
         make_mixing = load_part("mixing", mixing, Mixing, options)
         scale = head_dim**-0.5 if scale is None else scale
         self.mix = make_mixing(head_dim, num_heads, scale, place, **options)
+        if backend not in BACKENDS:
+            raise ValueError(f"unknown backend {backend!r}; choose one of {', '.join(BACKENDS)}")
+        if backend != AUTO:
+            if not self.mix.fused:
+                raise ValueError(f"no fused kernel computes {mixing} mixing; use backend=auto")
+            self.mix.backend = backend
         self.out = nn.Linear(dim, dim)
         self.gather: Gather | None = None
         if gather != ALL_TOKENS:

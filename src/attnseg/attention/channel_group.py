@@ -4,6 +4,7 @@ DaViT, Ding et al., 2022, arXiv 2204.03645, equation 3: A(Q, K, V) = (softmax(s 
 s = (C / h)^-1/2 as in the published code. That code calls K, V and Q what are Q, K and V here.
 """
 
+import torch
 from torch import Tensor, nn
 
 from attnseg.attention.mixing import Layout, Mixing
@@ -52,6 +53,16 @@ class ChannelGroup(Mixing):
 
     def _weights(self, q: Tensor, k: Tensor) -> Tensor:
         """Return the weights `[B, h, d, d]` with which channels (rows) mix channels (columns)."""
-        # Queries that are contiguous within a head can be transposed without another copy.
-        scores = (q * self.scale).contiguous().transpose(2, 3) @ k
-        return scores.softmax(3)
+        return sum_products(q * self.scale, k).softmax(3).to(k.dtype)
+
+
+def sum_products(q: Tensor, k: Tensor) -> Tensor:
+    """Return the sums of `q k` over the tokens of `[B, h, N, d]`: `[B, h, d, d]`.
+
+    Sums of many float16 products would overflow: they are returned as float32.
+    """
+    # Queries that are contiguous within a head can be transposed without another copy.
+    if q.dtype != torch.float16:
+        return q.contiguous().transpose(2, 3) @ k
+    share = q.shape[2] ** -0.5
+    return ((q * share).contiguous().transpose(2, 3) @ k).float() / share

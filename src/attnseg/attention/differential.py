@@ -11,9 +11,9 @@ and each head's result is normalised by its root mean square and multiplied by 1
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from attnseg.attention.fused import fused_attention
 from attnseg.attention.mixing import Layout, Mixing
 from attnseg.layers.sight import declare_sight
 from attnseg.layers.tokens import DEFAULT_PLACE, Place
@@ -36,6 +36,7 @@ class Differential(Mixing):
         ValueError: the width of a head is odd.
     """
 
+    fused = True
     sees = declare_sight(far=True)
 
     def __init__(
@@ -55,7 +56,7 @@ class Differential(Mixing):
     def forward(self, q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
         """Mix values; shapes as in `Mixing.forward`."""
         wanted, noise = (
-            F.scaled_dot_product_attention(*half, v, scale=self.scale * 2**0.5)
+            fused_attention(*half, v, self.scale * 2**0.5, self.backend)
             for half in zip(q.chunk(2, 3), k.chunk(2, 3), strict=True)
         )
         return wanted - self.noise_weight().to(noise.dtype) * noise

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from attnseg.attention.fused import fused_attention
 from attnseg.attention.mixing import Layout, Mixing
 from attnseg.layers.tokens import DEFAULT_PLACE, Grid, Place
 
@@ -44,7 +45,7 @@ class LocalMixing(Mixing):
         mixed = self.mix_grid(own_q, own_k, own_v, prefix, layout.queries)
         if not first:
             return mixed
-        of_prefix = F.scaled_dot_product_attention(q[:, :, :first], k, v, scale=self.scale)
+        of_prefix = fused_attention(q[:, :, :first], k, v, self.scale)
         return torch.cat((of_prefix, mixed), 2)
 
     def macs(self, layout: Layout) -> int:

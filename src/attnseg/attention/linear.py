@@ -50,12 +50,16 @@ class Linear(Mixing):
     def forward(self, q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
         """Mix values; shapes as in `Mixing.forward`."""
         q, k = self._features(q), self._features(k)
+        share = 1.0
+        if v.dtype == torch.float16:  # Sums of many products would overflow.
+            share = k.shape[2] ** -0.5
+            k, v = k * share, v * share
         mixed: Tensor = q @ (k.transpose(2, 3) @ v)
         # The sums are of float32 or wider, since their lower bound is 0 in float16. A bound instead
         # of an addend leaves all other quotients exact.
         wide = torch.promote_types(q.dtype, torch.float32)
         sums = (q.to(wide) * k.to(wide).sum(2, keepdim=True)).sum(3, keepdim=True)
-        return (mixed / sums.clamp_min(MIN_SUM)).to(v.dtype)
+        return (mixed / (sums * share).clamp_min(MIN_SUM)).to(v.dtype)
 
     def macs(self, layout: Layout) -> int:
         """Return the multiply-accumulates for one item: h (N + M) d^2."""

@@ -76,10 +76,14 @@ class Mixing(nn.Module):
         equal_tokens: whether there must be as many keys as queries.
         needs_grid: whether the result depends on where tokens lie on the grid, beyond their order.
         averages: whether the weights with which a query takes values sum to 1.
+        fused: whether `fused_attention` computes it, so that a kernel can be chosen.
+        backend: that kernel, one of `attnseg.attention.fused.BACKENDS`.
         sees: whether it should solve a probe, by the probe's name; see `layers/sight.py`.
     """
 
     averages = False
+    fused = False
+    backend = "auto"
     equal_tokens = False
     needs_grid = False
     sees: ClassVar[Sees] = {}

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from attnseg.attention.fused import AUTO, fused_attention
 from attnseg.attention.mixing import Layout, Mixing
 from attnseg.layers.sight import declare_sight
 from attnseg.layers.tokens import DEFAULT_PLACE, Place
@@ -35,18 +36,20 @@ def index_code(length: int, channels: int, like: Tensor) -> Tensor:
 
 
 def biased_attention(
-    q: Tensor, k: Tensor, v: Tensor, temperature: Tensor, bias: Tensor, scale: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    temperature: Tensor,
+    bias: Tensor,
+    scale: float,
+    backend: str = AUTO,
 ) -> Tensor:
     """Compute `softmax_j(temperature * scale * q_i . k_j + bias_j) V` by fused kernels.
 
-    The bias becomes one more channel of the keys, against a constant 1 in the queries, since fused
-    kernels give no gradient to a mask. Queries are `[B, h, N, d]`, like the result, keys and values
-    `[B, h, M, d]`, the bias `[M]` and the temperature a scalar.
+    Queries are `[B, h, N, d]`, like the result, keys and values `[B, h, M, d]`, the bias `[M]` and
+    the temperature a scalar; the backend is as of `fused_attention`.
     """
-    one = q.new_ones(1).expand(*q.shape[:3], 1)
-    column = (bias / scale).to(k.dtype)[:, None].expand(*k.shape[:3], 1)
-    q, k = torch.cat((q, one), -1), torch.cat((k * temperature.to(k.dtype), column), -1)
-    return F.scaled_dot_product_attention(q, k, F.pad(v, (0, 1)), scale=scale)[..., :-1]
+    return fused_attention(q, k * temperature.to(k.dtype), v, scale, backend, bias)
 
 
 class BiasedAttention(torch.autograd.Function):
@@ -105,6 +108,7 @@ class PositionalSoftmax(Mixing):
     """
 
     averages = True
+    fused = True
     sees = declare_sight(far=True)
 
     def __init__(
@@ -124,8 +128,8 @@ class PositionalSoftmax(Mixing):
     def forward(self, q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
         """Mix values; shapes as in `Mixing.forward`."""
         inputs = (q, k, v, *self.terms(k.shape[2]), self.scale)
-        if q.is_cuda:  # The flash kernels of GPUs take no mask.
-            return biased_attention(*inputs)
+        if q.is_cuda or self.backend != AUTO:
+            return biased_attention(*inputs, self.backend)
         if not torch.is_grad_enabled():
             return masked_attention(*inputs)
         if torch.compiler.is_compiling():

@@ -3,9 +3,9 @@
 Vaswani et al., 2017, arXiv 1706.03762, equation 1.
 """
 
-import torch.nn.functional as F
 from torch import Tensor
 
+from attnseg.attention.fused import fused_attention
 from attnseg.attention.mixing import Layout, Mixing
 from attnseg.layers.sight import declare_sight
 
@@ -14,8 +14,9 @@ class Softmax(Mixing):
     """Gives every query a convex combination of the values, by softmax over the keys."""
 
     averages = True
+    fused = True
     sees = declare_sight(far=True)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
         """Mix values; shapes as in `Mixing.forward`."""
-        return F.scaled_dot_product_attention(q, k, v, scale=self.scale)
+        return fused_attention(q, k, v, self.scale, self.backend)

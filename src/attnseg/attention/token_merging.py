@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from attnseg.attention.fused import AUTO, fused_attention
 from attnseg.attention.mixing import Layout, Mixing
 from attnseg.layers.matching import copy_tokens, match_tokens, sum_tokens
 from attnseg.layers.sight import declare_sight
@@ -43,6 +44,7 @@ class TokenMerging(Mixing):
     """
 
     averages = True
+    fused = True
     sees = declare_sight(far=True)
 
     def __init__(
@@ -62,18 +64,28 @@ class TokenMerging(Mixing):
         """Mix values; shapes as in `Mixing.forward`."""
         merged = self._merged(layout)
         if merged == 0:
-            return F.scaled_dot_product_attention(q, k, v, scale=self.scale)
+            return fused_attention(q, k, v, self.scale, self.backend)
         prefix = layout.key_prefix
         targets = match_tokens(k[:, :, prefix:].mean(1), merged)
         own = torch.arange(prefix, device=k.device).expand(k.shape[0], -1)
         targets, left = torch.cat((own, targets + prefix), 1), k.shape[2] - merged
-        sizes = sum_tokens(torch.ones_like(k[:, :1, :, :1]), targets, left)  # [B, 1, left, 1]
-        k, v = (sum_tokens(tokens, targets, left) / sizes for tokens in (k, v))
+        # In 16 bits, sums of many tokens would overflow, and counts would be rounded.
+        wide = torch.promote_types(k.dtype, torch.float32)
+        sizes = sum_tokens(torch.ones_like(k[:, :1, :, :1], dtype=wide), targets, left)
+
+        def average(tokens: Tensor) -> Tensor:
+            return (sum_tokens(tokens.to(wide), targets, left) / sizes).to(tokens.dtype)
+
+        k, v = average(k), average(v)
         together = _same_tokens(layout) and q.shape[2] == layout.query_tokens
         if together:
-            q = sum_tokens(q, targets, left) / sizes
-        weights = sizes.log().mT.expand(-1, 1, q.shape[2], -1)
-        out = F.scaled_dot_product_attention(q, k, v, weights, scale=self.scale)
+            q = average(q)
+        weights = sizes.log()[..., 0]
+        if q.is_cuda or self.backend != AUTO:
+            out = fused_attention(q, k, v, self.scale, self.backend, weights)
+        else:  # Without a gradient, a mask is faster on CPUs than a longer query.
+            mask = weights[:, :, None].to(q.dtype).expand(-1, -1, q.shape[2], -1)
+            out = F.scaled_dot_product_attention(q, k, v, mask, scale=self.scale)
         return copy_tokens(out, targets) if together else out
 
     def macs(self, layout: Layout) -> int:

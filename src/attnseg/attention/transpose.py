@@ -7,7 +7,7 @@ normalised along the tokens, and a learned temperature per head takes the place 
 import torch
 from torch import Tensor, nn
 
-from attnseg.attention.channel_group import ChannelGroup
+from attnseg.attention.channel_group import ChannelGroup, sum_products
 from attnseg.layers.tokens import DEFAULT_PLACE, Place
 
 MIN_NORM = 1e-12  # as in `torch.nn.functional.normalize`
@@ -24,11 +24,9 @@ class Transpose(ChannelGroup):
 
     def _weights(self, q: Tensor, k: Tensor) -> Tensor:
         """Return the weights; shapes as in `ChannelGroup`."""
-        # The norms divide the d x d scores, which are smaller than the N x d queries and keys. A
-        # head's queries are made contiguous first; their transpose then needs no copy.
-        scores = q.contiguous().transpose(2, 3) @ k
-        scores = scores / channel_norms(q).transpose(2, 3) / channel_norms(k)
-        weights: Tensor = (scores * self.temperature).softmax(3)
+        # The norms divide the d x d scores, which are smaller than the N x d queries and keys.
+        scores = sum_products(q, k) / channel_norms(q).transpose(2, 3) / channel_norms(k)
+        weights: Tensor = (scores * self.temperature).softmax(3).to(k.dtype)
         return weights
 
 

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from attnseg.layers.conv import resize
+
 
 class QuickGELU(nn.Module):
     """Sigmoid approximation of GELU: `x sigmoid(s x)`, which is `silu(s x) / s`."""
@@ -152,8 +154,8 @@ def resize_positions(pos_embed: Tensor, old: tuple[int, int], new: tuple[int, in
         return pos_embed
     prefix = pos_embed.shape[1] - old[0] * old[1]
     grid = pos_embed[:, prefix:].transpose(1, 2).unflatten(2, old)
-    grid = F.interpolate(grid, size=new, mode="bilinear", align_corners=False)
-    return torch.cat((pos_embed[:, :prefix], grid.flatten(2).transpose(1, 2)), 1)
+    resized = resize(grid, new).flatten(2).transpose(1, 2)
+    return torch.cat((pos_embed[:, :prefix], resized), 1)
 
 
 def tokens_to_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -72,6 +72,7 @@ class RunFacts(BaseModel):
     parameters: dict[str, Any] = {}  # numbers of weights: `total` and the model's parts
     macs: int = 0  # multiply-accumulates for one slice
     attention: dict[str, int] = {}  # `parameters` and `macs` of the attentions
+    attention_kernels: dict[str, int] = {}  # calls of each in a forward pass, see `attn.backend`
     pretrained: list[str] | None = None  # which of the weights in `model.pretrained` were taken
     declared: dict[str, Any] = {}  # the study's comparison, with its digest, before training
     watermark: str | None = None  # a mark that must stand beside every number, if any

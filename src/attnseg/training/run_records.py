@@ -10,6 +10,7 @@ from attnseg.data.sealed import count_cases
 from attnseg.files import write_text
 from attnseg.preparation.datasets import describe_input
 from attnseg.runs.active_run import ActiveRun
+from attnseg.training.attention_kernels import find_attention_kernels
 from attnseg.training.callbacks.history import EndedEarly
 from attnseg.training.loggers.run_loggers import RunLoggers
 from attnseg.training.setup import TrainingSetup, network_input_shape
@@ -20,7 +21,8 @@ log = logging.getLogger(__name__)
 def record_setup(run: ActiveRun, setup: TrainingSetup) -> None:
     """Write split, metric convention, input, digests and cost of a run to its folder."""
     data, model, loaded = setup.data, setup.components.model, setup.components.loaded
-    macs, _, inside = cost.count_all_macs(model, network_input_shape(setup.config, data))
+    shape = network_input_shape(setup.config, data)
+    macs, _, inside = cost.count_all_macs(model, shape)
     study = None if setup.config.compare is None else setup.config.compare.model_dump()
     write_text(run.folder.split_file, data.split)
     run.save(
@@ -31,6 +33,7 @@ def record_setup(run: ActiveRun, setup: TrainingSetup) -> None:
         parameters=cost.count_parameters(model),
         macs=macs,
         attention={"parameters": cost.count_attention_parameters(model), "macs": inside},
+        attention_kernels=find_attention_kernels(model, shape, setup.config.trainer),
         **({} if study is None else {"declared": {**study, "digest": short_digest(study)}}),
         **({} if data.watermark is None else {"watermark": data.watermark}),
         **({} if loaded is None else {"pretrained": str(loaded).splitlines()}),

@@ -1,0 +1,75 @@
+"""Finds the kernels that compute a model's softmax attention where it is trained."""
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
+import torch
+
+from attnseg.attention.fused import AUTO, FLEX, ON_CPU, observe_kernels
+from attnseg.attention.mixing import Mixing
+from attnseg.config.training import Trainer
+from attnseg.errors import ConfigError
+from attnseg.models.model import SegmentationModel
+
+DTYPES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+
+
+def find_attention_kernels(
+    model: SegmentationModel, image: tuple[int, int, int], options: Trainer
+) -> dict[str, int]:
+    """Return how often each kernel runs in a forward pass of one image `(C, H, W)`.
+
+    The pass is one of training, with gradients, on the device and in the precision of the options;
+    the model is moved to the device.
+
+    Raises:
+        ConfigError: the device has no kernel of the name in `attn.backend`, or the kernel does not
+            take this attention.
+    """
+    gpu = options.accelerator == "gpu"
+    mixings = [module for module in model.modules() if isinstance(module, Mixing)]
+    asked = {mixing.backend for mixing in mixings} - {AUTO}
+    for name in sorted(asked):
+        if not gpu and name not in ON_CPU:
+            raise ConfigError(
+                f"attn.backend: {name} is a kernel of GPUs; use one of {', '.join(ON_CPU)}"
+            )
+    device = torch.device("cuda" if gpu else "cpu")
+    dtype = DTYPES.get(str(options.precision))
+    training = model.training
+    model.to(device).eval()  # Batch normalisation and dropout are left as they are.
+    strict = gpu and options.deterministic
+    # A compiled function, as FlexAttention is, cannot be observed.
+    observed = nullcontext(Counter[str]()) if FLEX in asked else observe_kernels()
+    try:
+        with (
+            strict_determinism() if strict else nullcontext(),
+            torch.autocast(device.type, dtype, enabled=dtype is not None),
+            observed as counts,
+        ):
+            model(torch.zeros(1, *image, device=device))
+    except RuntimeError as error:
+        if "No available kernel" not in str(error):
+            raise
+        advice = ", or trainer.deterministic=false" if "cudnn" in asked else ""
+        raise ConfigError(
+            f"attn.backend: {' or '.join(sorted(asked))} cannot compute this attention with "
+            f"trainer.precision={options.precision} on this device; use auto{advice}"
+        ) from error
+    finally:
+        model.train(training)
+    flexible = sum(mixing.backend == FLEX for mixing in mixings)
+    return {**counts, **({FLEX: flexible} if flexible else {})}
+
+
+@contextmanager
+def strict_determinism() -> Iterator[None]:
+    """Allow nothing but deterministic algorithms within the block."""
+    before = torch.are_deterministic_algorithms_enabled()
+    milder = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=milder)
