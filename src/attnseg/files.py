@@ -1,15 +1,24 @@
 """Atomic file writes, and the checksums of files."""
 
+import contextlib
+import errno
+import glob
 import hashlib
 import os
+import secrets
 import shutil
-import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 from attnseg.errors import ResourceError
+
+# How file systems say that they cannot do something at all, such as lock files or sync folders.
+UNSUPPORTED = frozenset(
+    {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOTTY}
+)
 
 
 @contextmanager
@@ -22,28 +31,56 @@ def replacing(path: Path, before: Callable[[], None] = lambda: None) -> Iterator
         path: file to replace or create.
         before: called when the temporary file is on disk, just before it is renamed.
     """
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    name = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    # The mode is left to the umask: those who share the folder may read the file, or nobody may.
+    handle = os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
     try:
         with os.fdopen(handle, "wb") as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)
+            sync(file.fileno())
         before()
         os.replace(name, path)
         _sync_folder(path.parent)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        name.unlink(missing_ok=True)
         raise
+
+
+def sync(handle: int) -> None:
+    """Write a file or folder to disk, unless its file system does not support that."""
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
 
 
 def _sync_folder(folder: Path) -> None:
     """Write the entries of a folder to disk, so that a renamed file survives a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        handle = os.open(folder, os.O_RDONLY)
+    except PermissionError:  # Files may be put into it, but not listed.
+        return
+    try:
+        sync(handle)
     finally:
         os.close(handle)
+
+
+def make_temporary_folder(parent: Path, prefix: str) -> Path:
+    """Make a new folder whose mode follows the umask, unlike those of `tempfile`."""
+    folder = parent / f"{prefix}{secrets.token_hex(4)}"
+    folder.mkdir()
+    return folder
+
+
+def remove_abandoned(parent: Path, prefix: str, age: float = 3600) -> None:
+    """Remove temporary folders, unchanged for `age` seconds, whose makers were killed."""
+    for folder in parent.glob(f"{glob.escape(prefix)}*"):
+        with contextlib.suppress(OSError):  # Another process may remove it, too.
+            if time.time() - folder.stat().st_mtime > age:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def check_room(folder: Path, needed: int, content: str) -> None:

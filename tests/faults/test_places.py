@@ -1,6 +1,5 @@
 """Folders that cannot be written, full disks, several processes at one place."""
 
-import errno
 import multiprocessing
 import shutil
 import tempfile
@@ -10,8 +9,7 @@ import pytest
 
 from attnseg.data import store
 from attnseg.data.readers.uw_madison import UWMadison
-from attnseg.data.store import prepare_cases
-from attnseg.errors import DataError, ResourceError
+from attnseg.errors import DataError
 from attnseg.runs.facts import RunFacts
 from attnseg.training.module import SegmentationModule
 from tests.data.uw_tree import Tree
@@ -35,18 +33,6 @@ def test_a_folder_that_cannot_be_made_is_found_before_training(call, tmp_path, k
     answer = call(*SMOKE, f"{key}={place}")
     refused(answer, place)
     assert "Epoch" not in answer.out
-
-
-def test_a_disk_that_is_full_while_data_is_prepared(call, tmp_path, monkeypatch):
-    def full(*arguments, **named):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr("attnseg.data.store.np.save", full)
-        refused(call(*SMOKE), "No space left on device; check the path, permissions and space")
-    assert not [*tmp_path.glob("data/prepared/*/case-*"), *tmp_path.glob("data/prepared/*/.part-*")]
-    assert not list(tmp_path.glob("outputs/*/*"))
-    assert call(*SMOKE).code == 0
 
 
 def test_a_temporary_folder_that_is_missing_is_not_needed(call, monkeypatch):
@@ -109,21 +95,6 @@ def test_a_run_folder_that_is_deleted_during_the_run(tmp_path):
     assert line.count("\n") == 1
     assert "Traceback" not in output
     assert attempt(tmp_path, *SMOKE[1:]) == 0
-
-
-def test_a_write_that_is_cut_short_names_the_case(tmp_path, monkeypatch, phantom):
-    """NumPy's own error has neither a number nor a file: a quota, or a limit of the file size."""
-
-    def cut_short(path, *arguments, **named):
-        raise OSError("16384 requested and 4080 written")
-
-    reader = UWMadison(phantom)
-    ref = reader.cases()[0]
-    monkeypatch.setattr("attnseg.data.store.np.save", cut_short)
-    with pytest.raises(ResourceError, match=r"4080 written; check the path") as error:
-        prepare_cases(reader, [ref], tmp_path / "store")
-    assert str(error.value).startswith(f"{tmp_path}/store/case-{ref.case}: ")
-    assert list((tmp_path / "store").iterdir()) == []
 
 
 def test_classes_renamed_since_a_run_was_trained():

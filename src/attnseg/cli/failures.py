@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import re
+import resource
 import select
 import signal
 import sys
@@ -25,6 +26,8 @@ from attnseg.plugins import locate_failure
 NO_MEMORY = re.compile(
     "out of memory|not enough memory|can't allocate memory"
 )  # as PyTorch words it
+# As the system words it, and PyTorch where a batch's memory cannot be passed on.
+TOO_MANY_FILES = re.compile("Too many open files|received 0 items of ancdata")
 BROKEN_LIBRARY = re.compile("cannot open shared object|undefined symbol")  # as the loader says
 log = logging.getLogger("attnseg")
 
@@ -77,6 +80,12 @@ def translate_error(error: Exception) -> AttnsegError | None:
         return ConfigError(
             f"{library}: cannot be imported ({first_line(error)[:200]}); run `attnseg doctor` to "
             "see what is missing and what to do"
+        )
+    if TOO_MANY_FILES.search(str(error)):
+        most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        return ResourceError(
+            f"open files: {most} at once are allowed, and more are needed; lower "
+            "trainer.num_workers, or allow more with `ulimit -n 4096` before the command"
         )
     if isinstance(error, OSError) and error.errno and error.strerror:
         place = error.filename or "disk"

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attnseg.errors import ResourceError
-from attnseg.files import write_text
+from attnseg.files import sync, write_text
 
 if TYPE_CHECKING:  # Reading the ledgers needs no image library.
     from attnseg.data.store import StoredCase
@@ -102,7 +101,7 @@ def record_opening(digest: str, ledgers: Sequence[Path], run: str, purpose: str)
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("ab", buffering=0) as file:
                 file.write(line.encode())  # A single write keeps simultaneous lines apart.
-                os.fsync(file.fileno())
+                sync(file.fileno())
         except OSError as error:
             failures.append(f"{path}: cannot be written ({error.strerror})")
     if len(failures) == len(ledgers):

@@ -3,10 +3,11 @@
 A case is a folder with `image.npy` and `mask.npy` (memory-mapped when read), `counts.npy` (pixels
 of each class in each slice), `signatures.npy` (see `duplicates`) and `case.json`. It is written to
 a temporary folder that is then renamed. A case is therefore complete or absent, and two processes
-may prepare the same dataset.
+may prepare the same dataset. Modes follow the umask: who shares a folder can read its cases.
 """
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -14,11 +15,9 @@ import logging
 import os
 import shutil
 import stat
-import tempfile
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
-from functools import lru_cache
+from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -28,14 +27,19 @@ from numpy.typing import NDArray
 
 from attnseg.data.duplicates import Signatures, compute_signatures
 from attnseg.data.labels import IGNORE, Labels, digest_masks
+from attnseg.data.parallel import work_in_parallel
 from attnseg.data.reader import Case, CaseRef, Reader, check_case
 from attnseg.data.slicing import scale_intensities
 from attnseg.errors import DataError, Problems, ResourceError
-from attnseg.progress import Bar
+from attnseg.files import file_digest, make_temporary_folder, remove_abandoned, write_text
 
 log = logging.getLogger(__name__)
 
+CASE_FILE = "case.json"
+TEMPORARY = PART, OUTDATED = ".part-", ".old-"  # beginnings of the names of temporary folders
+ATTEMPTS = 10  # at putting a case in its place
 STORE_VERSION = 3  # to be raised whenever the content of prepared cases changes
+LOST = "deleted or prepared anew while this command used it; start the command again"
 PERCENTILES = (0.5, 5.0, 25.0, 50.0, 75.0, 95.0, 99.5)  # the outer ones are scaled to 0 and 1
 
 
@@ -61,6 +65,8 @@ class StoredCase:
         mask_digests: of the classes that are present, from `digest_masks`.
         digest: SHA-256 of image, mask and spacing.
         source: digest of the files and table rows it was prepared from.
+        changed: digest of the times at which the inodes of its files changed.
+        contents: digest of the contents of its files; empty if an older version prepared it.
     """
 
     folder: Path
@@ -80,6 +86,8 @@ class StoredCase:
     mask_digests: tuple[str, ...]
     digest: str
     source: str
+    changed: str = ""
+    contents: str = ""
 
     @property
     def image(self) -> NDArray[np.generic]:
@@ -110,20 +118,38 @@ class StoredCase:
         return self.files[index] if len(self.files) == self.shape[0] else self.files[0]
 
 
-@lru_cache(maxsize=4096)
 def _map_array(path: Path, digest: str) -> NDArray[Any]:
-    """Return a memory-mapped array.
+    """Return an array of a case with this digest, memory-mapped for as long as it is in use.
 
-    The digest is part of the cache's key: a case that was prepared again has the same path.
+    A map holds its file open. Maps are therefore not kept: there may be more cases than a process
+    may have open files.
+
+    Raises:
+        DataError: the array is damaged, or was deleted or replaced after its case was loaded.
     """
     try:
-        array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+        with path.open("rb") as file:
+            state = os.fstat(file.fileno())
+            shape, dtype, offset = _read_header(path, digest, state.st_size, state.st_mtime_ns)
+            return np.memmap(file, dtype, "r", offset, shape)
     except (ValueError, EOFError) as error:
         raise DataError(
             f"{path}: damaged since it was prepared ({error}); delete {path.parent.parent}, and it "
             "is prepared again"
         ) from error
-    return array
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: {LOST}") from error
+
+
+@cache
+def _read_header(
+    path: Path, digest: str, size: int, changed: int
+) -> tuple[tuple[int, ...], np.dtype[Any], int]:
+    """Return shape, type and offset of an array that has this state and belongs to this case."""
+    if digest.encode() not in (path.parent / CASE_FILE).read_bytes():
+        raise DataError(f"{path}: {LOST}")
+    array = np.load(path, mmap_mode="r", allow_pickle=False)
+    return array.shape, array.dtype, array.offset
 
 
 def prepare_cases(reader: Reader, refs: Sequence[CaseRef], folder: Path) -> list[StoredCase]:
@@ -133,9 +159,9 @@ def prepare_cases(reader: Reader, refs: Sequence[CaseRef], folder: Path) -> list
 
     Raises:
         DataError: cases are broken; lists every problem. The sound ones are prepared nevertheless.
-        ResourceError: the store cannot be written.
+        ResourceError: the store cannot be written, or a process that prepared was killed.
     """
-    sources = {ref.case: _source_digest(reader, ref) for ref in refs}
+    sources = {ref.case: _state_of_source(reader, ref) for ref in refs}
     stored = {ref.case: _load_case(_case_folder(folder, ref), sources[ref.case]) for ref in refs}
     missing = [ref for ref in refs if stored[ref.case] is None]
     problems = Problems()
@@ -146,6 +172,8 @@ def prepare_cases(reader: Reader, refs: Sequence[CaseRef], folder: Path) -> list
             raise ResourceError(
                 f"{folder}: cannot be written ({error.strerror}); set paths.data"
             ) from error
+        for name in TEMPORARY:
+            remove_abandoned(folder, name)
 
         def prepare_case(ref: CaseRef) -> StoredCase | DataError:
             try:
@@ -155,17 +183,12 @@ def prepare_cases(reader: Reader, refs: Sequence[CaseRef], folder: Path) -> list
             except DataError as error:
                 return error
 
-        pool = ThreadPoolExecutor(os.cpu_count())
-        try:
-            with Bar("Preparing", len(missing), "cases") as bar:
-                for ref, result in zip(missing, pool.map(prepare_case, missing), strict=True):
-                    if isinstance(result, DataError):
-                        problems.found.extend(result.problems)
-                    else:
-                        stored[ref.case] = result
-                    bar.advance()
-        finally:
-            pool.shutdown(cancel_futures=True)
+        results = work_in_parallel(prepare_case, missing, "Preparing", "cases", folder)
+        for ref, result in zip(missing, results, strict=True):
+            if isinstance(result, DataError):
+                problems.found.extend(result.problems)
+            else:
+                stored[ref.case] = result
     for problem in problems.found:
         log.debug("error: %s", problem)
     problems.stop()
@@ -177,10 +200,27 @@ def _case_folder(folder: Path, ref: CaseRef) -> Path:
     return folder / ("case-" + quote(ref.case, safe=" "))
 
 
-def _source_digest(reader: Reader, ref: CaseRef) -> str:
-    """Return a digest that changes with a case's files, table rows, patient or role."""
+@dataclass(frozen=True)
+class _Source:
+    """What a case is prepared from.
+
+    Attributes:
+        digest: of names, sizes and times of its files, its table rows, patient and role.
+        changed: of the times at which the inodes of the files changed. Unlike the time of a file,
+            which `cp -p`, `rsync -t` and `tar` set, it cannot be chosen; but other things than new
+            content alter it.
+        files: the files themselves.
+    """
+
+    digest: str
+    changed: str
+    files: tuple[Path, ...]
+
+
+def _state_of_source(reader: Reader, ref: CaseRef) -> _Source:
+    """Return a case's source, from the state of its files alone."""
     text = json.dumps([reader.source(ref), ref.patient, ref.role])
-    digest = hashlib.sha256(text.encode())
+    digest, changed = hashlib.sha256(text.encode()), hashlib.sha256()
     for path in ref.files:
         try:
             status = path.stat()
@@ -189,17 +229,41 @@ def _source_digest(reader: Reader, ref: CaseRef) -> str:
         if not stat.S_ISREG(status.st_mode):  # Reading from a pipe would block.
             raise DataError(f"{path}: not a file; restore it")
         digest.update(f"{path.name},{status.st_size},{status.st_mtime_ns};".encode())
-    return digest.hexdigest()
+        changed.update(f"{status.st_ctime_ns};".encode())
+    return _Source(digest.hexdigest(), changed.hexdigest()[:16], ref.files)
 
 
-def _load_case(folder: Path, source: str) -> StoredCase | None:
-    """Return a stored case; `None` if it is absent, incomplete or prepared from another source."""
+def _load_case(folder: Path, source: _Source) -> StoredCase | None:
+    """Return a stored case; `None` if it is absent, incomplete or prepared from another source.
+
+    If only the inodes of its files changed, as by `chmod`, their contents decide.
+    """
     try:
-        values = json.loads((folder / "case.json").read_text())
+        values = json.loads((folder / CASE_FILE).read_text())
         case = StoredCase(folder=folder, **{name: _as_tuples(v) for name, v in values.items()})
     except (FileNotFoundError, ValueError, TypeError):
         return None
-    return case if case.source == source else None
+    if case.source != source.digest:
+        return None
+    if not case.contents or case.changed == source.changed:
+        return case
+    if _digest_contents(source.files) != case.contents:
+        log.info("%s: a file has other content but the same time and size", case.case)
+        return None
+    case = replace(case, changed=source.changed)
+    with contextlib.suppress(OSError):  # The store may be another person's.
+        write_text(folder / CASE_FILE, _format_case(case))
+    return case
+
+
+def _digest_contents(files: Sequence[Path]) -> str:
+    return hashlib.sha256("".join(map(file_digest, files)).encode()).hexdigest()
+
+
+def _format_case(case: StoredCase) -> str:
+    description = asdict(case)
+    del description["folder"]
+    return json.dumps(description, indent=1)
 
 
 def _as_tuples(value: Any) -> Any:  # noqa: ANN401
@@ -207,7 +271,9 @@ def _as_tuples(value: Any) -> Any:  # noqa: ANN401
     return tuple(_as_tuples(item) for item in value) if isinstance(value, list) else value
 
 
-def _write_case(case: Case, ref: CaseRef, folder: Path, source: str, labels: Labels) -> StoredCase:
+def _write_case(
+    case: Case, ref: CaseRef, folder: Path, source: _Source, labels: Labels
+) -> StoredCase:
     """Compute all that a stored case holds, and write it to the store."""
     image, mask = np.ascontiguousarray(case.image), np.ascontiguousarray(case.mask)
     percentiles = np.percentile(image, PERCENTILES, axis=(0, 1, 2)).T
@@ -234,24 +300,26 @@ def _write_case(case: Case, ref: CaseRef, folder: Path, source: str, labels: Lab
         pixels=pixels.hexdigest(),
         mask_digests=digest_masks(labels.mask_of(mask, k) for k in range(len(labels))),
         digest=digest.hexdigest(),
-        source=source,
+        source=source.digest,
+        changed=source.changed,
+        contents=_digest_contents(ref.files),
     )
     arrays = {"image": image, "mask": mask, "counts": counts}
     arrays["signatures"] = compute_signatures(image)
-    part = Path(tempfile.mkdtemp(prefix=".part-", dir=folder))
+    part = None
     try:
+        part = make_temporary_folder(folder, PART)
         for name, array in arrays.items():
             np.save(part / f"{name}.npy", array, allow_pickle=False)
-        description = asdict(stored)
-        del description["folder"]
-        (part / "case.json").write_text(json.dumps(description, indent=1))
+        (part / CASE_FILE).write_text(_format_case(stored))
         _replace_folder(part, stored.folder)
     except OSError as error:  # NumPy's own says neither the file nor the cause.
         raise ResourceError(
             f"{stored.folder}: {error.strerror or error}; check the path, permissions and space"
         ) from error
     finally:
-        shutil.rmtree(part, ignore_errors=True)
+        if part is not None:
+            shutil.rmtree(part, ignore_errors=True)
     return stored
 
 
@@ -292,23 +360,31 @@ def _replace_folder(part: Path, target: Path) -> None:
     """Rename `part` to `target`; delete an outdated case that is there."""
     handle = os.open(target.parent, os.O_RDONLY)
     try:
-        # Without the lock, two processes could delete each other's case. It is held for an instant
-        # and released by the kernel, even if the process dies; some file systems have no locks.
+        # The lock keeps processes from undoing each other's work. It is held for an instant and
+        # released by the kernel, even if the process dies. Some file systems have no locks; there,
+        # a process that comes second tries again.
         with contextlib.suppress(OSError):
             fcntl.flock(handle, fcntl.LOCK_EX)
-        if target.exists():
-            if _read_description(part) == _read_description(target):
-                return  # Another process has just prepared the same case.
-            outdated = Path(tempfile.mkdtemp(prefix=".old-", dir=target.parent))
-            os.replace(target, outdated)
-            shutil.rmtree(outdated)
-        os.replace(part, target)
+        for attempt in range(ATTEMPTS):
+            if target.exists():
+                if _read_description(part) == _read_description(target):
+                    return  # Another process has just prepared the same case.
+                outdated = make_temporary_folder(target.parent, OUTDATED)
+                with contextlib.suppress(FileNotFoundError):  # Another process was faster.
+                    os.replace(target, outdated / target.name)
+                shutil.rmtree(outdated, ignore_errors=True)
+            try:
+                os.replace(part, target)
+                return
+            except OSError as error:
+                if error.errno not in (errno.EEXIST, errno.ENOTEMPTY) or attempt == ATTEMPTS - 1:
+                    raise
     finally:
         os.close(handle)
 
 
 def _read_description(folder: Path) -> bytes:
     try:
-        return (folder / "case.json").read_bytes()
+        return (folder / CASE_FILE).read_bytes()
     except FileNotFoundError:
         return b""

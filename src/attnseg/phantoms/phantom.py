@@ -6,7 +6,6 @@ decides all of its bytes and has a field `seed`; another seed gives other anatom
 
 import json
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from attnseg.errors import DataError
+from attnseg.files import make_temporary_folder
 
 SPEC_FILE = "phantom.json"
 VERSION = 1  # to be raised whenever the same specification gives other bytes
@@ -57,11 +57,10 @@ def make_once(root: Path, spec: Mapping[str, object], write: Callable[[Path], No
         _check_same_phantom(root, expected)
         return
     root.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=f".{root.name}.", dir=root.parent))
+    part = make_temporary_folder(root.parent, f".{root.name}.")
     try:
         write(part)
         (part / SPEC_FILE).write_text(expected)
-        part.chmod(0o755)
         try:
             part.rename(root)
         except OSError:  # Another process may have made the phantom in the meantime.

@@ -7,13 +7,12 @@ killed can therefore be repeated: it resumes where it stopped, and nothing is do
 import fcntl
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
 from attnseg.errors import ConfigError, InUseError
-from attnseg.files import file_digest, remove_unfinished, write_text
+from attnseg.files import UNSUPPORTED, file_digest, remove_unfinished, sync, write_text
 from attnseg.prediction.results import reporting_write_errors
 
 MANIFEST = "manifest.json"
@@ -46,11 +45,12 @@ class Manifest:
             self._file = journal.open("ab+", buffering=0)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._file.close()
-            raise InUseError(
-                f"{output}: another process writes to it; wait for it or give another output"
-            ) from None
+        except OSError as error:
+            if error.errno not in UNSUPPORTED:  # Some file systems have no locks.
+                self._file.close()
+                raise InUseError(
+                    f"{output}: another process writes to it; wait for it or give another output"
+                ) from None
         remove_unfinished(output)
         self.earlier = {entry["name"]: entry for entry in _read_manifest(manifest)}
         self._file.seek(0)
@@ -81,7 +81,7 @@ class Manifest:
         """Append the entry of an item, whose results are on disk, to the journal."""
         with reporting_write_errors(self.output / JOURNAL):
             self._file.write((json.dumps(entry) + "\n").encode())
-            os.fsync(self._file.fileno())
+            sync(self._file.fileno())
 
     def digest_results(self, files: Sequence[Path]) -> dict[str, str]:
         """Return the SHA-256 of result files by their path below the output."""
