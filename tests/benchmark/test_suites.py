@@ -204,8 +204,8 @@ def test_every_suite_has_a_module_with_its_function():
 
 def test_a_suite_has_one_process_per_workload_and_precision_unless_the_command_line_chooses():
     found = suites.split_suite("memory", ["suite=memory"])
-    assert len(found) == 2 * len(names("workload")) == 8
-    assert found[0] == ["suite=memory", "workload=cvt", "precisions=[float32]"]
+    assert len(found) == 2 * len(names("workload")) >= 12
+    assert ["suite=memory", "workload=cvt", "precisions=[float32]"] in found
     assert len(suites.split_suite("memory", ["suite=memory", "model=setr"])) == 2
     assert suites.split_suite("memory", ["precisions=[float32]", "model=setr"]) == []
     variants = suites.split_suite("cost", ["batch_size=2"])
@@ -233,10 +233,13 @@ def test_all_joins_the_tables(bench, tmp_path, monkeypatch):
     assert page.count("| setr-tiny-qkv | float32 |") == 2
 
 
+UNMEASURED = {"crossvit", "missformer"}  # whose published code was not measured
+
+
 @pytest.mark.parametrize("name", names("workload"))
 def test_workloads_are_published_sizes(name):
     config = parse_options(Benchmark, _compose(f"workload={name}"))
-    assert config.published is not None
+    assert (config.published is None) == (name in UNMEASURED)
     assert config.optimizer.target == "torch.optim.SGD"
     assert config.optimizer.options["momentum"] == 0.9
     assert (config.loss.options["dice_weight"], config.loss.options["ce_weight"]) == (0.6, 0.4)

@@ -121,4 +121,6 @@ def test_a_folder_of_ones_own_configurations(tmp_path, monkeypatch):
     (folder / "evil.yaml").write_text("defaults: [setr, _self_]\n_target_: os.system\n")
     with pytest.raises(ConfigError, match=r"model\._target_: 'os\.system' is not allowed"):
         attnseg.create_model("evil")
-    assert "bare, cvt, dae_former, evil, mine, setr" in help_text(train.COMMAND, ["model=mine"])
+    models = attnseg.list_models()
+    assert {"bare", "evil", "mine"} <= set(models)
+    assert ", ".join(models) in " ".join(help_text(train.COMMAND, ["model=mine"]).split())

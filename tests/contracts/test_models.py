@@ -23,7 +23,8 @@ from tests.contracts.pairs import (
 
 SIZE = IMAGE[1:]
 DEAR = ["graph", "ONNX"]
-PLAIN = {"cvt": ("model.decoder=mlp_plain",)}  # Where a faster form does not call every layer.
+# Where a faster form does not call every layer.
+PLAIN = {name: ("model.decoder=mlp_plain",) for name in ("crossvit", "cvt")}
 
 
 def make(model: str, attn: str, channels: int = 1, classes: int = 3, options: tuple[str, ...] = ()):
@@ -88,6 +89,34 @@ def channels_and_fusions():
 def test_dae_former_has_a_site_and_a_fusion_of_its_own(fusion, channel):
     options = (f"model.fusion={fusion}", f"attn@model.channel_attn={channel}")
     assert_alive("dae_former", "efficient", options)
+
+
+CROSSINGS = {"missformer": "bridge_attn", "crossvit": "cross_attn"}
+
+
+TYPICAL = {"qkv", "kv_pos", "efficient", "spatial_reduction", "window"}
+
+
+@pytest.mark.parametrize(
+    "attn",
+    [pytest.param(a, marks=() if a in TYPICAL else pytest.mark.slow) for a in attentions()],
+)
+@pytest.mark.parametrize("model", CROSSINGS)
+def test_attention_between_grids_or_branches_is_a_site_of_its_own(model, attn):
+    options = (f"attn@model.{CROSSINGS[model]}={attn}",)
+    try:
+        assert_alive(model, "qkv", options)
+    except ValueError as refusal:
+        assert attn not in {"qkv", "kv", "kv_pos", "efficient", "linear", "random"}
+        assert re.search("takes no context|as many query as key tokens|on one grid", str(refusal))
+        return
+    for contract in ("MACs", "maps"):
+        hold(contract, model, "qkv", options)
+
+
+@pytest.mark.parametrize("decoder", ["mlp", "mlp_plain", "fpn"])
+def test_crossvit_has_three_decoders(decoder):
+    assert_alive("crossvit", "kv_pos", (f"model.decoder={decoder}",))
 
 
 @pytest.mark.parametrize("decoder", ["mlp", "mlp_plain", "fpn"])

@@ -79,7 +79,7 @@ CONFIG_FAULTS = [
     (["profile=strict,monai"], "profile: strict, monai; train with one"),
     (["model=setr,cvt"], "Ambiguous value for argument 'model=setr,cvt'"),
     (["model=../setr"], "no 'setr'"),
-    (["model="], "model: no ''; choose one of cvt, dae_former, setr, transunet"),
+    (["model="], "model: no ''; choose one of crossvit, cvt, dae_former, "),
     (["=setr"], "Could not override ''"),
     ([""], "not KEY=VALUE"),
     (["-x"], "-x: no such flag"),

@@ -17,6 +17,7 @@ class Golden:
     """One golden file, its weights and input checked against the sums it carries."""
 
     def __init__(self, name: str) -> None:
+        self.name = name
         self.stored = np.load(FOLDER / f"{name}.npz")
         sums = zip(
             self.stored["names"], self.stored["shapes"], self.stored["weight_sums"], strict=True

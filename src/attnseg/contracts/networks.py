@@ -137,7 +137,7 @@ def check_maps(make: MakeNetwork) -> Outcome:
     net = make().eval()
     worst = 0.0
     for name, record in record_attentions(net, _noise(1)).items():
-        token = record.prefix + record.grid[0] * record.grid[1] // 2
+        token = record.token_at((IMAGE[1] // 2, IMAGE[2] // 2), IMAGE[1:])
         derived = derive_weights(record, token)
         error = derived.error
         if error > ROUNDING:

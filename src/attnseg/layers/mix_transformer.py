@@ -116,3 +116,9 @@ def arrange_cells(cells: Tensor, grid: Grid, factor: int) -> Tensor:
     """
     cells = cells.unflatten(2, (factor, factor)).unflatten(1, grid)  # B h w p1 p2 D
     return cells.permute(0, 1, 3, 2, 4, 5).flatten(3, 4).flatten(1, 3)
+
+
+def collect_cells(tokens: Tensor, grid: Grid, factor: int) -> Tensor:
+    """Undo `arrange_cells`: collect tokens `[B, H * W, D]` of the finer grid (H, W) in cells."""
+    cells = tokens.unflatten(1, (grid[0] // factor, factor, grid[1] // factor, factor))
+    return cells.transpose(2, 3).flatten(3, 4).flatten(1, 2)

@@ -7,6 +7,7 @@ They normalise the stage maps first, which CvT itself never does.
 
 import functools
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,13 @@ from attnseg.layers.conv import resize
 from attnseg.layers.map_decoders import DECODERS
 from attnseg.layers.tokens import AttentionFactory, Grid, Place
 from attnseg.layers.vit import Block, QuickGELU, init_weights, tokens_to_map
-from attnseg.models.model import PublishedModule, SegmentationModel, check_positive, translate_name
+from attnseg.models.model import (
+    OF_CLASSIFIER,
+    PublishedModule,
+    SegmentationModel,
+    check_positive,
+    translate_name,
+)
 
 NORM_EPS = 1e-5
 KERNELS, STRIDES, PADDINGS = (7, 3, 3), (4, 2, 2), (2, 1, 1)  # Of the three token embeddings.
@@ -216,6 +223,8 @@ class CvT(SegmentationModel):
     Raises:
         ValueError: an unknown size or decoder.
     """
+
+    unused_names: ClassVar = ((r"(norm|head)\..+", OF_CLASSIFIER),)
 
     def __init__(
         self,

@@ -8,6 +8,7 @@ evaluation of each `fc1`.
 import itertools
 import re
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ from attnseg.layers.mix_transformer import (
 )
 from attnseg.layers.tokens import AttentionFactory, Grid, Place
 from attnseg.layers.vit import tokens_to_map
-from attnseg.models.model import SegmentationModel, check_divisible, translate_name
+from attnseg.models.model import DEAD, SegmentationModel, check_divisible, translate_name
 
 STRIDE = 16  # Pixels per token of the last stage.
 CHANNEL_HEADS = 8
@@ -168,6 +169,11 @@ class DAEFormer(SegmentationModel):
     Raises:
         ValueError: an unknown size or fusion, or an image size that does not fit.
     """
+
+    unused_names: ClassVar = (
+        (r"decoder_2\.(?!layer_up\.).+", DEAD),
+        (r".+\.mlp\d?\.norm[23]\..+", DEAD),
+    )
 
     def __init__(
         self,

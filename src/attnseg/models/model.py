@@ -2,8 +2,12 @@
 
 import re
 from collections.abc import Iterable
+from typing import ClassVar
 
 from torch import Tensor, nn
+
+DEAD = "no output of the published code depends on it"  # a reason in `unused_names`
+OF_CLASSIFIER = "it belongs to the classifier of the published model"  # another
 
 _LAYER = r"transformer\.encoder\.layer\.(\d+)\."
 # Names of a plain ViT: those of TransUNet's code, to which Flax files are converted first, and ours
@@ -40,7 +44,14 @@ def _fill_field(match: re.Match[str], field: re.Match[str]) -> str:
 
 
 class PublishedModule(nn.Module):
-    """A network that can rename the parameters of its published implementation."""
+    """A network that can rename the parameters of its published implementation.
+
+    Attributes:
+        unused_names: published names that have no counterpart here on purpose, each as a regular
+            expression with the reason.
+    """
+
+    unused_names: ClassVar[tuple[tuple[str, str], ...]] = ()
 
     def official_name(self, name: str) -> str | None:
         """Translate a published parameter name to ours; `None` if the model does not use it."""
@@ -49,6 +60,11 @@ class PublishedModule(nn.Module):
     def official_split(self, name: str, value: Tensor) -> dict[str, Tensor]:
         """Split a published tensor that holds several of ours; by default it is one of ours."""
         return {name: value}
+
+    def explain_unused(self, name: str) -> str:
+        """Return the reason why a published tensor is not used."""
+        reasons = (reason for names, reason in self.unused_names if re.fullmatch(names, name))
+        return next(reasons, "no counterpart in this model")
 
 
 class SegmentationModel(PublishedModule):

@@ -182,7 +182,7 @@ def load_tensors(
     fitted: dict[str, Tensor] = {}
     for name, part, target in _place_tensors(model, own, state_dict):
         if target is None:
-            report.dropped[name] = "no counterpart in this model"
+            report.dropped[name] = model.explain_unused(name)
             continue
         shape = tuple(own[target].shape)
         if part.shape != shape:

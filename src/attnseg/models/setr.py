@@ -8,6 +8,7 @@ each head, and MLA's streams are upsampled with aligned corners.
 import re
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from attnseg.layers.encoder import ReductionFactory, make_reduction, run_blocks
 from attnseg.layers.tokens import AttentionFactory, Place
 from attnseg.layers.vit import Block, PatchTokens, init_weights, tokens_to_map
 from attnseg.models.model import (
+    DEAD,
     VIT_NAMES,
     SegmentationModel,
     check_divisible,
@@ -150,6 +152,8 @@ class SETR(SegmentationModel):
     Raises:
         ValueError: an unknown size or head, or numbers that do not fit each other.
     """
+
+    unused_names: ClassVar = ((r"decode_head\.conv_seg\..+", DEAD),)
 
     def __init__(
         self,
