@@ -15,18 +15,27 @@ import numpy as np
 from numpy.random import default_rng
 from numpy.typing import NDArray
 
+from attnseg.data.parallel import work_in_parallel
 from attnseg.phantoms.abdomen import Abdomen
 from attnseg.phantoms.body import union
+from attnseg.phantoms.cheap import draw_cheap_scan
 from attnseg.phantoms.phantom import make_preset
-from attnseg.phantoms.scan import ScanSpec, save_scan, tilted_affine
-from attnseg.progress import track
+from attnseg.phantoms.scan import (
+    DEPTHS,
+    FRAMES,
+    PublishedScanSpec,
+    ScanSpec,
+    save_scan,
+    tilted_affine,
+)
 
 MR_AXES = ("RAS", "LPS", "LAS")  # axes of the files' arrays; cases use them in turn
-LARGE_BOWEL, SMALL_BOWEL, STOMACH = 1, 2, 3
+VALUES = LARGE_BOWEL, SMALL_BOWEL, STOMACH = 1, 2, 3
 
 NNUNET_PRESETS = {
     "tiny": ScanSpec(5, 2, 8, ((72, 60, 5.2, 6.0), (68, 64, 5.4, 5.0))),
     "demo": ScanSpec(10, 4, 20, ((128, 104, 2.8, 5.0), (120, 112, 3.0, 6.0))),
+    "published": PublishedScanSpec(18, 12, 0, FRAMES, depths=DEPTHS),  # of BTCV's size
 }
 
 
@@ -89,10 +98,16 @@ def _draw_weighting(body: Abdomen, weighting: int) -> NDArray[np.int16]:
 def _write_nnunet(spec: ScanSpec, root: Path) -> None:
     for folder in ("imagesTr", "labelsTr", "imagesTs", "labelsTs"):
         (root / folder).mkdir()
-    for case in track(range(spec.train + spec.test), "Making the phantom", "cases"):
-        width, height, spacing, distance = spec.frames[case % len(spec.frames)]
-        shape = (spec.slices, height, width)
-        images, label = make_mr(spec.seed, case, shape, spacing)
+
+    def write_case(case: int) -> None:
+        *_, spacing, distance = spec.frames[case % len(spec.frames)]
+        shape = spec.shape_of(case)
+        if isinstance(spec, PublishedScanSpec):
+            rng = default_rng([spec.seed, case])
+            image, label = draw_cheap_scan(rng, shape, len(VALUES))
+            images = [image, image.max() - image]
+        else:
+            images, label = make_mr(spec.seed, case, shape, spacing)
         rng = default_rng([spec.seed, case, 2])
         affine = tilted_affine(rng, shape, (distance, spacing, spacing))
         part = "Tr" if case < spec.train else "Ts"
@@ -100,6 +115,9 @@ def _write_nnunet(spec: ScanSpec, root: Path) -> None:
         for channel, image in enumerate(images):
             save_scan(root / f"images{part}" / f"{name}_{channel:04d}.nii.gz", image, affine, axes)
         save_scan(root / f"labels{part}" / f"{name}.nii.gz", label, affine, axes)
+
+    cases = range(spec.train + spec.test)
+    work_in_parallel(write_case, cases, "Making the phantom", "cases", root)
     description = {
         "channel_names": {"0": "T1", "1": "T2"},
         "labels": {

@@ -32,6 +32,34 @@ class ScanSpec:
     frames: tuple[tuple[int, int, float, float], ...]
     seed: int = 0
 
+    def shape_of(self, case: int) -> tuple[int, int, int]:
+        """Return slices, height and width of a case."""
+        width, height, *_ = self.frames[case % len(self.frames)]
+        return self.slices, height, width
+
+
+@dataclass(frozen=True)
+class PublishedScanSpec(ScanSpec):
+    """Numbers of a published dataset, drawn cheaply.
+
+    Attributes:
+        depths: slices of each case.
+    """
+
+    depths: tuple[int, ...] = ()
+
+    def shape_of(self, case: int) -> tuple[int, int, int]:
+        """Return slices, height and width of a case."""
+        _, height, width = super().shape_of(case)
+        return self.depths[case], height, width
+
+
+# Of BTCV: the slices of the 18 training cases are published, of the others only their sum; and the
+# range of voxel sizes, mm.
+DEPTHS = (117, 131, 163, 149, 148, 143, 96, 124, 131, 88, 89, 153, 93, 104, 98, 99, 90, 195)
+DEPTHS += 8 * (131,) + 4 * (130,)
+FRAMES = ((512, 512, 0.54, 5.0), (512, 512, 0.76, 3.0), (512, 512, 0.98, 2.5))
+
 
 def tilted_affine(
     rng: Generator, shape: tuple[int, int, int], spacing: tuple[float, float, float]

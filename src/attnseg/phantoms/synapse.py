@@ -20,11 +20,19 @@ from numpy.random import Generator, default_rng
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from attnseg.data.parallel import work_in_parallel
 from attnseg.phantoms.abdomen import Abdomen
 from attnseg.phantoms.body import Field, overlap, union
+from attnseg.phantoms.cheap import draw_cheap_scan
 from attnseg.phantoms.phantom import make_preset
-from attnseg.phantoms.scan import ScanSpec, save_scan, tilted_affine
-from attnseg.progress import track
+from attnseg.phantoms.scan import (
+    DEPTHS,
+    FRAMES,
+    PublishedScanSpec,
+    ScanSpec,
+    save_scan,
+    tilted_affine,
+)
 
 # TransUNet's published split, by case number.
 TRAIN = (5, 6, 7, 9, 10, 21, 23, 24, 26, 27, 28, 30, 31, 33, 34, 37, 39, 40)
@@ -32,6 +40,7 @@ TEST = (8, 22, 38, 36, 32, 2, 29, 3, 1, 4, 25, 35)
 CT_AXES = ("LAS", "RAS", "LPS", "PSL")  # axes of the files' arrays; cases use them in turn
 # Label of each organ in TransUNet's package, by its label in the download.
 PACKAGE_LABELS = {8: 1, 4: 2, 3: 3, 2: 4, 6: 5, 11: 6, 1: 7, 7: 8}
+ORGANS = 13
 LAYOUTS = ("raw", "package")
 WINDOW = (-125.0, 275.0)  # range of intensities in the package, HU
 NOISE = 12.0  # standard deviation, HU
@@ -39,6 +48,7 @@ NOISE = 12.0  # standard deviation, HU
 SYNAPSE_PRESETS = {
     "tiny": ScanSpec(4, 2, 8, ((72, 60, 5.2, 5.0), (70, 64, 5.4, 4.0))),
     "demo": ScanSpec(8, 4, 20, ((136, 112, 2.7, 5.0), (128, 116, 2.8, 4.0), (144, 120, 2.6, 3.0))),
+    "published": PublishedScanSpec(18, 12, 0, FRAMES, depths=DEPTHS),
 }
 
 
@@ -174,10 +184,16 @@ def _smooth_noise(body: Abdomen, rng: Generator, slices: float, width_mm: float)
 
 def _write_synapse(layout: str, spec: ScanSpec, root: Path) -> None:
     cases = [(c, "train") for c in TRAIN[: spec.train]] + [(c, "test") for c in TEST[: spec.test]]
-    for turn, (case, role) in enumerate(track(cases, "Making the phantom", "scans")):
-        width, height, spacing, distance = spec.frames[turn % len(spec.frames)]
-        shape = (spec.slices, height, width)
-        image, label = make_ct(spec.seed, case, shape, spacing)
+
+    def write_case(turn: int) -> None:
+        case, role = cases[turn]
+        *_, spacing, distance = spec.frames[turn % len(spec.frames)]
+        shape = spec.shape_of(turn)
+        if isinstance(spec, PublishedScanSpec):
+            image, label = draw_cheap_scan(default_rng([spec.seed, case]), shape, ORGANS)
+            image -= 1024  # Hounsfield units begin there.
+        else:
+            image, label = make_ct(spec.seed, case, shape, spacing)
         if layout == "raw":
             rng = default_rng([spec.seed, case, 2])
             affine = tilted_affine(rng, shape, (distance, spacing, spacing))
@@ -188,6 +204,8 @@ def _write_synapse(layout: str, spec: ScanSpec, root: Path) -> None:
                 save_scan(folder / kind / f"{kind}{case:04d}.nii.gz", scan, affine, axes)
         else:
             _write_package(root, case, role, image, label)
+
+    work_in_parallel(write_case, range(len(cases)), "Making the phantom", "scans", root)
 
 
 def _write_package(

@@ -14,11 +14,12 @@ from numpy.random import default_rng
 from numpy.typing import NDArray
 from PIL import Image
 
+from attnseg.data.parallel import work_in_parallel
 from attnseg.data.readers import rle
 from attnseg.data.readers.uw_madison import TABLE_COLUMNS, UWMadison
 from attnseg.phantoms.body import Body
+from attnseg.phantoms.cheap import draw_cheap_scan
 from attnseg.phantoms.phantom import make_preset
-from attnseg.progress import track
 
 
 @dataclass(frozen=True)
@@ -41,10 +42,27 @@ class PhantomSpec:
     seed: int = 0
 
 
+@dataclass(frozen=True)
+class PublishedScans(PhantomSpec):
+    """Numbers of the published dataset, drawn cheaply.
+
+    Attributes:
+        scans: number of scans; the first patients have one more than `max_days` says.
+        short: number of scans that have `short_slices` only.
+        short_slices: slices of these.
+    """
+
+    scans: int = 274
+    short: int = 15
+    short_slices: int = 80
+
+
 UW_MADISON_PRESETS = {
     "tiny": PhantomSpec(6, 2, 8, ((72, 60, 5.5), (56, 64, 5.8))),
     "demo": PhantomSpec(15, 3, 20, ((144, 120, 2.45), (128, 144, 2.6), (160, 136, 2.3))),
     "native": PhantomSpec(6, 1, 48, ((266, 266, 1.5),)),  # slices of the download's usual size
+    # 38,496 slices of 85 patients. The fourth size of slices is not published.
+    "published": PublishedScans(85, 5, 144, ((266, 266, 1.5), (360, 310, 1.5), (276, 276, 1.63))),
 }
 
 
@@ -54,23 +72,51 @@ def make_uw_madison(root: Path, preset: str = "demo", seed: int = 0) -> None:
 
 
 def _write_uw_madison(spec: PhantomSpec, root: Path) -> None:
-    rows = [",".join(TABLE_COLUMNS)]
-    days = [(p, d) for p in range(spec.patients) for d in range(1 + p % spec.max_days)]
-    for patient, day in track(days, "Making the phantom", "scans"):
-        width, height, spacing = spec.frames[patient % len(spec.frames)]
-        # The download's numbers have gaps, too.
-        scan = f"case{2 * patient + 1}_day{5 * day}"
-        folder = root / "train" / scan.split("_")[0] / scan / "scans"
-        folder.mkdir(parents=True)
-        shape = (spec.slices, height, width)
+    def write_scan(day: tuple[int, int, int]) -> list[str]:
+        return _write_scan(spec, root, *day)
+
+    rows = work_in_parallel(write_scan, _list_days(spec), "Making the phantom", "scans", root)
+    lines = [",".join(TABLE_COLUMNS), *(row for rows_of_scan in rows for row in rows_of_scan)]
+    (root / "train.csv").write_text("\n".join(lines) + "\n")
+
+
+def _list_days(spec: PhantomSpec) -> list[tuple[int, int, int]]:
+    """Return patient, day and number of slices of each scan."""
+    days = [1 + patient % spec.max_days for patient in range(spec.patients)]
+    if not isinstance(spec, PublishedScans):
+        return [(p, d, spec.slices) for p, count in enumerate(days) for d in range(count)]
+    few = [patient for patient, count in enumerate(days) if count < spec.max_days]
+    for patient in few[: spec.scans - sum(days)]:
+        days[patient] += 1
+    scans = [(p, d) for p, count in enumerate(days) for d in range(count)]
+    sizes = [spec.short_slices] * spec.short + [spec.slices] * (len(scans) - spec.short)
+    return [(*scan, size) for scan, size in zip(scans, sizes, strict=True)]
+
+
+def _write_scan(spec: PhantomSpec, root: Path, patient: int, day: int, slices: int) -> list[str]:
+    """Write the slices of a scan, and return its rows of the table."""
+    width, height, spacing = spec.frames[patient % len(spec.frames)]
+    # The download's numbers have gaps, too.
+    scan = f"case{2 * patient + 1}_day{5 * day}"
+    folder = root / "train" / scan.split("_")[0] / scan / "scans"
+    folder.mkdir(parents=True)
+    shape = (slices, height, width)
+    quick = isinstance(spec, PublishedScans)
+    if quick:
+        drawn, labels = draw_cheap_scan(default_rng([spec.seed, patient, day]), shape, 3)
+        image = drawn.astype(np.uint16)
+        masks = np.stack([labels == 1 + organ for organ in range(3)])
+        _clear_ends(masks)
+    else:
         image, masks = make_mr_scan(spec.seed, patient, day, shape, spacing)
-        for index in range(spec.slices):
-            number = f"{index + 1:04d}"
-            name = f"slice_{number}_{width}_{height}_{spacing:.2f}_{spacing:.2f}.png"
-            Image.fromarray(image[index]).save(folder / name)
-            for organ, mask in zip(UWMadison.labels.names, masks[:, index], strict=True):
-                rows.append(f"{scan}_slice_{number},{organ},{rle.encode(mask)}")
-    (root / "train.csv").write_text("\n".join(rows) + "\n")
+    rows = []
+    for index in range(slices):
+        number = f"{index + 1:04d}"
+        name = f"slice_{number}_{width}_{height}_{spacing:.2f}_{spacing:.2f}.png"
+        Image.fromarray(image[index]).save(folder / name, compress_level=1 if quick else -1)
+        for organ, mask in zip(UWMadison.labels.names, masks[:, index], strict=True):
+            rows.append(f"{scan}_slice_{number},{organ},{rle.encode(mask)}")
+    return rows
 
 
 def make_mr_scan(
@@ -83,7 +129,11 @@ def make_mr_scan(
     """
     body = Body(default_rng([seed, patient]), default_rng([seed, patient, 1 + day]), shape, spacing)
     masks = np.stack([body.large_bowel, body.small_bowel, body.stomach]) < 0
-    # As in the download, the first and the last slices have no mask.
-    masks[:, 0] = False
-    masks[:, -max(1, shape[0] // 12) :] = False
+    _clear_ends(masks)
     return body.render(), masks
+
+
+def _clear_ends(masks: NDArray[np.bool_]) -> None:
+    """Clear the masks `[3, S, H, W]` of the first and last slices; the download has none there."""
+    masks[:, 0] = False
+    masks[:, -max(1, masks.shape[1] // 12) :] = False
