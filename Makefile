@@ -4,6 +4,7 @@
 # make test-gpu    the tests that need a CUDA device
 # make test-slurm  sweeps on a SLURM of this machine alone (Debian, as root); minutes
 # make chaos  kills, stops, floods of broken input at length; half an hour
+# make site   build the documentation into dist/site
 # make check  format, lint and types; make lock  re-resolve the dependencies
 # make bench  every suite of measurements, tables and plots to outputs/benchmark; an hour, machine to itself
 # make bench-check  ratios against plain loops, within bounds; minutes
@@ -12,7 +13,7 @@
 
 PY := .venv/bin/python
 
-.PHONY: setup demo test test-all test-gpu test-slurm chaos check bench bench-check audit lock
+.PHONY: setup demo test test-all test-gpu test-slurm chaos check bench bench-check audit lock site
 
 setup:
 	@$(or $(shell command -v python3),$(PYTHON),python3) scripts/setup.py
@@ -54,6 +55,9 @@ bench-check: setup
 
 audit: setup
 	$(PY) -m pip_audit --strict --disable-pip --require-hashes -r requirements/packages.lock -r requirements/torch.lock
+
+site: setup
+	$(PY) -m scripts.build_site
 
 lock:
 	$(or $(PYTHON),$(PY)) scripts/lock.py

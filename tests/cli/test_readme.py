@@ -17,11 +17,21 @@ PAGES += [
     "docs/tracking.md",
     "docs/attention_maps.md",
 ]
-TEXT = "\n".join((ROOT / page).read_text() for page in PAGES).replace("\\\n", " ")
-COMMANDS = re.findall(r"(?m)^    (?:python )?(train\.py|attnseg \w+) +(.+)$", TEXT)
-COMMANDS += [
-    ("train.py", options) for options in re.findall(r"python train\.py ([^`\n]*=[^`\n]*)`", TEXT)
-]
+
+
+def read_pages(pages):
+    return "\n".join((ROOT / page).read_text() for page in pages).replace("\\\n", " ")
+
+
+def list_commands(text):
+    """Names and options of command lines, without the comments beside them."""
+    lines = re.findall(r"(?m)^ {4,8}(?:python )?(train\.py|attnseg \w+) +(.+)$", text)
+    lines += [("train.py", own) for own in re.findall(r"python train\.py ([^`\n]*=[^`\n]*)`", text)]
+    return [(script, re.split(r"(?:^| +)#", options)[0]) for script, options in lines]
+
+
+TEXT = read_pages(PAGES)
+COMMANDS = list_commands(TEXT)
 
 
 def test_commands_were_found():
@@ -31,6 +41,11 @@ def test_commands_were_found():
 
 @pytest.mark.parametrize(("script", "options"), COMMANDS, ids=lambda text: text)
 def test_command_composes(monkeypatch, capfd, script, options):
+    compose_command(monkeypatch, capfd, script, options)
+
+
+def compose_command(monkeypatch, capfd, script, options):
+    """Let a command show its configuration, which checks the options."""
     arguments = [word.strip("'") for word in options.split() if word != "-m"]
     # One value of each sweep: composing a sweep's first job composes them all.
     first = [re.sub(r"^(model|attn|seed)=([^,]*),.*", r"\1=\2", word) for word in arguments]

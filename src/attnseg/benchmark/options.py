@@ -30,6 +30,13 @@ class Benchmark(Config):
     """The measured workload and the options of its measurement.
 
     Attributes:
+        image_size: height and width of the made-up images.
+        in_channels: their channels.
+        num_classes: channels of the logits.
+        batch_size: images at a time.
+        device: where they are measured.
+        outputs: folder with a folder for each suite.
+        suite: what is measured.
         against: another attention, measured in alternation.
         threads: of PyTorch; `None` is its own choice.
     """

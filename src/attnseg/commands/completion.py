@@ -62,7 +62,11 @@ SCRIPTS = {"bash": BASH, "zsh": ZSH, "fish": FISH}
 
 
 class Completion(CommandOptions):
-    """The shell whose script is printed."""
+    """Options of `attnseg completion`.
+
+    Attributes:
+        shell: the one whose script is printed.
+    """
 
     shell: Literal["bash", "zsh", "fish"]
 

@@ -48,7 +48,10 @@ def to_options(arguments: Sequence[str]) -> list[str]:
     for argument in arguments:
         key, _, value = argument.partition("=")
         if key in LISTS and value:
-            argument = f"probe.{key}=[{value.strip('[]')}]"
+            names = value.strip("[]")
+            if key == "attn" and "," not in names and names != "all":
+                translated.append(f"attn={names}")  # so that its own options are known
+            argument = f"probe.{key}=[{names}]"
         elif key in SHORT:
             argument = f"probe.{argument}"
         elif key == "match":

@@ -20,7 +20,11 @@ class Postprocess(Node):
 
 
 class Predict(CommandOptions):
-    """The networks, the images, and how they are segmented."""
+    """The networks, the images, and how they are segmented.
+
+    Attributes:
+        device: where the networks run.
+    """
 
     run: Folder | Annotated[list[Folder], Field(min_length=1)] | None
     study: Folder | None

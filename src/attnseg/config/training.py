@@ -64,6 +64,13 @@ class Dataset(Component):
     """A dataset: the reader's own options, and those of any dataset.
 
     The files at `root`, or those of the phantom, are in the digest of the data.
+
+    Attributes:
+        exclude: names of cases that are left out.
+        phantom: what generates the data where there is no `root`.
+        stride: distance between neighbouring slices, in slices.
+        batch_size: slices per batch.
+        max_epochs: passes over the training slices.
     """
 
     root: Annotated[Folder | None, Technical]
@@ -91,6 +98,7 @@ class Model(Component):
     """A model: its own options, weights to start from, and the budget to be matched.
 
     Attributes:
+        mlp_ratio: hidden width of the MLPs, as a multiple of the tokens' width.
         tokens: reduces the tokens between blocks; the group `tokens` sets it.
     """
 
@@ -108,7 +116,13 @@ class Model(Component):
 
 
 class Optimizer(Component):
-    """An optimizer of PyTorch."""
+    """An optimizer of PyTorch.
+
+    Attributes:
+        lr: the learning rate after the warm-up.
+        weight_decay: share of a weight that is taken off it, times the learning rate, per step; not
+            of biases, norms, class tokens and positions.
+    """
 
     lr: PositiveFloat
     weight_decay: Annotated[float, Field(ge=0)]
@@ -124,6 +138,9 @@ class Trainer(Node):
 
     Attributes:
         max_epochs: with 0 nothing is trained, and the initial weights are tested.
+        accelerator: the kind of device.
+        devices: number of GPUs or, on the processor, of processes.
+        strategy: division of the work among several devices.
         jobs_per_gpu: runs that may share a GPU; others wait for a free one.
         precision: `auto` is the fastest of this machine.
         auto_batch: set `dataset.batch_size` to the largest that fits.
@@ -140,6 +157,7 @@ class Trainer(Node):
         num_workers: loader processes.
         loader_timeout: seconds without a batch before the run fails; `None` to wait for ever.
         save_minutes: minutes between checkpoints within an epoch; `None` for one per epoch.
+        deterministic: take the deterministic form of every operation that has one; warn of others.
         open_test: `False` leaves the test set sealed and scores the validation cases only.
         keep_pictures: of the scored cases, for the comparison's page; 15 to 60 KB per case.
         attempts: how often a run may fail before it is not tried again.
@@ -198,7 +216,15 @@ class Paths(Node):
 
 
 class Study(Node):
-    """The comparison of a sweep's runs when all are done; as in `compare.yaml`."""
+    """The comparison of a sweep's runs when all are done; as in `compare.yaml`.
+
+    Attributes:
+        baseline: the variant that the others are compared with.
+        by: options whose values distinguish the variants.
+        metrics: those that are compared; by default the first of the runs' profile.
+        margin: the largest difference that does not matter, in the metric's unit, or one for each
+            metric; declared before the runs.
+    """
 
     baseline: str
     by: list[str] = Field(["model", "attn"], min_length=1)

@@ -68,9 +68,16 @@ def strong(
 ) -> Transforms:
     """Return strong transforms for small datasets: geometry, elastic deformation, image quality.
 
-    The options that `light` lacks are `elastic`, the strength of the deformation in pixels before
-    smoothing, and the largest standard deviations of `blur` (pixels) and `noise` (share of the
-    range).
+    Args:
+        shift: largest shift, share of the image.
+        scale: largest zoom in or out, share.
+        rotate: largest rotation, degrees.
+        elastic: strength of the deformation in pixels, before smoothing.
+        brightness: largest change of brightness, share of the range.
+        contrast: largest change of contrast, share.
+        blur: largest standard deviation of a blur, pixels.
+        noise: largest standard deviation of noise, share of the range.
+        flip: also mirror images; suits lesions, which have no side, but not organs.
     """
     return [
         *_mirrors(flip),

@@ -9,7 +9,11 @@ from attnseg.config.nodes import CommandOptions, Component, Folder
 
 
 class Reopen(CommandOptions):
-    """The cases of a finished run, and where its data are."""
+    """The cases of a finished run, and where its data are.
+
+    Attributes:
+        device: where the network runs.
+    """
 
     split: Literal["val", "test"]
     root: Folder | None  # of the dataset, if it has moved

@@ -11,7 +11,13 @@ from attnseg.evaluation.options import Reopen
 
 
 class Export(Reopen):
-    """The files that a finished run is exported as."""
+    """The files that a finished run is exported as.
+
+    Attributes:
+        formats: kinds of file that are written.
+        split: the cases on which exports are compared with PyTorch; the test set stays sealed.
+        device: where they are compared.
+    """
 
     profile: dict[str, Component]
     run: Folder

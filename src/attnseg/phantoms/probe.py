@@ -36,7 +36,14 @@ PROBE_PRESETS = {"tiny": ProbeSpec(10, 4), "demo": ProbeSpec(800, 100)}
 
 
 def make_probe(root: Path, probe: str, preset: str = "demo", seed: int = 0) -> None:
-    """Write the pictures of a probe in nnU-Net's raw format to `root`; see `make_preset`."""
+    """Write the pictures of a probe in nnU-Net's raw format to `root`.
+
+    Args:
+        root: an empty folder.
+        probe: name of the probe.
+        preset: number of pictures, by name.
+        seed: another one gives other pictures.
+    """
 
     def write(spec: ProbeSpec, folder: Path) -> None:
         _write_probe(probe, spec, folder)

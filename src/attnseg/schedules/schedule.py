@@ -43,6 +43,10 @@ class Cosine(Schedule):
 class Poly(Schedule):
     """`(1 - progress) ** power`, the schedule that SETR, TransUNet and DAE-Former are trained with.
 
+    Args:
+        warmup, final: as in `Schedule`.
+        power: the exponent.
+
     Raises:
         ValueError: `power` is not positive, or another argument is out of its range.
     """

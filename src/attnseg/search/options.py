@@ -78,7 +78,11 @@ class TunedStudy(Node):
 
 
 class Search(Node):
-    """The space, the number of trials, and how they are drawn and ended early."""
+    """The space, the number of trials, and how they are drawn and ended early.
+
+    Attributes:
+        sampler: draws the trials.
+    """
 
     name: Annotated[str, Field(pattern=r"^[\w.-]+$")] | None
     space: Annotated[
