@@ -103,3 +103,9 @@ def test_classes_renamed_since_a_run_was_trained():
     RunFacts(status="new").check_classes("run", ("a", "b"))
     with pytest.raises(DataError, match=r"run: trained for the classes a, b, but the dataset has"):
         facts.check_classes("run", ("b", "a"))
+    valued = RunFacts(status="done", data={"classes": ["a", "b"], "values": [3, 5]})
+    valued.check_classes("run", ("a", "b"), (3, 5))
+    facts.check_classes("run", ("a", "b"), (3, 5))  # of before values were noted
+    for values in ((5, 3), None):
+        with pytest.raises(DataError, match=r"for the classes 3, 5, but the dataset has"):
+            valued.check_classes("run", ("a", "b"), values)

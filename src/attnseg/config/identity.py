@@ -9,7 +9,7 @@ holds the defaults of this version, and `VERSION` must rise with any of them.
 import hashlib
 import inspect
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from pydantic import BaseModel
@@ -76,16 +76,28 @@ def affects_comparison(key: str) -> bool:
 
     The key is dotted, such as `trainer.devices`; options that only a class knows always matter.
     """
+    markers = _markers_along(key)
+    return all(marker is None or marker.comparison for marker in markers)
+
+
+def affects_rounding(key: str) -> bool:
+    """Return whether an option that makes no other run may change the last digits of its results.
+
+    The key is dotted, as for `affects_comparison`.
+    """
+    return any(marker is not None and marker.rounding for marker in _markers_along(key))
+
+
+def _markers_along(key: str) -> Iterator[Marker | None]:
+    """Yield the marker of each part of a dotted key; `None` and no more for an unknown one."""
     node: Any = Config
     for part in key.split("."):
         is_node = isinstance(node, type) and issubclass(node, BaseModel)
         field = node.model_fields.get(part) if is_node else None
+        yield None if field is None else _marker(field)
         if field is None:
-            return True
-        if not _marker(field).comparison:
-            return False
+            return
         node = field.annotation
-    return True
 
 
 def _marker(field: FieldInfo) -> Marker:

@@ -10,12 +10,15 @@ class Marker:
     Attributes:
         identity: a different value makes a different run.
         comparison: runs that differ in it must not be compared without saying so.
+        rounding: another value may change the last digits of results, and so their course.
     """
 
     identity: bool = True
     comparison: bool = True
+    rounding: bool = False
 
 
 NotIdentity = Marker(identity=False)
 Harmless = Marker(comparison=False)
 Technical = Marker(identity=False, comparison=False)
+Device = Marker(identity=False, comparison=False, rounding=True)

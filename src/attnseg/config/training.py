@@ -22,7 +22,7 @@ from pydantic import (
 )
 
 from attnseg.config.errors import OptionError, parse_options
-from attnseg.config.markers import Harmless, NotIdentity, Technical
+from attnseg.config.markers import Device, Harmless, NotIdentity, Technical
 from attnseg.config.nodes import Component, Folder, Fraction, ImageSize, Node, Seed
 
 INVENTED = "-phantom"  # at the end of the name of a dataset that is generated
@@ -162,14 +162,15 @@ class Trainer(Node):
         keep_pictures: of the scored cases, for the comparison's page; 15 to 60 KB per case.
         attempts: how often a run may fail before it is not tried again.
         repeat: train a finished run again, in a folder of its own.
+        resume_changed: resume a run although packages or devices are not those of its first part.
         auxiliary_weight: of a model's auxiliary outputs, as in SETR.
     """
 
     max_epochs: NonNegativeInt
-    accelerator: Annotated[Literal["cpu", "gpu"], Technical] = "cpu"
-    devices: Annotated[PositiveInt, Technical] = 1
+    accelerator: Annotated[Literal["cpu", "gpu"], Device] = "cpu"
+    devices: Annotated[PositiveInt, Device] = 1
     jobs_per_gpu: Annotated[PositiveInt, Technical] = 1
-    strategy: Annotated[Literal["auto", "ddp", "fsdp"], Technical] = "auto"
+    strategy: Annotated[Literal["auto", "ddp", "fsdp"], Device] = "auto"
     precision: Precision | Literal["auto"] = 32
     auto_batch: Annotated[bool, Technical] = False  # the size it finds is in dataset.batch_size
     gradient_checkpointing: Annotated[bool, Technical] = False
@@ -189,6 +190,7 @@ class Trainer(Node):
     keep_pictures: Annotated[bool, Technical] = True
     attempts: Annotated[PositiveInt, Technical] = 3
     repeat: Annotated[bool, Technical] = False
+    resume_changed: Annotated[bool, Technical] = False
     auxiliary_weight: Annotated[float, Field(ge=0)] = 0.4
 
     @model_validator(mode="after")

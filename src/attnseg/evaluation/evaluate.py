@@ -133,7 +133,7 @@ class FinishedRun:
         self.config = read_config(folder, options)
         facts = folder.facts
         reader = open_reader(self.config)
-        facts.check_classes(folder, reader.classes)
+        facts.check_classes(folder, reader.classes, reader.values)
         self.data: PreparedData = load_dataset(self.config, reader)
         split = hashlib.sha256(self.data.split.encode()).hexdigest()
         for what, now, then in (

@@ -56,8 +56,8 @@ class PublishedScanSpec(ScanSpec):
 
 # Of BTCV: the slices of the 18 training cases are published, of the others only their sum; and the
 # range of voxel sizes, mm.
-DEPTHS = (117, 131, 163, 149, 148, 143, 96, 124, 131, 88, 89, 153, 93, 104, 98, 99, 90, 195)
-DEPTHS += 8 * (131,) + 4 * (130,)
+TRAIN_DEPTHS = (117, 131, 163, 149, 148, 143, 96, 124, 131, 88, 89, 153, 93, 104, 98, 99, 90, 195)
+DEPTHS = (*TRAIN_DEPTHS, *8 * (131,), *4 * (130,))
 FRAMES = ((512, 512, 0.54, 5.0), (512, 512, 0.76, 3.0), (512, 512, 0.98, 2.5))
 
 

@@ -20,6 +20,7 @@ from attnseg.files import remove_unfinished, write_text
 from attnseg.plugins import find_used_plugins
 from attnseg.processes.lock import Lock
 from attnseg.runs.facts import Attempt, GitState, RunFacts
+from attnseg.runs.resumption import check_resumption
 from attnseg.runs.run_folder import RunFolder
 
 PACKAGES = ("attnseg", "torch", "pytorch-lightning", "monai", "albumentations", "numpy", "scipy")
@@ -36,7 +37,8 @@ class ActiveRun:
         identity: from `run_id`.
 
     Raises:
-        ConfigError: the run has failed too often.
+        ConfigError: the run has failed too often, or packages or devices have changed since it
+            stopped.
         ResourceError: the folder cannot be made.
         InUseError: another process works on it.
     """
@@ -68,7 +70,14 @@ class ActiveRun:
         if self.finished:
             self.lock.release()
             return
-        self._check_attempts(before.attempts, config.trainer.attempts)
+        versions, git = {name: version(name) for name in PACKAGES}, read_git_state()
+        try:
+            self._check_attempts(before.attempts, config.trainer.attempts)
+            if self.folder.last_checkpoint.exists():
+                check_resumption(self.folder, before, config, versions, git)
+        except ConfigError:
+            self.lock.release()
+            raise
         remove_unfinished(self.folder.path)
         write_text(self.folder.config_file, config.to_yaml())
         used = find_used_plugins(config.model_dump(by_alias=True, exclude={"choices"}))
@@ -82,8 +91,8 @@ class ActiveRun:
             choices=choices,
             plugins={name: plugin.describe() for name, plugin in used.items()},
             seed=config.seed,
-            git=read_git_state(),
-            versions={name: version(name) for name in PACKAGES},
+            git=git,
+            versions=versions,
             machine={
                 "python": platform.python_version(),
                 "system": platform.platform(terse=True),
@@ -104,7 +113,6 @@ class ActiveRun:
     def _check_attempts(self, attempts: list[Attempt], most: int) -> None:
         failures = [attempt for attempt in attempts if attempt.get("status") == "failed"]
         if len(failures) >= most:
-            self.lock.release()
             raise ConfigError(
                 f"{self.folder}: failed {len(failures)} times, at last with "
                 f"{failures[-1].get('reason')}; mend it and raise trainer.attempts or delete the "

@@ -83,17 +83,22 @@ class RunFacts(BaseModel):
     peak_memory_bytes: int | None = None  # of training and scoring
     seal: str | None = None  # SHA-256 of all other facts, noted with them
 
-    def check_classes(self, place: object, classes: Sequence[str]) -> None:
-        """Refuse a dataset whose classes have other names than when the run at `place` was trained.
+    def check_classes(
+        self, place: object, classes: Sequence[str], values: Sequence[int] | None = None
+    ) -> None:
+        """Refuse a dataset with other classes than when the run at `place` was trained.
 
         Raises:
-            DataError: names the classes of both.
+            DataError: names the classes of both, or their values in the label files.
         """
-        before = (self.data or {}).get("classes", list(classes))
-        if before != list(classes):
+        noted = self.data or {}
+        before, now = noted.get("classes", list(classes)), list(classes)
+        if before == now and "values" in noted:
+            before, now = noted["values"], list(values or range(1, len(classes) + 1))
+        if before != now:
             raise DataError(
-                f"{place}: trained for the classes {', '.join(before)}, but the dataset has "
-                f"{', '.join(classes)} now; restore their names or set paths.outputs"
+                f"{place}: trained for the classes {', '.join(map(str, before))}, but the dataset "
+                f"has {', '.join(map(str, now))} now; restore their names or set paths.outputs"
             )
 
     @classmethod

@@ -71,7 +71,8 @@ def train(
         run = ActiveRun(setup.config, identity)
         on_folder(run.folder.path)
         if run.finished:
-            run.facts.check_classes(run.folder, setup.data.reader.classes)
+            reader = setup.data.reader
+            run.facts.check_classes(run.folder, reader.classes, reader.values)
             log.info("Done before, not run again (trainer.repeat=true would): %s", run.folder)
         else:
             fit_and_evaluate(run, setup, group, loggers, on_epoch)
@@ -95,7 +96,7 @@ def fit_and_evaluate(
         contextlib.ExitStack() as resources,
         recorded_outcome(run, loggers),
     ):
-        run.facts.check_classes(run.folder, data.reader.classes)
+        run.facts.check_classes(run.folder, data.reader.classes, data.reader.values)
         check_room(run.folder.path, checkpoint_bytes(config, model), "checkpoints")
         resources.enter_context(leased(config))
         run.note_device(config)
