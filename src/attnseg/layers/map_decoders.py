@@ -106,4 +106,38 @@ class FPNDecoder(nn.Module):
         return logits
 
 
-DECODERS = {"mlp": MLPDecoder, "mlp_plain": PlainMLPDecoder, "fpn": FPNDecoder}
+class UDecoder(nn.Module):
+    """U-Net's decoder: each map is resized to the next finer one, joined with it, and convolved.
+
+    Ronneberger et al., 2015, arXiv 1505.04597. All levels have the same width here.
+    """
+
+    def __init__(self, dims: tuple[int, ...], channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.unify = nn.ModuleList(
+            nn.Sequential(MapNorm(dim), nn.Conv2d(dim, channels, 1)) for dim in dims
+        )
+        self.fuse = nn.ModuleList(
+            nn.Sequential(
+                conv_bn_relu(2 * channels, channels, 3, bias=False),
+                conv_bn_relu(channels, channels, 3, bias=False),
+            )
+            for _ in dims[1:]
+        )
+        self.classify = nn.Conv2d(channels, num_classes, 1)
+
+    def forward(self, maps: list[Tensor]) -> Tensor:
+        """Map stage maps to logits `[B, K, h, w]` at the first one's size."""
+        *finer, x = [unify(each) for unify, each in zip(self.unify, maps, strict=True)]
+        for fuse, skip in zip(self.fuse, reversed(finer), strict=True):
+            x = fuse(torch.cat((resize(x, (skip.shape[2], skip.shape[3])), skip), 1))
+        logits: Tensor = self.classify(x)
+        return logits
+
+
+DECODERS = {
+    "mlp": MLPDecoder,
+    "mlp_plain": PlainMLPDecoder,
+    "fpn": FPNDecoder,
+    "u": UDecoder,
+}

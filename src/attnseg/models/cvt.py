@@ -215,7 +215,7 @@ class CvT(SegmentationModel):
             has no learned positions.
         attn: builds the attention of every block.
         size: `tiny`, `cvt-13` or `cvt-21`.
-        decoder: `mlp`, `mlp_plain` (the same, layer by layer) or `fpn`.
+        decoder: `mlp`, `mlp_plain` (the same, layer by layer), `fpn` or `u`.
         decoder_channels: width of the decoder.
         stride_kv: stride of the key and value projections.
         mlp_ratio: hidden width of the MLPs, as a multiple of the tokens' width.
