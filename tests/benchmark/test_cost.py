@@ -17,7 +17,7 @@ from tests.contracts.groups import compose
 from tests.contracts.pairs import attending_models, attentions, each_pair, mixings
 
 EVERY_ATTENTION = sorted([*attentions(), "none"])
-UNCOUNTED = {"identity", "pool"}  # no matrix product, no convolution
+UNCOUNTED = {"identity", "pool", "none"}  # no matrix product, no convolution
 TWO_SITES = {"crossvit", "dae_former", "missformer"}  # Only one of them is chosen by `attn`.
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from attnseg.attention import attention
 from attnseg.attention.mixing import Mixing
-from attnseg.config.folder import attentions_of, list_attentions
+from attnseg.config.folder import NO_ATTENTION, attentions_of, list_attentions
 from tests.contracts.groups import names
 
 
@@ -24,6 +24,11 @@ def attentions() -> list[str]:
 def attending_models() -> list[str]:
     """The models that take an attention."""
     return [name for name in names("model") if attentions_of(name) == attentions()]
+
+
+def bare() -> list[tuple[str, str]]:
+    """The models without attention, each with the name that stands for none."""
+    return [(name, NO_ATTENTION) for name in names("model") if name not in attending_models()]
 
 
 def cover() -> list[tuple[str, str]]:
@@ -55,7 +60,7 @@ def _holds_mixing(stem: str) -> bool:
     return issubclass(candidate, Mixing)
 
 
-_COVER = frozenset(cover())
+_COVER = frozenset([*cover(), *bare()])
 
 
 def _each_pair(covered: tuple[pytest.MarkDecorator, ...]) -> pytest.MarkDecorator:
@@ -63,7 +68,7 @@ def _each_pair(covered: tuple[pytest.MarkDecorator, ...]) -> pytest.MarkDecorato
         ("model", "attn"),
         [
             pytest.param(*p, id="-".join(p), marks=covered if p in _COVER else pytest.mark.slow)
-            for p in product()
+            for p in [*product(), *bare()]
         ],
     )
 

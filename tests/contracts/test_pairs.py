@@ -1,7 +1,7 @@
 """The cover reaches everything that the product has, and nobody's list has fallen behind."""
 
 from tests.contracts.groups import names
-from tests.contracts.pairs import attending_models, attentions, cover, mixings, product
+from tests.contracts.pairs import attending_models, attentions, bare, cover, mixings, product
 
 
 def test_every_model_and_attention_is_covered():
@@ -12,6 +12,7 @@ def test_every_model_and_attention_is_covered():
     assert set(cover()) < set(product())
     assert {model for model, _ in cover()} == set(models)
     assert {attn for _, attn in cover()} == set(attns)
+    assert {*models, *(model for model, _ in bare())} == set(names("model"))
 
 
 def test_every_mixing_is_found():

@@ -45,8 +45,16 @@ class MakeNetwork(Protocol):
 
 
 def check_gradients(make: MakeNetwork) -> Outcome:
-    """Every parameter gets a finite gradient other than zero."""
+    """Every parameter gets a finite gradient other than zero.
+
+    Parameters that are zero at the start are set to small numbers first: the norm that ends a
+    residual branch, say, would hide all that it multiplies.
+    """
     net = make().train()
+    with torch.no_grad():
+        for parameter in net.parameters():
+            if not parameter.any():
+                parameter.normal_(std=0.1)
     outputs = net.training_outputs(_noise(2))
     # Squares: a sum would not see what a softmax or a norm after it cancels.
     torch.stack([output.square().mean() for output in outputs]).sum().backward()

@@ -30,17 +30,17 @@ def translate_name(name: str, table: Iterable[tuple[str, str]]) -> str | None:
     """Translate a published name by the first pattern that matches all of it; `None` if none does.
 
     The table has pairs of a regular expression and our name, in which `{0}` is the first group and
-    `{0-1}` the first group minus 1, for published code that counts from 1.
+    `{0-1}` the first group minus 1, for published code that counts from 1; likewise `{0+1}`.
     """
     for pattern, ours in table:
         if match := re.fullmatch(pattern, name):
-            return re.sub(r"\{(\d)(?:-(\d))?\}", lambda field: _fill_field(match, field), ours)
+            return re.sub(r"\{(\d)([-+]\d)?\}", lambda field: _fill_field(match, field), ours)
     return None
 
 
 def _fill_field(match: re.Match[str], field: re.Match[str]) -> str:
     text = match.groups()[int(field[1])]
-    return str(int(text) - int(field[2])) if field[2] else text
+    return str(int(text) + int(field[2])) if field[2] else text
 
 
 class PublishedModule(nn.Module):
@@ -72,7 +72,13 @@ class SegmentationModel(PublishedModule):
 
     A subclass takes `in_channels`, `num_classes`, `image_size` (height, width) and `attn` (an
     `AttentionFactory`) by keyword, then options of its own, and defines `forward`.
+
+    Attributes:
+        auxiliary_fades: whether the n-th auxiliary output weighs `trainer.auxiliary_weight` to the
+            power of n; otherwise all weigh the same.
     """
+
+    auxiliary_fades = False
 
     def forward(self, image: Tensor) -> Tensor:
         """Segment images.

@@ -28,7 +28,7 @@ PREFIX = re.compile(r"(module\.)?(_orig_mod\.)?")  # Left by data parallelism an
 OWN_PREFIX = "model."  # of the network's weights in a run's checkpoint
 OWN_CHECKPOINT = Path("checkpoints/best.ckpt")  # in a run folder
 SHARED = re.compile(r"(.*\.project\.)([qkv]{2,3})(\..*)")  # a projection that roles share
-WRAPPERS = ("state_dict", "model", "model_state_dict")
+WRAPPERS = ("state_dict", "model", "model_state_dict", "network_weights")
 MAX_PACKING = 20  # Factor by which an archive may grow when unpacked.
 
 

@@ -88,8 +88,9 @@ class SegmentationModule(pl.LightningModule):
         main, *auxiliary = self.compute_outputs(batch["image"])
         mask = self.gather(batch["mask"])
         loss = self.compute_loss(self.gather(main), mask)
-        for output in auxiliary:
-            loss = loss + self.auxiliary_weight * self.compute_loss(self.gather(output), mask)
+        for number, output in enumerate(auxiliary, 1):
+            weight = self.auxiliary_weight ** (number if self.model.auxiliary_fades else 1)
+            loss = loss + weight * self.compute_loss(self.gather(output), mask)
         self.loss_sum += self.check_loss(loss, batch)
         self.loss_count += 1
         # Each process has the gradient of its own slices only, and Lightning averages over
