@@ -40,7 +40,7 @@ def test_a_model_is_the_one_of_the_command_line(name):
         in_channels=2,
         num_classes=4,
         image_size=(32, 32),
-        attn=factory("attn", config.attn, ATTENTION),
+        **({"attn": factory("attn", config.attn, ATTENTION)} if config.attn else {}),
     )
     shapes = [{n: p.shape for n, p in m.state_dict().items()} for m in (model, other)]
     assert shapes[0] == shapes[1]

@@ -12,6 +12,7 @@ from attnseg.attention.mixing import Mixing
 from attnseg.config.budget import build_model
 from attnseg.config.training import parse_config
 from attnseg.contracts.networks import CONTRACTS, IMAGE
+from attnseg.layers.map_decoders import DECODERS
 from tests.contracts.groups import compose
 from tests.contracts.pairs import (
     attending_models,
@@ -24,7 +25,7 @@ from tests.contracts.pairs import (
 SIZE = IMAGE[1:]
 DEAR = ["graph", "ONNX"]
 # Where a faster form does not call every layer.
-PLAIN = {name: ("model.decoder=mlp_plain",) for name in ("crossvit", "cvt")}
+PLAIN = dict.fromkeys(("crossvit", "cvt", "hierarchical"), ("model.decoder=mlp_plain",))
 
 
 def make(model: str, attn: str, channels: int = 1, classes: int = 3, options: tuple[str, ...] = ()):
@@ -114,14 +115,14 @@ def test_attention_between_grids_or_branches_is_a_site_of_its_own(model, attn):
         hold(contract, model, "qkv", options)
 
 
-@pytest.mark.parametrize("decoder", ["mlp", "mlp_plain", "fpn"])
-def test_crossvit_has_three_decoders(decoder):
+@pytest.mark.parametrize("decoder", list(DECODERS))
+def test_crossvit_has_any_decoder(decoder):
     assert_alive("crossvit", "kv_pos", (f"model.decoder={decoder}",))
 
 
-@pytest.mark.parametrize("decoder", ["mlp", "mlp_plain", "fpn"])
+@pytest.mark.parametrize("decoder", list(DECODERS))
 @pytest.mark.parametrize("stride", [1, 2])
-def test_cvt_has_three_decoders_and_any_stride(decoder, stride):
+def test_cvt_has_any_decoder_and_any_stride(decoder, stride):
     options = (f"model.decoder={decoder}", f"model.stride_kv={stride}")
     assert_alive("cvt", "kv_pos", options)
 

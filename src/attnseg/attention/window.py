@@ -3,7 +3,8 @@
     out_i = sum_j softmax_j(s q_i . k_j + B(i - j)) v_j,   j in the window of i
 
 Swin Transformer (W-MSA and SW-MSA), Liu et al., 2021, arXiv 2103.14030, equations 3 and 4. The bias
-B is a learned table of (2w - 1)^2 numbers per head.
+B is a learned table of (2w - 1)^2 numbers per head; DaViT's windows, Ding et al., 2022, arXiv
+2204.03645, have none.
 """
 
 from attnseg.attention.groups import Cut, GroupMixing
@@ -28,6 +29,7 @@ class Window(GroupMixing):
         cut_to_grid: along an axis of at most w tokens, take windows of its length and no shift, as
             the published classification code does; otherwise grids are filled up to w x w tokens
             and the shift remains, as in the published dense-prediction code.
+        bias: whether scores have a learned bias by relative position; DaViT's have none.
 
     Raises:
         ValueError: `size` is less than 1.
@@ -45,8 +47,11 @@ class Window(GroupMixing):
         size: int = 7,
         shift: bool = False,
         cut_to_grid: bool = True,
+        bias: bool = True,
     ) -> None:
-        super().__init__(head_dim, num_heads, scale, place, size)
+        if size < 1:
+            raise ValueError(f"size {size} is not possible; use 1 or more tokens")
+        super().__init__(head_dim, num_heads, scale, place, size if bias else None)
         self.size = size
         self.shift = size // 2 if shift and place.block % 2 else 0
         self.cut_to_grid = cut_to_grid
