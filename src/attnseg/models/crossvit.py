@@ -226,7 +226,7 @@ class CrossViT(SegmentationModel):
         cross_attn: builds the attention of the exchanges, which must take a context; published:
             QKV.
         size: `tiny`, `crossvit-ti`, `crossvit-s` or `crossvit-b`.
-        decoder: `mlp`, `mlp_plain` (the same, layer by layer) or `fpn`.
+        decoder: `mlp`, `mlp_plain` (the same, layer by layer), `fpn` or `u`.
         decoder_channels: width of the decoder.
         mlp_ratio: hidden width of the MLPs, as a multiple of the tokens' width.
 
