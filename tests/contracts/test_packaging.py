@@ -6,9 +6,11 @@ import subprocess
 import sys
 import sysconfig
 import tarfile
+import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 
 pytestmark = pytest.mark.full
 ROOT = Path(__file__).parents[2]
@@ -57,6 +59,13 @@ def wheel(clone, tmp_path_factory) -> Path:
     """What a wheel of the clone installs."""
     folder = tmp_path_factory.mktemp("wheel")
     return install(build(clone, "wheel", folder / "dist"), folder / "installed")
+
+
+def test_the_citation_has_the_version_of_the_package():
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert cited["version"] == version
+    assert {"cff-version", "message", "title", "authors"} <= cited.keys()
 
 
 def test_every_package_has_the_same_configurations(clone, wheel, tmp_path):

@@ -96,6 +96,14 @@ def test_the_page_says_what_the_tables_say(runs):
     assert round(against.loc["kv_pos", "difference"], 4) not in bold
     for word in ("c0ffeec0ff", "attnseg 0.1.0", "train.py attn=kv", "opened 3 times", "8 patients"):
         assert word in said, word
+    report = said[said.index("How to report a comparison") :]
+    for word in (
+        "qkv, kv, kv_pos were trained",
+        "kv is worse than qkv",
+        "corrected for 2",
+        "doubt:",
+    ):
+        assert word in report, word
     keys = re.findall(r'<th scope="row"><code>(.+?)</code>', text)
     assert sorted(keys) == ["attn.name", "seed"]
     assert "&lt;" not in text.split("<script", 1)[0]  # figures are elements, not text

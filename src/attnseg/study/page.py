@@ -5,6 +5,7 @@ import hashlib
 import math
 import re
 from collections.abc import Sequence
+from importlib import metadata
 from importlib.resources import files
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined, Template
@@ -67,6 +68,7 @@ def render_page(
         commands=provenance.list_commands(variants),
         command=command,
         split=split,
+        version=metadata.version("attnseg"),
     )
 
 
