@@ -10,7 +10,7 @@ from attnseg.config.folder import configs_folder
 from attnseg.config.training import Dataset
 
 ROOT = Path(attnseg.__file__).parent
-BASE = {"errors", "files", "memory", "progress"}
+BASE = {"energy", "errors", "files", "memory", "nvml", "progress"}
 LEARNING = {"models", "losses", "metrics", "layers", "schedules"}
 SLICES = {"data", "drawing", "prediction"} | BASE
 RUNS = {"runs", "processes", "config", "plugins"} | LEARNING | SLICES
@@ -18,6 +18,8 @@ RUNS = {"runs", "processes", "config", "plugins"} | LEARNING | SLICES
 ALLOWED = {  # and itself
     "errors": set(),
     "memory": set(),
+    "nvml": set(),
+    "energy": {"nvml"},
     "progress": set(),
     "files": {"errors"},
     "plugins": {"errors"},

@@ -6,7 +6,7 @@ import torch
 
 from attnseg.data.labels import Labels
 from attnseg.metrics.profiles.strict import Strict
-from attnseg.metrics.running import CaseDice, count_areas
+from attnseg.metrics.running import CaseDice, count_areas, count_codes, multiply_masks
 
 SHAPE, SPACING = (4, 6, 8), (3.0, 1.0, 2.0)
 ORGAN = np.zeros(SHAPE, bool)
@@ -67,3 +67,12 @@ def test_tolerances_by_class():
     assert nsd["b"] == 1
     assert profile.digest != Strict().digest
     assert profile.label(profile.metrics[3]) == "NSD (3 mm, b 4)"
+
+
+def test_confusion_matrices_by_products_are_those_by_counts():
+    """The first is for GPUs. Autocast would round its counts."""
+    decided, target = torch.randint(5, (2, 3, 40, 40))
+    wanted = count_codes(decided, target, 5)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(multiply_masks(decided, target, 5), wanted)
+    assert wanted.sum((1, 2)).tolist() == [1600] * 3

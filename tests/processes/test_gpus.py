@@ -26,7 +26,8 @@ def machine(monkeypatch, tmp_path):
 
 
 def hold(settings, connection):
-    with gpus.leased(settings):
+    with gpus.leased(settings) as lease:
+        lease()
         connection.send(os.environ.get(gpus.VISIBLE))
         connection.poll(30)
 

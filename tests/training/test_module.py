@@ -1,12 +1,30 @@
 from types import SimpleNamespace
 
 import pytest
+import pytorch_lightning as pl
 import torch
 
+from attnseg.config.components import optimizer_factory
+from attnseg.config.training import Trainer
 from attnseg.data.labels import Labels
 from attnseg.errors import ConfigError
+from attnseg.layers.norm import SharedBatchNorm2d
+from attnseg.losses.dice_ce import DiceCE
+from attnseg.training.callbacks.averaging import WeightAverage
+from attnseg.training.compiling import compile_model
+from attnseg.training.fit import prepare_model
+from attnseg.training.lightning_trainer import make_trainer
 from attnseg.training.module import SegmentationModule, parameter_groups
-from tests.contracts.test_models import make
+from attnseg.training.setup import count_workers
+from tests.contracts.test_models import SIZE, make
+from tests.faults.runs import configured
+
+ALONE = SimpleNamespace(world_size=1, global_rank=0, global_step=3)
+
+
+def module_of(model):
+    components = SimpleNamespace(model=model, loss=DiceCE(False), optimizer=None, schedule=None)
+    return SegmentationModule(components, Labels(("a", "b"), False), ["x", "y"], [], 0.4, 0).train()
 
 
 def test_weight_decay_spares_biases_norms_and_positions():
@@ -22,8 +40,7 @@ def test_weight_decay_spares_biases_norms_and_positions():
 
 
 def test_a_batch_too_small_for_its_normalisation_is_refused():
-    components = SimpleNamespace(model=make("cvt", "qkv"), loss=None, optimizer=None, schedule=None)
-    module = SegmentationModule(components, Labels(("a", "b"), False), [], [], 0.4, 0).train()
+    module = module_of(make("cvt", "qkv"))
     assert len(module.compute_outputs(torch.randn(2, 1, 32, 32))) == 1
     with pytest.raises(
         ConfigError, match=r"^dataset\.batch_size: .* 1 slice of 32x32; use at least 2"
@@ -31,3 +48,97 @@ def test_a_batch_too_small_for_its_normalisation_is_refused():
         module.compute_outputs(torch.randn(1, 1, 32, 32))
     with pytest.raises(ValueError, match="smaller than 16"):  # another error stays what it is
         module.compute_outputs(torch.randn(1, 1, 8, 8))
+
+
+def batch_of(count=2):
+    mask = torch.zeros(count, *SIZE, dtype=torch.uint8)
+    return {"image": torch.randn(count, 1, *SIZE), "mask": mask, "case": torch.arange(count)}
+
+
+def test_a_loss_that_is_no_number_is_found_before_the_step_though_the_model_is_compiled():
+    """The compiled functions are never called: they call no hooks, which name the layer."""
+    model = make("setr", "qkv")
+    module = module_of(model)
+    module.trainer = ALONE
+    module.training_step(batch_of(), 0)
+    module.on_before_optimizer_step(None)
+    assert module.last_loss == module.loss_sum > 0
+    torch.nn.init.constant_(model.encoder[1].norm1.bias, torch.nan)
+    module.training_step(batch_of(), 1)
+    assert module.loss_count == 1  # not looked at yet: a GPU would be waited for
+    compile_model(model, Trainer(max_epochs=1, compile="default"))
+    message = r"nan at step 3 \(cases x, y; first in encoder\.1\.norm1\)"
+    with pytest.raises(ConfigError, match=message):
+        module.on_before_optimizer_step(None)
+
+
+@pytest.mark.parametrize(
+    ("options", "fused"),
+    [
+        (["trainer.precision=32"], True),
+        (["trainer.precision=bf16-mixed"], True),  # with clipped gradients
+        (["trainer=gpu", "trainer.precision=16-mixed"], None),  # PyTorch chooses
+        (["trainer=fsdp", "trainer.precision=32"], True),
+        (["trainer=fsdp", "trainer.precision=32", "optimizer=sgd"], None),
+    ],
+)
+def test_optimizers_pass_over_the_weights_once(tmp_path, options, fused):
+    config = configured(tmp_path, *options)
+    assert config.trainer.gradient_clip
+    optimizer = optimizer_factory(config)([torch.nn.Parameter(torch.zeros(2))])
+    assert optimizer.defaults["fused"] is fused
+
+
+def test_gradients_are_clipped_with_a_fused_optimizer():
+    module = module_of(make("setr", "qkv"))
+    for parameter in module.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer = torch.optim.AdamW(module.parameters(), fused=True)
+    module.configure_gradient_clipping(optimizer, 0.5)
+    norm = torch.stack([p.grad.norm() for p in module.parameters()]).norm()
+    assert norm.item() == pytest.approx(0.5, 1e-4)
+
+
+def test_the_average_of_the_weights_is_where_training_is():
+    """On the meta device, which no tensor of the model is on before training."""
+    trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("meta")))
+    module = module_of(make("setr", "qkv"))
+    module.trainer = ALONE.__class__(strategy=None)
+    average = WeightAverage(0.9)
+    average.setup(trainer, module, "fit")
+    assert {p.device.type for p in average._average_model.parameters()} == {"meta"}
+    assert {p.device.type for p in module.parameters()} == {"cpu"}
+
+
+@pytest.mark.parametrize(("kind", "shared"), [("fsdp", True), ("ddp", False)])
+def test_batch_norm_covers_all_processes(kind, shared):
+    """With DDP on GPUs, Lightning puts in PyTorch's own."""
+    model = make("cvt", "qkv")
+    prepare_model(model, Trainer(max_epochs=1, accelerator="gpu", devices=2, strategy=kind))
+    assert any(isinstance(m, SharedBatchNorm2d) for m in model.modules()) is shared
+
+
+def test_determinism_is_strict_on_gpus_alone(monkeypatch):
+    given = []
+    monkeypatch.setattr(pl, "Trainer", lambda **options: given.append(options))
+    for accelerator in ("cpu", "gpu"):
+        for deterministic in (True, False):
+            options = Trainer(
+                max_epochs=1, accelerator=accelerator, deterministic=deterministic, precision=32
+            )
+            make_trainer(options, SimpleNamespace(per_machine=1, machines=1), [], "folder")
+    assert [options["deterministic"] for options in given] == ["warn", False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "devices", "workers"),
+    [("cpu", 1, 0), ("gpu", 1, 16), ("gpu", 2, 12), ("gpu", 40, 1)],
+)
+def test_loader_processes_by_the_number_of_cores(monkeypatch, accelerator, devices, workers):
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(24)), raising=False)
+    monkeypatch.setattr("sys.platform", "linux")
+    options = Trainer(
+        max_epochs=1, accelerator=accelerator, devices=devices, strategy="ddp", num_workers="auto"
+    )
+    assert count_workers(options) == workers
+    assert count_workers(options.model_copy(update={"num_workers": 3})) == 3

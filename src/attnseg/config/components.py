@@ -87,15 +87,14 @@ def build_components(config: Config, reader: Reader) -> Components:
 def optimizer_factory(config: Config) -> Callable[..., torch.optim.Optimizer]:
     """Return a function that builds the optimizer from `params`.
 
-    The optimizer is fused, so that it passes over the weights once per step. PyTorch or Lightning
-    refuse that where FSDP shards the weights, where a gradient scaler must see the gradients first
-    (float16), and where gradients are clipped in mixed precision.
+    The optimizer is fused, so that it passes over the weights once per step. A fused one would
+    divide float16 gradients by the scaler's factor itself, after they have been clipped: there
+    PyTorch chooses, and takes several weights at a time. It has no fused SGD for sharded weights.
     """
     make = factory("optimizer", config.optimizer, given=("params", "fused"))
-    trainer = config.trainer
-    clipped = trainer.gradient_clip is not None
-    mixed = trainer.precision == "16-mixed" or (trainer.precision == "bf16-mixed" and clipped)
-    return partial(make, fused=trainer.strategy != "fsdp" and not mixed)
+    sharded = config.trainer.strategy == "fsdp" and config.optimizer.target.endswith(".SGD")
+    fused = None if sharded or config.trainer.precision == "16-mixed" else True
+    return partial(make, fused=fused)
 
 
 def attention_component(name: str, **options: Any) -> Component:  # noqa: ANN401

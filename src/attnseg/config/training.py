@@ -28,7 +28,7 @@ from attnseg.config.nodes import Component, Folder, Fraction, ImageSize, Node, S
 INVENTED = "-phantom"  # at the end of the name of a dataset that is generated
 MAX_WORKERS = 1024  # more is a slip of the keyboard, and would take the machine down
 
-Precision = Literal[32, "bf16-mixed", "16-mixed"]
+Precision = Literal[32, "tf32", "bf16-mixed", "16-mixed"]
 
 
 def _none_if_empty(value: object) -> object:
@@ -142,7 +142,8 @@ class Trainer(Node):
         devices: number of GPUs or, on the processor, of processes.
         strategy: division of the work among several devices.
         jobs_per_gpu: runs that may share a GPU; others wait for a free one.
-        precision: `auto` is the fastest of this machine.
+        precision: `tf32` trains in 32 bits and rounds the factors of products to TF32; `auto` is
+            the fastest of this machine.
         auto_batch: set `dataset.batch_size` to the largest that fits.
         gradient_checkpointing: compute activations again instead of keeping them; the weights
             are the same to the bit.
@@ -154,13 +155,15 @@ class Trainer(Node):
         early_stopping: epochs without a better monitor before training ends.
         limit_batches: per epoch, to try things out.
         score_every: epochs between scorings of whole validation cases, distances included.
-        num_workers: loader processes.
+        num_workers: loader processes; `auto` is one per core on a GPU, up to 16 for each, and none
+            on a CPU, whose cores train.
         loader_timeout: seconds without a batch before the run fails; `None` to wait for ever.
         save_minutes: minutes between checkpoints within an epoch; `None` for one per epoch.
-        deterministic: take the deterministic form of every operation that has one; warn of others.
+        deterministic: compute the same to the bit each time; a GPU refuses what it cannot repeat.
         open_test: `False` leaves the test set sealed and scores the validation cases only.
         keep_pictures: of the scored cases, for the comparison's page; 15 to 60 KB per case.
         attempts: how often a run may fail before it is not tried again.
+        co2_g_per_kwh: CO2 of the electricity here; with it, `run.json` states that of the run.
         repeat: train a finished run again, in a folder of its own.
         resume_changed: resume a run although packages or devices are not those of its first part.
         auxiliary_weight: of a model's auxiliary outputs, as in SETR.
@@ -182,7 +185,9 @@ class Trainer(Node):
     early_stopping: PositiveInt | None = None
     limit_batches: PositiveInt | None = None
     score_every: Annotated[PositiveInt | None, Technical] = None
-    num_workers: Annotated[int, Field(ge=0, le=MAX_WORKERS), Technical] = 0
+    num_workers: Annotated[
+        Annotated[int, Field(ge=0, le=MAX_WORKERS)] | Literal["auto"], Technical
+    ] = 0
     loader_timeout: Annotated[PositiveFloat | None, Technical] = 600.0
     save_minutes: Annotated[PositiveFloat | None, Technical] = 1.0
     deterministic: bool = True
@@ -191,20 +196,30 @@ class Trainer(Node):
     attempts: Annotated[PositiveInt, Technical] = 3
     repeat: Annotated[bool, Technical] = False
     resume_changed: Annotated[bool, Technical] = False
+    co2_g_per_kwh: Annotated[PositiveFloat | None, Technical] = None
     auxiliary_weight: Annotated[float, Field(ge=0)] = 0.4
 
     @model_validator(mode="after")
     def _check_device(self) -> Self:
-        if self.precision == "16-mixed" and self.accelerator == "cpu":
-            raise OptionError("precision", "16-mixed needs a GPU; use bf16-mixed or 32")
+        if self.precision in ("16-mixed", "tf32") and self.accelerator == "cpu":
+            raise OptionError("precision", f"{self.precision} needs a GPU; use bf16-mixed or 32")
         if self.auto_batch and self.devices > 1:
             raise OptionError(
                 "auto_batch",
                 "for one device; find the size with trainer.devices=1 and give it as "
                 "dataset.batch_size",
             )
-        if self.strategy == "fsdp" and self.ema_decay is not None:
-            raise OptionError("ema_decay", "not with trainer=fsdp; use trainer=ddp or null")
+        if self.strategy == "fsdp":
+            for key in ("ema_decay", "score_every", "compile"):
+                if getattr(self, key) is not None:
+                    raise OptionError(key, "not with trainer=fsdp; use trainer=ddp or null")
+        graphs = self.compile == "reduce-overhead" and self.accelerator == "gpu"
+        if graphs and self.accumulate > 1:
+            raise OptionError(
+                "accumulate",
+                "CUDA graphs (trainer.compile=reduce-overhead) overwrite the gradients that are "
+                "added up; use trainer.compile=default or 1",
+            )
         if self.devices > 1 and self.strategy == "auto":
             raise OptionError("devices", f"{self.devices} devices need trainer=ddp")
         return self

@@ -30,6 +30,7 @@ class SliceDataModule(pl.LightningDataModule):
         foreground: share of the training slices that is drawn from those with any class.
         timeout: seconds to wait for a loader process; 0 waits without limit.
         prepare_worker: called in each new loader process with its number.
+        pin_memory: copy batches to memory from which a GPU reads them while it computes.
 
     Attributes:
         watched: the dataset of each loader made so far.
@@ -53,6 +54,7 @@ class SliceDataModule(pl.LightningDataModule):
         foreground: float = 0.0,
         timeout: float = 0.0,
         prepare_worker: Callable[[int], None] | None = None,
+        pin_memory: bool = False,
     ) -> None:
         super().__init__()
         try:
@@ -62,6 +64,7 @@ class SliceDataModule(pl.LightningDataModule):
         self.val = SliceDataset(val, view)
         self.batch_size, self.seed, self.foreground = batch_size, seed, foreground
         self.num_workers, self.prepare_worker, self.timeout = num_workers, prepare_worker, timeout
+        self.pin_memory = pin_memory
         self.first_epoch = self.first_batch = 0
         self.watched: list[WatchedDataset] = []
         if batch_size > len(self.train):
@@ -99,7 +102,7 @@ class SliceDataModule(pl.LightningDataModule):
             if self.num_workers and sys.platform == "linux"
             else None,
             drop_last=shuffle,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=self.pin_memory,
             persistent_workers=self.num_workers > 0,
             timeout=self.timeout if self.num_workers else 0,
             worker_init_fn=partial(set_up_loader_process, then=self.prepare_worker),

@@ -1,6 +1,6 @@
-"""Batch normalisation over the batches of all processes, for training on CPUs.
+"""Batch normalisation over the batches of all processes, for training on CPUs and with FSDP.
 
-`torch.nn.SyncBatchNorm` does the same on GPUs only.
+`torch.nn.SyncBatchNorm` does the same on GPUs only, and Lightning does not use it with FSDP.
 """
 
 import torch
@@ -22,6 +22,31 @@ class _SumOverProcesses(torch.autograd.Function):
     def backward(ctx: FunctionCtx, gradient: Tensor) -> Tensor:
         """Return the sum of the gradients."""
         return _SumOverProcesses.forward(ctx, gradient)
+
+
+class _SumWithOwnGradient(torch.autograd.Function):
+    """All-reduced sum, whose gradient passes on unchanged."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, own: Tensor) -> Tensor:
+        """Return the sum."""
+        total = own.contiguous().clone()
+        torch.distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> Tensor:
+        """Return the gradient."""
+        return gradient
+
+
+def sum_with_own_gradient(own: Tensor) -> Tensor:
+    """Return the sum of a tensor over all processes, with the gradient of this one's part alone.
+
+    For a loss that all processes compute alike from such sums, and whose gradients they then add.
+    """
+    total: Tensor = _SumWithOwnGradient.apply(own)  # type: ignore[no-untyped-call]
+    return total
 
 
 def sum_over_processes(own: Tensor) -> Tensor:

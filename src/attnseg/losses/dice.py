@@ -10,7 +10,7 @@ on two slices of 224x224 misses the loss of the published training step.
 import torch
 from torch import Tensor
 
-from attnseg.losses.loss import SegmentationLoss
+from attnseg.losses.loss import SegmentationLoss, Total, keep_own, mean_over_images
 
 
 class Dice(SegmentationLoss):
@@ -23,6 +23,8 @@ class Dice(SegmentationLoss):
         smooth: added to numerator and denominator.
         include_background: whether channel 0 of exclusive classes counts.
     """
+
+    adds_sums = True
 
     def __init__(
         self,
@@ -38,8 +40,8 @@ class Dice(SegmentationLoss):
         self.smooth = smooth
         self.first = 0 if include_background or overlapping else 1
 
-    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Return the scalar loss; shapes as in `SegmentationLoss`."""
+    def forward(self, logits: Tensor, target: Tensor, total: Total = keep_own) -> Tensor:
+        """Return the scalar loss; shapes and `total` as in `SegmentationLoss`."""
         if self.overlapping:
             p, g = logits.float().sigmoid(), target.float()
         else:
@@ -47,5 +49,8 @@ class Dice(SegmentationLoss):
             p, g = logits.float().softmax(1), (target[:, None] == classes).float()
         p, g = p[:, self.first :], g[:, self.first :]
         overlap = (p * g).sum(self.axes)
-        total = (p * p if self.squared else p).sum(self.axes) + g.sum(self.axes)
-        return (1 - (2 * overlap + self.smooth) / (total + self.smooth)).mean()
+        sizes = (p * p if self.squared else p).sum(self.axes) + g.sum(self.axes)
+        if 0 in self.axes:
+            overlap, sizes = total(torch.stack([overlap, sizes]))
+        losses = 1 - (2 * overlap + self.smooth) / (sizes + self.smooth)
+        return losses.mean() if 0 in self.axes else mean_over_images(losses, total)

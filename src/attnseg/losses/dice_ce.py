@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from attnseg.losses.dice import Dice
-from attnseg.losses.loss import CrossEntropyTerm, SegmentationLoss
+from attnseg.losses.loss import CrossEntropyTerm, SegmentationLoss, Total, keep_own
 
 
 class DiceCE(SegmentationLoss):
@@ -18,6 +18,8 @@ class DiceCE(SegmentationLoss):
         squared, batch, smooth, include_background: as in `Dice`.
         class_weights: factor of each channel's cross-entropy; `None` is 1 for all.
     """
+
+    adds_sums = True
 
     def __init__(
         self,
@@ -40,8 +42,8 @@ class DiceCE(SegmentationLoss):
         self.dice = Dice(overlapping, squared, batch, smooth, include_background)
         self.ce = CrossEntropyTerm(overlapping, class_weights)
 
-    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Return the scalar loss; shapes as in `SegmentationLoss`."""
-        dice: Tensor = self.dice(logits, target)
-        ce: Tensor = self.ce(logits.float(), target)
+    def forward(self, logits: Tensor, target: Tensor, total: Total = keep_own) -> Tensor:
+        """Return the scalar loss; shapes and `total` as in `SegmentationLoss`."""
+        dice: Tensor = self.dice(logits, target, total)
+        ce: Tensor = self.ce(logits.float(), target, total)
         return self.dice_weight * dice + self.ce_weight * ce

@@ -1,10 +1,25 @@
 """Base class of the losses, and the cross-entropy term that several of them use."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+Total = Callable[[Tensor], Tensor]  # adds up the tensors of all processes
+
+
+def keep_own(own: Tensor) -> Tensor:
+    """Return the tensor: the sum over the processes of a training that has only one."""
+    return own
+
+
+def mean_over_images(values: Tensor, total: Total, weights: Tensor | None = None) -> Tensor:
+    """Return the sum of values divided by their number, or by the sum of weights, of all images."""
+    count = values.new_full((), values.numel()) if weights is None else weights.sum()
+    value_sum, count = total(torch.stack([values.sum(), count]))
+    return value_sum / count
 
 
 class SegmentationLoss(nn.Module):
@@ -16,7 +31,14 @@ class SegmentationLoss(nn.Module):
             background, and a target `[B, H, W]` of class indices.
 
     Where a dataset has a label to ignore, the loss gets the other pixels as one row, B = H = 1.
+
+    Attributes:
+        adds_sums: whether `forward` takes a third argument, a `Total`, and applies it to every sum
+            over its images. Several processes then exchange these sums; for another loss they
+            exchange all logits.
     """
+
+    adds_sums: ClassVar[bool] = False
 
     def __init__(self, overlapping: bool) -> None:
         super().__init__()
@@ -44,8 +66,8 @@ class CrossEntropyTerm(nn.Module):
         weight = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
         self.register_buffer("weight", weight, persistent=False)
 
-    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Return the mean cross-entropy; shapes as in `SegmentationLoss`.
+    def forward(self, logits: Tensor, target: Tensor, total: Total = keep_own) -> Tensor:
+        """Return the mean cross-entropy; shapes and `total` as in `SegmentationLoss`.
 
         Raises:
             ValueError: the number of weights differs from the number of channels.
@@ -55,7 +77,12 @@ class CrossEntropyTerm(nn.Module):
                 f"class_weights has {len(self.weight)} values; give one for each of the "
                 f"{logits.shape[1]} channels"
             )
-        if not self.overlapping:
-            return F.cross_entropy(logits, target.long(), self.weight)
-        weight = None if self.weight is None else self.weight[:, None, None]
-        return F.binary_cross_entropy_with_logits(logits, target.to(logits.dtype), weight)
+        if self.overlapping:
+            weight = None if self.weight is None else self.weight[:, None, None]
+            target = target.to(logits.dtype)
+            each = F.binary_cross_entropy_with_logits(logits, target, weight, reduction="none")
+            return mean_over_images(each, total)
+        # On CUDA, the mean of `F.cross_entropy` itself adds in any order.
+        target = target.long()
+        each = F.cross_entropy(logits, target, self.weight, reduction="none")
+        return mean_over_images(each, total, None if self.weight is None else self.weight[target])

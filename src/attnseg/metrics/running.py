@@ -50,12 +50,25 @@ def count_areas(logits: Tensor, target: Tensor, overlapping: bool) -> Tensor:
     if overlapping:
         predicted, true = logits > 0, target.bool()
         return torch.stack([mask.sum((2, 3)) for mask in (predicted & true, predicted, true)], -1)
-    # One confusion matrix per slice: a mask per class would take twenty times as long.
-    batch, channels = logits.shape[:2]
-    slices = torch.arange(batch, device=logits.device)[:, None, None]
     decided = logits.max(1).indices  # PyTorch's argmax takes seven times as long.
-    codes = (slices * channels + decided) * channels + target.long()
-    counts = torch.bincount(codes.flatten(), minlength=batch * channels**2)
-    matrix = counts.view(batch, channels, channels)
+    count_pairs = multiply_masks if logits.is_cuda else count_codes
+    matrix = count_pairs(decided, target.long(), logits.shape[1])
     both = matrix.diagonal(dim1=1, dim2=2)
     return torch.stack([both, matrix.sum(2), matrix.sum(1)], -1)[:, 1:]
+
+
+def count_codes(decided: Tensor, target: Tensor, channels: int) -> Tensor:
+    """Return the confusion matrices `[B, K, K]` of class indices `[B, H, W]`, fastest on a CPU."""
+    batch = len(decided)
+    slices = torch.arange(batch, device=decided.device)[:, None, None]
+    codes = (slices * channels + decided) * channels + target
+    counts = torch.bincount(codes.flatten(), minlength=batch * channels**2)
+    return counts.view(batch, channels, channels)
+
+
+def multiply_masks(decided: Tensor, target: Tensor, channels: int) -> Tensor:
+    """Return the same as `count_codes`, without the wait for a GPU that `bincount` causes."""
+    classes = torch.arange(channels, device=decided.device)[:, None]
+    masks = [(indices.flatten(1)[:, None] == classes).float() for indices in (decided, target)]
+    with torch.autocast(decided.device.type, enabled=False):  # It would round the counts.
+        return (masks[0] @ masks[1].mT).long()

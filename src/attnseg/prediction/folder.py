@@ -17,6 +17,7 @@ import numpy as np
 
 from attnseg.data.reader import shape_text
 from attnseg.data.readers.nifti import list_nifti_files
+from attnseg.energy import JOULES_PER_WH, EnergyMeter
 from attnseg.errors import (
     AttnsegError,
     CheckpointError,
@@ -78,6 +79,7 @@ def segment_folder(
     source: Path,
     output: Path,
     backend: str,
+    gpus: Sequence[str] | None = None,
 ) -> None:
     """Segment every image in a file or folder; write the results and a manifest.
 
@@ -88,6 +90,7 @@ def segment_folder(
         source: file or folder that is searched for images.
         output: folder of the results.
         backend: name of the library that runs the networks, for the manifest.
+        gpus: names of the GPUs that compute, whose energy is noted; `None` for CPUs.
 
     Raises:
         ConfigError: networks that do not fit each other, or an output that is not safe.
@@ -106,7 +109,9 @@ def segment_folder(
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     with Manifest(output, digest) as manifest:
         run = FolderRun(segmenter, options, spec, root, manifest)
-        items = run.segment_items(inputs)
+        with EnergyMeter(gpus) as meter:
+            items = run.segment_items(inputs)
+        wh = None if meter.joules is None else round(meter.joules / JOULES_PER_WH, 4)
         seconds = round(time.monotonic() - clock, 2)
         with run.gathering_failures(inputs, output):
             manifest.close(
@@ -115,6 +120,7 @@ def segment_folder(
                     "command": sys.argv,
                     "started": started,
                     "seconds": seconds,
+                    "energy": {"wh": wh, "source": meter.source, "reason": meter.reason},
                     "versions": installed_versions(),
                     "settings": manifest.settings,
                     **settings,
@@ -123,7 +129,8 @@ def segment_folder(
                     "passed_over": [str(path.relative_to(root)) for path in skipped],
                 }
             )
-    log.info("%d items in %.0f s: %s", len(items), seconds, output)
+    energy = "" if wh is None else f", {wh:.3g} Wh"
+    log.info("%d items in %.0f s%s: %s", len(items), seconds, energy, output)
     if failed := inputs.problems.found:
         error = listed(DataError(*failed), "input", f"{len(items)} others are done: {output}")
         kind = run.choose_kind(items)

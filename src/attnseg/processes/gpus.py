@@ -1,10 +1,14 @@
-"""Reserves GPUs by lock files, so that jobs that start at once do not share one by accident."""
+"""Reserves GPUs by lock files, so that jobs that start at once do not share one by accident.
+
+A process that has opened a GPU by CUDA keeps it. So whatever asks for facts about GPUs before a
+job has reserved its own must ask the driver's management library (see `nvml.py`).
+"""
 
 import logging
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -12,37 +16,93 @@ from pathlib import Path
 import torch
 
 from attnseg.config.training import Config
+from attnseg.energy import EnergyMeter
+from attnseg.errors import ConfigError
+from attnseg.nvml import list_gpus, read_driver
 from attnseg.processes.lock import Lock
 
 PAUSE = 2.0  # Seconds between two attempts to find a free GPU.
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 # One of these is set where a cluster or torchrun has assigned the GPUs of this process.
 CHOSEN = ("SLURM_JOB_ID", "LOCAL_RANK")
+OLDEST_DRIVERS: Mapping[int, int] = {12: 525, 13: 580}  # by CUDA's major version
 log = logging.getLogger(__name__)
 
 
 @contextmanager
-def leased(config: Config) -> Iterator[None]:
-    """Reserve GPUs for the block and hide all others from this process.
+def leased(config: Config) -> Iterator[Callable[[], None]]:
+    """Yield a function that reserves GPUs until the block ends, and hides all others.
 
-    Wait until `trainer.devices` GPUs are free; `trainer.jobs_per_gpu` runs may share one. Enter the
-    block before anything is put on a GPU.
+    It waits until `trainer.devices` GPUs are free; `trainer.jobs_per_gpu` runs may share one. Call
+    it before anything touches CUDA; a second call does nothing.
     """
-    if config.trainer.accelerator != "gpu" or any(name in os.environ for name in CHOSEN):
-        yield
-        return
-    before = os.environ.get(VISIBLE)
-    names = before.split(",") if before else [str(n) for n in range(torch.cuda.device_count())]
-    locks = _lease(names, config.trainer.devices, config.trainer.jobs_per_gpu)
-    os.environ[VISIBLE] = ",".join(locks)
+    before, locks = dict(os.environ), dict[str, Lock]()
+    # Else PyTorch opens CUDA to learn whether there is a GPU.
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
+
+    def lease() -> None:
+        chosen = any(name in os.environ for name in CHOSEN)
+        if locks or chosen or config.trainer.accelerator != "gpu":
+            return
+        names = visible_gpus()
+        locks.update(_lease(names, config.trainer.devices, config.trainer.jobs_per_gpu))
+        os.environ[VISIBLE] = ",".join(locks)
+        os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # that of nvidia-smi and NVML
+
     try:
-        yield
+        yield lease
     finally:
-        os.environ.pop(VISIBLE)
-        if before is not None:
-            os.environ[VISIBLE] = before
+        for name in (VISIBLE, "CUDA_DEVICE_ORDER", "PYTORCH_NVML_BASED_CUDA_CHECK"):
+            os.environ.pop(name, None)
+            if name in before:
+                os.environ[name] = before[name]
         for lock in locks.values():
             lock.release()
+
+
+def visible_gpus() -> list[str]:
+    """Return the names of the GPUs that this process may use, as in CUDA_VISIBLE_DEVICES."""
+    names = os.environ.get(VISIBLE)
+    return names.split(",") if names else [str(n) for n in range(torch.cuda.device_count())]
+
+
+def meter_of(config: Config) -> EnergyMeter:
+    """Return the meter of the device that a run trains on, once its GPUs are reserved."""
+    if config.trainer.accelerator == "cpu":
+        return EnergyMeter()
+    names, devices = visible_gpus(), config.trainer.devices
+    unknown = None
+    if config.trainer.jobs_per_gpu > 1:
+        unknown = "trainer.jobs_per_gpu lets several runs share a GPU"
+    elif len(names) < devices:
+        unknown = "some of the GPUs are in other machines"
+    return EnergyMeter(names[:devices], unknown)
+
+
+def check_driver() -> None:
+    """Refuse a driver or a GPU that is too old for this PyTorch, by a `ConfigError`."""
+    driver, needed = read_driver(), torch.version.cuda
+    if driver is None or needed is None:
+        return
+    major = int(needed.split(".")[0])
+    if driver.cuda[0] < major:  # Within a major version, drivers run newer minor ones.
+        least = OLDEST_DRIVERS.get(major)
+        raise ConfigError(
+            f"trainer.accelerator: the GPU's driver {driver.version} supports CUDA "
+            f"{driver.cuda[0]}.{driver.cuda[1]}, and PyTorch {torch.__version__} needs {needed}; "
+            f"install {f'driver {least} or newer' if least else 'a newer driver'}, or PyTorch for "
+            f"CUDA {driver.cuda[0]}"
+        )
+    flags = torch._C._cuda_getArchFlags() or ""  # `get_arch_list` would open CUDA.
+    kernels = [int(name[3:-1]) * 10 + int(name[-1]) for name in flags.split() if name[3:].isdigit()]
+    for gpu in list_gpus():
+        if kernels and gpu.capability[0] * 10 + gpu.capability[1] < min(kernels):
+            own, oldest = ".".join(map(str, gpu.capability)), f"{min(kernels) / 10:.1f}"
+            raise ConfigError(
+                f"trainer.accelerator: PyTorch {torch.__version__} has no kernels for {gpu.name} "
+                f"(compute capability {own}, {oldest} at least); install an older PyTorch, hide it "
+                f"by {VISIBLE}, or use trainer=cpu"
+            )
 
 
 def _lease(names: list[str], count: int, share: int) -> dict[str, Lock]:

@@ -11,18 +11,22 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 
 from attnseg.config.training import Config
+from attnseg.energy import JOULES_PER_WH, EnergyMeter
 from attnseg.errors import ConfigError, DataError, InUseError, ResourceError
 from attnseg.files import remove_unfinished, write_text
 from attnseg.plugins import find_used_plugins
+from attnseg.processes.gpus import meter_of
 from attnseg.processes.lock import Lock
-from attnseg.runs.facts import Attempt, GitState, RunFacts
+from attnseg.runs.facts import Attempt, Energy, GitState, RunFacts
 from attnseg.runs.resumption import check_resumption
 from attnseg.runs.run_folder import RunFolder
 
+log = logging.getLogger(__name__)
 PACKAGES = ("attnseg", "torch", "pytorch-lightning", "monai", "albumentations", "numpy", "scipy")
 
 
@@ -99,7 +103,9 @@ class ActiveRun:
                 "threads": torch.get_num_threads(),
             },
             seconds=dict(before.seconds),
+            energy=before.energy,
         )
+        self._config = config
         self.spent = self.facts.seconds.get("total", 0.0)
         self.save()
 
@@ -137,11 +143,44 @@ class ActiveRun:
 
     @contextmanager
     def timing(self, phase: str) -> Iterator[None]:
-        """Note in `run.json` how many seconds the block took, over all attempts."""
+        """Note in `run.json` how long the block took and its energy, over all attempts."""
         started = time.monotonic()
-        yield
-        spent = self.facts.seconds.get(phase, 0.0) + time.monotonic() - started
-        self.facts.seconds[phase] = round(spent, 2)
+        meter = meter_of(self._config)
+        try:
+            with meter:
+                yield
+        finally:
+            spent = self.facts.seconds.get(phase, 0.0) + time.monotonic() - started
+            self.facts.seconds[phase] = round(spent, 2)
+            self._add_energy(phase, meter)
+
+    def _add_energy(self, phase: str, meter: EnergyMeter) -> None:
+        facts: dict[str, Any] = {**self.facts.energy}
+        before, joules = facts.get(f"{phase}_joules", 0.0), meter.joules
+        facts |= {"source": meter.source, "reason": meter.reason}
+        if any(attempt["status"] == "cut off" for attempt in self.facts.attempts[:-1]):
+            before, facts["reason"] = None, "an attempt was cut off before it noted its energy"
+        known = before is not None and joules is not None
+        facts[f"{phase}_joules"] = round(before + joules, 3) if known else None
+        self.facts.energy = cast("Energy", facts)
+
+    def note_energy_per_step(self) -> None:
+        """Note the energy of the whole run, of a step and of an image, once it has been scored."""
+        facts, config, history = self.facts.energy, self._config, self.folder.history
+        phases = [facts.get("fit_joules", 0.0), facts.get("evaluate_joules")]
+        joules = [phase for phase in phases if phase is not None]
+        facts["wh"] = round(sum(joules) / JOULES_PER_WH, 4) if len(joules) == len(phases) else None
+        steps = int(history["step"].iloc[-1]) if len(history) else 0
+        per_step = phases[0] / steps if phases[0] is not None and steps else None
+        images = config.dataset.batch_size * config.trainer.accumulate * config.trainer.devices
+        facts["joules_per_step"] = per_step
+        facts["joules_per_image"] = None if per_step is None else per_step / images
+        factor = config.trainer.co2_g_per_kwh
+        if factor is not None and facts["wh"] is not None:
+            facts["g_per_kwh"], facts["co2_g"] = factor, round(facts["wh"] / 1000 * factor, 3)
+        if facts["wh"] is not None:
+            log.info("Energy: %.3g Wh (%s)", facts["wh"], facts["source"])
+        self.save()
 
     def log_to_file(self) -> logging.Handler:
         """Send all messages of the package to `run.log`, too; return the handler to remove."""

@@ -27,6 +27,20 @@ class Machine(TypedDict, total=False):
     device: str
 
 
+class Energy(TypedDict, total=False):
+    """Energy by the counters of the hardware; `None` where it is not known."""
+
+    source: str | None  # the counters
+    reason: str | None  # why the energy is not known
+    fit_joules: float | None
+    evaluate_joules: float | None
+    wh: float | None  # of both
+    joules_per_step: float | None  # of the optimizer, validation included
+    joules_per_image: float | None  # of each slice in each epoch, validation included
+    co2_g: float  # by `g_per_kwh`, if that is stated
+    g_per_kwh: float
+
+
 class Attempt(TypedDict, total=False):
     """One start of a run; `cut off` until its process has noted how it ended."""
 
@@ -65,6 +79,7 @@ class RunFacts(BaseModel):
     versions: dict[str, str] = {}  # of the packages, by name
     machine: Machine = {}  # of the last attempt
     seconds: dict[str, float] = {}  # in `fit`, in `evaluate` and in `total`, over all attempts
+    energy: Energy = {}  # of the device, over all attempts
     profile: dict[str, Any] = {}  # the metric profile, with its name and digest
     data: dict[str, Any] | None = None  # from `describe_input`, for prediction
     data_digest: str = ""  # SHA-256 of all cases

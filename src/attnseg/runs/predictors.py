@@ -5,6 +5,7 @@ Torch is imported only if it runs the networks.
 
 import importlib.util
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -48,7 +49,10 @@ def predict_as_configured(config: Predict) -> None:
         rules, config.probabilities, config.uncertainty, config.overlays, config.output_type
     )
     backend = "onnx" if config.capsule is not None else config.backend
-    segment_folder(segmenter, specs, outputs, Path(config.input), Path(config.output), backend)
+    on_gpu = backend == "torch" and config.device == "cuda"
+    gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[:1] if on_gpu else None
+    source, output = Path(config.input), Path(config.output)
+    segment_folder(segmenter, specs, outputs, source, output, backend, gpus)
 
 
 def list_voting_runs(config: Predict) -> list[RunFolder]:

@@ -15,6 +15,7 @@ from attnseg.files import file_digest
 from attnseg.models.model import SegmentationModel
 from attnseg.prediction.spec import VERSION, InferenceSpec
 from attnseg.processes.malloc import keep_freed_memory
+from attnseg.processes.tf32 import tf32_products
 from attnseg.runs.checkpoints import load_weights
 
 if TYPE_CHECKING:  # which imports this module to build a run's network
@@ -74,6 +75,7 @@ class TorchNetwork:
         self.device = torch.device(device)
         self.model = model.to(self.device)
 
+    @tf32_products(False)  # Results are those of full 32-bit floats, also on GPUs.
     @torch.inference_mode()
     def __call__(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
         """Segment a batch of slices; see `Network`."""

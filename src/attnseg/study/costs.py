@@ -12,6 +12,7 @@ COSTS: dict[str, Callable[[RunFacts], float | None]] = {
     "macs": lambda facts: facts.macs,
     "fit_seconds": lambda facts: facts.seconds.get("fit"),
     "peak_memory_bytes": lambda facts: facts.peak_memory_bytes,
+    "joules_per_image": lambda facts: facts.energy.get("joules_per_image"),
 }
 # The shares of a network that a change of its attention does not reach.
 SHARES: dict[str, Callable[[RunFacts], float | None]] = {

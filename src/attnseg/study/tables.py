@@ -97,6 +97,8 @@ def tabulate_costs(comparison: Comparison) -> ResultTable:
         "fit_seconds": ("training, s", 1.0, 1),
         "peak_memory_bytes": ("peak memory, MiB", 2.0**20, 0),
     }
+    if comparison.variants["joules_per_image"].notna().any():
+        scales["joules_per_image"] = ("training, J per image", 1.0, 3)
     rows = []
     for name, row in comparison.variants.iterrows():
         cells = {"variant": str(name), metric.label: metric.text(row["mean"])}

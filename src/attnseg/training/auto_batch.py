@@ -1,11 +1,15 @@
 """Finds the largest batch size that fits into memory, for `trainer.auto_batch`.
 
 A training step's memory grows linearly with the batch. Two small batches are tried and the line
-through both peaks is extended to a share of the free memory. On a GPU, PyTorch reports the peaks.
-On a CPU, each batch is tried in a forked process, which leaves the model as it is and may run
-out of memory.
+through both peaks is extended to a share of the free memory. On a GPU, PyTorch reports the peaks,
+and the batch that was found is tried, too. On a CPU, each batch is tried in a forked process, which
+may run out of memory.
+
+The model is prepared as for training: with gradient checkpointing, averaged weights and
+deterministic algorithms where they are asked for.
 """
 
+import copy
 import logging
 import multiprocessing
 from collections.abc import Callable
@@ -16,11 +20,13 @@ import torch
 
 from attnseg.config.components import Components
 from attnseg.config.cost import transient_memory
-from attnseg.config.training import Config
+from attnseg.config.training import Config, Trainer
 from attnseg.data.labels import Labels
 from attnseg.errors import ResourceError
 from attnseg.memory import free_memory
+from attnseg.training.lightning_trainer import deterministic_algorithms
 from attnseg.training.module import parameter_groups
+from attnseg.training.recompute import recompute_blocks
 
 log = logging.getLogger(__name__)
 
@@ -34,30 +40,23 @@ def find_largest_batch(
 ) -> int:
     """Return how many slices `[C, H, W]` a training step can take; leave the model unchanged."""
     gpu = config.trainer.accelerator == "gpu"
-    device = torch.device("cuda" if gpu else "cpu")
-    free: int | None
-    step = partial(_train_on_zeros, components, device, config.trainer.precision, image, labels)
-    if gpu:
-        state = {name: value.cpu().clone() for name, value in components.model.state_dict().items()}
-        measure_peak, free = _gpu_peak, torch.cuda.mem_get_info()[0]
-    else:
-        measure_peak, free = _cpu_peak, free_memory()
-        if free is None:
-            raise ResourceError(
-                "trainer.auto_batch: this system does not tell how much memory is free; set "
-                "dataset.batch_size"
-            )
+    step = partial(_train_on_zeros, components, config.trainer, image, labels)
+    free = torch.cuda.mem_get_info()[0] if gpu else free_memory()
+    if free is None:
+        raise ResourceError(
+            "trainer.auto_batch: this system does not tell how much memory is free; set "
+            "dataset.batch_size"
+        )
+    measure_peak = _gpu_peak if gpu else _cpu_peak
     small, larger = (measure_peak(step, batch) for batch in (SMALL, LARGER))
-    if gpu:  # On a CPU, only forked processes have trained.
-        components.model.load_state_dict(state)
-        components.model.zero_grad(set_to_none=True)
-        torch.cuda.empty_cache()
     largest = batch_that_fits(small, larger, round(MEMORY_SHARE * free))
     if largest < 1:
         raise ResourceError(
             f"trainer.auto_batch: one slice needs {small / 1e9:.2g} GB and {free / 1e9:.2g} GB are "
             "free; lower dataset.image_size or use trainer.gradient_checkpointing=true"
         )
+    while gpu and largest > 1 and not _fits_on_gpu(step, largest):
+        largest = 9 * largest // 10
     per_slice = (larger - small) / (LARGER - SMALL)
     log.info(
         "trainer.auto_batch: %d slices at once, %.2f GB each, in %.0f %% of %.1f GB free memory",
@@ -79,28 +78,58 @@ def batch_that_fits(small: int, larger: int, available: int) -> int:
 
 def _train_on_zeros(
     components: Components,
-    device: torch.device,
-    precision: str | int,
+    options: Trainer,
     image: tuple[int, int, int],
     labels: Labels,
     batch: int,
 ) -> None:
-    """Run one optimizer step on a batch of empty slices."""
-    dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(str(precision))
-    model = components.model.to(device).train()
+    """Run one optimizer step on a batch of empty slices.
+
+    On a GPU, a copy of the model takes it. On a CPU, this process is a fork and ends with the step.
+    """
+    gpu = options.accelerator == "gpu"
+    device = torch.device("cuda" if gpu else "cpu")
+    dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(str(options.precision))
+    model = copy.deepcopy(components.model).to(device) if gpu else components.model
+    model.train()
+    average = copy.deepcopy(model) if options.ema_decay else None
+    if options.gradient_checkpointing:
+        recompute_blocks(model)
+    loss_function = copy.deepcopy(components.loss).to(device)
     optimizer = components.optimizer(params=parameter_groups(model))
     pixels = torch.zeros(batch, *image, device=device)
     mask = torch.zeros(batch, *image[1:], dtype=torch.uint8, device=device)
-    with torch.autocast(device.type, dtype, enabled=dtype is not None):
-        outputs = model.training_outputs(pixels)
-        target = labels.target(mask)
-        loss = torch.stack([components.loss(output, target) for output in outputs]).sum()
-    loss.backward()
-    optimizer.step()
+    with deterministic_algorithms(options):
+        with torch.autocast(device.type, dtype, enabled=dtype is not None):
+            outputs = model.training_outputs(pixels)
+            target = labels.target(mask)
+            loss = torch.stack([loss_function(output, target) for output in outputs]).sum()
+        loss.backward()
+        optimizer.step()
+    del average  # Its memory counts until here.
 
 
 def _gpu_peak(step: Step, batch: int) -> int:
-    return transient_memory(partial(step, batch), on_gpu=True)
+    """Return the peak of the bytes that a step allocates on the GPU."""
+    try:
+        return transient_memory(partial(step, batch), on_gpu=True)
+    except torch.OutOfMemoryError:
+        raise ResourceError(
+            f"trainer.auto_batch: {batch} slices do not fit on the GPU; lower dataset.image_size, "
+            "use trainer.gradient_checkpointing=true, or set dataset.batch_size"
+        ) from None
+    finally:
+        torch.cuda.empty_cache()
+
+
+def _fits_on_gpu(step: Step, batch: int) -> bool:
+    try:
+        step(batch)
+    except torch.OutOfMemoryError:
+        return False
+    finally:
+        torch.cuda.empty_cache()
+    return True
 
 
 def _cpu_peak(step: Step, batch: int) -> int:

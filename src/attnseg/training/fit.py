@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import EarlyStopping, EMAWeightAveraging
+from pytorch_lightning.callbacks import EarlyStopping
 
 from attnseg.config.training import Trainer as TrainerOptions
 from attnseg.data.datamodule import SliceDataModule
@@ -21,11 +21,13 @@ from attnseg.models.model import SegmentationModel
 from attnseg.preparation.datasets import slice_view
 from attnseg.processes.launch import ProcessGroup
 from attnseg.processes.signals import Stopped, Stopping, ending
+from attnseg.processes.tf32 import tf32_products
 from attnseg.runs.run_folder import RunFolder
+from attnseg.training.callbacks.averaging import WeightAverage
 from attnseg.training.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
 from attnseg.training.callbacks.history import History, HistoryRow, OnEpoch, ProfileScores
 from attnseg.training.callbacks.progress import EpochProgress
-from attnseg.training.compiling import compile_model
+from attnseg.training.compiling import compile_model, restore_plain_model
 from attnseg.training.lightning_trainer import (
     launch_ranks_with_rank_main,
     make_trainer,
@@ -34,10 +36,12 @@ from attnseg.training.lightning_trainer import (
 from attnseg.training.module import SegmentationModule
 from attnseg.training.recompute import recompute_blocks
 from attnseg.training.resume import find_resume_point
-from attnseg.training.setup import TrainingSetup
+from attnseg.training.setup import TrainingSetup, network_input_shape
+from attnseg.training.sharding import list_called_blocks
 
 log = logging.getLogger(__name__)
 # Parts of the messages that PyTorch raises when another rank has ended.
+NO_DETERMINISTIC_KERNEL = re.compile(r"(\S+) does not have a deterministic implementation")
 LOST_RANK = re.compile("Connection (closed|reset)|NCCL|Broken pipe|gloo")
 
 
@@ -60,8 +64,11 @@ def fit(
         KeyboardInterrupt: stopped by Ctrl-C.
         SystemExit: stopped by another signal, with code 143.
     """
-    options, loaders = setup.config.trainer, setup.loaders
-    prepare_model(setup.components.model, options)
+    options, loaders, model = setup.config.trainer, setup.loaders, setup.components.model
+    blocks = []
+    if options.strategy == "fsdp":
+        blocks = list_called_blocks(model, network_input_shape(setup.config, setup.data))
+    prepare_model(model, options)
     module = SegmentationModule(
         setup.components,
         setup.data.reader.labels,
@@ -69,6 +76,7 @@ def fit(
         val_cases=[case.case for case in setup.data.val],
         auxiliary_weight=options.auxiliary_weight,
         seed=setup.config.seed,
+        blocks=blocks,
     )
     callbacks = make_callbacks(setup, folder, stopping, log_epoch, on_epoch)
     resume = find_resume_point(folder.last_checkpoint, options.max_epochs)
@@ -76,22 +84,27 @@ def fit(
         if resume.over:
             return
         loaders.first_epoch, loaders.first_batch = resume.epoch, resume.batch
-    with quiet_lightning(), launch_ranks_with_rank_main(folder.path):
+    with (
+        quiet_lightning(),
+        launch_ranks_with_rank_main(folder.path),
+        tf32_products(options.precision == "tf32"),
+    ):
         trainer = make_trainer(options, group, callbacks, folder.path)
         with stopping.deferred(), translated_failures(trainer, loaders, options.devices):
             trainer.fit(module, loaders, ckpt_path=folder.last_checkpoint if resume else None)
+    restore_plain_model(model)
     if stopping.asked:  # The signal came after the last step.
         raise ending(stopping.asked)
 
 
 def prepare_model(model: SegmentationModel, options: TrainerOptions) -> None:
     """Change a model in place for distributed training, gradient checkpointing and compilation."""
-    if options.devices > 1 and options.accelerator == "cpu":
+    if options.devices > 1 and (options.accelerator == "cpu" or options.strategy == "fsdp"):
         share_batch_norm(model)
     if options.gradient_checkpointing:
-        recompute_blocks(model)
+        recompute_blocks(model, compiled=options.compile is not None)
     if options.compile:
-        compile_model(model, options.compile, options.accelerator == "gpu")
+        compile_model(model, options)
 
 
 def make_callbacks(
@@ -120,7 +133,7 @@ def make_callbacks(
             EarlyStopping(options.monitor, patience=patience, mode=mode, check_finite=False)
         )
     if options.ema_decay:
-        callbacks.append(EMAWeightAveraging(decay=options.ema_decay))
+        callbacks.append(WeightAverage(options.ema_decay))
     return callbacks
 
 
@@ -163,6 +176,11 @@ def translated_failures(
             raise ResourceError(
                 "trainer.devices: another process of this run has ended, see above; the same "
                 "command goes on"
+            ) from error
+        if match := NO_DETERMINISTIC_KERNEL.search(str(error)):
+            raise ConfigError(
+                f"trainer.deterministic: {match[1]} has no deterministic form on this GPU; choose "
+                "another component or set trainer.deterministic=false"
             ) from error
         if isinstance(error, ConfigError):
             log.info("To see that again, from the last checkpoint on: %s", command_line())

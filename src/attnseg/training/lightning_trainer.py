@@ -1,4 +1,9 @@
-"""Builds Lightning's Trainer, silences it, and makes it start the other ranks by `rank_main.py`."""
+"""Builds Lightning's Trainer, silences it, and makes it start the other ranks by `rank_main.py`.
+
+Deterministic training is strict on GPUs: an operation that has no deterministic kernel there ends
+the run. In PyTorch's milder mode, attention and losses would stay nondeterministic. On CPUs all
+operations are deterministic.
+"""
 
 import contextlib
 import logging
@@ -7,10 +12,11 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.strategies import ModelParallelStrategy
+from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 
 from attnseg.config.training import Trainer as TrainerOptions
 from attnseg.plugins import list_added_files
@@ -27,21 +33,26 @@ def make_trainer(
     assert options.precision != "auto"
     # Deterministic mode would also fill uninitialised memory. Nothing here reads any.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    strategy: str | ModelParallelStrategy = options.strategy
+    strategy: str | Strategy = options.strategy
     if strategy == "fsdp":  # One plain file per checkpoint, as in other runs.
         strategy = ModelParallelStrategy(options.devices, 1, save_distributed_checkpoint=False)
+    elif strategy == "ddp":
+        # Every batch uses every weight. Only one that ends a step exchanges gradients, however,
+        # which PyTorch does not allow in a static graph.
+        static = options.accumulate == 1
+        strategy = DDPStrategy(gradient_as_bucket_view=True, static_graph=static)
     return pl.Trainer(
         max_epochs=options.max_epochs,
         accelerator=options.accelerator,
         devices=group.per_machine,  # options.devices counts those of all machines.
         num_nodes=group.machines,
         strategy=strategy,
-        precision=options.precision,
+        precision=32 if options.precision == "tf32" else options.precision,
         accumulate_grad_batches=options.accumulate,
         gradient_clip_val=options.gradient_clip,
         limit_train_batches=options.limit_batches,
         limit_val_batches=options.limit_batches,
-        deterministic="warn" if options.deterministic else False,
+        deterministic=deterministic_mode(options),
         sync_batchnorm=options.accelerator == "gpu" and options.devices > 1,
         plugins=[AtomicCheckpointIO(), cluster_environment()],
         callbacks=list(callbacks),
@@ -53,6 +64,27 @@ def make_trainer(
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
     )
+
+
+def deterministic_mode(options: TrainerOptions) -> bool | Literal["warn"]:
+    """Return how strictly training is deterministic, as Lightning's Trainer takes it."""
+    if not options.deterministic:
+        return False
+    return True if options.accelerator == "gpu" else "warn"
+
+
+@contextlib.contextmanager
+def deterministic_algorithms(options: TrainerOptions) -> Iterator[None]:
+    """Compute within the block as Lightning's Trainer will."""
+    mode, before = deterministic_mode(options), torch.are_deterministic_algorithms_enabled()
+    if mode is True:  # cuBLAS reads it once. Lightning sets it later.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(mode is not False, warn_only=mode == "warn")
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warn_only)
 
 
 @contextlib.contextmanager

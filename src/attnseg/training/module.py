@@ -3,31 +3,47 @@
 import hashlib
 import logging
 import math
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.strategies import ModelParallelStrategy
 from torch import Tensor, nn
-from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
 from attnseg.config.components import Components
 from attnseg.data.labels import IGNORE, Labels
 from attnseg.data.slices import Sample
 from attnseg.errors import ConfigError
+from attnseg.layers.norm import sum_with_own_gradient
 from attnseg.metrics.running import CaseDice, count_areas
+from attnseg.training.compiling import restore_plain_model
+from attnseg.training.sharding import shard_model
 
 log = logging.getLogger(__name__)
+
+
+class PendingLoss(NamedTuple):
+    """The loss of a batch, on its way to the CPU, and the batch, to explain a loss that is NaN."""
+
+    value: Tensor
+    copied: torch.Event | None  # happens once `value` is there; `None` if it has always been there
+    batch: Sample
 
 
 class SegmentationModule(pl.LightningModule):
     """Trains a segmentation model.
 
-    The processes of a distributed run exchange logits and targets. A loss over the whole batch,
-    such as Dice, is therefore the same as in one process with the whole batch.
+    A loss over the whole batch, such as Dice, is the same in several processes as in one with the
+    whole batch: the processes exchange the sums that it is made of or, if it is made of others,
+    logits and masks.
+
+    Nothing in a training step waits for the GPU, which would be idle until it gets work again: the
+    loss is looked at before the optimizer's step, when the GPU has the backward pass to compute.
 
     The names of the cases serve messages, the seed dropout and other random choices within a step.
+    With FSDP, `blocks` are the names of the modules to shard, from `list_called_blocks`.
     """
 
     def __init__(
@@ -38,6 +54,7 @@ class SegmentationModule(pl.LightningModule):
         val_cases: list[str],
         auxiliary_weight: float,
         seed: int,
+        blocks: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.model, self.loss = components.model, components.loss
@@ -45,25 +62,21 @@ class SegmentationModule(pl.LightningModule):
         self.labels = labels
         self.train_cases, self.val_cases = train_cases, val_cases
         self.auxiliary_weight = auxiliary_weight
-        self.seed = seed
-        # Every process already sees the slices of all processes, so nothing is left to sync.
-        self.val_dice = CaseDice(len(val_cases), len(labels), sync_on_compute=False)
-        self.sharded = False
-        self.nonfinite_cases: set[int] = set()  # Validation cases with NaN or infinite logits.
-        # Sum and number of this epoch's training losses; checkpoints keep both.
-        self.loss_sum, self.loss_count = 0.0, 0
+        self.seed, self.blocks, self.sharded = seed, blocks, False
+        # Where pixels are ignored, each process could have none of a batch, and no sums.
+        self.exchanges_sums = getattr(self.loss, "adds_sums", False) and not labels.ignore
+        self.val_dice = CaseDice(len(val_cases), len(labels))
+        self.nonfinite: Tensor | None = None  # Per validation case, slices with NaN or infinity.
+        self.pending: PendingLoss | None = None
+        # Sum and number of this epoch's training losses, which checkpoints keep, and the last one.
+        self.loss_sum, self.loss_count, self.last_loss = 0.0, 0, math.nan
 
     def configure_model(self) -> None:
         """Shard the model over the processes, block by block, if the strategy is FSDP."""
         if not isinstance(self.trainer.strategy, ModelParallelStrategy) or self.sharded:
             return
         assert self.device_mesh is not None
-        mesh = self.device_mesh["data_parallel"]
-        for layers in [m for m in self.model.modules() if isinstance(m, nn.ModuleList)]:
-            for block in layers:
-                fully_shard(block, mesh=mesh)
-        fully_shard(self.model, mesh=mesh)
-        register_fsdp_forward_method(self.model, "training_outputs")
+        shard_model(self.model, self.blocks, self.device_mesh["data_parallel"])
         self.sharded = True
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -84,18 +97,43 @@ class SegmentationModule(pl.LightningModule):
         torch.manual_seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1)
 
     def training_step(self, batch: Sample, batch_idx: int) -> Tensor:
-        """Return the loss of one batch; one that is not finite raises, as it ruins the weights."""
+        """Return the loss of one batch."""
+        self.check_loss()  # of the batch before, where several make a step
         main, *auxiliary = self.compute_outputs(batch["image"])
-        mask = self.gather(batch["mask"])
-        loss = self.compute_loss(self.gather(main), mask)
+        loss = self.compute_shared_loss(main, batch["mask"])
         for number, output in enumerate(auxiliary, 1):
             weight = self.auxiliary_weight ** (number if self.model.auxiliary_fades else 1)
-            loss = loss + weight * self.compute_loss(self.gather(output), mask)
-        self.loss_sum += self.check_loss(loss, batch)
-        self.loss_count += 1
+            loss = loss + weight * self.compute_shared_loss(output, batch["mask"])
+        self.pending = PendingLoss(*copy_to_cpu(loss.detach()), batch)
         # Each process has the gradient of its own slices only, and Lightning averages over
         # processes: the factor turns that mean into the sum.
         return loss * self.trainer.world_size
+
+    def compute_shared_loss(self, logits: Tensor, mask: Tensor) -> Tensor:
+        """Return the loss of the batches of all processes, given the logits and masks of this one.
+
+        The gradient is that of this process's logits.
+        """
+        if self.trainer.world_size == 1:
+            return self.compute_loss(logits, mask)
+        if not self.exchanges_sums:
+            return self.compute_loss(self.gather(logits), self.gather(mask))
+        loss: Tensor = self.loss(logits, self.labels.target(mask), sum_with_own_gradient)
+        return loss
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Refuse a step by a loss that is not finite, as it ruins the weights."""
+        self.check_loss()
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the norm of the gradients; Lightning refuses to with a fused optimizer."""
+        if gradient_clip_val is not None:
+            nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
 
     def compute_loss(self, logits: Tensor, mask: Tensor) -> Tensor:
         """Return the loss of the pixels whose class is known, against label maps `[B, H, W]`."""
@@ -123,18 +161,24 @@ class SegmentationModule(pl.LightningModule):
                 f"slice of {height}x{width}; use at least 2, or a larger dataset.image_size"
             ) from error
 
-    def check_loss(self, loss: Tensor, batch: Sample) -> float:
-        """Return the loss as a number, or raise ConfigError with its cases if not finite."""
-        value = loss.item()
-        if not math.isfinite(value):
-            indices = self.gather(batch["case"]).tolist()
-            cases = ", ".join(sorted({self.train_cases[i] for i in indices}))
-            layer = self.find_nonfinite_layer(batch["image"])
-            raise ConfigError(
-                f"training: the loss became {value} at step {self.global_step} (cases {cases}; "
-                f"first in {layer}); lower optimizer.lr or use trainer.precision=32"
-            )
-        return value
+    def check_loss(self) -> None:
+        """Add the last batch's loss to the epoch's, or raise ConfigError with its cases if NaN."""
+        if self.pending is None:
+            return
+        (loss, copied, batch), self.pending = self.pending, None
+        if copied is not None:
+            copied.synchronize()
+        self.last_loss = loss.item()
+        self.loss_sum, self.loss_count = self.loss_sum + self.last_loss, self.loss_count + 1
+        if math.isfinite(self.last_loss):
+            return
+        indices = self.gather(batch["case"]).tolist()
+        cases = ", ".join(sorted({self.train_cases[i] for i in indices}))
+        layer = self.find_nonfinite_layer(batch["image"])
+        raise ConfigError(
+            f"training: the loss became {self.last_loss} at step {self.global_step} (cases "
+            f"{cases}; first in {layer}); lower optimizer.lr or use trainer.precision=32"
+        )
 
     def gather(self, own: Tensor) -> Tensor:
         """Return the slices of all processes, in the order that one process would have them.
@@ -143,10 +187,13 @@ class SegmentationModule(pl.LightningModule):
         """
         if self.trainer.world_size == 1:
             return own
-        by_rank = [torch.empty_like(own) for _ in range(self.trainer.world_size)]
-        torch.distributed.all_gather(by_rank, own.detach().contiguous())
-        by_rank[self.trainer.global_rank] = own
-        return torch.stack(by_rank, 1).flatten(0, 1)
+        world = self.trainer.world_size
+        gathered = own.new_empty(world * own.shape[0], *own.shape[1:])
+        torch.distributed.all_gather_into_tensor(gathered, own.detach().contiguous())
+        by_rank = gathered.unflatten(0, (world, -1))
+        if own.requires_grad:
+            by_rank[self.trainer.global_rank] = own
+        return by_rank.transpose(0, 1).flatten(0, 1)
 
     @torch.no_grad()
     def find_nonfinite_layer(self, image: Tensor) -> str:
@@ -161,6 +208,7 @@ class SegmentationModule(pl.LightningModule):
             layer.register_forward_hook(partial(note_if_nonfinite, name))
             for name, layer in self.model.named_modules()
         ]
+        restore_plain_model(self.model)  # Compiled functions do not call these hooks.
         self.model.training_outputs(image)
         for handle in handles:
             handle.remove()
@@ -169,11 +217,18 @@ class SegmentationModule(pl.LightningModule):
     def validation_step(self, batch: Sample, batch_idx: int) -> None:
         """Add one batch of validation slices, of all processes, to loss and Dice."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        # The sampler repeats slices at the end to give all processes equally long batches.
-        real = len(data.val) - batch_idx * data.batch_size * self.trainer.world_size
-        logits = self.gather(self.model(batch["image"]))[:real]
-        mask, case = self.gather(batch["mask"])[:real], self.gather(batch["case"])[:real]
-        self.log("val/loss", self.compute_loss(logits, mask), batch_size=len(logits))
+        world = self.trainer.world_size
+        # The processes take the slices in turn. At the end, the sampler repeats slices to give all
+        # of them equally long batches.
+        real = len(data.val) - batch_idx * data.batch_size * world
+        own = max(0, -((self.trainer.global_rank - real) // world))
+        logits, mask, case = self.model(batch["image"]), batch["mask"], batch["case"]
+        if self.exchanges_sums:
+            loss = self.compute_shared_loss(logits[:own], mask[:own])
+        else:
+            loss = self.compute_loss(self.gather(logits)[:real], self.gather(mask)[:real])
+        self.log("val/loss", loss, batch_size=min(real, world * len(case)))
+        logits, mask, case = logits[:own], mask[:own], case[:own]
         finite = torch.isfinite(logits).flatten(1).all(1)
         if self.labels.ignore:  # Background in truth and prediction counts for no class.
             ignored, background = mask == IGNORE, torch.full_like(logits[:1], -1)
@@ -182,19 +237,24 @@ class SegmentationModule(pl.LightningModule):
             mask = mask.masked_fill(ignored, 0)
         target = self.labels.target(mask)
         self.val_dice.update(count_areas(logits, target, self.labels.overlapping), case)
-        if not bool(finite.all()):
-            self.nonfinite_cases.update(case[~finite].tolist())
+        if self.nonfinite is None:
+            self.nonfinite = case.new_zeros(len(self.val_cases))
+        self.nonfinite.index_add_(0, case, (~finite).long())
 
     def on_validation_epoch_end(self) -> None:
         """Log Dice per class and its mean, at the network's resolution, and the training loss."""
         dice = self.val_dice.compute().reshape(-1)  # For a single class, it computes a scalar.
         self.val_dice.reset()
-        if self.nonfinite_cases:
+        counts, self.nonfinite = self.nonfinite, None
+        if self.trainer.world_size > 1:
+            torch.distributed.all_reduce(counts)
+        if cases := [
+            name for name, slices in zip(self.val_cases, counts.tolist(), strict=True) if slices
+        ]:
             # Even NaN logits have a largest channel, so a Dice of them would look like a score.
-            names = ", ".join(sorted(self.val_cases[i] for i in self.nonfinite_cases))
+            names = ", ".join(sorted(cases))
             log.warning("The network's output for %s is not finite; this epoch has no Dice", names)
             dice = torch.full_like(dice, torch.nan)
-            self.nonfinite_cases.clear()
         for name, value in zip(self.labels.names, dice, strict=True):
             self.log(f"val/dice/{name}", value.float())
         self.log("val/dice", dice.nanmean().float())
@@ -208,6 +268,17 @@ class SegmentationModule(pl.LightningModule):
             optimizer, lambda step: self.schedule(step, steps)
         )
         return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
+
+
+def copy_to_cpu(value: Tensor) -> tuple[Tensor, torch.Event | None]:
+    """Return a tensor on the CPU and, if it comes from a GPU, the event of its arrival there."""
+    if value.device.type == "cpu":
+        return value, None
+    copy = torch.empty_like(value, device="cpu", pin_memory=True)
+    copy.copy_(value, non_blocking=True)
+    copied = torch.Event(value.device)
+    copied.record()
+    return copy, copied
 
 
 def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:

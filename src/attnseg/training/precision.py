@@ -9,13 +9,20 @@ import logging
 import torch
 
 from attnseg.config.training import Config, Precision
+from attnseg.nvml import list_gpus
 
+BF16_SINCE = (8, 0)  # compute capability of the first GPUs that multiply bfloat16 matrices
 log = logging.getLogger(__name__)
 
 
 def fastest_precision(accelerator: str) -> tuple[Precision, str]:
     """Return the fastest precision of the `cpu` or `gpu` that trains stably, and the reason."""
     if accelerator == "gpu":
+        if gpus := list_gpus():  # A job of a sweep has not reserved one of them yet.
+            oldest = min(gpus, key=lambda gpu: gpu.capability)
+            if oldest.capability >= BF16_SINCE:
+                return "bf16-mixed", f"{oldest.name} has bfloat16 units"
+            return "16-mixed", f"{oldest.name} has no bfloat16 units"
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return "bf16-mixed", f"{torch.cuda.get_device_name()} has bfloat16 units"
         return "16-mixed", f"{torch.cuda.get_device_name()} has no bfloat16 units"

@@ -8,13 +8,15 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm  # also of SyncBatchNorm
 from torch.utils.checkpoint import checkpoint
 
 
-def recompute_blocks(model: nn.Module) -> int:
+def recompute_blocks(model: nn.Module, compiled: bool = False) -> int:
     """Make every block of a model keep its inputs only; return the number of blocks.
 
-    A block is an item of a `ModuleList` that contains no other list.
+    A block is an item of a `ModuleList` that contains no other list. If the model will be
+    `compiled`, the compiler recomputes, and updates running statistics once by itself.
     """
     blocks = [
         block
@@ -24,8 +26,11 @@ def recompute_blocks(model: nn.Module) -> int:
         for block in layers
     ]
     for block in blocks:
-        contexts = partial(_forward_and_recompute_contexts, block)
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False, context_fn=contexts)
+        recomputed = partial(checkpoint, block.forward, use_reentrant=False)
+        if not compiled:
+            contexts = partial(_forward_and_recompute_contexts, block)
+            recomputed = partial(recomputed, context_fn=contexts)
+        block.forward = recomputed
     return len(blocks)
 
 
@@ -38,7 +43,7 @@ def _forward_and_recompute_contexts(
 @contextmanager
 def _frozen_batch_statistics(block: nn.Module) -> Iterator[None]:
     """Keep running statistics unchanged: the forward pass has already counted this batch."""
-    norms = [module for module in block.modules() if isinstance(module, nn.BatchNorm2d)]
+    norms = [module for module in block.modules() if isinstance(module, _BatchNorm)]
     originals = [(norm, name, value) for norm in norms for name, value in norm.named_buffers()]
     for norm, name, value in originals:
         setattr(norm, name, value.clone())

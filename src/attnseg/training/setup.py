@@ -1,19 +1,25 @@
 """Everything that a training process checks and builds before its first step."""
 
 import hashlib
+import os
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytorch_lightning as pl
 import torch
 
 from attnseg.config.components import Components, build_components
-from attnseg.config.training import Config
+from attnseg.config.training import Config, Trainer
 from attnseg.data.datamodule import SliceDataModule
 from attnseg.errors import ConfigError
 from attnseg.models.model import SegmentationModel
 from attnseg.preparation.datasets import PreparedData, load_dataset, open_reader, slice_view
+from attnseg.processes.gpus import check_driver
 from attnseg.processes.signals import leave_to_the_main_process
 from attnseg.training.auto_batch import find_largest_batch
+
+MOST_WORKERS = 16  # loader processes that `trainer.num_workers=auto` starts
 
 
 @dataclass(frozen=True)
@@ -34,13 +40,17 @@ class TrainingSetup:
         return hashlib.sha256(self.data.split.encode()).hexdigest()
 
 
-def set_up_training(config: Config) -> TrainingSetup:
-    """Seed all random numbers, build the components, prepare the dataset and its loaders."""
+def set_up_training(config: Config, lease: Callable[[], None] = lambda: None) -> TrainingSetup:
+    """Seed all random numbers, build the components, prepare the dataset and its loaders.
+
+    `lease` is called before anything is put on a GPU.
+    """
     reader = open_reader(config)
     pl.seed_everything(config.seed, workers=True, verbose=False)
     components = build_components(config, reader)
     data = load_dataset(config, reader)
     if config.trainer.auto_batch:
+        lease()
         shape = network_input_shape(config, data)
         largest = find_largest_batch(config, components, shape, reader.labels)
         config = config.revise("dataset", batch_size=min(largest, count_slices(data)))
@@ -61,12 +71,23 @@ def make_loaders(config: Config, data: PreparedData, components: Components) -> 
         slice_view(config),
         components.transforms,
         config.dataset.batch_size,
-        config.trainer.num_workers,
+        count_workers(config.trainer),
         config.seed,
         config.dataset.foreground,
         config.trainer.loader_timeout or 0,
         leave_to_the_main_process,
+        pin_memory=config.trainer.accelerator == "gpu",
     )
+
+
+def count_workers(options: Trainer) -> int:
+    """Return the number of loader processes for each training process."""
+    if options.num_workers != "auto":
+        return options.num_workers
+    if options.accelerator == "cpu":
+        return 0
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    return max(1, min(MOST_WORKERS, cores // options.devices))
 
 
 def count_slices(data: PreparedData) -> int:
@@ -83,6 +104,7 @@ def network_input_shape(config: Config, data: PreparedData) -> tuple[int, int, i
 def check_devices(config: Config, processes: int) -> None:
     """Refuse a run with more processes on this machine than it has GPUs."""
     if config.trainer.accelerator == "gpu":
+        check_driver()
         gpus = torch.cuda.device_count()
         if gpus == 0:
             raise ConfigError("trainer.accelerator: no GPU found on this machine; use trainer=cpu")

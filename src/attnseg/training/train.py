@@ -1,11 +1,10 @@
 """A training run, from a checked configuration to a complete run folder.
 
-`train` follows the order of a run: resolve the precision, join the processes of a distributed run,
-set up model and data, claim the run folder, fit, load the best weights, and evaluate once. Only
-rank 0 writes and evaluates; the other ranks follow it (see `rank_main`).
+`train` follows the order of a run: join the processes of a distributed run, resolve the precision,
+set up model and data, claim the run folder, reserve GPUs, fit, load the best weights, and evaluate
+once. Only rank 0 writes and evaluates; the other ranks follow it (see `rank_main`).
 """
 
-import contextlib
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -56,27 +55,29 @@ def train(
     """
     if config.trainer.accelerator == "cpu":
         keep_freed_memory()
-    config = resolve_precision(config)
     group = ProcessGroup(config.trainer.devices, config.to_yaml())
     check_devices(config, group.per_machine)
+    config = resolve_precision(config)
     if not group.leads:
         folder = group.receive_folder()
         if folder is not None:
             follow_rank_zero(config, folder, group)
         return folder or Path(config.paths.outputs)
     try:
-        loggers = RunLoggers(config)
-        setup = set_up_training(config)
-        identity = run_id(setup.config, setup.data.digest, setup.split_digest)
-        run = ActiveRun(setup.config, identity)
-        on_folder(run.folder.path)
-        if run.finished:
-            reader = setup.data.reader
-            run.facts.check_classes(run.folder, reader.classes, reader.values)
-            log.info("Done before, not run again (trainer.repeat=true would): %s", run.folder)
-        else:
-            fit_and_evaluate(run, setup, group, loggers, on_epoch)
-        return run.folder.path
+        # A process keeps the first GPU that it opens: nothing may touch CUDA before the lease.
+        with leased(config) as lease:
+            loggers = RunLoggers(config)
+            setup = set_up_training(config, lease)
+            identity = run_id(setup.config, setup.data.digest, setup.split_digest)
+            run = ActiveRun(setup.config, identity)
+            on_folder(run.folder.path)
+            if run.finished:
+                reader = setup.data.reader
+                run.facts.check_classes(run.folder, reader.classes, reader.values)
+                log.info("Done before, not run again (trainer.repeat=true would): %s", run.folder)
+            else:
+                fit_and_evaluate(run, setup, group, loggers, on_epoch, lease)
+            return run.folder.path
     finally:
         group.send_folder(None)
 
@@ -87,18 +88,14 @@ def fit_and_evaluate(
     group: ProcessGroup,
     loggers: RunLoggers,
     on_epoch: OnEpoch,
+    lease: Callable[[], None],
 ) -> None:
     """Train in a run folder that this process holds, and score the best weights once."""
     config, data, model = setup.config, setup.data, setup.components.model
-    # The stack gives the GPU back after the outcome is recorded.
-    with (
-        Stopping() as stopping,
-        contextlib.ExitStack() as resources,
-        recorded_outcome(run, loggers),
-    ):
+    with Stopping() as stopping, recorded_outcome(run, loggers):
         run.facts.check_classes(run.folder, data.reader.classes, data.reader.values)
         check_room(run.folder.path, checkpoint_bytes(config, model), "checkpoints")
-        resources.enter_context(leased(config))
+        lease()
         run.note_device(config)
         record_setup(run, setup)
         announce_run(run, setup)
@@ -116,6 +113,7 @@ def fit_and_evaluate(
             load_best_weights(run, config, model)
         with run.timing("evaluate"):
             evaluate_run(run, setup, model)
+        run.note_energy_per_step()
         run.save(peak_memory_bytes=cost.peak_memory())
 
 

@@ -142,8 +142,10 @@ class LastCheckpoint(pl.callbacks.Checkpoint):
 
     def _save(self, trainer: pl.Trainer, batches: int | None) -> None:
         """Write the checkpoint; if a weight is not finite, keep the previous one and raise."""
-        for name, weights in trainer.lightning_module.named_parameters():
-            if not bool(torch.isfinite(weights.detach()).all()):
+        named = trainer.lightning_module.named_parameters()
+        finite = {name: torch.isfinite(weights.detach()).all() for name, weights in named}
+        for name, whole in finite.items():  # The first of them waits for the GPU, and once.
+            if not bool(whole):
                 raise ConfigError(
                     f"training: {name.removeprefix('model.')} is not finite after "
                     f"{trainer.global_step} steps; lower optimizer.lr or use trainer.precision=32"

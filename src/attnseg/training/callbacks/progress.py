@@ -1,6 +1,7 @@
 """Terminal output of training: a progress bar during an epoch and one line after it."""
 
 import logging
+import math
 import time
 from typing import Any
 
@@ -50,10 +51,9 @@ class EpochProgress(pl.Callback):
     ) -> None:
         """Advance the bar."""
         if self.bar:
-            # Lightning divides the loss by the accumulated batches, our module multiplies it by
-            # the number of processes.
-            scale = trainer.accumulate_grad_batches / trainer.world_size
-            self.bar.advance(f"loss {float(outputs['loss']) * scale:.3f}")
+            # That of the last batch whose loss is known; `outputs` would be waited for.
+            loss = getattr(pl_module, "last_loss", math.nan)
+            self.bar.advance(f"loss {loss:.3f}" if math.isfinite(loss) else "")
 
     def on_validation_start(self, *args: object, **kwargs: object) -> None:
         """Remove the bar."""

@@ -1,0 +1,63 @@
+"""Energy of CPUs, from counters as the kernel shows them."""
+
+import pytest
+
+from attnseg import energy
+from attnseg.energy import EnergyMeter
+
+
+@pytest.fixture
+def zones(tmp_path, monkeypatch):
+    """Two packages and the memory of one, and zones that are parts of others."""
+    monkeypatch.setattr(energy, "POWERCAP", tmp_path)
+    for zone, name in (
+        ("intel-rapl:0", "package-0"), ("intel-rapl:0:0", "core"), ("intel-rapl:0:1", "dram"),
+        ("intel-rapl:1", "package-1"), ("intel-rapl:2", "psys"),
+    ):  # fmt: skip
+        (tmp_path / zone).mkdir()
+        (tmp_path / zone / "name").write_text(f"{name}\n")
+        (tmp_path / zone / "max_energy_range_uj").write_text("1000000000\n")
+        (tmp_path / zone / "energy_uj").write_text("999000000\n")
+    return tmp_path
+
+
+def set_joules(zones, **joules):
+    for zone, value in joules.items():
+        path = zones / zone.replace("rapl_", "intel-rapl:").replace("_", ":") / "energy_uj"
+        path.write_text(f"{value * 1_000_000}\n")
+
+
+def test_packages_and_memory_add_up_and_counters_start_again(zones):
+    with EnergyMeter() as meter:
+        set_joules(zones, rapl_0=2, rapl_0_1=999, rapl_1=1000, rapl_0_0=5, rapl_2=5)
+    assert meter.joules == pytest.approx(3 + 0 + 1)  # the first has passed 1000 J
+    assert meter.source == "RAPL: package-0, dram, package-1"
+    assert meter.reason is None
+
+
+def test_counters_are_read_in_between(zones, monkeypatch):
+    """Else one that starts again twice would lose a round."""
+    monkeypatch.setattr(energy, "INTERVAL", 0.01)
+    with EnergyMeter() as meter:
+        for joules in (500, 100, 500, 100):  # two rounds and more
+            set_joules(zones, rapl_0=joules)
+            before = meter.joules
+            while meter.joules == before:
+                pass
+    assert meter.joules == pytest.approx(501 + 600 + 400 + 600)
+
+
+def test_unknown_energy_has_a_reason(zones, monkeypatch):
+    class Locked(type(zones)):
+        def read_text(self, *arguments, **options):
+            if self.name == "energy_uj":
+                raise PermissionError(13, "Permission denied")
+            return super().read_text(*arguments, **options)
+
+    monkeypatch.setattr(energy, "POWERCAP", Locked(zones))
+    with EnergyMeter() as meter:
+        pass
+    assert meter.joules is None
+    assert "energy_uj is readable for administrators only" in meter.reason
+    monkeypatch.setattr(energy, "POWERCAP", zones / "nothing")
+    assert EnergyMeter().reason.startswith("no RAPL counters in ")
