@@ -11,6 +11,7 @@ from attnseg.prediction.masks import resize_logits, to_probabilities
 from attnseg.prediction.postprocess import Rule, clean_mask
 from attnseg.prediction.scan import make_scan
 from attnseg.prediction.segment import Member, Segmenter, tile_starts, tile_weights
+from attnseg.runs.reopen import TorchNetwork
 from tests.prediction.made import WINDOW, Constant, Threshold, organ, spec
 
 
@@ -236,3 +237,31 @@ def test_percentiles_are_those_of_a_prepared_case():
     assert (made.low, made.high) == tuple((float(np.percentile(image, q)),) for q in (0.5, 99.5))
     flat = make_scan(np.full((1, 4, 4, 1), 7), None, None, None)
     assert (flat.low, flat.high) == ((7.0,), (8.0,))
+
+
+@pytest.mark.parametrize("multilabel", [True, False])
+def test_a_gpu_that_decides_by_itself_decides_alike(multilabel):
+    """What runs on a GPU, run on the CPU; the scan is larger than the network's input."""
+    torch.manual_seed(0)
+    made = spec(size=(12, 14), multilabel=multilabel)
+    channels = made.labels.channels
+    networks = [
+        TorchNetwork(torch.nn.Conv2d(made.in_channels, channels, 3, padding=1)) for _ in "ab"
+    ]
+    networks[1].model = networks[0].model
+    assert networks[0].decide is None
+    networks[1].decide = networks[1].decide_on_device
+    results, logits = [], []
+    for network in networks:
+        segmenter = Segmenter(made.labels, [Member(network, made.view)], batch_size=2)
+        seen = []
+        results.append(
+            segmenter(scan((3, 30, 41)), on_logits=lambda at, x, seen=seen: seen.append(x))
+        )
+        logits.append(np.concatenate(seen))
+    assert np.array_equal(*logits)
+    assert 0 < results[0].masks.mean() < 1
+    assert (results[0].masks != results[1].masks).mean() < 1e-3  # resized by OpenCV and by PyTorch
+    torch.nn.init.constant_(networks[1].model.bias, torch.inf)
+    with pytest.raises(CheckpointError, match="NaN or infinity"):
+        segmenter(scan((3, 30, 41)))

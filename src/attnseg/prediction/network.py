@@ -7,7 +7,11 @@ from numpy.typing import NDArray
 
 
 class Network(Protocol):
-    """A trained network for prediction."""
+    """A trained network for prediction.
+
+    One that computes on a GPU may also have a method `decide(images, size, overlapping)`, which
+    returns the logits as `__call__` does, and the masks `[classes, B, *size]` by them at that size.
+    """
 
     def __call__(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
         """Segment a batch of slices.

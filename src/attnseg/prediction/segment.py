@@ -37,11 +37,16 @@ class Member:
         that are NaN or infinite are an error.
         """
         logits = self.network(np.ascontiguousarray(np.flip(images, axes)) if axes else images)
-        if not np.isfinite(logits).all():
-            raise CheckpointError(
-                "run: the network answers with NaN or infinity; train it again or use another run"
-            )
+        refuse_nonfinite(logits)
         return np.flip(logits, axes) if axes else logits
+
+
+def refuse_nonfinite(logits: Floats) -> None:
+    """Refuse NaN and infinity by a `CheckpointError`."""
+    if not np.isfinite(logits).all():
+        raise CheckpointError(
+            "run: the network answers with NaN or infinity; train it again or use another run"
+        )
 
 
 @dataclass(frozen=True)
@@ -118,9 +123,18 @@ class Segmenter:
     ) -> tuple[Masks, Floats]:
         """Return masks `[classes, B, H, W]` and, if wanted, mean probabilities `[B, K, H, W]`."""
         overlapping, mean = self.labels.overlapping, np.zeros((), np.float32)
+        decide = getattr(self.members[0].network, "decide", None)
+        alone = len(self.members) == 1 and not self.flips
+        if decide is not None and alone and self.tiles is None and not mean_wanted:
+            images = self.members[0].read_slices(scan, at)
+            logits, masks = decide(images, scan.shape[1:], overlapping)
+            refuse_nonfinite(logits)
+            if on_logits is not None:
+                on_logits(at, logits)
+            return masks, mean
         masks = None
         for number, logits in enumerate(self._passes(scan, at, on_logits), 1):
-            if len(self.members) == 1 and not self.flips:
+            if alone:
                 masks = self.labels.decide(logits)
                 if not mean_wanted:
                     break

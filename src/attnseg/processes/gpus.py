@@ -41,8 +41,11 @@ def leased(config: Config) -> Iterator[Callable[[], None]]:
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
 
     def lease() -> None:
-        chosen = any(name in os.environ for name in CHOSEN)
-        if locks or chosen or config.trainer.accelerator != "gpu":
+        if config.trainer.accelerator != "gpu":
+            return
+        # Deterministic products need it, and cuBLAS reads it when it is first used.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        if locks or any(name in os.environ for name in CHOSEN):
             return
         names = visible_gpus()
         locks.update(_lease(names, config.trainer.devices, config.trainer.jobs_per_gpu))

@@ -10,8 +10,10 @@ from torch import nn
 
 from attnseg.config.budget import build_model
 from attnseg.config.training import Config
+from attnseg.data.labels import Masks
 from attnseg.errors import CheckpointError, ConfigError
 from attnseg.files import file_digest
+from attnseg.layers.conv import resize
 from attnseg.models.model import SegmentationModel
 from attnseg.prediction.spec import VERSION, InferenceSpec
 from attnseg.processes.malloc import keep_freed_memory
@@ -74,6 +76,8 @@ class TorchNetwork:
             keep_freed_memory()
         self.device = torch.device(device)
         self.model = model.to(self.device)
+        # CPUs resize and decide by OpenCV and NumPy, as without torch.
+        self.decide = self.decide_on_device if self.device.type == "cuda" else None
 
     @tf32_products(False)  # Results are those of full 32-bit floats, also on GPUs.
     @torch.inference_mode()
@@ -81,6 +85,21 @@ class TorchNetwork:
         """Segment a batch of slices; see `Network`."""
         logits: torch.Tensor = self.model(torch.from_numpy(images).to(self.device))
         return np.asarray(logits.float().cpu().numpy())
+
+    @tf32_products(False)
+    @torch.inference_mode()
+    def decide_on_device(
+        self, images: NDArray[np.float32], size: tuple[int, int], overlapping: bool
+    ) -> tuple[NDArray[np.float32], Masks]:
+        """Return logits and masks of slices; see `Network`."""
+        logits = self.model(torch.from_numpy(images).to(self.device)).float()
+        resized = resize(logits, size)
+        if overlapping:
+            masks = resized > 0
+        else:
+            classes = torch.arange(1, logits.shape[1], device=self.device)[:, None, None]
+            masks = resized.max(1).indices[:, None] == classes
+        return logits.cpu().numpy(), masks.transpose(0, 1).cpu().numpy()
 
 
 def _open(run: "RunFolder") -> tuple[Config, InferenceSpec]:

@@ -1,8 +1,7 @@
 """Finds the kernels that compute a model's softmax attention where it is trained."""
 
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 
 import torch
 
@@ -11,6 +10,7 @@ from attnseg.attention.mixing import Mixing
 from attnseg.config.training import Trainer
 from attnseg.errors import ConfigError
 from attnseg.models.model import SegmentationModel
+from attnseg.training.lightning_trainer import deterministic_algorithms
 
 DTYPES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
@@ -39,12 +39,11 @@ def find_attention_kernels(
     dtype = DTYPES.get(str(options.precision))
     training = model.training
     model.to(device).eval()  # Batch normalisation and dropout are left as they are.
-    strict = gpu and options.deterministic
     # A compiled function, as FlexAttention is, cannot be observed.
     observed = nullcontext(Counter[str]()) if FLEX in asked else observe_kernels()
     try:
         with (
-            strict_determinism() if strict else nullcontext(),
+            deterministic_algorithms(options),
             torch.autocast(device.type, dtype, enabled=dtype is not None),
             observed as counts,
         ):
@@ -61,15 +60,3 @@ def find_attention_kernels(
         model.train(training)
     flexible = sum(mixing.backend == FLEX for mixing in mixings)
     return {**counts, **({FLEX: flexible} if flexible else {})}
-
-
-@contextmanager
-def strict_determinism() -> Iterator[None]:
-    """Allow nothing but deterministic algorithms within the block."""
-    before = torch.are_deterministic_algorithms_enabled()
-    milder = torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.use_deterministic_algorithms(True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before, warn_only=milder)

@@ -77,8 +77,6 @@ def deterministic_mode(options: TrainerOptions) -> bool | Literal["warn"]:
 def deterministic_algorithms(options: TrainerOptions) -> Iterator[None]:
     """Compute within the block as Lightning's Trainer will."""
     mode, before = deterministic_mode(options), torch.are_deterministic_algorithms_enabled()
-    if mode is True:  # cuBLAS reads it once. Lightning sets it later.
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(mode is not False, warn_only=mode == "warn")
     try:
