@@ -7,6 +7,7 @@ the memory, where there is a counter for it), other programs included.
 
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -95,14 +96,7 @@ def gpu_counters(names: Sequence[str]) -> list[Counter]:
         gpu = find_gpu(name)
         if gpu is None:
             raise OSError(f"NVML does not know GPU {name}")
-
-        def read(gpu=gpu) -> float:  # type: ignore[no-untyped-def]  # noqa: ANN001
-            joules = gpu.read_joules()
-            if joules is None:
-                raise OSError(f"{gpu.name} does not count its energy")
-            return float(joules)
-
-        counters.append(Counter(f"GPU {name} ({gpu.name})", read))
+        counters.append(Counter(f"GPU {name} ({gpu.name})", gpu.read_joules))
     return counters
 
 
@@ -115,9 +109,13 @@ def cpu_counters() -> list[Counter]:
             continue  # The cores are a part of the package.
         file, limit = zone / "energy_uj", float((zone / "max_energy_range_uj").read_text()) / 1e6
         try:
-            counters.append(Counter(name, lambda file=file: float(file.read_text()) / 1e6, limit))
+            counters.append(Counter(name, partial(_read_joules, file), limit))
         except PermissionError as error:
             raise OSError(f"{file} is readable for administrators only") from error
     if not counters:
         raise OSError(f"no RAPL counters in {POWERCAP} (virtual machine, container or other CPU)")
     return counters
+
+
+def _read_joules(file: Path) -> float:
+    return float(file.read_text()) / 1e6

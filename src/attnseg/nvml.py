@@ -25,12 +25,14 @@ class Gpu:
     capability: tuple[int, int]
     handle: ctypes.c_void_p
 
-    def read_joules(self) -> float | None:
-        """Return the energy since the driver was loaded; `None` if this GPU does not count it."""
+    def read_joules(self) -> float:
+        """Return the energy since the driver was loaded; an `OSError` if this GPU counts none."""
         library, spent = _open_library(), ctypes.c_ulonglong()  # millijoules
         assert library is not None
         failed = library.nvmlDeviceGetTotalEnergyConsumption(self.handle, ctypes.byref(spent))
-        return None if failed else spent.value / 1000
+        if failed:
+            raise OSError(f"{self.name} does not count its energy")
+        return spent.value / 1000
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """Energy of CPUs, from counters as the kernel shows them."""
 
+import time
+
 import pytest
 
 from attnseg import energy
@@ -24,7 +26,9 @@ def zones(tmp_path, monkeypatch):
 def set_joules(zones, **joules):
     for zone, value in joules.items():
         path = zones / zone.replace("rapl_", "intel-rapl:").replace("_", ":") / "energy_uj"
-        path.write_text(f"{value * 1_000_000}\n")
+        new = path.with_name("new")
+        new.write_text(f"{value * 1_000_000}\n")
+        new.replace(path)  # A reader never sees an empty file.
 
 
 def test_packages_and_memory_add_up_and_counters_start_again(zones):
@@ -40,10 +44,10 @@ def test_counters_are_read_in_between(zones, monkeypatch):
     monkeypatch.setattr(energy, "INTERVAL", 0.01)
     with EnergyMeter() as meter:
         for joules in (500, 100, 500, 100):  # two rounds and more
+            before, until = meter.joules, time.monotonic() + 30
             set_joules(zones, rapl_0=joules)
-            before = meter.joules
-            while meter.joules == before:
-                pass
+            while meter.joules == before and time.monotonic() < until:
+                time.sleep(0.01)
     assert meter.joules == pytest.approx(501 + 600 + 400 + 600)
 
 

@@ -13,10 +13,11 @@ import torch
 from tests.faults.runs import assert_same_end, attempt, attempts, run_of, send_at
 
 TWO = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.precision=32", "trainer.num_workers=0")
-# SGD: AdamW takes a full step even where the gradient is nothing but rounding.
+# SGD: AdamW takes a full step even where the gradient is nothing but rounding. With another seed,
+# rounding may decide a pixel whose logits are almost equal, and then the Dice differs.
 OPTIONS = (
     "trainer.max_epochs=3", "trainer.accumulate=2", "dataset.foreground=0.5", "optimizer=sgd",
-    "trainer.early_stopping=2",
+    "trainer.early_stopping=2", "seed=1",
 )  # fmt: skip
 
 

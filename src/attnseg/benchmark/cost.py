@@ -2,7 +2,8 @@
 
 import itertools
 import logging
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -12,13 +13,16 @@ from matplotlib.figure import Figure
 
 from attnseg.benchmark.options import Benchmark
 from attnseg.benchmark.report import Row
-from attnseg.benchmark.timing import alternate, median_and_range
+from attnseg.benchmark.timing import alternate, median_and_range, wait
 from attnseg.benchmark.workload import Workload
 from attnseg.config import cost
 from attnseg.config.components import attention_component
+from attnseg.energy import EnergyMeter
+from attnseg.processes.gpus import visible_gpus
 
 log = logging.getLogger(__name__)
 
+ENERGY_SECONDS = 2.0  # of steps: GPUs count their energy about every tenth of a second
 MARKERS = "ovDPX^*<>"
 COLUMNS = {
     "model": "model",
@@ -31,6 +35,7 @@ COLUMNS = {
     "step_ms": "training step, ms",
     "forward_mib": "forward, MiB",
     "step_mib": "training step, MiB",
+    "step_joules": "training step, J",
     "against": "against",
     "forward_ratio": "forward",
     "step_ratio": "training step",
@@ -59,12 +64,16 @@ def measure_cost(config: Benchmark, device: torch.device, precisions: Sequence[s
     for kind in ("forward", "step"):
         works = {key: getattr(each, kind) for key, each in loads.items()}
         samples = alternate(works, config.repeats)
-        memory[kind] = {key: cost.transient_memory(work) / 2**20 for key, work in works.items()}
+        memory[kind] = {
+            key: cost.transient_memory(work, device.type == "cuda") / 2**20
+            for key, work in works.items()
+        }
         row[f"{kind}_ms"] = median_and_range(1e3 * sample.seconds for sample in samples[name])
         row[f"{kind}_mib"] = memory[kind][name]
         if base is not None:
             pairs = zip(samples[name], samples[base], strict=True)
             row[f"{kind}_ratio"] = median(ours.seconds / theirs.seconds for ours, theirs in pairs)
+    row["step_joules"] = measure_joules(load.step, device)
     if base is not None:
         log.info(
             "%s against %s, in alternation: forward %.3fx, training step %.3fx, "
@@ -76,6 +85,20 @@ def measure_cost(config: Benchmark, device: torch.device, precisions: Sequence[s
             *(mib[name] / mib[base] for mib in memory.values()),
         )
     return [row]
+
+
+def measure_joules(step: Callable[[], None], device: torch.device) -> float | None:
+    """Return the mean energy of a step; `None` where the device does not count it."""
+    with EnergyMeter(visible_gpus()[:1] if device.type == "cuda" else None) as meter:
+        if meter.source is None:
+            log.info("Energy is not measured: %s", meter.reason)
+            return None
+        started, steps = time.monotonic(), 0
+        while time.monotonic() < started + ENERGY_SECONDS:
+            step()
+            wait()
+            steps += 1
+    return None if meter.joules is None else meter.joules / steps
 
 
 def plot_cost(records: Sequence[Mapping[str, Any]], folder: Path) -> None:

@@ -33,9 +33,10 @@ def measure_memory(config: Benchmark, device: torch.device, precisions: Sequence
         "batch": load.batch_size,
         "peak_gib": cost.peak_memory() / 2**30,
         "weights_mib": 4 * cost.count_parameters(load.model)["total"] / 2**20,
-        "step_mib": cost.transient_memory(partial(load.step, name)) / 2**20,
-        "forward_mib": cost.transient_memory(partial(load.forward, name)) / 2**20,
     }
+    for kind, work in (("step", load.step), ("forward", load.forward)):
+        held = cost.transient_memory(partial(work, name), device.type == "cuda")
+        row[f"{kind}_mib"] = held / 2**20
     if config.published and name == "float32":
         row["published"] = config.published.memory
     return [row]

@@ -101,15 +101,13 @@ def peak_memory() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def transient_memory(step: Callable[[], object], on_gpu: bool | None = None) -> int:
+def transient_memory(step: Callable[[], object], on_gpu: bool) -> int:
     """Return the peak of the memory that `step` allocates, in bytes.
 
     Args:
         step: called once.
-        on_gpu: count the GPU's allocations; by default, where a GPU is available.
+        on_gpu: whether it computes on a GPU, whose allocations are counted then.
     """
-    if on_gpu is None:
-        on_gpu = torch.cuda.is_available()
     if on_gpu:
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()

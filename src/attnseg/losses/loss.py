@@ -18,8 +18,8 @@ def keep_own(own: Tensor) -> Tensor:
 def mean_over_images(values: Tensor, total: Total, weights: Tensor | None = None) -> Tensor:
     """Return the sum of values divided by their number, or by the sum of weights, of all images."""
     count = values.new_full((), values.numel()) if weights is None else weights.sum()
-    value_sum, count = total(torch.stack([values.sum(), count]))
-    return value_sum / count
+    sums = total(torch.stack([values.sum(), count]))
+    return sums[0] / sums[1]
 
 
 class SegmentationLoss(nn.Module):
