@@ -81,3 +81,16 @@ def test_free_memory_is_within_the_limit_of_the_container(tmp_path, monkeypatch)
     assert free_memory() == 2_000_000
     (tmp_path / "memory.max").write_text("max\n")
     assert free_memory() > 2_000_000
+
+
+def test_recomputed_activations_and_averaged_weights_count(tmp_path, monkeypatch):
+    monkeypatch.setattr(auto_batch, "free_memory", lambda: 150 << 20)
+    found = []
+    for option in ("gradient_checkpointing=false", "gradient_checkpointing=true", "ema_decay=0.9"):
+        config = configured(tmp_path, f"trainer.{option}")
+        parts = build_components(config, open_reader(config))
+        labels = Labels(("a", "b", "c"), overlapping=True)
+        found.append(find_largest_batch(config, parts, IMAGE, labels))
+    plain, recomputed, averaged = found
+    assert recomputed > 1.2 * plain
+    assert averaged < plain

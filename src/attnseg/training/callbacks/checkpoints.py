@@ -65,6 +65,8 @@ class LastCheckpoint(pl.callbacks.Checkpoint):
         """Install our signal handlers: Lightning's own react too early or too late."""
         self.stopping.install()
         self.saved_at = time.monotonic()
+        if trainer.world_size > 1:  # By NCCL, the processes would wait for their GPUs.
+            self.group = torch.distributed.new_group(backend="gloo")
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Sample, batch_idx: int
@@ -136,8 +138,8 @@ class LastCheckpoint(pl.callbacks.Checkpoint):
         due = self.minutes is not None and passed >= max(60 * self.minutes, least)
         if trainer.world_size == 1:
             return signal, due
-        both = torch.tensor([signal, int(due)], device=trainer.strategy.root_device)
-        torch.distributed.all_reduce(both, torch.distributed.ReduceOp.MAX)
+        both = torch.tensor([signal, int(due)])
+        torch.distributed.all_reduce(both, torch.distributed.ReduceOp.MAX, group=self.group)
         return int(both[0]), bool(both[1])
 
     def _save(self, trainer: pl.Trainer, batches: int | None) -> None:
