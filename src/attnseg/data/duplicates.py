@@ -17,10 +17,13 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from attnseg.data.near_vectors import list_candidates
+
 THUMBNAIL_SIDE = 32
 BLUR = 3  # side of the box filter, pixels of the thumbnail
 MIN_SIMILARITY = 0.85  # from which two slices count as the same; measured, see docs/data.md
 ROWS = 2048  # signatures that are compared at once, which bounds memory
+COMPARED_WITH_ALL = 50_000  # signatures up to which comparing all is as fast
 
 BODY_SIDE = 128  # longer side, pixels, of the picture in which the body is found
 FINE_SIDE = 96  # pixels of the aligned picture before it is shrunk to a thumbnail
@@ -33,6 +36,7 @@ MIN_SHARE = 1 / 3  # of the slices of the shorter scan that must occur in the ot
 
 Signatures = NDArray[np.float16]
 Floats = NDArray[np.float32]
+Indices = NDArray[np.intp]
 
 _PIXELS = np.arange(THUMBNAIL_SIDE**2).reshape(THUMBNAIL_SIDE, THUMBNAIL_SIDE)
 ORIENTATIONS = [np.rot90(each, k).ravel() for each in (_PIXELS, _PIXELS.T) for k in range(4)]
@@ -173,10 +177,14 @@ def find_duplicates(
     Returns:
         At most one pair for any two cases, with their most similar slices.
     """
+    same: dict[str, list[int]] = {}
+    for index, digest in enumerate(pixels):
+        same.setdefault(digest, []).append(index)
     best = {
         (i, j): DuplicatePair(i, j, (0, 0), 1.0)
-        for i, j in combinations(range(len(cases)), 2)
-        if pixels[i] == pixels[j] and patients[i] != patients[j]
+        for members in same.values()
+        for i, j in combinations(members, 2)
+        if patients[i] != patients[j]
     }
     plain = [case[: len(case) // 2] for case in cases]
     for pair in _find_similar_slices(plain, patients, threshold):
@@ -227,12 +235,27 @@ def _find_similar_slices(
     """
     if not cases:
         return
-    vectors = np.concatenate(cases).astype(np.float32)
+    vectors = np.concatenate(cases)
     case = np.repeat(np.arange(len(cases)), [len(c) for c in cases])
     number = np.concatenate([np.arange(len(c)) for c in cases])
     patient = np.unique(np.asarray(patients), return_inverse=True)[1][case]
     steps = np.array([_slice_step(c) if orientations else 1 for c in cases])[case]
     rows = np.flatnonzero(vectors.any(1) & (number % steps == 0))
+    compare = _compare_all if len(vectors) <= COMPARED_WITH_ALL else _compare_candidates
+    for first, second, similarity in compare(vectors, rows, threshold, orientations):
+        other = (patient[first] != patient[second]) & (case[first] < case[second])
+        for a, b, value in zip(first[other], second[other], similarity[other], strict=True):
+            slices = (int(number[a]), int(number[b]))
+            yield DuplicatePair(
+                int(case[a]), int(case[b]), slices, float(value), bool(orientations)
+            )
+
+
+def _compare_all(
+    vectors: Signatures, rows: Indices, threshold: float, orientations: Sequence[Indices]
+) -> Iterator[tuple[Indices, Indices, Floats]]:
+    """Yield the similar pairs of one of `rows`, in any orientation, and a later vector."""
+    vectors = vectors.astype(np.float32)
     for start in range(0, len(rows), ROWS):
         block = rows[start : start + ROWS]
         others = vectors[block[0] :].T
@@ -240,14 +263,22 @@ def _find_similar_slices(
         for orientation in orientations:
             turned = np.abs(vectors[block][:, orientation] @ others)
             np.maximum(similarity, turned, out=similarity)
-        near = (similarity >= threshold) & (patient[block, None] != patient[None, block[0] :])
-        for i, j in np.argwhere(near):
-            a, b = block[i], block[0] + int(j)
-            if case[a] < case[b]:
-                yield DuplicatePair(
-                    int(case[a]),
-                    int(case[b]),
-                    (int(number[a]), int(number[b])),
-                    float(similarity[i, j]),
-                    bool(orientations),
-                )
+        i, j = np.nonzero(similarity >= threshold)
+        yield block[i], block[0] + j, similarity[i, j]
+
+
+def _compare_candidates(
+    vectors: Signatures, rows: Indices, threshold: float, orientations: Sequence[Indices]
+) -> Iterator[tuple[Indices, Indices, Floats]]:
+    """Yield nearly all of what `_compare_all` does, some of it more than once, in less time."""
+    for first, second, orientation in list_candidates(vectors, rows, threshold, orientations):
+        later = rows[first] < second
+        asked, others = rows[first[later]], second[later]
+        for start in range(0, len(asked), ROWS):
+            a, b = asked[start : start + ROWS], others[start : start + ROWS]
+            turned = vectors[a] if orientation is None else vectors[a][:, orientation]
+            similarity = (turned.astype(np.float32) * vectors[b]).sum(1)
+            if orientation is not None:
+                similarity = np.abs(similarity)
+            near = similarity >= threshold
+            yield a[near], b[near], similarity[near]

@@ -107,7 +107,8 @@ class RunFacts(BaseModel):
             DataError: names the classes of both, or their values in the label files.
         """
         noted = self.data or {}
-        before, now = noted.get("classes", list(classes)), list(classes)
+        now: list[object] = list(classes)
+        before = noted.get("classes", now)
         if before == now and "values" in noted:
             before, now = noted["values"], list(values or range(1, len(classes) + 1))
         if before != now:
