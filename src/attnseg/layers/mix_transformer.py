@@ -120,5 +120,5 @@ def arrange_cells(cells: Tensor, grid: Grid, factor: int) -> Tensor:
 
 def collect_cells(tokens: Tensor, grid: Grid, factor: int) -> Tensor:
     """Undo `arrange_cells`: collect tokens `[B, H * W, D]` of the finer grid (H, W) in cells."""
-    cells = tokens.unflatten(1, (grid[0] // factor, factor, grid[1] // factor, factor))
-    return cells.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+    rows: Tensor = tokens.unflatten(1, (grid[0] // factor, factor, grid[1] // factor, factor))
+    return rows.transpose(2, 3).flatten(3, 4).flatten(1, 2)  # from B h p1 w p2 D

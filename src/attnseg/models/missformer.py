@@ -86,7 +86,8 @@ def join_levels(levels: Sequence[Tensor], grid: Grid, dim: int) -> Tensor:
         collect_cells(level, (grid[0] * factor, grid[1] * factor), factor).flatten(2)
         for level, factor in zip(levels, FACTORS, strict=True)
     ]
-    return torch.cat(cells, 2).unflatten(2, (-1, dim)).flatten(1, 2)
+    cut: Tensor = torch.cat(cells, 2).unflatten(2, (-1, dim))
+    return cut.flatten(1, 2)
 
 
 def split_levels(tokens: Tensor, grid: Grid, dims: Sequence[int]) -> list[Tensor]:
@@ -235,7 +236,7 @@ class MISSFormer(SegmentationModel):
             for _ in range(SIZES[size].bridge_depth)
         )
         self.expand = PatchExpand(dims[3], dims[3] // 2, 2)
-        ends = (
+        ends: tuple[PatchExpand | PatchClassify, ...] = (
             PatchExpand(dims[2], dims[2] // 2, 2),
             PatchExpand(dims[1], dims[1] // 2, 2),
             PatchClassify(dims[0], dims[0], 4, num_classes),
