@@ -93,8 +93,6 @@ def test_dae_former_has_a_site_and_a_fusion_of_its_own(fusion, channel):
 
 
 CROSSINGS = {"missformer": "bridge_attn", "crossvit": "cross_attn"}
-
-
 TYPICAL = {"qkv", "kv_pos", "efficient", "spatial_reduction", "window"}
 
 
