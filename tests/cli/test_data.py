@@ -19,7 +19,6 @@ SLOW = {f"probe_{name}" for name in list_probes()} - {"probe_reach", "probe_reso
 DATASETS = [
     pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else [])
     for name in names("dataset")
-    if name != "acdc"  # It has no phantom.
 ]
 
 
