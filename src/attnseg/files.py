@@ -31,7 +31,7 @@ def replacing(path: Path, before: Callable[[], None] = lambda: None) -> Iterator
         path: file to replace or create.
         before: called when the temporary file is on disk, just before it is renamed.
     """
-    name = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    name = path.with_name(f".{path.name[:40]}.{secrets.token_hex(4)}")
     # The mode is left to the umask: those who share the folder may read the file, or nobody may.
     handle = os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
     try:

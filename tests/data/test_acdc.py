@@ -53,6 +53,15 @@ def test_frames_without_labels_are_named_and_left_out(tmp_path, caplog):
     assert "patient101_frame01.nii.gz, patient101_frame12.nii.gz" in caplog.text
 
 
+def test_the_folder_of_the_archive_and_folders_that_are_no_patients(tmp_path, caplog):
+    download(tmp_path / "database")
+    (tmp_path / "database/training/Patient_3").mkdir()
+    assert [ref.case for ref in ACDC(tmp_path).cases()] == [
+        ref.case for ref in ACDC(tmp_path / "database").cases()
+    ]
+    assert "database/training: no patients, passed over: Patient_3" in caplog.text
+
+
 def first(root):
     return root / "training/patient001"
 

@@ -8,6 +8,7 @@ import pytest
 
 from attnseg.data.reader import check_case
 from attnseg.data.readers.nnunet import NNUNet
+from attnseg.data.store import prepare_cases
 from attnseg.errors import DataError
 from tests.data.refusals import check_all
 from tests.data.test_nnunet import LABELS, SCAN, Dataset
@@ -213,6 +214,45 @@ def test_a_pattern_of_patients_that_groups_all_or_nothing(tmp_path, caplog, patt
     data.reader(patient=pattern).cases()
     assert bool(caplog.records) == bool(message)
     assert message in caplog.text
+
+
+@pytest.mark.parametrize("stated", [".hdr", ".nii.gz"])
+def test_pairs_of_header_and_voxels_are_cases(tmp_path, caplog, stated):
+    caplog.set_level(logging.INFO, "attnseg")
+    data = Dataset(tmp_path / "root", ".hdr", numTraining=2).case("a").case("b.1")
+    data.content["file_ending"] = data.ending = stated
+    if stated != ".hdr":
+        data.case("c")
+    reader = data.reader()
+    refs = reader.cases()
+    assert [ref.case for ref in refs] == ["a", "b.1", "c"][: len(refs)]
+    for ref in refs:
+        assert np.array_equal(reader.read(ref).image[..., 0], SCAN)
+        assert np.array_equal(reader.read(ref).mask, LABELS)
+    assert "passed over" not in caplog.text
+    (before, *_) = prepare_cases(reader, refs, tmp_path / "store")
+    voxels = tmp_path / "root/imagesTr/a_0000.img"
+    voxels.write_bytes(voxels.read_bytes()[::-1])  # a change that the header does not show
+    (after, *_) = prepare_cases(reader, refs, tmp_path / "store")
+    assert before.digest != after.digest
+    voxels.rename(tmp_path / "elsewhere.img")
+    voxels.symlink_to(tmp_path / "elsewhere.img")
+    with pytest.raises(DataError, match=r"a_0000\.img: lies outside of"):
+        reader.cases()
+    voxels.unlink()
+    with pytest.raises(DataError, match=r"the header of a pair without its \.img file; restore"):
+        reader.read(refs[0])
+
+
+def test_names_of_cases_may_be_as_long_as_file_systems_allow(tmp_path):
+    data = Dataset(tmp_path / "root", numTraining=2)
+    for name in ("肝" * 74 + "a", "肝" * 74 + "b"):
+        data.case(name)
+    reader = data.reader()
+    cases = prepare_cases(reader, reader.cases(), tmp_path / "store")
+    assert len({case.folder for case in cases}) == 2
+    again = prepare_cases(reader, reader.cases(), tmp_path / "store")
+    assert again == cases
 
 
 def test_the_dataset_of_a_task_is_described_as_json(tmp_path):

@@ -198,7 +198,7 @@ def test_faults_are_named_with_their_file(tmp_path):
 
 def test_what_is_repaired_in_a_header_is_said_with_the_file(tmp_path, caplog, capfd):
     path = tmp_path / "scan.nii"
-    patched(write(path), 252, "<h", 99)  # qform_code
+    patched(write(path, xyzt_units=2), 252, "<h", 99)  # qform_code
     assert read_nifti(path).shape == BODY.shape
     assert caplog.messages == [f"{path}: qform_code 99 not valid; setting to 0"]
     assert capfd.readouterr().err == ""

@@ -35,10 +35,13 @@ class Dataset:
     def write(self, name, array, moved=0.0):
         path = self.root / f"{name}{self.ending}"
         path.parent.mkdir(parents=True, exist_ok=True)
-        if self.ending.startswith(".nii"):
+        if self.ending.startswith((".nii", ".hdr")):
             affine = np.diag([-0.5, -0.75, 4.0, 1.0])  # x to the left, y to the back
             affine[0, 3] = moved
-            nib.save(nib.Nifti1Image(array.transpose(2, 1, 0), affine), path)
+            kind = nib.Nifti1Pair if self.ending.startswith(".hdr") else nib.Nifti1Image
+            image = kind(array.transpose(2, 1, 0), affine)
+            image.header.set_xyzt_units("mm")
+            nib.save(image, path)
         else:
             Image.fromarray(array).save(path)
         return self
@@ -244,6 +247,9 @@ DESCRIPTION_FAULTS = {
     "label negative": (labelled(a=-1), "label 'a' is -1, not"),
     "region empty": (labelled(a=[]), "label 'a' is [], not"),
     "region of text": (labelled(a=["1"]), "label 'a' is [\"1\"], not"),
+    "label without a name": (labelled(**{" ": 1}), "label ' ' is 1: empty, or letters that"),
+    "label of two lines": (labelled(**{"a\nb": 1}), "letters that cannot be printed; rename it"),
+    "label of half a letter": (labelled(**{"\ud800": 1}), "letters that cannot be printed"),
     "label twice": (labelled(a=1, b=1), "label 'b' is 1, a value that comes twice"),
     "region twice": (labelled(a=[1, 2], b=[2, 1]), "label 'b' is [2, 1], a value that"),
     "class of 0": (described(labels={"a": 0, "b": 1}), "label 'a' is 0; background, and it"),

@@ -1,6 +1,7 @@
 """Folders of masks of other programs: pairs by name, whatever else lies beside them."""
 
 import logging
+import os
 import re
 from types import SimpleNamespace
 
@@ -25,6 +26,9 @@ def folders(tmp_path):
 
 
 def save(path, mask=MASK, affine=None):
+    if path.suffix == ".hdr":
+        nib.save(nib.Nifti1Pair(mask, np.eye(4)), path)
+        return
     if path.name.lower().endswith((".nii", ".nii.gz")):
         written = path.with_name("written" + (".nii.gz" if path.name[-1] in "zZ" else ".nii"))
         nib.save(nib.Nifti1Image(mask, np.eye(4) if affine is None else affine), written)
@@ -39,7 +43,7 @@ def save(path, mask=MASK, affine=None):
     [
         ("a.nii.gz", "a.nii"), ("a.NII.GZ", "a.nii.gz"), ("a.NII", "a.nii.gz"), ("b.PNG", "b.png"),
         ("scan.v2.nii.gz", "scan.v2.nii"), ("1.2.840.5.png", "1.2.840.5.PNG"),
-        ("a.b..nii", "a.b..nii"),
+        ("a.b..nii", "a.b..nii"), ("a.nii.gz", "a.hdr"), ("a.b.hdr", "a.b.hdr"),
         ("x.nii.png", "x.nii.png"), ("e\u0301 数据 #1=[2].nii", "\u00e9 数据 #1=[2].nii.gz"),
     ],
 )  # fmt: skip
@@ -56,7 +60,7 @@ def test_pairs_are_found_by_name_with_endings_in_any_spelling(folders, truth, pr
 @pytest.mark.parametrize(
     ("first", "second"),
     [("a.nii", "a.nii.gz"), ("a.png", "a.PNG"), ("a.nii.gz", "a.NII.GZ"), ("a.png", "a.tif"),
-     ("a.b.nii", "a.b.png"), ("\u00e9.nii", "e\u0301.nii")],
+     ("a.b.nii", "a.b.png"), ("\u00e9.nii", "e\u0301.nii"), ("a.hdr", "a.nii.gz")],
 )  # fmt: skip
 @pytest.mark.parametrize("where", ["pred", "truth"])
 def test_two_files_of_a_case_are_both_named(folders, first, second, where):
@@ -165,3 +169,36 @@ def test_masks_on_other_grids_are_all_named(folders):
     for message in ("moved.nii: lies up to 1 mm", "cropped.nii: 5x8x3 voxels, but",
                     "picture.png: of another kind", "coarse.nii: lies up to 1 mm"):  # fmt: skip
         assert message in problems
+
+
+def test_pipes_and_other_things_that_are_no_files_are_named(folders):
+    save(folders.truth / "a.nii")
+    os.mkfifo(folders.pred / "a.nii")  # Reading it would wait forever.
+    with pytest.raises(DataError, match=r"pred/a\.nii: not a file; remove it"):
+        score_folders(folders.pred, folders.truth, [Strict()])
+
+
+def test_other_labels_than_those_of_a_binary_truth_are_refused(folders):
+    save(folders.truth / "a.nii", MASK * 255)
+    save(folders.pred / "a.nii", MASK * 127)
+    with pytest.raises(DataError, match=r"pred/a\.nii: label 127, but .* 0 and 255; convert one"):
+        score_folders(folders.pred, folders.truth, [Strict()])
+    save(folders.pred / "a.nii", MASK)
+    scores = score_folders(folders.pred, folders.truth, [Strict()])
+    assert (scores["value"][scores["metric"] == "dice"] == 1).all()
+
+
+@pytest.mark.parametrize("classes", [[], ["a", "a"], {"": 1}, {"a\nb": 1}])
+def test_classes_without_a_name_of_their_own_are_refused(folders, classes):
+    save(folders.truth / "a.nii")
+    save(folders.pred / "a.nii")
+    with pytest.raises(ConfigError, match=r"classes: .*; "):
+        score_folders(folders.pred, folders.truth, [Strict()], classes)
+
+
+def test_one_folder_for_both_is_warned_of(folders, caplog):
+    save(folders.truth / "a.nii")
+    folders.pred.rmdir()
+    folders.pred.symlink_to(folders.truth)
+    score_folders(folders.pred, folders.truth, [Strict()])
+    assert "predictions and truth are one folder, so every score is perfect" in caplog.text

@@ -1,8 +1,8 @@
 """Headers that say what numbers mean, and files whose names lie; field by field: `test_formats`."""
 
 import gzip
+import json
 import struct
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -11,16 +11,21 @@ from PIL import Image
 
 from attnseg.data.readers.content import detect_content
 from attnseg.data.readers.nifti import read_nifti
+from attnseg.data.store import prepare_cases
 from attnseg.errors import DataError
+from attnseg.evaluation.mask_folders import score_folders
+from attnseg.metrics.profiles.strict import Strict
 from tests.data.test_formats import AFFINE, BODY, TURNS, save
 from tests.data.test_isic2018 import IMAGES, LESION, MASKS, PHOTO, download
 from tests.data.test_isic2018 import read as read_isic
+from tests.data.test_nnunet import Dataset
 from tests.prediction.made import organ, segment
 from tests.prediction.test_dicom import write as write_series
 
 
-def volume(path, array=BODY, affine=AFFINE, codes=(1, 2), kind=nib.Nifti1Image):
+def volume(path, array=BODY, affine=AFFINE, codes=(1, 2), kind=nib.Nifti1Image, unit="mm"):
     image = kind(array, affine)
+    image.header.set_xyzt_units(unit)
     image.set_qform(affine, codes[0])
     image.set_sform(affine, codes[1])
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -28,7 +33,7 @@ def volume(path, array=BODY, affine=AFFINE, codes=(1, 2), kind=nib.Nifti1Image):
     return path
 
 
-def test_voxels_are_measured_in_the_unit_of_the_header(tmp_path):
+def test_voxels_are_measured_in_the_unit_of_the_header(tmp_path, caplog):
     for number, (unit, factor) in enumerate((("mm", 1), ("meter", 1e-3), ("micron", 1e3))):
         image = nib.Nifti1Image(BODY, np.diag([factor, factor, factor, 1]) @ AFFINE)
         image.header.set_xyzt_units(unit, "sec")
@@ -36,8 +41,11 @@ def test_voxels_are_measured_in_the_unit_of_the_header(tmp_path):
         read = read_nifti(tmp_path / f"{unit}.nii.gz")
         assert read.spacing == pytest.approx((4, 3, 2)), number
         assert np.allclose(read.affine, AFFINE)
-    path = volume(tmp_path / "none.nii")
+    assert not caplog.messages
+    path = volume(tmp_path / "none.nii", unit="unknown")
     assert read_nifti(path).spacing == pytest.approx((4, 3, 2))
+    (message,) = caplog.messages
+    assert message == f"{path}: xyzt_units names no unit of length; voxel sizes are taken as mm"
     content = bytearray(path.read_bytes())
     content[123] = 5
     path.write_bytes(content)
@@ -54,6 +62,7 @@ def test_an_unknown_orientation_is_warned_of(tmp_path, caplog):
     assert message.startswith(f"{path}: qform_code and sform_code are 0, so the orientation is not")
     caplog.clear()
     image = nib.Nifti1Image(BODY, AFFINE)
+    image.header.set_xyzt_units("mm")
     image.set_sform(np.diag([-1, 1, 1, 1]) @ AFFINE, 2)
     image.set_qform(AFFINE, 1)
     nib.save(image, tmp_path / "both.nii")
@@ -109,6 +118,11 @@ def test_the_content_decides_what_is_compressed(tmp_path):
         assert np.array_equal(
             read_nifti(tmp_path / name).voxels, read_nifti(tmp_path / "a.nii").voxels
         )
+    (tmp_path / "twice.nii.gz").write_bytes(gzip.compress(gzip.compress(plain)))
+    with pytest.raises(
+        DataError, match=r"twice\.nii\.gz: compressed twice by gzip; unpack it once"
+    ):
+        segment(tmp_path / "twice.nii.gz", tmp_path / "out")
     broken = bytearray(gzip.compress(plain))
     broken[-8] ^= 1
     (tmp_path / "packed.nii").write_bytes(broken)
@@ -144,18 +158,53 @@ def test_dicom_behind_the_beginning_of_another_format(tmp_path):
     assert (detect_content(path).kind, detect_content(path).form) == ("dicom", "bare")
 
 
-def test_dicom_and_pictures_within_gzip_say_what_to_do(tmp_path, capfd):
-    write_series(tmp_path / "in", organ((6, 5, 3)))
-    for path in [path for path in (tmp_path / "in").rglob("*") if path.is_file()]:
-        Path(f"{path}.gz").write_bytes(gzip.compress(path.read_bytes()))
-        path.unlink()
+def test_pictures_within_gzip_and_dicom_named_nifti_say_what_they_are(tmp_path):
     Image.fromarray(LESION).save(tmp_path / "a.png")
+    (tmp_path / "in").mkdir()
     (tmp_path / "in/a.png").write_bytes(gzip.compress((tmp_path / "a.png").read_bytes()))
-    with pytest.raises(DataError, match="problems"):
+    with pytest.raises(DataError, match=r"a\.png: PNG compressed by gzip; unpack it \(gunzip\)"):
         segment(tmp_path / "in", tmp_path / "out")
-    told = capfd.readouterr().err
-    assert "gz: DICOM compressed by gzip; unpack it (gunzip)" in told
-    assert "a.png: PNG compressed by gzip; unpack it (gunzip)" in told
+    write_series(tmp_path / "series", organ((6, 5, 3)))
+    path = next((tmp_path / "series").iterdir()).rename(tmp_path / "a.nii.gz")
+    for name, kind in (("a.nii.gz", "DICOM"), ("a.png", "PNG")):
+        with pytest.raises(DataError, match=rf"NIfTI file \({kind} by its content\); restore"):
+            read_nifti(path.with_name(name))
+
+
+def test_warnings_that_repeat_in_a_batch_are_counted(tmp_path, caplog):
+    """In prediction, preparation and the scoring of masks; the manifest has each of them."""
+    text = "xyzt_units names no unit of length; voxel sizes are taken as mm"
+    for name in "abcd":
+        volume(tmp_path / f"in/{name}.nii", organ((9, 8, 5)), unit=[0, 2][name == "c"])
+    segment(tmp_path / "in", tmp_path / "out", size=(24, 27))
+    places = [tmp_path / f"in/{name}.nii" for name in "abd"]
+    counted = f"2 more files: {text} ({places[1]}, {places[2]})"
+    assert [m for m in caplog.messages if "unit" in m] == [f"{places[0]}: {text}", counted]
+    manifest = json.loads((tmp_path / "out/manifest.json").read_text())
+    warned = {item["name"]: item["warnings"] for item in manifest["items"]}
+    assert warned == {n: [] if n == "c" else [f"{tmp_path}/in/{n}.nii: {text}"] for n in "abcd"}
+
+    data = Dataset(tmp_path / "set", numTraining=16)  # as many are prepared in two processes
+    for name in "abcdefghijklmnop":
+        data.case(name)
+    for path in sorted((tmp_path / "set").rglob("*.nii.gz"))[1:]:
+        image = nib.load(path)
+        image.header.set_xyzt_units(0)
+        nib.save(nib.Nifti1Image(np.asarray(image.dataobj), None, image.header), path)
+    caplog.clear()
+    reader = data.reader()
+    prepare_cases(reader, reader.cases(), tmp_path / "store")
+    first, last = caplog.messages
+    assert first.endswith(f".nii.gz: {text}")
+    assert last.startswith(f"30 more files: {text} (")
+
+    for place in ("pred", "truth"):
+        for name in "ab":
+            volume(tmp_path / place / f"{name}.nii", (organ() > 100).astype(np.uint8), unit=0)
+    caplog.clear()
+    score_folders(tmp_path / "pred", tmp_path / "truth", [Strict()])
+    assert caplog.messages[0] == f"{tmp_path}/truth/a.nii: {text}"
+    assert caplog.messages[1].startswith(f"3 more files: {text} (")
 
 
 NO_PICTURES = {

@@ -77,6 +77,7 @@ CHANGES = {
         made.file_meta.__setattr__("MediaStorageSOPClassUID", made.SOPClassUID),
     ),
     "Modality": everywhere(Modality="RTDOSE"),
+    "ImageType": everywhere(ImageType=["ORIGINAL", "PRIMARY", "M", "MOSAIC"]),
     "SeriesInstanceUID": in_one(SeriesInstanceUID="1.2.3"),
     "PatientID": in_one(PatientID="008"),
     "PatientName": in_one(PatientName="B^A"),
@@ -90,6 +91,7 @@ CHANGES = {
     "SamplesPerPixel": everywhere(SamplesPerPixel=3),
     "PhotometricInterpretation": everywhere(PhotometricInterpretation="MONOCHROME1"),
     "BitsStored": everywhere(BitsStored=6, HighBit=5),
+    "HighBit": everywhere(HighBit=14),
     "PixelRepresentation": lambda at, made: put(
         PixelRepresentation=1, PixelData=(VOXELS[at] - 99).astype(np.int16).tobytes()
     )(made),
@@ -351,6 +353,24 @@ def test_what_may_be_empty_may_be_missing_or_invalid(tmp_path, kind):
             assert tag in made
             assert not made.get(tag)
     assert not results["odd"].PatientSex
+
+
+@pytest.mark.parametrize("kind", ["dicom_seg", "rtstruct"])
+def test_names_of_patients_and_classes_are_kept_in_any_script(tmp_path, caplog, recwarn, kind):
+    names = {"ISO_IR 100": "Müller^Jörg", "ISO_IR 144": "Дима^Иван", "GB18030": "王^小东",
+             "ISO_IR 192": "Ñandú^Zoë", "": "A^B"}  # fmt: skip
+    for number, (script, name) in enumerate(names.items()):
+        edit = everywhere(SpecificCharacterSet=script, PatientName=name)
+        write(tmp_path / f"in/{number}", VOXELS, str(number), edit=edit)
+    wanted = {"output_type": kind, "overlays": False}
+    segment(tmp_path / "in", tmp_path / "out", classes=("肝臓",), wanted=wanted)
+    for number, name in enumerate(names.values()):
+        made = pydicom.dcmread(tmp_path / f"out/masks/{number}.dcm")
+        assert made.PatientName == name
+        segments = made.get("SegmentSequence") or made.StructureSetROISequence
+        assert [s.get("SegmentLabel") or s.ROIName for s in segments] == ["肝臓"]
+    assert not caplog.messages
+    assert not [warning for warning in recwarn if "encod" in str(warning.message)]
 
 
 NO_RESULT = {

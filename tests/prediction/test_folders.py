@@ -34,6 +34,21 @@ def picture(path: Path, seed: int = 0, shape=(8, 10), kind: str | None = None) -
     Image.fromarray(organ(shape, seed).astype(np.uint8)).save(path, kind)
 
 
+def test_a_name_longer_than_the_file_system_allows_is_a_line(tmp_path, capfd):
+    for number in range(4):
+        picture(tmp_path / f"in/{number}{'x' * 250}.png", number)
+    nifti(tmp_path / f"in/{'y' * 248}.nii.gz")
+    nifti(tmp_path / "in/z.nii.gz")
+    with pytest.raises(DataError, match="4 problems, listed above; 2 others are done"):
+        segment(tmp_path / "in", tmp_path / "out", classes=("a", "b"))
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == 4
+    for line in lines:
+        assert line.endswith("a name longer than the file system allows; rename the input")
+    masks = sorted(path.name for path in (tmp_path / "out/masks").iterdir())
+    assert masks == [f"{'y' * 248}.nii.gz", "z.nii.gz"]
+
+
 def scan(folder: Path, slices: int = 3) -> None:
     """A scan folder of the UW-Madison download."""
     for number in range(1, slices + 1):

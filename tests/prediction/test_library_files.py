@@ -1,5 +1,6 @@
 """The test files of nibabel, in one folder: each is done, passed over or refused with a reason."""
 
+import gzip
 import json
 import re
 import shutil
@@ -11,7 +12,9 @@ import pytest
 
 from attnseg.data.readers.nifti import read_nifti
 from attnseg.errors import DataError
+from attnseg.prediction.dicom import read_series
 from tests.prediction.made import segment
+from tests.prediction.test_dicom_library import decode
 
 DATA = Path(nib.__file__).parent
 REFUSED = {  # what the files are, as nibabel's own documentation says
@@ -20,9 +23,9 @@ REFUSED = {  # what the files are, as nibabel's own documentation says
     "row_major.dconn.nii": "CIFTI", "example4d.nii.gz": "not a volume of three dimensions",
     "functional.nii": "not a volume of three dimensions",
     "example_nifti2.nii.gz": "not a volume of three dimensions",
-    "philips_mprage.dcm.gz": "unpack it (gunzip)", "siemens_dwi_0.dcm.gz": "unpack it (gunzip)",
-    "siemens_dwi_1000.dcm.gz": "unpack it (gunzip)",
+    "0.dcm": "a mosaic, slices side by side in one picture; convert it to NIfTI (dcm2niix)",
 }  # fmt: skip
+SERIES = {"0.dcm", "1.dcm", "siemens_dwi_0.dcm.gz", "siemens_dwi_1000.dcm.gz"}  # of one UID
 
 
 def test_every_test_file_of_nibabel(tmp_path, capfd):
@@ -42,7 +45,7 @@ def test_every_test_file_of_nibabel(tmp_path, capfd):
     done = {Path(name).name for item in manifest["items"] for name in item["files"]}
     passed_over = {Path(name).name for name in manifest["passed_over"]}
     everything = {path.name for path in (tmp_path / "in").iterdir()}
-    assert done | set(failed) | passed_over == everything
+    assert done | set(failed) | passed_over | SERIES == everything
     for name, reason in REFUSED.items():
         assert reason in failed[name], failed[name]
     for name in done:
@@ -53,6 +56,12 @@ def test_every_test_file_of_nibabel(tmp_path, capfd):
             voxels = np.asarray(plain.dataobj).reshape(plain.shape[:3])[::-1, ::-1]
             assert np.array_equal(ours.voxels, voxels.transpose(2, 1, 0).astype(np.float32)), name
             assert np.allclose(ours.affine, theirs.affine), name
+        if name.endswith(".dcm.gz"):
+            plain = tmp_path / "plain.dcm"
+            plain.write_bytes(gzip.decompress((tmp_path / "in" / name).read_bytes()))
+            expected = decode(read_series([plain]))
+            ours = read_series([tmp_path / "in" / name])
+            assert np.array_equal(ours.voxels.astype(np.float32), expected), name
     for name in ("example4d.nii.gz", "example_nifti2.nii.gz"):
         theirs = nib.load(tmp_path / "in" / name)
         ours = read_nifti(tmp_path / "in" / name, channels=2)

@@ -23,7 +23,8 @@ def list_by_name(folder: Path, endings: Sequence[str], problems: Problems) -> di
     for path in sorted(folder.iterdir()):
         ending = find_ending(path.name, endings)
         if path.name.startswith(".") or not ending or path.is_dir():
-            passed_over.append(path.name)
+            if not (".hdr" in endings and find_companion(path, ".img", ".hdr")):
+                passed_over.append(path.name)
             continue
         # The same letters can be stored in two ways: macOS and Linux differ.
         name = unicodedata.normalize("NFC", path.name[: len(path.name) - len(ending)])
@@ -39,6 +40,19 @@ def find_ending(name: str, endings: Iterable[str]) -> str:
     """Return the longest of the endings that a file's name has in any spelling, or else none."""
     lower = name.lower()
     return max((each for each in endings if lower.endswith(each)), key=len, default="")
+
+
+def find_companion(path: Path, end: str, other: str) -> Path | None:
+    """Return the file whose ending is `other` where that of `path` is `end`, or `None`.
+
+    Either ending may be followed by `.gz`.
+    """
+    match = re.fullmatch(rf"(.*)({re.escape(end)})(\.gz)?", path.name, re.IGNORECASE | re.DOTALL)
+    if match is None:
+        return None
+    ending = other.upper() if match[2].isupper() else other
+    names = (f"{match[1]}{ending}{packed}" for packed in (match[3] or "", "", ".gz"))
+    return next((file for name in names if (file := path.with_name(name)).is_file()), None)
 
 
 def compile_patient_pattern(pattern: str) -> re.Pattern[str]:

@@ -27,8 +27,10 @@ from numpy.typing import NDArray
 
 from attnseg.data.duplicates import Signatures, compute_signatures
 from attnseg.data.labels import IGNORE, Labels, digest_masks
+from attnseg.data.notices import FileWarning, collecting_warnings, counting_warnings, warn_of_file
 from attnseg.data.parallel import work_in_parallel
 from attnseg.data.reader import Case, CaseRef, Reader, check_case
+from attnseg.data.readers.nifti import list_nifti_files
 from attnseg.data.slicing import scale_intensities
 from attnseg.errors import DataError, Problems, ResourceError
 from attnseg.files import file_digest, make_temporary_folder, remove_abandoned, write_text
@@ -40,6 +42,7 @@ TEMPORARY = PART, OUTDATED = ".part-", ".old-"  # beginnings of the names of tem
 ATTEMPTS = 10  # at putting a case in its place
 STORE_VERSION = 3  # to be raised whenever the content of prepared cases changes
 LOST = "deleted or prepared anew while this command used it; start the command again"
+LONGEST_NAME = 240  # bytes; file systems allow 255
 PERCENTILES = (0.5, 5.0, 25.0, 50.0, 75.0, 95.0, 99.5)  # the outer ones are scaled to 0 and 1
 
 
@@ -175,20 +178,25 @@ def prepare_cases(reader: Reader, refs: Sequence[CaseRef], folder: Path) -> list
         for name in TEMPORARY:
             remove_abandoned(folder, name)
 
-        def prepare_case(ref: CaseRef) -> StoredCase | DataError:
-            try:
-                case = reader.read(ref)
-                check_case(case, ref, reader)
-                return _write_case(case, ref, folder, sources[ref.case], reader.labels)
-            except DataError as error:
-                return error
+        def prepare_case(ref: CaseRef) -> tuple[StoredCase | DataError, list[FileWarning]]:
+            with collecting_warnings() as warnings:
+                try:
+                    case = reader.read(ref)
+                    check_case(case, ref, reader)
+                    source = sources[ref.case]
+                    return _write_case(case, ref, folder, source, reader.labels), warnings
+                except DataError as error:
+                    return error, warnings
 
         results = work_in_parallel(prepare_case, missing, "Preparing", "cases", folder)
-        for ref, result in zip(missing, results, strict=True):
-            if isinstance(result, DataError):
-                problems.found.extend(result.problems)
-            else:
-                stored[ref.case] = result
+        with counting_warnings():
+            for ref, (result, warnings) in zip(missing, results, strict=True):
+                for path, text in warnings:
+                    warn_of_file(path, text)
+                if isinstance(result, DataError):
+                    problems.found.extend(result.problems)
+                else:
+                    stored[ref.case] = result
     for problem in problems.found:
         log.debug("error: %s", problem)
     problems.stop()
@@ -197,7 +205,10 @@ def prepare_cases(reader: Reader, refs: Sequence[CaseRef], folder: Path) -> list
 
 def _case_folder(folder: Path, ref: CaseRef) -> Path:
     """Return a case's folder; characters that file names cannot hold are percent-encoded."""
-    return folder / ("case-" + quote(ref.case, safe=" "))
+    name = quote(ref.case, safe=" ")
+    if len(name) > LONGEST_NAME:
+        name = f"{name[:100]}-{hashlib.sha256(name.encode()).hexdigest()}"
+    return folder / f"case-{name}"
 
 
 @dataclass(frozen=True)
@@ -217,11 +228,17 @@ class _Source:
     files: tuple[Path, ...]
 
 
+def _list_case_files(ref: CaseRef) -> tuple[Path, ...]:
+    """Return a case's files, those with the voxels of NIfTI pairs among them."""
+    return tuple(file for path in ref.files for file in list_nifti_files(path))
+
+
 def _state_of_source(reader: Reader, ref: CaseRef) -> _Source:
     """Return a case's source, from the state of its files alone."""
     text = json.dumps([reader.source(ref), ref.patient, ref.role])
     digest, changed = hashlib.sha256(text.encode()), hashlib.sha256()
-    for path in ref.files:
+    files = _list_case_files(ref)
+    for path in files:
         try:
             status = path.stat()
         except OSError as error:
@@ -230,7 +247,7 @@ def _state_of_source(reader: Reader, ref: CaseRef) -> _Source:
             raise DataError(f"{path}: not a file; restore it")
         digest.update(f"{path.name},{status.st_size},{status.st_mtime_ns};".encode())
         changed.update(f"{status.st_ctime_ns};".encode())
-    return _Source(digest.hexdigest(), changed.hexdigest()[:16], ref.files)
+    return _Source(digest.hexdigest(), changed.hexdigest()[:16], files)
 
 
 def _load_case(folder: Path, source: _Source) -> StoredCase | None:
@@ -302,7 +319,7 @@ def _write_case(
         digest=digest.hexdigest(),
         source=source.digest,
         changed=source.changed,
-        contents=_digest_contents(ref.files),
+        contents=_digest_contents(source.files),
     )
     arrays = {"image": image, "mask": mask, "counts": counts}
     arrays["signatures"] = compute_signatures(image)

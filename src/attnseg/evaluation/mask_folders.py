@@ -21,7 +21,9 @@ from attnseg.data.labels import (
     digest_masks,
     number_values,
 )
+from attnseg.data.notices import counting_warnings
 from attnseg.data.reader import shape_text
+from attnseg.data.readers.nifti import ENDINGS as VOLUMES
 from attnseg.data.readers.nifti import check_same_grid, find_labels, map_labels, read_nifti
 from attnseg.data.readers.pictures import SUFFIXES, read_label_picture
 from attnseg.data.sealed import record_scored_masks
@@ -32,7 +34,6 @@ from attnseg.progress import track
 
 log = logging.getLogger(__name__)
 
-VOLUMES = (".nii", ".nii.gz")
 WHITE = 255
 Classes = list[str] | dict[str, int | list[int]] | None
 # Label maps `[S, H, W]` of truth and prediction, and the voxel size in mm; `None` for pictures.
@@ -73,10 +74,7 @@ def score_folders(
     pairs = pair_files(pred, truth)
     patients = find_patients(pairs, patient)
     problems = Problems()
-    maps: dict[str, MapPair] = {}
-    for name, files in track(list(pairs.items()), "Reading", "cases"):
-        with problems.gathered():
-            maps[name] = read_pair(*files)
+    maps = _read_pairs(pairs, problems)
     problems.stop()
     labels, meanings = define_labels(pairs, maps, classes, ignore_label)
     for case, (true, predicted, spacing) in maps.items():
@@ -99,6 +97,16 @@ def score_folders(
             for score in score_known_voxels(profile, *masks, spacing, labels.names, ignored):
                 rows.append(("given", patients[case], case, *score, profile.name))
     return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def _read_pairs(pairs: Mapping[str, tuple[Path, Path]], problems: Problems) -> dict[str, MapPair]:
+    """Read the label maps of all cases; what cannot be read is added to the problems."""
+    maps: dict[str, MapPair] = {}
+    with counting_warnings():
+        for name, files in track(list(pairs.items()), "Reading", "cases"):
+            with problems.gathered():
+                maps[name] = read_pair(*files)
+    return maps
 
 
 def _record_opening(
@@ -164,9 +172,13 @@ def _name_labels(
 ) -> dict[str, tuple[int, ...]]:
     """Return the labels of each class that was named."""
     if isinstance(classes, list):
+        if not classes or len(set(classes)) < len(classes):
+            raise ConfigError(f"classes: {classes} has no name, or one twice; name each class once")
         classes = {name: number for number, name in enumerate(classes, 1)}
     regions = {n: (v,) if isinstance(v, int) else tuple(v) for n, v in classes.items()}
     for name, values in regions.items():
+        if not (name.strip() and name.isprintable()):
+            raise ConfigError(f"classes: {name!r} cannot be printed; give each class a name")
         if not values or min(values) < 1 or ignore_label in values:
             raise ConfigError(
                 f"classes: {name!r} has the labels {list(values)}; give whole numbers from 1 that "
@@ -180,8 +192,14 @@ def _number_labels(
 ) -> dict[str, tuple[int, ...]]:
     """Return the labels that occur, named by their numbers."""
     found: set[int] = set()
+    known = {0, 1, WHITE, ignore_label} if any(binary) else None
     for values, white in zip(occurring, binary, strict=True):
         for path, labels in values.items():
+            if known is not None and (others := labels - known):
+                raise DataError(
+                    f"{path}: label {min(others)}, but the other folder's masks are 0 and 255; "
+                    "convert one of them, or give classes={NAME:VALUE}"
+                )
             if WHITE in labels and not white and ignore_label != WHITE:
                 raise DataError(
                     f"{path}: 255 in a folder of other labels, which may be a class or voxels "
@@ -201,6 +219,8 @@ def pair_files(pred: Path, truth: Path) -> dict[str, tuple[Path, Path]]:
         DataError: a folder is missing or empty, a case has two files in one folder, or a file has
             no partner; names them all.
     """
+    if pred.resolve() == truth.resolve():
+        log.warning("%s: predictions and truth are one folder, so every score is perfect", pred)
     problems = Problems()
     true, predicted = (_list_masks(folder, problems) for folder in (truth, pred))
     for folder, files, partners in ((truth, true, predicted), (pred, predicted, true)):

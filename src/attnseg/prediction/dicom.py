@@ -1,6 +1,6 @@
 """Decoding of DICOM series: geometry checked, stored values turned into intensities."""
 
-import logging
+import struct
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from attnseg.data.notices import warn_of_file
 from attnseg.data.reader import shape_text
 from attnseg.data.readers.nifti import LARGEST, MAX_VOXELS, check_axes, to_smallest_dtype
 from attnseg.errors import DataError, first_line
@@ -26,14 +27,15 @@ from attnseg.prediction.dicom_headers import (
     refusing_unreadable,
 )
 
-log = logging.getLogger(__name__)
-
 GREY = ("MONOCHROME1", "MONOCHROME2")
 GAP = 0.1  # relative tolerance of the distances between slices
 BESIDE = 0.5  # largest distance of a slice from the line through the others, share of a pixel
 TURN = 1e-3  # tolerance of direction cosines, of relative pixel spacings and, in mm, of positions
 UNIT = 0.01  # largest difference from 1 of the length of a direction, which is then normalised
-Notes = dict[str, str]  # by their first words, so that each kind is noted once
+# Warnings and their files by their first words, so that each kind is noted once.
+Notes = dict[str, tuple[Path, str]]
+# Markers of JPEG and JPEG-LS that are followed by the size of the picture.
+FRAME_MARKERS = frozenset({*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC})
 TO_RAS = np.array([-1.0, -1.0, 1.0])  # DICOM's x and y run to the left and the back
 
 
@@ -81,7 +83,10 @@ def _read_frames(files: Sequence[Path]) -> DicomVolume:
     ordered = tuple(frames[at] for at in order)
     check_axes(ordered[0].path, affine)
     voxels, notes = _read_voxels(ordered, shape)
-    return DicomVolume(voxels.transpose(2, 1, 0), affine, ordered, thick, tuple(notes))
+    for path, text in notes:
+        warn_of_file(path, text)
+    lines = tuple(f"{path}: {text}" for path, text in notes)
+    return DicomVolume(voxels.transpose(2, 1, 0), affine, ordered, thick, lines)
 
 
 def check_frames_agree(frames: Sequence[Frame]) -> None:
@@ -89,31 +94,32 @@ def check_frames_agree(frames: Sequence[Frame]) -> None:
     first = frames[0]
     for frame in frames:
         for tag in PATIENT_TAGS:
-            if _as_text(frame, tag) != _as_text(first, tag):
+            if _read_text(frame, tag) != _read_text(first, tag):
                 raise DataError(
                     f"{frame.path}: another patient than {first.path.name} of the same series, by "
                     f"its {tag}; separate the patients"
                 )
         for tag in EQUAL_TAGS:
-            if _as_text(frame, tag) != _as_text(first, tag):
+            if _read_text(frame, tag) != _read_text(first, tag):
                 raise DataError(
-                    f"{frame.path}: {tag} {_as_text(frame, tag) or 'missing'}, but "
-                    f"{first.path.name} of the same series has {_as_text(first, tag) or 'none'}; "
+                    f"{frame.path}: {tag} {_read_text(frame, tag) or 'missing'}, but "
+                    f"{first.path.name} of the same series has {_read_text(first, tag) or 'none'}; "
                     "separate them"
                 )
-    colour = _as_text(first, "PhotometricInterpretation")
-    if colour not in GREY or _as_text(first, "SamplesPerPixel") not in ("", "1"):
+    colour = _read_text(first, "PhotometricInterpretation")
+    if colour not in GREY or _read_text(first, "SamplesPerPixel") not in ("", "1"):
         raise DataError(
             f"{first.path}: colour pixels ({colour or 'no PhotometricInterpretation'}); give a "
             "series of grey ones"
         )
 
 
-def _as_text(frame: Frame, tag: str) -> str:
+def _read_text(frame: Frame, tag: str) -> str:
     """Return an attribute as text, which is empty if it is missing or empty."""
     with refusing_unreadable(frame.path):
         value = frame.header.get(tag)
-        return "" if value is None else str(value).strip()
+        # Names of patients may end with delimiters of parts that are empty.
+        return "" if value is None else str(value).rstrip(" ^").strip()
 
 
 def locate_slices(
@@ -213,7 +219,7 @@ def _read_thickness(frame: Frame) -> float | None:
 
 def _read_voxels(
     frames: Sequence[Frame], shape: tuple[int, int, int]
-) -> tuple[NDArray[Any], list[str]]:
+) -> tuple[NDArray[Any], list[tuple[Path, str]]]:
     """Return the intensities `[slices, rows, columns]`, and warnings."""
     planes: list[NDArray[Any]] = [np.empty(0)] * len(frames)
     padding: list[NDArray[np.bool_] | None] = [None] * len(frames)
@@ -242,12 +248,14 @@ def _read_voxels(
 
 def add_note(notes: Notes, path: Path, text: str) -> None:
     """Add a warning with its file's name, unless there is one of its kind."""
-    notes.setdefault(text[:24], f"{path}: {text}")
+    notes.setdefault(text[:24], (path, text))
 
 
 def _decode(path: Path, notes: Notes) -> tuple[Any, NDArray[Any]]:
     """Return a file's header and its stored values; `notes` receives what its decoder warns of."""
     header = read_dicom(path, pixels=True)
+    _check_high_bit(path, header)
+    _check_coded_sizes(path, header)
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
@@ -269,6 +277,45 @@ def _decode(path: Path, notes: Notes) -> tuple[Any, NDArray[Any]]:
     for warning in caught:
         add_note(notes, path, " ".join(str(warning.message).split())[:160])
     return header, stored
+
+
+def _check_high_bit(path: Path, header: Any) -> None:  # noqa: ANN401
+    """Refuse values that do not begin at the lowest bit, which decoders would multiply."""
+    tags = ("HighBit", "BitsStored")
+    with refusing_unreadable(path):
+        high, stored = (header.get(tag) for tag in tags)
+        if None not in (high, stored) and int(high) != int(stored) - 1:
+            raise DataError(
+                f"{path}: HighBit is {high}, not {int(stored) - 1}, of {stored} bits; correct it"
+            )
+
+
+def _check_coded_sizes(path: Path, header: Any) -> None:  # noqa: ANN401
+    """Refuse JPEG pixels whose own size is not the header's: decoders make room for theirs."""
+    from pydicom.encaps import generate_frames
+
+    with refusing_unreadable(path):
+        if not header.file_meta.TransferSyntaxUID.is_encapsulated:
+            return
+        expected = header.Rows, header.Columns
+        count = int(header.get("NumberOfFrames") or 1)
+        for data in generate_frames(header.PixelData, number_of_frames=count):
+            if (size := _read_coded_size(data)) not in (None, expected):
+                raise DataError(f"{path}: {shape_text(size)} pixels, unlike its header; restore it")
+
+
+def _read_coded_size(data: bytes) -> tuple[int, int] | None:
+    """Return rows and columns of a JPEG, JPEG-LS or JPEG 2000 picture; `None` for others."""
+    if data[:4] == b"\xff\x4f\xff\x51":  # JPEG 2000 counts from an origin
+        right, bottom, left, top = struct.unpack_from(">4I", data, 8)
+        return bottom - top, right - left
+    at = 2
+    while data[:2] == b"\xff\xd8" and at + 9 <= len(data) and data[at] == 0xFF:
+        if data[at + 1] in FRAME_MARKERS:
+            rows, columns = struct.unpack_from(">2H", data, at + 5)
+            return rows, columns
+        at += 1 if data[at + 1] == 0xFF else 2 + struct.unpack_from(">H", data, at + 2)[0]
+    return None
 
 
 def _to_intensities(

@@ -5,18 +5,23 @@ pydicom and highdicom are imported only where they are needed.
 
 import contextlib
 import importlib.util
+import io
 import logging
+import math
 import re
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from attnseg.data.readers.content import detect_content
+from attnseg.data.readers.unpacking import HEADER_LIMIT, BoundedGzip, inflate
 from attnseg.errors import AttnsegError, ConfigError, DataError, Problems, first_line
 
 log = logging.getLogger(__name__)
@@ -47,7 +52,7 @@ EQUAL_TAGS = (
 )  # fmt: skip
 PATIENT_TAGS = ("PatientID", "PatientName", "PatientBirthDate")
 FRAME_TAGS = [
-    *EQUAL_TAGS, *PATIENT_TAGS, "SeriesInstanceUID", "SOPClassUID", "SOPInstanceUID",
+    *EQUAL_TAGS, *PATIENT_TAGS, "SeriesInstanceUID", "SOPClassUID", "SOPInstanceUID", "ImageType",
     "PixelSpacing", "ImagePositionPatient", "ImageOrientationPatient", "SliceThickness",
     "RescaleSlope", "RescaleIntercept",
 ]  # fmt: skip
@@ -57,6 +62,8 @@ TAGS = [
     "SharedFunctionalGroupsSequence",
     "PerFrameFunctionalGroupsSequence",
 ]
+SIZE_TAGS = ["Rows", "Columns", "SamplesPerPixel", "BitsAllocated", "NumberOfFrames"]
+DEFLATED = "1.2.840.10008.1.2.1.99"  # transfer syntax
 # A series has a folder, a UID and files; the last item is true if it is alone in the folder.
 Series = tuple[Path, str, tuple[Path, ...], bool]
 
@@ -77,25 +84,60 @@ class Frame:
 
 
 def read_dicom(path: Path, tags: list[str] | None = None, pixels: bool = False) -> Any:  # noqa: ANN401
-    """Read a file, with or without a preamble; or some tags of its header.
+    """Read a file, with or without a preamble, also within gzip; or some tags of its header.
 
     Raises:
-        DataError: the file cannot be read.
+        DataError: the file cannot be read, or unpacks to more than its header allows.
     """
     import pydicom
-    from pydicom.uid import UID
+    from pydicom.uid import UID, ExplicitVRLittleEndian
 
     # The values that are used are checked here; warnings about others would only distract.
     pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
     logging.getLogger("pydicom").setLevel(logging.CRITICAL)
     with refusing_unreadable(path), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        header = pydicom.dcmread(
-            path, stop_before_pixels=not pixels, specific_tags=tags, force=True
+        read = partial(
+            pydicom.dcmread, stop_before_pixels=not pixels, specific_tags=tags, force=True
         )
+        packed = detect_content(path).packed
+        limit = HEADER_LIMIT
+        with BoundedGzip(path) if packed else path.open("rb") as file:
+            meta = _read_meta(file)
+            deflated = meta.get("TransferSyntaxUID") == DEFLATED
+            if pixels and (packed or deflated):
+                limit += _count_pixel_bytes(path)
+            if isinstance(file, BoundedGzip):
+                file.limit = limit
+            if deflated:
+                stream = io.BytesIO(inflate(file.read(), limit, whole=pixels))
+                header = read(stream)
+                meta.TransferSyntaxUID = ExplicitVRLittleEndian  # as the stream is
+                header.file_meta = meta
+            else:
+                file.seek(0)
+                header = read(file)
         if "TransferSyntaxUID" not in header.file_meta:
             header.file_meta.TransferSyntaxUID = UID(_guess_syntax(header))
         return header
+
+
+def _read_meta(file: Any) -> Any:  # noqa: ANN401
+    """Return the group of a file that says how the others are encoded, and leave these next."""
+    from pydicom.dataset import FileMetaDataset
+    from pydicom.filereader import read_dataset, read_preamble
+
+    read_preamble(file, force=True)
+    return FileMetaDataset(
+        read_dataset(file, False, True, stop_when=lambda tag, *_: tag.group != 2)
+    )
+
+
+def _count_pixel_bytes(path: Path) -> int:
+    """Return the size of a file's pixels, unpacked, by its header."""
+    header = read_dicom(path, SIZE_TAGS)
+    counts = [read_integer(path, header, tag) for tag in SIZE_TAGS if header.get(tag) is not None]
+    return math.prod(counts) // 8
 
 
 @contextlib.contextmanager
@@ -184,6 +226,11 @@ def list_frames(path: Path, header: Any) -> list[Frame]:  # noqa: ANN401
         DataError: it has several frames without a position each.
     """
     with refusing_unreadable(path):
+        if "MOSAIC" in (header.get("ImageType") or ()):
+            raise DataError(
+                f"{path}: a mosaic, slices side by side in one picture; convert it to NIfTI "
+                "(dcm2niix)"
+            )
         count = 1
         if header.get("NumberOfFrames") is not None:
             count = read_integer(path, header, "NumberOfFrames")

@@ -3,7 +3,9 @@
 pydicom and highdicom are imported only where they are needed.
 """
 
+import contextlib
 import datetime
+import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -94,7 +96,8 @@ def write_segmentation(
     try:
         sources = [_read_source(each) for each in dict.fromkeys(frame.path for frame in frames)]
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # highdicom warns of empty masks.
+            warnings.simplefilter("ignore")  # highdicom warns of empty masks,
+            logging.getLogger("highdicom").setLevel(logging.ERROR)  # in two ways.
             segmentation = hd.seg.Segmentation(
                 source_images=sources,
                 pixel_array=pixels,
@@ -137,6 +140,9 @@ def _read_source(path: Path) -> Any:  # noqa: ANN401
                     validate_value(element.VR, str(value), RAISE)
         except Exception:  # There are as many kinds as parsers of values.
             del header[tag]
+    with contextlib.suppress(Exception):
+        header.decode()
+    header.SpecificCharacterSet = "ISO_IR 192"  # UTF-8, for names of patients and of classes
     if header.get("PatientSex") not in ("M", "F", "O"):
         header.PatientSex = ""
     for name in MAY_BE_EMPTY:
@@ -186,8 +192,7 @@ def write_structure_set(
     made = Dataset()
     for name in (*MAY_BE_EMPTY, "StudyInstanceUID", "FrameOfReferenceUID"):
         made[name] = source[name]
-    if "SpecificCharacterSet" in source:
-        made.SpecificCharacterSet = source.SpecificCharacterSet
+    made.SpecificCharacterSet = source.SpecificCharacterSet
     made.PositionReferenceIndicator = made.OperatorsName = ""
     made.SOPClassUID = STRUCTURE_SET
     made.SOPInstanceUID = generate_uid(entropy_srcs=[origin.identity, "instance"])

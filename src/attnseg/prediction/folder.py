@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from attnseg.data.notices import counting_warnings
 from attnseg.data.reader import shape_text
 from attnseg.data.readers.nifti import list_nifti_files
 from attnseg.energy import JOULES_PER_WH, EnergyMeter
@@ -41,7 +42,7 @@ from attnseg.progress import track
 
 log = logging.getLogger(__name__)
 
-VERSION = 2  # raised whenever the same input and options would give another result
+VERSION = 3  # raised whenever the same input and options would give another result
 PACKAGES = (
     "attnseg", "numpy", "scipy", "opencv-python-headless", "nibabel", "pydicom", "highdicom",
     "pillow", "torch", "onnxruntime",
@@ -109,7 +110,7 @@ def segment_folder(
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     with Manifest(output, digest) as manifest:
         run = FolderRun(segmenter, options, spec, root, manifest)
-        with EnergyMeter(gpus) as meter:
+        with EnergyMeter(gpus) as meter, counting_warnings():
             items = run.segment_items(inputs)
         wh = None if meter.joules is None else round(meter.joules / JOULES_PER_WH, 4)
         seconds = round(time.monotonic() - clock, 2)
@@ -235,8 +236,6 @@ class FolderRun:
             warnings = scan.differences_from_training(self.spec)
             for warning in warnings:
                 log.warning("%s: %s", item.name, warning)
-            for warning in scan.warnings:
-                log.warning("%s", warning)
             segmented = self.segmenter(scan, options.probabilities, options.uncertainty)
             for mask, name in zip(segmented.masks, classes, strict=True):
                 mask[:] = clean_mask(mask, options.rules[name], scan.spacing)

@@ -45,7 +45,7 @@ def _read_nifti_item(item: Item, spec: InferenceSpec) -> Scan:
     if len(item.files) == 1:
         volume = read_nifti(item.files[0], spec.plane, spec.channels)
         voxels = volume.voxels if spec.channels > 1 else volume.voxels[..., None]
-        return make_scan(voxels, volume.spacing, volume.affine, spec.window)
+        return make_scan(voxels, volume.spacing, volume.affine, spec.window, volume.warnings)
     if len(item.files) != spec.channels:
         raise DataError(
             f"{item.place}: {len(item.files)} channels instead of {spec.channels}; give those "
@@ -60,7 +60,8 @@ def _read_nifti_item(item: Item, spec: InferenceSpec) -> Scan:
     for path, volume in zip(item.files, volumes, strict=True):
         check_same_grid(volumes[0], volume, (item.files[0], path))
     voxels = to_smallest_dtype(np.stack([volume.voxels for volume in volumes], -1))
-    return make_scan(voxels, volumes[0].spacing, volumes[0].affine, spec.window)
+    warnings = tuple(line for volume in volumes for line in volume.warnings)
+    return make_scan(voxels, volumes[0].spacing, volumes[0].affine, spec.window, warnings)
 
 
 def _read_picture_item(item: Item, spec: InferenceSpec) -> Scan:

@@ -8,7 +8,6 @@ UW-Madison download. Hidden files are passed over.
 import gzip
 import os
 import re
-import stat
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
@@ -16,9 +15,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from attnseg.data.folders import find_ending
+from attnseg.data.folders import find_companion, find_ending
 from attnseg.data.readers.content import detect_content
-from attnseg.data.readers.nifti import find_companion
+from attnseg.data.readers.nifti import ENDINGS
 from attnseg.data.readers.pictures import SUFFIXES
 from attnseg.data.readers.uw_madison import find_scan_folder, sort_slices
 from attnseg.errors import DataError, Problems, first_line
@@ -27,7 +26,7 @@ from attnseg.prediction.dicom_headers import Frame, group_series
 from attnseg.prediction.spec import InferenceSpec
 
 Kind = Literal["nifti", "dicom", "picture", "scan"]
-VOLUMES, PAIRS = (".nii", ".nii.gz"), (".hdr", ".hdr.gz")
+VOLUMES, DICOMS = ENDINGS[:2], (DICOM, f"{DICOM}.gz")
 CHANNEL = re.compile(r"(.+)_(\d{4})")
 
 
@@ -150,10 +149,8 @@ def detect_kind(path: Path) -> str | None:
     """
     if not path.name.isprintable():  # It may not even be text.
         raise DataError(f"{path.parent}: a file of the name {path.name!a}; rename it")
-    expected = path.name.lower().endswith((*VOLUMES, *SUFFIXES, DICOM))
+    expected = path.name.lower().endswith((*VOLUMES, *SUFFIXES, *DICOMS))
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # Reading a pipe would wait forever.
-            raise DataError(f"{path}: not a file; remove it")
         content = detect_content(path)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         if not expected:
@@ -163,10 +160,11 @@ def detect_kind(path: Path) -> str | None:
         raise DataError(f"{path}: {error.strerror or error}; restore it or remove it") from error
     if content.form == "single" and not path.name.lower().endswith(VOLUMES):
         raise DataError(f"{path}: a NIfTI file by its content; name it .nii or .nii.gz")
-    if content.packed and content.kind in ("dicom", "picture"):
-        kind = "DICOM" if content.kind == "dicom" else content.form
-        raise DataError(f"{path}: {kind} compressed by gzip; unpack it (gunzip)")
+    if content.packed and content.kind == "picture":
+        raise DataError(f"{path}: {content.form} compressed by gzip; unpack it (gunzip)")
     if content.kind is None and expected:
+        if content.form == "gzip":
+            raise DataError(f"{path}: compressed twice by gzip; unpack it once (gunzip)")
         what = "empty" if content.empty else "no NIfTI, DICOM or picture by its content"
         raise DataError(f"{path}: {what}; restore the file or remove it")
     return content.kind
@@ -214,7 +212,7 @@ def _result_name(path: Path, root: Path) -> str:
 
 def _suffix_of(name: str) -> str:
     """Return the suffix of a file's name as it is spelt; empty if it is none of ours."""
-    suffix = find_ending(name, (*VOLUMES, *PAIRS, *SUFFIXES, DICOM))
+    suffix = find_ending(name, (*ENDINGS, *SUFFIXES, *DICOMS))
     return name[len(name) - len(suffix) :]
 
 

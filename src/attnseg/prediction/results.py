@@ -1,6 +1,7 @@
 """Writing of results, with the file format, size and orientation of the input."""
 
 import contextlib
+import errno
 import gzip
 import json
 import logging
@@ -225,11 +226,15 @@ class ResultWriter:
 
 @contextlib.contextmanager
 def reporting_write_errors(path: Path) -> Iterator[None]:
-    """Create a file's folder, and turn an `OSError` within into a `ResourceError` that names it."""
+    """Create a file's folder, and turn an `OSError` within into an error that names the file."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise DataError(
+                f"{path}: a name longer than the file system allows; rename the input"
+            ) from error
         raise ResourceError(
             f"{path}: cannot be written ({error.strerror or error}); free space or set output, and "
             "repeat the command"

@@ -14,20 +14,19 @@ from pathlib import Path
 from attnseg.data.folders import find_ending
 from attnseg.data.labels import Labels
 from attnseg.data.reader import Case, CaseRef, Reader
-from attnseg.data.readers.nifti import read_labelled
+from attnseg.data.readers.nifti import ENDINGS, read_labelled
 from attnseg.errors import DataError, Problems, join_names
 
 log = logging.getLogger(__name__)
 
 PARTS = {"training": None, "testing": "test"}  # the folders, and the role of their patients
-ENDINGS = (".nii.gz", ".nii")
 
 
 class ACDC(Reader):
     """Reads each labelled frame as a case; a patient has two. Patients of `testing` are the test.
 
     Args:
-        root: folder that holds `training`, and perhaps `testing`.
+        root: folder that holds `training`, and perhaps `testing`; or whose folder `database` does.
     """
 
     labels = Labels(("right_ventricle", "myocardium", "left_ventricle"))  # 1, 2, 3 in the files
@@ -40,9 +39,14 @@ class ACDC(Reader):
         """List the frames by patient and number; see `Reader.cases`."""
         problems = Problems()
         refs = []
+        inner = self.root / "database"  # as the archive unpacks
+        place = inner if (inner / "training").is_dir() else self.root
         for part, role in PARTS.items():
-            folders = sorted((self.root / part).glob("patient*/"))
-            for folder in folders:
+            folders = sorted(path for path in (place / part).glob("*/") if path.is_dir())
+            patients = [path for path in folders if path.name.startswith("patient")]
+            if others := [path.name for path in folders if path not in patients]:
+                log.warning("%s: no patients, passed over: %s", place / part, join_names(others))
+            for folder in patients:
                 refs += self._list_frames(folder, role, problems)
         if not refs and not problems.found:
             problems.found.append(

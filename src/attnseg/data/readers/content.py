@@ -2,11 +2,14 @@
 
 import gzip
 import re
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-GZIP = b"\x1f\x8b"
+from attnseg.errors import DataError
+
+GZIP = b"\x1f\x8b\x08"
 HEAD = 4096  # bytes that are looked at
 PICTURES = {  # the first bytes of each format, and Pillow's name for it
     b"\x89PNG\r\n\x1a\n": "PNG",
@@ -36,7 +39,8 @@ class Content:
         kind: `None` for files of any other kind.
         form: of NIfTI, `single`, `pair` (a header whose voxels lie in a second file), `analyze` (a
             header of 348 bytes without NIfTI's magic) or `cifti`; of DICOM, `file` or `bare`
-            (without the preamble and its magic); of pictures, Pillow's name of the format.
+            (without the preamble and its magic); of pictures, Pillow's name of the format; of a
+            file that was compressed twice, `gzip`.
         version: of NIfTI, 1 or 2.
         packed: whether it is compressed by gzip.
         empty: whether it holds nothing.
@@ -53,15 +57,20 @@ def detect_content(path: Path) -> Content:
     """Return the kind of a file, from its content alone.
 
     Raises:
+        DataError: it is a folder, a pipe or the like.
         OSError: it cannot be read, or is no gzip file although it begins like one.
         EOFError, zlib.error: it is a damaged gzip file.
     """
+    if not stat.S_ISREG(path.stat().st_mode):  # Reading a pipe would wait forever.
+        raise DataError(f"{path}: not a file; remove it")
     with path.open("rb") as file:
         head = file.read(HEAD)
     packed = head.startswith(GZIP)
     if packed:
         with gzip.open(path) as stream:
             head = stream.read(HEAD)
+        if head.startswith(GZIP):
+            return Content(None, "gzip", packed=True)
     kind, form, version = _identify(head)
     return Content(kind, form, version, packed, not head)
 

@@ -1,12 +1,11 @@
 """Decoding of NIfTI volumes, with checks and reorientation to one order of axes."""
 
 import contextlib
-import gzip
 import logging
-import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +22,16 @@ from nibabel.orientations import (
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
+from attnseg.data.folders import find_companion
+from attnseg.data.notices import warn_of_file
 from attnseg.data.reader import Case, shape_text
-from attnseg.data.readers.content import detect_content
+from attnseg.data.readers.content import GZIP, detect_content
+from attnseg.data.readers.unpacking import HEADER_LIMIT, LARGEST_RATIO, BoundedGzip
 from attnseg.errors import DataError, Problems
+from attnseg.memory import free_memory
 
-log = logging.getLogger(__name__)
-
+# Pairs are named by their headers.
+ENDINGS = (".nii.gz", ".nii", ".hdr", ".hdr.gz")
 # Axes of an LPS volume (0 for x, 1 for y, 2 for z) along slices, rows and columns.
 PLANES = {"axial": (2, 1, 0), "coronal": (1, 2, 0), "sagittal": (0, 2, 1)}
 LPS = axcodes2ornt(("L", "P", "S"))
@@ -56,12 +59,14 @@ class NiftiVolume:
         spacing: voxel size along S, H, W, mm.
         affine: affine `[4, 4]` of the file (see `Case`).
         shape: shape of the file's array without channels.
+        warnings: a line for whatever the header leaves open or contradicts.
     """
 
     voxels: NDArray[Any]
     spacing: tuple[float, float, float]
     affine: NDArray[np.float64]
     shape: tuple[int, ...]
+    warnings: tuple[str, ...]
 
 
 def read_nifti(path: Path, plane: str = "axial", channels: int = 1) -> NiftiVolume:
@@ -80,13 +85,12 @@ def read_nifti(path: Path, plane: str = "axial", channels: int = 1) -> NiftiVolu
         DataError: the file is broken, has other dimensions or channels, has no usable geometry, or
             holds values that are not finite in float32.
     """
+    notes: list[str] = []
     try:
-        with open_nifti(path) as image:
+        with open_nifti(path, notes) as image:
             shape = _check_shape(path, tuple(map(int, image.shape)), channels)
-            affine = _read_affine(path, image)
-            voxels = np.asanyarray(image.dataobj).reshape(shape)
-            while image.file_map["image"].fileobj.read(1 << 20):  # to a checksum at the end
-                pass
+            affine = _read_affine(path, image, notes)
+            voxels = _decode_voxels(path, image).reshape(shape)
     except (DataError, MemoryError):
         raise
     except Exception as error:  # made to harm, a header can have the parser raise anything
@@ -100,34 +104,37 @@ def read_nifti(path: Path, plane: str = "axial", channels: int = 1) -> NiftiVolu
             f"{path}: NaN or infinite voxels, or beyond {LARGEST:.1e}; repair the file or exclude "
             "the case"
         )
+    for note in notes:
+        warn_of_file(path, note)
     slices, spacing = to_slices(voxels, affine, plane)
-    return NiftiVolume(to_smallest_dtype(slices), spacing, affine, shape[:3])
+    warnings = tuple(f"{path}: {note}" for note in notes)
+    return NiftiVolume(to_smallest_dtype(slices), spacing, affine, shape[:3], warnings)
 
 
 @contextlib.contextmanager
-def open_nifti(path: Path) -> Iterator[Any]:
+def open_nifti(path: Path, notes: list[str] | None = None) -> Iterator[Any]:
     """Open a NIfTI file, or a pair by its header, as its content says and whatever its name.
 
-    Yields nibabel's image; its voxels can be read until the file is closed.
+    Yields nibabel's image; its voxels can be read until the file is closed. `notes` receives what
+    nibabel repairs in the header.
 
     Raises:
         DataError: it is no NIfTI file of voxels, or half a pair.
     """
     content = detect_content(path)
     if content.kind != "nifti":
-        raise DataError(f"{path}: not a readable NIfTI file (no NIfTI by its content); restore it")
+        kind = "DICOM" if content.kind == "dicom" else content.form or "no NIfTI"
+        raise DataError(f"{path}: not a readable NIfTI file ({kind} by its content); restore it")
     if content.form in NO_VOLUME:
         raise DataError(f"{path}: {NO_VOLUME[content.form]}; convert it to a NIfTI volume")
     *_, voxels = list_nifti_files(path)
     if content.form == "pair" and voxels == path:
         raise DataError(f"{path}: the header of a pair without its .img file; restore the pair")
-    packed = {voxels: voxels.name.lower().endswith(".gz"), path: content.packed}
     with contextlib.ExitStack() as stack:
         header, image = (
-            FileHolder(fileobj=stack.enter_context(gzip.open(p) if packed[p] else p.open("rb")))
-            for p in (path, voxels)
+            FileHolder(fileobj=stack.enter_context(_open_bounded(file))) for file in (path, voxels)
         )
-        with _log_header_repairs(path):
+        with _noting_repairs([] if notes is None else notes):
             opened = IMAGES[content.form, content.version].from_file_map(
                 {"header": header, "image": image}
             )
@@ -140,17 +147,38 @@ def list_nifti_files(path: Path) -> tuple[Path, ...]:
     return (path,) if companion is None else (path, companion)
 
 
-def find_companion(path: Path, end: str, other: str) -> Path | None:
-    """Return the file whose ending is `other` where that of `path` is `end`, or `None`.
+def _open_bounded(path: Path) -> BoundedGzip | BufferedReader:
+    """Open a file that is compressed or not, by its content."""
+    with path.open("rb") as file:
+        packed = file.read(len(GZIP)) == GZIP
+    return BoundedGzip(path) if packed else path.open("rb")
 
-    Either ending may be followed by `.gz`.
+
+def _decode_voxels(path: Path, image: Any) -> NDArray[Any]:  # noqa: ANN401
+    """Return the scaled voxels, unless the file cannot hold them or memory has no room.
+
+    A few bytes can unpack to gigabytes, and a header can declare any number of voxels.
     """
-    match = re.fullmatch(rf"(.*)({re.escape(end)})(\.gz)?", path.name, re.IGNORECASE | re.DOTALL)
-    if match is None:
-        return None
-    ending = other.upper() if match[2].isupper() else other
-    names = (f"{match[1]}{ending}{packed}" for packed in (match[3] or "", "", ".gz"))
-    return next((file for name in names if (file := path.with_name(name)).is_file()), None)
+    proxy, file = image.dataobj, image.file_map["image"].fileobj
+    count, stored = int(np.prod(proxy.shape, dtype=np.int64)), proxy.dtype.itemsize
+    packed = isinstance(file, BoundedGzip)
+    *_, place = list_nifti_files(path)
+    end = int(proxy.offset) + count * stored
+    if end > place.stat().st_size * (LARGEST_RATIO if packed else 1):
+        raise ValueError(f"its header declares {end} bytes, more than {place.name} can hold")
+    scaled = (proxy.slope, proxy.inter) != (1, 0)
+    needed = count * (2 * stored * packed + (16 if scaled else stored))
+    if (free := free_memory()) is not None and needed > free:
+        raise DataError(
+            f"{path}: {shape_text(proxy.shape)} voxels need {needed / 1e9:.1f} GB of memory and "
+            f"{free / 1e9:.1f} GB are free; crop it or use a machine that has more"
+        )
+    if packed:
+        file.limit = count * stored + HEADER_LIMIT
+    voxels: NDArray[Any] = np.asanyarray(proxy)
+    while packed and file.read(1 << 20):  # to a checksum at the end
+        pass
+    return voxels
 
 
 def _check_shape(path: Path, shape: tuple[int, ...], channels: int) -> tuple[int, ...]:
@@ -178,8 +206,8 @@ def _check_shape(path: Path, shape: tuple[int, ...], channels: int) -> tuple[int
     return shape
 
 
-def _read_affine(path: Path, image: Any) -> NDArray[np.float64]:  # noqa: ANN401
-    """Return the affine in mm, as nibabel reads it; warn where the orientation is not certain."""
+def _read_affine(path: Path, image: Any, notes: list[str]) -> NDArray[np.float64]:  # noqa: ANN401
+    """Return the affine in mm, as nibabel reads it; add to `notes` what the header leaves open."""
     file = image.file_map["header"].fileobj
     file.seek(0)
     header = type(image.header).from_fileobj(file, check=False)
@@ -190,26 +218,24 @@ def _read_affine(path: Path, image: Any) -> NDArray[np.float64]:  # noqa: ANN401
     unit = int(header["xyzt_units"]) & 7
     if unit not in MILLIMETRES:
         raise DataError(f"{path}: xyzt_units has no unit of length {unit}; correct the header")
+    if unit == 0:
+        notes.append("xyzt_units names no unit of length; voxel sizes are taken as mm")
     affine = np.asarray(image.affine, np.float64).copy()
     affine[:3] *= MILLIMETRES[unit]
     check_axes(path, affine)
     codes = [int(image.header[key]) for key in ("qform_code", "sform_code")]
     if not any(codes):
-        log.warning(
-            "%s: qform_code and sform_code are 0, so the orientation is not known and left and "
-            "right may be exchanged; taken as %s",
-            path,
-            "".join(nib.aff2axcodes(affine)),
+        notes.append(
+            "qform_code and sform_code are 0, so the orientation is not known and left and right "
+            f"may be exchanged; taken as {''.join(nib.aff2axcodes(affine))}"
         )
     elif all(codes):
         with contextlib.suppress(ValueError, HeaderDataError):  # the form that is not used
             mine, other = ("".join(nib.aff2axcodes(m)) for m in (affine, image.get_qform()))
             if mine != other:
-                log.warning(
-                    "%s: the orientation is %s by its sform, which counts, and %s by its qform",
-                    path,
-                    mine,
-                    other,
+                notes.append(
+                    f"the orientation is {mine} by its sform, which counts, and {other} by its "
+                    "qform"
                 )
     return affine
 
@@ -256,20 +282,20 @@ def stack_channels(channels: Sequence[NDArray[Any]]) -> NDArray[Any]:
 
 
 @contextlib.contextmanager
-def _log_header_repairs(path: Path) -> Iterator[None]:
-    """Log nibabel's warnings on invalid header fields, which lack the file's name, with it."""
+def _noting_repairs(notes: list[str]) -> Iterator[None]:
+    """Add nibabel's warnings on invalid header fields, which lack the file's name, to `notes`."""
 
-    def log_with_path(record: logging.LogRecord) -> bool:
+    def keep(record: logging.LogRecord) -> bool:
         # Nibabel raises errors besides logging them; other threads open other files.
         if record.levelno < logging.ERROR and record.thread == threading.get_ident():
-            log.warning("%s: %s", path, record.getMessage())
+            notes.append(record.getMessage())
         return False
 
-    nib.imageglobals.logger.addFilter(log_with_path)
+    nib.imageglobals.logger.addFilter(keep)
     try:
         yield
     finally:
-        nib.imageglobals.logger.removeFilter(log_with_path)
+        nib.imageglobals.logger.removeFilter(keep)
 
 
 def to_slices(

@@ -29,13 +29,15 @@ from attnseg.data.folders import (
 )
 from attnseg.data.labels import Labels, number_values
 from attnseg.data.reader import Case, CaseRef, Reader, shape_text
-from attnseg.data.readers.nifti import PLANES, map_labels, read_labelled, stack_channels
-from attnseg.data.readers.nnunet_json import (
-    PICTURE_ENDINGS,
-    VOLUME_ENDINGS,
-    Description,
-    read_description,
+from attnseg.data.readers.nifti import ENDINGS as VOLUME_ENDINGS
+from attnseg.data.readers.nifti import (
+    PLANES,
+    list_nifti_files,
+    map_labels,
+    read_labelled,
+    stack_channels,
 )
+from attnseg.data.readers.nnunet_json import PICTURE_ENDINGS, Description, read_description
 from attnseg.data.readers.pictures import GREY8, GREY16, RGB, read_label_picture, read_picture
 from attnseg.errors import DataError, Problems, join_names
 
@@ -279,8 +281,9 @@ class NNUNet(Reader):
         images, label = files
         problems = Problems()
         for path in (*images, label):
-            with problems.gathered():
-                self._check_inside_root(path)
+            for file in list_nifti_files(path):
+                with problems.gathered():
+                    self._check_inside_root(file)
         with problems.gathered():
             patient = self._patient_of(case)
         problems.stop()

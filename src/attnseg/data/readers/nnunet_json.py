@@ -15,9 +15,9 @@ from typing import Any
 
 from attnseg.data.folders import find_ending
 from attnseg.data.labels import MAX_EXCLUSIVE, MAX_OVERLAPPING
+from attnseg.data.readers.nifti import ENDINGS as VOLUME_ENDINGS
 from attnseg.errors import DataError, Problems
 
-VOLUME_ENDINGS = (".nii.gz", ".nii")
 PICTURE_ENDINGS = (".png", ".bmp", ".tif")
 REQUIRED = {"channel_names": dict, "labels": dict, "file_ending": str}
 
@@ -152,6 +152,8 @@ def _regions(
     for name, value in labels.items():
         values = tuple(value) if isinstance(value, list) else (value,)
         label = f"{path}: label {name!r} is {json.dumps(value)[:40]}"
+        if not (name.strip() and name.isprintable()):
+            problems.found.append(f"{label}: empty, or letters that cannot be printed; rename it")
         # `isinstance` would accept true and false as whole numbers.
         if not values or any(type(v) is not int or v < 0 for v in values):
             problems.found.append(

@@ -7,16 +7,20 @@ OpenCV does not.
 import contextlib
 import re
 import struct
+import threading
+import warnings
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 
+from attnseg.data.notices import warn_of_file
 from attnseg.data.readers.content import detect_content
 from attnseg.errors import DataError
 
@@ -36,6 +40,9 @@ PICTURE_ERRORS = (
 )  # fmt: skip
 
 
+OPENING = threading.Lock()
+TILE_TAGS, LARGEST_TILE = (322, 323), 1 << 24  # of TIFF: width and height; pixels
+
 # Compressions of TIFF that may alter values.
 LOSSY = ("jpeg", "tiff_jpeg", "webp")
 
@@ -49,7 +56,7 @@ def read_picture(path: Path, modes: tuple[str, ...]) -> NDArray[np.generic]:
         DataError: the file is broken or no picture by its content, has another mode, holds several
             pictures, or has more pixels than Pillow's limit.
     """
-    with _open(path, modes) as image:
+    with _open_checked(path, modes) as image:
         return _to_array(image)
 
 
@@ -68,15 +75,13 @@ def read_label_picture(
         DataError: as `read_picture`, or the compression alters values, or what is stored
             contradicts what is shown.
     """
-    with _open(path, (*greys, *BINARY, "P")) as image:
+    with _open_checked(path, (*greys, *BINARY, "P")) as image:
         if image.format == "JPEG" or image.info.get("compression") in LOSSY:
             raise DataError(
                 f"{path}: compressed as JPEG, which alters the values of a mask; give the mask as "
                 "it was before"
             )
-        raw = image.tile[0].args if image.tile else None
-        layout = raw if isinstance(raw, str) else str(raw[0]) if raw else ""
-        bits = re.fullmatch(r"L;([248]?)(I?)R?", layout)
+        bits = re.fullmatch(r"L;([248]?)(I?)R?", _raw_mode(image))
         if bits and bits[2]:
             raise DataError(f"{path}: labels in which 0 is white; save them with 0 as black")
         values = _to_array(image)
@@ -90,7 +95,7 @@ def read_label_picture(
 
 
 @contextlib.contextmanager
-def _open(path: Path, modes: tuple[str, ...]) -> Iterator[ImageFile]:
+def _open_checked(path: Path, modes: tuple[str, ...]) -> Iterator[ImageFile]:
     """Open a picture, once its kind, mode and number of pages have been checked."""
     try:
         content = detect_content(path)
@@ -98,7 +103,9 @@ def _open(path: Path, modes: tuple[str, ...]) -> Iterator[ImageFile]:
             name = FORMATS.get(path.suffix.lower(), "picture")
             raise DataError(f"{path}: not a {name} image; restore the file or exclude the case")
         # By its name, Pillow would map a plain TIFF into memory and turn it wrongly.
-        with path.open("rb") as file, Image.open(file, formats=[content.form]) as image:
+        with path.open("rb") as file, _open_warning(path, file, content.form) as image:
+            if _raw_mode(image).startswith("RGB;16"):
+                raise DataError(f"{path}: colour of 16 bits; save it with 8")
             if image.mode not in modes:
                 accepted = " or ".join(MODE_NAMES[mode] for mode in modes if mode in MODE_NAMES)
                 raise DataError(
@@ -108,9 +115,35 @@ def _open(path: Path, modes: tuple[str, ...]) -> Iterator[ImageFile]:
             if (pages := getattr(image, "n_frames", 1)) > 1:
                 raise DataError(f"{path}: {pages} pictures in one file; split it")
             _check_grey_bitmap(path, image)
+            _check_tiles(path, image)
             yield image
+    except UnidentifiedImageError as error:
+        raise DataError(
+            f"{path}: a damaged {content.form} image; restore the file or exclude the case"
+        ) from error
     except PICTURE_ERRORS as error:
         raise DataError(f"{path}: {error}; restore the file or exclude the case") from error
+
+
+def _open_warning(path: Path, file: BinaryIO, form: str) -> ImageFile:
+    """Open a picture, and warn of damaged tags, which Pillow skips, with the file's name."""
+    # Filters of warnings are those of the process, and cases are prepared in threads.
+    with OPENING, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        image = Image.open(file, formats=[form])
+        if form != "PNG":  # which would be decoded at once
+            image.getexif()
+    for warning in caught:
+        text = " ".join(str(warning.message).split()).rstrip(".")
+        warn_of_file(path, f"{text}; an orientation may be lost")
+    return image
+
+
+def _raw_mode(image: ImageFile) -> str:
+    """Return Pillow's name of the layout of the pixels as they are stored; empty if unknown."""
+    raw = image.tile[0].args if image.tile else None
+    return raw if isinstance(raw, str) else str(raw[0]) if raw else ""
 
 
 def _to_array(image: Image.Image) -> NDArray[np.generic]:
@@ -127,6 +160,14 @@ def _check_grey_bitmap(path: Path, image: ImageFile) -> None:
         head = image.fp.read(30)
         if head[24 if head[14] == 12 else 28] < 8:
             raise DataError(f"{path}: a grey bitmap of less than 8 bits; save it as PNG")
+
+
+def _check_tiles(path: Path, image: ImageFile) -> None:
+    """Refuse a TIFF whose tiles are huge: each is unpacked, even where it exceeds the picture."""
+    if isinstance(image, TiffImageFile):
+        width, height = (int(image.tag_v2.get(tag, 0)) for tag in TILE_TAGS)
+        if width * height > LARGEST_TILE:
+            raise DataError(f"{path}: tiles of {width}x{height} pixels; save it with smaller ones")
 
 
 def _check_palette(path: Path, image: Image.Image, used: NDArray[Any]) -> None:
