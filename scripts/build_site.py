@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 TOP = ("README", "CONTRIBUTING", "CHANGELOG", "SECURITY")  # pages of GitHub's places
 LINK = re.compile(r"(\]\()([^)#:\s]+)((?:#[\w-]+)?\))")
-LANGUAGES = {".py": "python", ".yaml": "yaml", ".toml": "toml", ".ipynb": "json"}
+LANGUAGES = {".py": "python", ".yaml": "yaml", ".toml": "toml", ".cff": "yaml"}
 
 
 def gather_pages(folder: Path) -> None:
@@ -61,13 +61,25 @@ def _place_of(linked: Path, folder: Path) -> Path:
     if linked.parent == ROOT and linked.stem in TOP:
         return folder / "project" / f"{linked.stem.lower().replace('readme', 'overview')}.md"
     own = linked.relative_to(ROOT)
-    page = folder / "source" / f"{own}.md"
+    notebook = linked.suffix == ".ipynb"
+    page = folder / f"{own.with_suffix('')}.md" if notebook else folder / "source" / f"{own}.md"
     if not page.exists():
         page.parent.mkdir(parents=True, exist_ok=True)
-        code = linked.read_text(encoding="utf-8")
-        language = LANGUAGES.get(linked.suffix, "text")
-        page.write_text(f"# {own}\n\n````{language}\n{code}\n````\n", encoding="utf-8")
+        text = linked.read_text(encoding="utf-8")
+        code = f"# {own}\n\n{_as_block(text, LANGUAGES.get(linked.suffix, 'text'))}"
+        page.write_text(_read_notebook(text) if notebook else code, encoding="utf-8")
     return page
+
+
+def _read_notebook(text: str) -> str:
+    """Return a notebook as Markdown."""
+    cells = json.loads(text)["cells"]
+    sources = [(cell["cell_type"], "".join(cell["source"])) for cell in cells]
+    return "\n\n".join(_as_block(s, "python") if kind == "code" else s for kind, s in sources)
+
+
+def _as_block(code: str, language: str) -> str:
+    return f"````{language}\n{code}\n````\n"
 
 
 def list_navigation(part: list[Any], folder: Path, listed: Set[str]) -> Iterator[Any]:
