@@ -25,6 +25,7 @@ def group_patients(cases: Sequence[StoredCase], pairs: Iterable[DuplicatePair]) 
 
     def root_of(name: str) -> str:
         while parent[name] != name:
+            parent[name] = parent[parent[name]]  # which keeps the way to the root short
             name = parent[name]
         return name
 

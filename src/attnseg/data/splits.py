@@ -75,16 +75,20 @@ def divide_into_folds(
         )
     folds: list[list[str]] = [[] for _ in range(count)]
     classes = range(max(len(present) for present in presence.values()))
+    held = [[0] * len(classes) for _ in folds]  # patients of each class in each fold
     while waiting:
         left = {k: n for k in classes if (n := sum(presence[name][k] for name in waiting))}
         rarest = min(left, key=left.__getitem__, default=None)
         for name in [n for n in waiting if rarest is None or presence[n][rarest]]:
             loads = [
-                (0 if rarest is None else sum(presence[n][rarest] for n in fold), len(fold))
-                for fold in folds
+                (0 if rarest is None else counts[rarest], len(fold))
+                for counts, fold in zip(held, folds, strict=True)
             ]
-            folds[loads.index(min(loads))].append(name)
-            waiting.remove(name)
+            at = loads.index(min(loads))
+            folds[at].append(name)
+            for k, present in enumerate(presence[name]):
+                held[at][k] += bool(present)
+        waiting = [n for n in waiting if rarest is not None and not presence[n][rarest]]
     return folds
 
 
@@ -266,11 +270,11 @@ def assign_roles(
     free = [case for case, role in given.items() if role in (None, "train")]
     names = [groups[case] for case in free]
     if fold is not None and "val" not in given_roles:
+        members: dict[str, list[Sequence[bool]]] = {}
+        for case, name in zip(free, names, strict=True):
+            members.setdefault(name, []).append(presence[case])
         presence_in_group = {
-            name: [
-                any(k) for k in zip(*(presence[c] for c in free if groups[c] == name), strict=True)
-            ]
-            for name in names
+            name: [any(k) for k in zip(*cases, strict=True)] for name, cases in members.items()
         }
         folds = divide_into_folds(presence_in_group, count, seed)
         drawn = _roles_by_fold(folds, fold, "test" in given_roles)
