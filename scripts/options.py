@@ -162,7 +162,8 @@ def schema_options(schema: type[BaseModel], prefix: str, choice: Choice) -> Iter
     """Yield the options of a class that a configuration is checked against."""
     meanings = _attributes(schema)
     for name, info in schema.model_fields.items():
-        key = f"{prefix}{name}"
+        alias = info.alias or name
+        key = f"{prefix}{name if alias.startswith('_') else alias}"
         node = _node_class(info)
         if key == "choices":
             continue

@@ -17,6 +17,7 @@ SMOKE = (
     "tests/cli/test_resume.py::test_killed_once_and_resumed_to_the_same_end",
     "tests/prediction/test_runs.py::test_the_masks_are_those_that_evaluation_scores",
     "tests/cli/test_readme.py::",  # composes what the documents tell people to type
+    "tests/gpu/test_simulation.py::",  # in a process of its own, where PyTorch finds another device
 )
 STARTERS = {
     "subprocess",

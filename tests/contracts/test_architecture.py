@@ -47,11 +47,13 @@ ALLOWED = {  # and itself
     "export": {"evaluation", "preparation"} | RUNS,
     "contracts": {"export", "explain", "attention"} | RUNS,
     "doctor": {"training", "config", "memory", "errors"},
+    "gpu": {"benchmark", "training", "attention"} | RUNS,
     "probing": {"explain", "study", "probes"} | RUNS,
     "commands": {
         "probing",
         "doctor",
         "benchmark",
+        "gpu",
         "contracts",
         "explain",
         "export",

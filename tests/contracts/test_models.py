@@ -130,14 +130,28 @@ def test_transunet_with_fewer_skips_and_without_resnet(options):
     assert_alive("transunet", "kv", options)
 
 
+def assert_one_graph(net):
+    """Compile training and evaluation; `fullgraph` refuses a graph that breaks."""
+    torch.compiler.reset()  # The compiler gives up after eight networks in a process.
+    compiled = torch.compile(net.training_outputs, fullgraph=True, backend="eager")
+    outputs = compiled(torch.randn(2, 1, *SIZE))
+    torch.stack([output.square().mean() for output in outputs]).sum().backward()
+    assert all(p.grad is not None for p in net.parameters())
+    net.eval()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert all(output.isfinite().all() for output in compiled(torch.randn(2, 1, *SIZE)))
+
+
 @each_pair_in_full
 def test_training_compiles_to_one_graph(model, attn):
-    """Dropout and stochastic depth included: `fullgraph` refuses a graph that breaks."""
-    net = make(model, attn).train()
-    torch.compiler.reset()  # The compiler gives up after eight networks in a process.
-    compiled = torch.compile(net, fullgraph=True, backend="eager")
-    compiled(torch.randn(2, 1, *SIZE)).square().mean().backward()
-    assert all(p.grad is not None for name, p in net.named_parameters() if "auxiliary" not in name)
+    """Dropout, stochastic depth and auxiliary heads included."""
+    assert_one_graph(make(model, attn).train())
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("tokens", ["merge", "prune"])
+def test_fewer_tokens_compile_to_one_graph(tokens):
+    assert_one_graph(make("setr", "kv", options=(f"tokens={tokens}",)).train())
 
 
 class Wrapped(nn.Module):

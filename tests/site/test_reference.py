@@ -71,7 +71,7 @@ def test_every_option_of_a_group_has_type_default_and_meaning(group):
 
 def test_every_option_of_every_command_has_type_default_and_meaning():
     page = "\n".join(reference.commands_page())
-    assert re.findall(r"(?m)^## attnseg (\w+)$", page) == list(COMMANDS)
+    assert re.findall(r"(?m)^## attnseg ([\w-]+)$", page) == list(COMMANDS)
     training = rows(reference.training_page())
     wrong = {}
     for name, command in COMMANDS.items():

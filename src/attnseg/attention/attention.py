@@ -25,6 +25,7 @@ import attnseg.attention
 from attnseg.attention.fused import AUTO, BACKENDS
 from attnseg.attention.gather import Gather, Gathered
 from attnseg.attention.mixing import Layout, Mixing
+from attnseg.layers.narrow import narrow_once
 from attnseg.layers.sight import Sees
 from attnseg.layers.tokens import DEFAULT_PLACE, Grid, Place, TokenMixer
 from attnseg.plugins import find_plugin
@@ -222,6 +223,9 @@ class Attention(TokenMixer):
         Raises:
             ValueError: the mixing needs as many key as query tokens, and the context has others.
         """
+        given, x = x, narrow_once(x)
+        if context is not None:
+            context = x if context is given else narrow_once(context)
         strided = self._is_strided()
         queried = self._projection("q")(x, grid, False)
         source = Gathered(x, grid)

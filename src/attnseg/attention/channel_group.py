@@ -64,5 +64,5 @@ def sum_products(q: Tensor, k: Tensor) -> Tensor:
     # Queries that are contiguous within a head can be transposed without another copy.
     if q.dtype != torch.float16:
         return q.contiguous().transpose(2, 3) @ k
-    share = q.shape[2] ** -0.5
+    share = float(q.shape[2] ** -0.5)
     return ((q * share).contiguous().transpose(2, 3) @ k).float() / share

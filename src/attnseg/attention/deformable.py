@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from attnseg.attention.gather import Gather, Gathered
 from attnseg.layers.bilinear import sample_bilinear
+from attnseg.layers.narrow import LayerNorm
 from attnseg.layers.tokens import DEFAULT_PLACE, Grid, Place
 from attnseg.layers.vit import tokens_to_map
 
@@ -71,7 +72,7 @@ class Deformable(Gather):
         self.offset_range = offset_range
         width = dim // self.groups
         self.conv = nn.Conv2d(width, width, kernel, self.stride, kernel // 2, groups=width)
-        self.norm = nn.LayerNorm(width, eps=NORM_EPS)
+        self.norm = LayerNorm(width, eps=NORM_EPS)
         self.linear = nn.Linear(width, 2, bias=False)
 
     def forward(self, tokens: Tensor, grid: Grid, queries: Tensor, query_grid: Grid) -> Gathered:

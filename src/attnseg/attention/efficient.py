@@ -6,6 +6,7 @@ Shen et al., 2021, arXiv 1812.01243. Scores are never formed, so there is nothin
 from torch import Tensor, nn
 
 from attnseg.attention.mixing import Layout, Mixing
+from attnseg.layers.narrow import softmax
 from attnseg.layers.sight import declare_sight
 
 
@@ -18,8 +19,8 @@ class Efficient(Mixing):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
         """Mix values; shapes as in `Mixing.forward`."""
-        context = k.softmax(2).transpose(2, 3) @ v
-        return q.softmax(3) @ context
+        context = softmax(k, 2).transpose(2, 3) @ v
+        return softmax(q, 3) @ context
 
     def macs(self, layout: Layout) -> int:
         """Return the multiply-accumulates for one item."""
@@ -35,8 +36,8 @@ class Efficient(Mixing):
         contexts, so that the biases of both projections stay as they are.
         """
         # In this order, the softmax over tokens gets its gradient in its own memory layout.
-        context = (tokens.transpose(1, 2) @ k.squeeze(1).softmax(1)).transpose(1, 2)
-        mixed: Tensor = q.squeeze(1).softmax(2) @ out(value(context))
+        context = (tokens.transpose(1, 2) @ softmax(k.squeeze(1), 1)).transpose(1, 2)
+        mixed: Tensor = softmax(q.squeeze(1), 2) @ out(value(context))
         return mixed
 
     def absorbed_macs(self, layout: Layout, value: nn.Linear) -> int:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from attnseg.attention.fused import fused_attention
 from attnseg.attention.mixing import Layout, Mixing
+from attnseg.layers.narrow import softmax
 from attnseg.layers.tokens import DEFAULT_PLACE, Grid, Place
 
 # Keys and values of the prefix tokens, [B, h, prefix, d] each.
@@ -96,7 +97,7 @@ def attend_within(
     if first:
         shared = (q.flatten(2, 3) @ prefix[0].mT).unflatten(2, q.shape[2:4])
         scores = torch.cat((shared.to(scores.dtype), scores), -1)
-    weights = scores.softmax(-1).to(v.dtype)
+    weights = softmax(scores, -1).to(v.dtype)
     mixed = weights[..., first:] @ v
     if first:
         shared = weights[..., :first].flatten(2, 3) @ prefix[1]

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attnseg.attention.gather import Gather, Gathered
+from attnseg.layers.narrow import LayerNorm
 from attnseg.layers.tokens import DEFAULT_PLACE, Grid, Place
 
 NORM_EPS = 1e-5
@@ -44,7 +45,7 @@ class PooledReduction(Gather):
             raise ValueError(f"size {size} must be 1 or more")
         self.size = size
         self.linear = nn.Linear(dim, dim)
-        self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.norm = LayerNorm(dim, eps=NORM_EPS)
 
     def forward(self, tokens: Tensor, grid: Grid, queries: Tensor, query_grid: Grid) -> Gathered:
         """Gather tokens; see `Gather.forward`."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from attnseg.attention.mixing import Layout, Mixing
 from attnseg.layers.bilinear import sample_bilinear
+from attnseg.layers.narrow import softmax
 from attnseg.layers.sight import declare_sight
 from attnseg.layers.tokens import DEFAULT_PLACE, Place
 
@@ -46,7 +47,7 @@ class RelativeSoftmax(Mixing):
         bias = F.pad(self.biases(layout), (layout.key_prefix, 0, layout.query_prefix, 0))
         # Fused kernels give no gradient to a mask on CPUs, and cannot be exported with one.
         scores = (q * self.scale) @ k.mT + bias.to(q.dtype)
-        return scores.softmax(-1).to(v.dtype) @ v
+        return softmax(scores, -1).to(v.dtype) @ v
 
     def biases(self, layout: Layout) -> Tensor:
         """Return the biases of the grid's queries and keys, `[B or 1, h, queries, keys]`."""

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attnseg.attention.gather import Gather, Gathered
+from attnseg.layers.narrow import LayerNorm
 from attnseg.layers.tokens import DEFAULT_PLACE, Grid, Place
 from attnseg.layers.vit import tokens_to_map
 
@@ -55,7 +56,7 @@ class SpatialReduction(Gather):
         self.keeps_all = self.ratio == 1
         if not self.keeps_all:
             self.conv = nn.Conv2d(dim, dim, self.ratio, self.ratio)
-            self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
+            self.norm = LayerNorm(dim, eps=NORM_EPS)
 
     def forward(self, tokens: Tensor, grid: Grid, queries: Tensor, query_grid: Grid) -> Gathered:
         """Gather tokens; see `Gather.forward`."""

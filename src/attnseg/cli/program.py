@@ -11,6 +11,7 @@ from attnseg.commands import (
     benchmark,
     capsule,
     check,
+    check_gpu,
     compare,
     completion,
     demo,
@@ -38,7 +39,8 @@ from attnseg.errors import ConfigError
 
 MODULES = (
     demo, train, prepare, preview, phantom, status, evaluate, predict, metrics_diff, explain,
-    compare, plan, export, capsule, verify, publish, search, benchmark, check, probe, doctor,
+    compare, plan, export, capsule, verify, publish, search, benchmark, check, check_gpu, probe,
+    doctor,
     completion, new,
 )  # fmt: skip
 START = """\

@@ -51,7 +51,7 @@ class BilinearResize(torch.autograd.Function):
         ctx.size, ctx.align_corners = inputs[0].shape[2:], inputs[2]
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]  # noqa: ANN401
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # noqa: ANN401
         """Return `R^T G C` for the matrices R and C that resize rows and columns."""
         rows, columns = (
             interpolation_matrix(old, new, ctx.align_corners, gradient)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attnseg.layers.conv import conv_bn_relu, resize
+from attnseg.layers.narrow import LayerNorm
 
 NORM_EPS = 1e-5
 
@@ -19,7 +20,7 @@ class MapNorm(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.norm = LayerNorm(dim, eps=NORM_EPS)
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise `[B, C, h, w]`."""

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from attnseg.layers.narrow import LayerNorm
 from attnseg.layers.tokens import Grid
 from attnseg.layers.vit import tokens_to_map
 
@@ -20,7 +21,7 @@ NORM_EPS = 1e-5
 
 def layer_norm(dim: int) -> nn.LayerNorm:
     """Build a layer normalisation over the last axis, with the published epsilon."""
-    return nn.LayerNorm(dim, eps=NORM_EPS)
+    return LayerNorm(dim, eps=NORM_EPS)
 
 
 class MixFFN(nn.Module):

@@ -6,6 +6,8 @@ Kolesnikov et al., 2020, arXiv 1912.11370 (BiT). Units are post-activation, as i
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from attnseg.layers.narrow import GroupNorm
+
 GROUPS = 32
 
 
@@ -34,16 +36,16 @@ class Unit(nn.Module):
         super().__init__()
         mid = out_channels // 4
         self.conv1 = StdConv2d(in_channels, mid, 1)
-        self.gn1 = nn.GroupNorm(GROUPS, mid, eps=1e-6)
+        self.gn1 = GroupNorm(GROUPS, mid, eps=1e-6)
         self.conv2 = StdConv2d(mid, mid, 3, stride)
-        self.gn2 = nn.GroupNorm(GROUPS, mid, eps=1e-6)
+        self.gn2 = GroupNorm(GROUPS, mid, eps=1e-6)
         self.conv3 = StdConv2d(mid, out_channels, 1)
-        self.gn3 = nn.GroupNorm(GROUPS, out_channels, eps=1e-6)
+        self.gn3 = GroupNorm(GROUPS, out_channels, eps=1e-6)
         self.shortcut = nn.Sequential()
         if stride != 1 or in_channels != out_channels:
             self.shortcut.append(StdConv2d(in_channels, out_channels, 1, stride))
             # One group per channel and an epsilon of its own, as published.
-            self.shortcut.append(nn.GroupNorm(out_channels, out_channels, eps=1e-5))
+            self.shortcut.append(GroupNorm(out_channels, out_channels, eps=1e-5))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `[B, C, H, W]` to `[B, out_channels, H / stride, W / stride]`."""
@@ -64,7 +66,7 @@ class ResNetV2(nn.Module):
     def __init__(self, in_channels: int, width: int, units: tuple[int, int, int]) -> None:
         super().__init__()
         self.root = nn.Sequential(
-            StdConv2d(in_channels, width, 7, 2), nn.GroupNorm(GROUPS, width, eps=1e-6), nn.ReLU()
+            StdConv2d(in_channels, width, 7, 2), GroupNorm(GROUPS, width, eps=1e-6), nn.ReLU()
         )
         # Without padding, 112 pixels become 55; the skips are padded back to 56.
         self.pool = nn.MaxPool2d(3, 2)

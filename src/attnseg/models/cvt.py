@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from attnseg.layers.conv import resize
 from attnseg.layers.map_decoders import DECODERS
+from attnseg.layers.narrow import LayerNorm
 from attnseg.layers.tokens import AttentionFactory, Grid, Place
 from attnseg.layers.vit import Block, QuickGELU, init_weights, tokens_to_map
 from attnseg.models.model import (
@@ -124,7 +125,7 @@ class Stage(nn.Module):
         dim, depth = size.dims[index], size.depths[index]
         last = index == 2
         self.proj = nn.Conv2d(in_channels, dim, KERNELS[index], STRIDES[index], PADDINGS[index])
-        self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.norm = LayerNorm(dim, eps=NORM_EPS)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim)) if last else None
         rates = [size.drop_path * i / max(depth - 1, 1) if last else 0.0 for i in range(depth)]
         first = sum(size.depths[:index])  # Number of the stage's first block in the encoder.

@@ -20,6 +20,7 @@ from attnseg.layers.mix_transformer import (
     PatchExpand,
     layer_norm,
 )
+from attnseg.layers.narrow import softmax
 from attnseg.layers.tokens import AttentionFactory, Grid, Place
 from attnseg.layers.vit import tokens_to_map
 from attnseg.models.model import DEAD, SegmentationModel, check_divisible, translate_name
@@ -117,10 +118,10 @@ class SkipCrossAttention(nn.Module):
         """Join the decoder's `[B, N, C]` and the skip `[B, N, C]` to `[B, N, 2 C]`."""
         values, queries = self.norm1(x), self.norm1(skip)
         # In this order, the softmax over tokens gets its gradient in its own memory layout.
-        context = (values.transpose(1, 2) @ queries.softmax(1)).transpose(1, 2)
+        context = (values.transpose(1, 2) @ softmax(queries, 1)).transpose(1, 2)
         # Projecting the D contexts instead of the N tokens gives the same for fewer operations: the
         # softmax over channels sums to 1, so the bias stays as it is.
-        attended = self.out_norm(queries.softmax(2) @ self.out(context))
+        attended = self.out_norm(softmax(queries, 2) @ self.out(context))
         joined = torch.cat((x, skip), 2) + attended
         out: Tensor = joined + self.mlp(self.norm2(joined), grid)
         return out

@@ -20,8 +20,7 @@ def find_attention_kernels(
 ) -> dict[str, int]:
     """Return how often each kernel runs in a forward pass of one image `(C, H, W)`.
 
-    The pass is one of training, with gradients, on the device and in the precision of the options;
-    the model is moved to the device.
+    The pass is one of training, with gradients, on the device and in the precision of the options.
 
     Raises:
         ConfigError: the device has no kernel of the name in `attn.backend`, or the kernel does not
@@ -37,7 +36,7 @@ def find_attention_kernels(
             )
     device = torch.device("cuda" if gpu else "cpu")
     dtype = DTYPES.get(str(options.precision))
-    training = model.training
+    training, home = model.training, next(model.parameters()).device
     model.to(device).eval()  # Batch normalisation and dropout are left as they are.
     # A compiled function, as FlexAttention is, cannot be observed.
     observed = nullcontext(Counter[str]()) if FLEX in asked else observe_kernels()
@@ -57,6 +56,6 @@ def find_attention_kernels(
             f"trainer.precision={options.precision} on this device; use auto{advice}"
         ) from error
     finally:
-        model.train(training)
+        model.to(home).train(training)
     flexible = sum(mixing.backend == FLEX for mixing in mixings)
     return {**counts, **({FLEX: flexible} if flexible else {})}

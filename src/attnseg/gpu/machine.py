@@ -1,0 +1,137 @@
+"""Sections of the acceptance run on the machine: rates, the largest batch, loaders."""
+
+import os
+import platform
+import time
+from collections.abc import Iterator
+
+import torch
+
+from attnseg.benchmark.machine import COPIED, Gemm
+from attnseg.benchmark.timing import seconds
+from attnseg.config.training import Config
+from attnseg.errors import first_line
+from attnseg.gpu.cards import CARDS
+from attnseg.gpu.settings import Row, Settings
+from attnseg.gpu.training_step import Shape, TrainingStep, autocast_as_configured, compose_run
+from attnseg.nvml import read_driver
+from attnseg.training.setup import set_up_training
+
+LEAST_SHARE = 0.6  # of the data sheet's rate
+LAUNCHES = 10_000
+LARGEST_SHARE = 0.95  # of a GPU's memory
+
+
+def measure_rates(settings: Settings) -> Iterator[Row]:
+    """Yield the device and its versions, and its rates of products, copies and launches."""
+    versions = {"torch": torch.__version__, "python": platform.python_version()}
+    if not settings.on_gpu:
+        yield {"name": platform.processor() or "CPU", **versions}
+    else:
+        yield describe_gpu() | versions
+    device, gemm_size = torch.device(settings.device), None if settings.on_gpu else 256
+    gemm = Gemm(device, ["bf16"], gemm_size)
+    rates = {f"{name}, TFLOP/s": rate / 1e3 for name, rate in gemm.rates().items()}
+    if settings.on_gpu:
+        torch.backends.cuda.matmul.allow_tf32 = True
+        rates["TF32, TFLOP/s"] = gemm.rate("float32") / 1e3
+        torch.backends.cuda.matmul.allow_tf32 = False
+    row: Row = {"name": "matrix products", **rates}
+    card = find_card(torch.cuda.get_device_name()) if settings.on_gpu else None
+    if card and rates["bf16, TFLOP/s"] < LEAST_SHARE * CARDS[card].half:
+        row["problem"] = (
+            f"below {LEAST_SHARE:.0%} of the {CARDS[card].half} of a {card}'s data sheet"
+        )
+    yield row
+    source = torch.ones(
+        COPIED if settings.on_gpu else COPIED >> 4, dtype=torch.uint8, device=device
+    )
+    target = torch.zeros_like(source)
+    copy = min(seconds(lambda: target.copy_(source)) for _ in range(5))
+    one = torch.ones((), device=device)
+
+    def launch() -> None:
+        for _ in range(LAUNCHES):
+            one.add_(1)
+
+    copied = 2e-9 * len(source) / copy
+    yield {"name": "memory", "GB/s": copied, "launch, us": 1e6 * seconds(launch) / LAUNCHES}
+
+
+def describe_gpu() -> Row:
+    """Return the GPU, its driver, and what PyTorch is built for, with a problem if it fails."""
+    driver = read_driver()
+    row: Row = {"name": "GPU", "driver": driver.version if driver else "unknown"}
+    row |= {"CUDA": torch.version.cuda or "none", "built for": " ".join(torch.cuda.get_arch_list())}
+    try:
+        torch.zeros(1, device="cuda").item()
+    except RuntimeError as error:
+        return {**row, "problem": first_line(error)}
+    properties = torch.cuda.get_device_properties(0)
+    row["name"] = properties.name
+    row["capability"] = f"{properties.major}.{properties.minor}"
+    row["memory, GiB"] = properties.total_memory / 2**30
+    row["cuDNN"] = torch.backends.cudnn.version()
+    return row
+
+
+def find_card(name: str) -> str | None:
+    """Return the card of `CARDS` that a device's name names."""
+    plain = name.lower().replace(" ", "")
+    return next((card for card in CARDS if card in plain), None)
+
+
+def measure_largest_batch(settings: Settings) -> Iterator[Row]:
+    """Yield the largest batch in steps of a half, and its peak of memory."""
+    for model, size in settings.models.items():
+        config = compose_run(model, "", size, settings.shape, settings.options)
+        limit = torch.cuda.get_device_properties(0).total_memory if settings.on_gpu else 1 << 30
+        largest, peak, batch = 0, 0.0, settings.shape.batch
+        while batch <= (1024 if settings.on_gpu else 4):
+            try:
+                peak_now = find_peak(config, Shape(batch, *settings.shape[1:]), settings)
+            except torch.OutOfMemoryError:
+                break
+            if peak_now > LARGEST_SHARE * limit:
+                break
+            largest, peak, batch = batch, peak_now, batch * 3 // 2
+        row = {"name": model, "largest batch": largest, "peak, GiB": peak / 2**30}
+        yield row if largest else {**row, "problem": "the usual batch does not fit"}
+
+
+def find_peak(config: Config, shape: Shape, settings: Settings) -> float:
+    """Return the peak of memory of the second step, bytes; 0 on a CPU."""
+    training = TrainingStep(config, shape)
+    training.move_to(torch.device(settings.device))
+    for _ in range(2):
+        training.compute_gradients(autocast_as_configured(config, settings.device))
+        training.update_weights()
+    if not settings.on_gpu:
+        return 0.0
+    peak = float(torch.cuda.max_memory_allocated())
+    del training
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    return peak
+
+
+def measure_loaders(settings: Settings) -> Iterator[Row]:
+    """Yield the training slices per second that loader processes deliver."""
+    side = 224 if settings.on_gpu else 64
+    cores = os.cpu_count() or 1
+    workers = sorted({min(cores, count) for count in (4, 8, 16)}) if settings.on_gpu else [1]
+    for augment in ("light", "strong"):
+        for count in workers:
+            options = [*settings.options, f"augment={augment}", f"trainer.num_workers={count}"]
+            options += ["experiment=smoke", f"dataset.image_size=[{side},{side}]"]
+            config = compose_run("setr", "", "tiny", Shape(4, 1, side), options)
+            loader = set_up_training(config).loaders.train_dataloader()
+            read = 0
+            started = time.perf_counter()
+            for epoch in range(3):
+                for batch in loader:
+                    read += len(batch["image"])
+                if epoch == 0:  # The processes have started.
+                    read, started = 0, time.perf_counter()
+            taken = time.perf_counter() - started
+            yield {"name": f"{augment}, {count} processes", "slices/s": read / taken}

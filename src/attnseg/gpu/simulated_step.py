@@ -1,0 +1,114 @@
+"""One simulated training step and validation batch of a model on a GPU that only has shapes.
+
+The process must have called `load_fake_device` before it imported this module.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.cuda.amp import common as amp_common
+from torch.optim import optimizer as optimizers
+from torch.utils import _foreach_utils as foreach_utils
+
+from attnseg.config.training import Config
+from attnseg.gpu.account import Account
+from attnseg.gpu.cards import CARDS, SimulatedAttention
+from attnseg.gpu.training_step import DTYPES, Shape, TrainingStep
+
+# On fake tensors, autocast within checkpoints and kernels for many tensors would be refused.
+amp_common.amp_definitely_not_available = lambda: False  # type: ignore[assignment]
+torch.cuda.is_bf16_supported = lambda *a, **k: True  # type: ignore[assignment]
+for supported in (foreach_utils._foreach_supported_types, optimizers._foreach_supported_types):
+    supported.extend({FakeTensor, torch.nn.Parameter} - set(supported))
+
+
+def simulate_step(config: Config, shape: Shape, card: str, deterministic: str) -> dict[str, Any]:
+    """Simulate the second step of a training, which has the optimizer's state, and a validation.
+
+    Args:
+        config: of a training run on a GPU.
+        shape: of the batch.
+        card: name of the GPU, one of `CARDS`.
+        deterministic: `strict`, `warn` or `off`.
+
+    Returns:
+        The costs, waits and alerts of the step, and those of the validation.
+
+    Raises:
+        RuntimeError: an operation mixes tensors on the CPU and on the GPU, as on a real one.
+    """
+    account, attention = Account(CARDS[card]), SimulatedAttention(CARDS[card].capability)
+    dtype = DTYPES.get(str(config.trainer.precision))
+    original = F.scaled_dot_product_attention
+    F.scaled_dot_product_attention = attention  # type: ignore[assignment]
+    training = TrainingStep(config, shape)
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True), account, determinism(deterministic):
+            training.move_to(torch.device("cuda"))
+            for _ in range(2):
+                account.reset()
+                attention.chosen.clear()
+                training.compute_gradients(autocast_fake_tensors(dtype))
+                before = account.kernels
+                training.update_weights()
+            record = {"optimizer_kernels": account.kernels - before, **read_account(account)}
+            record["attention"] = dict(attention.chosen)
+            record["without_gradient"] = training.list_weights_without_gradient()
+            account.reset()
+            training.validate(autocast_fake_tensors(dtype))
+            record["validation"] = read_account(account)
+    finally:
+        F.scaled_dot_product_attention = original
+    return {"model": config.choices["model"], "attn": config.choices["attn"], **record}
+
+
+def read_account(account: Account) -> dict[str, Any]:
+    """Return the account as plain containers."""
+    return {
+        "kernels": account.kernels,
+        "moved": account.moved,
+        "flops": account.flops,
+        "seconds": account.seconds,
+        "peak": account.peak,
+        "waits": dict(account.waits),
+        "alerts": dict(account.alerts),
+        "by_kind": dict(account.by_kind),
+    }
+
+
+@contextlib.contextmanager
+def autocast_fake_tensors(dtype: torch.dtype | None) -> Iterator[None]:
+    """Autocast as Lightning does; `torch.autocast` refuses without a GPU."""
+    if dtype is None:
+        yield
+        return
+    before = torch.get_autocast_dtype("cuda")
+    cached = torch.is_autocast_cache_enabled()
+    torch.set_autocast_enabled("cuda", True)
+    torch.set_autocast_dtype("cuda", dtype)
+    torch.set_autocast_cache_enabled(False)
+    torch.autocast_increment_nesting()
+    try:
+        yield
+    finally:
+        if torch.autocast_decrement_nesting() == 0:
+            torch.clear_autocast_cache()
+        torch.set_autocast_enabled("cuda", False)
+        torch.set_autocast_dtype("cuda", before)
+        torch.set_autocast_cache_enabled(cached)
+
+
+@contextlib.contextmanager
+def determinism(mode: str) -> Iterator[None]:
+    """Ask PyTorch for deterministic algorithms: `strict`, `warn` or `off`."""
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    # `torch.use_deterministic_algorithms` would import the compiler as well.
+    torch._C._set_deterministic_algorithms(mode != "off", warn_only=mode == "warn")
+    try:
+        yield
+    finally:
+        torch._C._set_deterministic_algorithms(False)

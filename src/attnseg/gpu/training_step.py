@@ -1,0 +1,129 @@
+"""A training step on one batch, as training runs do it, without Lightning's loop and data."""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import torch
+
+from attnseg.config.budget import build_model
+from attnseg.config.build import build
+from attnseg.config.components import Components, optimizer_factory
+from attnseg.config.composition import compose, to_raw
+from attnseg.config.training import Config, parse_config
+from attnseg.data.labels import Labels
+from attnseg.training.module import SegmentationModule
+from attnseg.training.precision import fastest_precision
+
+DTYPES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+
+
+class Shape(NamedTuple):
+    """The shape of a batch, and the number of classes without the background."""
+
+    batch: int = 2
+    channels: int = 1
+    side: int = 64
+    classes: int = 3
+
+    @property
+    def image(self) -> tuple[int, int, int]:
+        """Channels, height and width."""
+        return self.channels, self.side, self.side
+
+
+def compose_run(
+    model: str, attn: str, size: str, shape: Shape, options: Sequence[str] = ()
+) -> Config:
+    """Return the configuration of a training run on a GPU, with further options `KEY=VALUE`.
+
+    An empty `attn` is the model's own.
+    """
+    sides = f"dataset.image_size=[{shape.side},{shape.side}]"
+    overrides = [f"model={model}", f"model.size={size}", "trainer=gpu", sides, *options]
+    return parse_config(to_raw(compose("train", [*overrides, *[f"attn={attn}"] * bool(attn)])))
+
+
+def autocast_as_configured(config: Config, device: str) -> torch.autocast:
+    """Return the autocast context of a run's precision; `auto` is the fastest of the device."""
+    precision = config.trainer.precision
+    if precision == "auto":
+        precision, _ = fastest_precision("gpu" if device == "cuda" else "cpu")
+    dtype = DTYPES.get(str(precision))
+    return torch.autocast(device, dtype, enabled=dtype is not None)
+
+
+class TrainingStep:
+    """What Lightning would train, the little of a Trainer that it asks for, and one batch.
+
+    Args:
+        config: of a training run.
+        shape: of the batch.
+    """
+
+    def __init__(self, config: Config, shape: Shape) -> None:
+        labels = Labels(tuple(f"class {i}" for i in range(shape.classes)))
+        size = (shape.side, shape.side)
+        components = Components(
+            model=build_model(config.model, config.attn, shape.channels, labels.channels, size),
+            loss=build("loss", config.loss, overlapping=False),
+            optimizer=optimizer_factory(config),
+            schedule=build("scheduler", config.scheduler),
+            transforms=None,  # type: ignore[arg-type]
+            profile=None,  # type: ignore[arg-type]
+            loaded=None,
+        )
+        self.shape = shape
+        self.clip = config.trainer.gradient_clip
+        self.module = SegmentationModule(components, labels, ["a"], ["a"], 0.4, 0)
+        trainer = SimpleNamespace(
+            world_size=1,
+            global_rank=0,
+            global_step=0,
+            estimated_stepping_batches=10,
+            strategy=None,
+            accumulate_grad_batches=1,
+            datamodule=SimpleNamespace(val=range(1000), batch_size=shape.batch),
+        )
+        # The properties of a LightningModule ask its Trainer, and refuse any other object.
+        replaced = {"trainer": trainer, "global_step": 0, "global_rank": 0}
+        members = {name: property(lambda _, v=value: v) for name, value in replaced.items()}
+        self.module.__class__ = type("LoneModule", (SegmentationModule,), members)
+        self.module.log = lambda *arguments, **more: None  # type: ignore[method-assign, assignment]
+
+    def move_to(self, device: torch.device) -> None:
+        """Put the weights on a device, make the optimizer, and make a batch of empty slices."""
+        batch, channels, side, _ = self.shape
+        self.module.to(device)
+        ((self.optimizer,), _) = self.module.configure_optimizers()
+        self.batch: Any = {
+            "image": torch.zeros(batch, channels, side, side, device=device),
+            "mask": torch.zeros(batch, side, side, dtype=torch.uint8, device=device),
+            "case": torch.zeros(batch, dtype=torch.long, device=device),
+        }
+
+    def compute_gradients(self, autocast: AbstractContextManager[Any]) -> torch.Tensor:
+        """Run the forward and the backward pass, and return the loss."""
+        self.module.train()
+        with autocast:
+            loss = self.module.training_step(self.batch, 0)
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
+
+    def update_weights(self) -> None:
+        """Check the loss, clip the gradients and step, in the order of Lightning."""
+        self.module.on_before_optimizer_step(self.optimizer)
+        self.module.configure_gradient_clipping(self.optimizer, self.clip, "norm")
+        self.optimizer.step()
+
+    def validate(self, autocast: AbstractContextManager[Any]) -> None:
+        """Validate the batch."""
+        self.module.eval()
+        with torch.no_grad(), autocast:
+            self.module.validation_step(self.batch, 0)
+
+    def list_weights_without_gradient(self) -> list[str]:
+        """Return the names of the weights that the loss does not depend on."""
+        return [name for name, p in self.module.model.named_parameters() if p.grad is None]
