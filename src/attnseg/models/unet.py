@@ -98,7 +98,7 @@ def conv_norm_act(
     return nn.Sequential(*layers, nn.LeakyReLU(SLOPE, inplace=True))
 
 
-class UpStage(nn.Module):
+class UNetDecoderStage(nn.Module):
     """Enlarges a map by a transposed convolution, joins the skip connection, and convolves."""
 
     def __init__(
@@ -182,7 +182,7 @@ class UNet(SegmentationModel):
             )
         )
         self.decoder = nn.ModuleList(
-            UpStage(coarse, fine, plans[number + 1], self._make_convs(fine, plans[number]))
+            UNetDecoderStage(coarse, fine, plans[number + 1], self._make_convs(fine, plans[number]))
             for number, (fine, coarse) in reversed(list(enumerate(pairwise(widths))))
         )
         self.classify = nn.Conv2d(widths[0], num_classes, 1)
