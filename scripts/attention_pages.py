@@ -29,7 +29,13 @@ from attnseg.config import cost
 from attnseg.config.budget import build_model
 from attnseg.config.build import ATTENTION, factory, locate
 from attnseg.config.components import attention_component, model_nodes
-from attnseg.config.folder import attentions_of, configs_folder, list_attentions, list_choices
+from attnseg.config.folder import (
+    NO_ATTENTION,
+    attentions_of,
+    configs_folder,
+    list_attentions,
+    list_choices,
+)
 from attnseg.config.nodes import Component
 from attnseg.explain.attention_pictures import weights_as_image
 from attnseg.explain.jacobian import derive_weights
@@ -186,6 +192,11 @@ def cost_table(kept: Mapping[str, str]) -> Iterator[str]:
             parameters, macs, own = model_cost(model, attn)
             cells.append(f"{parameters:,} | {macs / 1e9:.2f} ({own / 1e9:.2f})")
         yield f"| [`{attn}`](attentions/{attn}.md) | {' | '.join(cells)} |"
+    yield from ("", "| model without attention | parameters | GMACs |", "|---|---|---|")
+    for model in list_choices("model"):
+        if model not in models:
+            parameters, macs, _ = model_cost(model, NO_ATTENTION)
+            yield f"| `{model}` | {parameters:,} | {macs / 1e9:.2f} |"
 
 
 def model_cost(model: str, attn: str) -> tuple[int, int, int]:

@@ -6,6 +6,7 @@ import pytest
 
 from attnseg.cli.sweeps import jobs_of
 from attnseg.config import composition
+from attnseg.config.folder import list_attentions
 from attnseg.config.training import parse_config
 from tests.contracts.groups import FOLDER, compose, names
 
@@ -19,6 +20,7 @@ def jobs(sweep: str) -> list[list[str]]:
 
 def test_enough_sweeps_were_found():
     assert {"kv_paper", "attention_grid", "transunet_synapse"} <= set(SWEEPS)
+    assert {"unet_baselines", "null_controls", "taxonomy"} <= set(SWEEPS)
 
 
 @pytest.mark.parametrize("sweep", SWEEPS)
@@ -46,9 +48,16 @@ def test_every_study_has_a_small_twin_and_says_what_it_costs(sweep):
 
 
 def test_the_studies_of_attentions_include_the_null_control():
-    for sweep in ("kv_paper", "attention_grid", "situs"):
+    for sweep in ("kv_paper", "attention_grid", "situs", "null_controls", "taxonomy"):
         for name in (sweep, sweep + TWIN):
             assert any("attn=identity" in job for job in jobs(name)), name
+
+
+def test_the_taxonomy_has_every_attention_and_the_baselines_every_model():
+    tried = {value for job in jobs("taxonomy") for value in job if value.startswith("attn=")}
+    assert tried == {f"attn={name}" for name in list_attentions()}
+    tried = {value for job in jobs("unet_baselines") for value in job if value.startswith("model=")}
+    assert tried == {f"model={name}" for name in names("model")}
 
 
 def test_the_command_line_narrows_an_axis():

@@ -2,20 +2,22 @@
 
 from collections.abc import Mapping, Sequence
 
-from attnseg.config.folder import NO_ATTENTION
 from attnseg.runs.run_folder import RunFolder
 from attnseg.runs.variants import Variant
 from attnseg.study.contrasts import Contrast
 from attnseg.study.metric import ComparedMetric
 
-IDENTITY = ("identity", NO_ATTENTION)  # choices of `attn` that mix no tokens
+IDENTITY = "identity"  # the choice of `attn` that mixes no tokens
 
 
 def lacks_token_mixing(run: RunFolder) -> bool:
-    """Return whether a run's network has no attention, or the identity in its place."""
+    """Return whether a run's network has the identity in the place of its attention.
+
+    A model without attention is another network, whose convolutions see far; it is no control.
+    """
     attn = run.raw_config.get("attn")
     target = str(attn.get("_target_", "")) if isinstance(attn, Mapping) else ""
-    return run.facts.choices.get("attn") in IDENTITY or target.endswith(".identity.Identity")
+    return run.facts.choices.get("attn") == IDENTITY or target.endswith(".identity.Identity")
 
 
 def find_null_controls(variants: Sequence[Variant]) -> list[str]:
