@@ -451,9 +451,11 @@ def _call_sites(model: str) -> Iterator[tuple[str, int, int, str]]:
     calls: list[tuple[Any, str]] = []
 
     def note(mixer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:  # noqa: ANN401
-        x, (height, width), _, _ = cost.bind_tokens(mixer, args, kwargs)
-        prefix = x.shape[1] - height * width
-        calls.append((mixer, f"{height}x{width}" + (f" + {prefix}" if prefix else "")))
+        x, grid, context, context_grid = cost.bind_tokens(mixer, args, kwargs)
+        tokens = _name_tokens(x.shape[1], grid)
+        if context is not None and context_grid is not None:
+            tokens += f" from {_name_tokens(context.shape[1], context_grid)}"
+        calls.append((mixer, tokens))
 
     names = {mixer: name for name, mixer in cost.find_attentions(network).items()}
     for mixer in names:
@@ -461,6 +463,13 @@ def _call_sites(model: str) -> Iterator[tuple[str, int, int, str]]:
     network.eval()(torch.zeros(1, *IMAGE, device="meta"))
     for mixer, tokens in calls:
         yield re.sub(r"\d+", "*", names[mixer]), mixer.dim, mixer.num_heads, tokens
+
+
+def _name_tokens(tokens: int, grid: tuple[int, int]) -> str:
+    """Return a grid and the number of tokens before it, such as `14x14 + 1`."""
+    places = grid[0] * grid[1]
+    names = [f"{grid[0]}x{grid[1]}"] if places else []
+    return " + ".join(names + [str(tokens - places)] * (tokens > places))
 
 
 if __name__ == "__main__":

@@ -120,6 +120,7 @@ def test_the_bottom_needs_torch_only(package):
     standard = {
         "collections",
         "contextlib",
+        "copy",
         "functools",
         "importlib",
         "inspect",

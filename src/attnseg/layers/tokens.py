@@ -1,8 +1,10 @@
 """The base of all modules that mix tokens, and their places in a model."""
 
+import copy
 from collections.abc import Callable
 from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 
 from attnseg.layers.sight import Sees
@@ -120,3 +122,23 @@ class AttentionFactory(Protocol):
     ) -> nn.Module:
         """Return a mixer of width `dim`; arguments as in `TokenMixer`."""
         ...
+
+
+def check_context(site: str, mixer: nn.Module, dim: int, queries: Grid, keys: Grid) -> None:
+    """Refuse a mixer that takes no context by a `ValueError` that names its site in the model.
+
+    Args:
+        site: name of the constructor argument that built the mixer.
+        mixer: the mixer, which is called once without data.
+        dim: width of the tokens.
+        queries: grid of the tokens; (0, 0) is one token without a grid.
+        keys: grid of the context.
+    """
+    x, context = (
+        torch.zeros(1, max(1, height * width), dim, device="meta")
+        for height, width in (queries, keys)
+    )
+    try:
+        copy.deepcopy(mixer).to("meta")(x, queries, context, keys)
+    except ValueError as error:
+        raise ValueError(f"{site}: {error}; use one that takes a context, such as qkv") from error

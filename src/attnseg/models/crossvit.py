@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from attnseg.layers.conv import resize
 from attnseg.layers.map_decoders import DECODERS
-from attnseg.layers.tokens import AttentionFactory, Grid, Place
+from attnseg.layers.tokens import AttentionFactory, Grid, Place, check_context
 from attnseg.layers.vit import Block, PatchTokens, init_weights, tokens_to_map
 from attnseg.models.model import (
     OF_CLASSIFIER,
@@ -231,7 +231,8 @@ class CrossViT(SegmentationModel):
         mlp_ratio: hidden width of the MLPs, as a multiple of the tokens' width.
 
     Raises:
-        ValueError: an unknown size or decoder.
+        ValueError: an unknown size or decoder, or an attention of the exchange that takes no
+            context.
     """
 
     unused_names: ClassVar = ((r"head\..+", OF_CLASSIFIER),)
@@ -259,6 +260,8 @@ class CrossViT(SegmentationModel):
         self.encoder = CrossViTEncoder(
             in_channels, SIZES[size], attn, cross_attn, mlp_ratio, image_size
         )
+        crossing = self.get_submodule("encoder.blocks.0.fusions.0.attn")
+        check_context("cross_attn", crossing, dims[1], (0, 0), self.encoder.grids[1])
         self.decoder = DECODERS[decoder](dims, decoder_channels, num_classes)
 
     def forward(self, image: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from attnseg.layers.mix_transformer import (
     collect_cells,
     layer_norm,
 )
-from attnseg.layers.tokens import AttentionFactory, Grid, Place
+from attnseg.layers.tokens import AttentionFactory, Grid, Place, check_context
 from attnseg.layers.vit import tokens_to_map
 from attnseg.models.model import DEAD, SegmentationModel, translate_name
 
@@ -188,7 +188,7 @@ class MISSFormer(SegmentationModel):
         mlp_ratio: hidden width of the feed-forward networks, as a multiple of the tokens' width.
 
     Raises:
-        ValueError: an unknown size.
+        ValueError: an unknown size, or an attention of the bridge that takes no context.
     """
 
     unused_names: ClassVar = (
@@ -235,6 +235,8 @@ class MISSFormer(SegmentationModel):
             )
             for _ in range(SIZES[size].bridge_depth)
         )
+        keys = (deepest[0], deepest[1] * sum(heads))
+        check_context("bridge_attn", self.get_submodule("bridge.0.attn"), dims[0], joined, keys)
         self.expand = PatchExpand(dims[3], dims[3] // 2, 2)
         ends: tuple[PatchExpand | PatchClassify, ...] = (
             PatchExpand(dims[2], dims[2] // 2, 2),
