@@ -86,7 +86,7 @@ def commands_page() -> list[str]:
     lines = ["# Commands", ""]
     shown: dict[type[BaseModel], str] = {}
     for command in COMMANDS.values():
-        lines += [f"## attnseg {command.name}", "", escape_markup(command.header), "", "```sh"]
+        lines += [f"## attnseg {command.name}", "", escape_markup(command.header), "", "```text"]
         lines += [command.examples, "```", ""]
         first = shown.setdefault(command.options, command.name)
         if first == command.name or command.options is Config:
@@ -187,7 +187,8 @@ def _document(documented: Callable[..., Any], name: str) -> list[str]:
 def _table(options: Sequence[Option]) -> list[str]:
     rows = [option.as_row() for option in options]
     head = ["| option | type | default | meaning |", "|---|---|---|---|"]
-    return [*head, *rows, ""] if rows else []
+    # The style sheet lays these tables out for phones.
+    return ['<div class="options" markdown>', "", *head, *rows, "", "</div>", ""] if rows else []
 
 
 def _comment_lines(choice: Choice) -> list[str]:
