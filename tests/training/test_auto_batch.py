@@ -20,16 +20,17 @@ IMAGE = (1, 64, 64)
 
 
 @pytest.mark.parametrize(
-    ("small", "larger", "room", "batch"),
+    ("tried", "peak", "room", "batch"),
     [
-        (100, 120, 1000, 91),  # 10 a slice: 100 + 90 x 10
-        (100, 120, 99, 0),
-        (100, 120, 100, 1),
-        (100, 100, 100, 1),
+        (1, 100, 1000, 91),  # 10 a slice: 100 + 90 x 10
+        (9, 180, 1000, 91),
+        (3, 120, 100, 1),
+        (1, 100, 99, 1),
+        (1, 100, 109.9, 1),
     ],
 )
-def test_arithmetic(small, larger, room, batch):
-    assert batch_that_fits(small, larger, room) == batch
+def test_arithmetic(tried, peak, room, batch):
+    assert batch_that_fits(tried, peak, 10, room) == batch
 
 
 def test_free_memory_is_what_the_machine_has():
@@ -94,3 +95,12 @@ def test_recomputed_activations_and_averaged_weights_count(tmp_path, monkeypatch
     plain, recomputed, averaged = found
     assert recomputed > 1.2 * plain
     assert averaged < plain
+
+
+def test_activations_are_seen_behind_the_optimizer(tmp_path, monkeypatch):
+    """With few slices, gradients and moments of the weights are the peak."""
+    peaks = {1: 1000, 3: 1000, 9: 1000, 27: 2350}  # 50 a slice, from 1000
+    monkeypatch.setattr(auto_batch, "free_memory", lambda: 12500)
+    monkeypatch.setattr(auto_batch, "_cpu_peak", lambda step, batch: peaks[batch])
+    found = find_largest_batch(configured(tmp_path), None, IMAGE, Labels(("a",), overlapping=True))
+    assert found == 9 + (10000 - 1000) // 75  # 75 a slice between the last two: on the safe side

@@ -11,7 +11,7 @@ from attnseg.errors import ConfigError
 from attnseg.layers.norm import SharedBatchNorm2d
 from attnseg.losses.dice_ce import DiceCE
 from attnseg.training.callbacks.averaging import WeightAverage
-from attnseg.training.compiling import compile_model
+from attnseg.training.compiling import compile_model, computing_uncompiled, restore_plain_model
 from attnseg.training.fit import prepare_model
 from attnseg.training.lightning_trainer import make_trainer
 from attnseg.training.module import SegmentationModule, parameter_groups
@@ -70,6 +70,19 @@ def test_a_loss_that_is_no_number_is_found_before_the_step_though_the_model_is_c
     message = r"nan at step 3 \(cases x, y; first in encoder\.1\.norm1\)"
     with pytest.raises(ConfigError, match=message):
         module.on_before_optimizer_step(None)
+
+
+def test_scoring_does_not_compile_anew():
+    model = make("setr", "qkv")
+    compile_model(model, Trainer(max_epochs=1, compile="default"))
+    compiled = model._compiled_call_impl
+    with computing_uncompiled(model):
+        assert model._compiled_call_impl is None
+    assert model._compiled_call_impl is compiled is not None
+    restore_plain_model(model)
+    assert model._compiled_call_impl is None
+    assert "training_outputs" not in vars(model)
+    restore_plain_model(model)  # once more, without effect
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
 """Finds the largest batch size that fits into memory, for `trainer.auto_batch`.
 
-A training step's memory grows linearly with the batch. Two small batches are tried and the line
-through both peaks is extended to a share of the free memory. On a GPU, PyTorch reports the peaks,
+A training step's memory grows linearly with the batch, once the activations need more than the
+optimizer does. Larger and larger batches are tried until the peak has doubled, and the line through
+the last two peaks is extended to a share of the free memory. On a GPU, PyTorch reports the peaks,
 and the batch that was found is tried, too. On a CPU, each batch is tried in a forked process, which
 may run out of memory.
 
@@ -31,7 +32,7 @@ from attnseg.training.recompute import recompute_blocks
 log = logging.getLogger(__name__)
 
 MEMORY_SHARE = 0.8  # The rest is for data, validation and other processes.
-SMALL, LARGER = 1, 3  # Batch sizes that are tried.
+SMALL, GROWTH = 1, 3  # The first batch size that is tried, and the ratio of the others.
 Step = Callable[[int], object]  # Trains on a batch of that many slices.
 
 
@@ -48,16 +49,22 @@ def find_largest_batch(
             "dataset.batch_size"
         )
     measure_peak = _gpu_peak if gpu else _cpu_peak
-    small, larger = (measure_peak(step, batch) for batch in (SMALL, LARGER))
-    largest = batch_that_fits(small, larger, round(MEMORY_SHARE * free))
-    if largest < 1:
+    available = round(MEMORY_SHARE * free)
+    first = measure_peak(step, SMALL)
+    if first > available:
         raise ResourceError(
-            f"trainer.auto_batch: one slice needs {small / 1e9:.2g} GB and {free / 1e9:.2g} GB are "
+            f"trainer.auto_batch: one slice needs {first / 1e9:.2g} GB and {free / 1e9:.2g} GB are "
             "free; lower dataset.image_size or use trainer.gradient_checkpointing=true"
         )
+    batch, small, larger = SMALL, first, measure_peak(step, GROWTH * SMALL)
+    # Until then, the gradients and the optimizer's state may hide the activations.
+    while larger < 2 * first and GROWTH * larger < available:
+        batch *= GROWTH
+        small, larger = larger, measure_peak(step, GROWTH * batch)
+    per_slice = max((larger - small) / (GROWTH * batch - batch), 1.0)
+    largest = batch_that_fits(batch, small, per_slice, available)
     while gpu and largest > 1 and not _fits_on_gpu(step, largest):
         largest = 9 * largest // 10
-    per_slice = (larger - small) / (LARGER - SMALL)
     log.info(
         "trainer.auto_batch: %d slices at once, %.2f GB each, in %.0f %% of %.1f GB free memory",
         largest, per_slice / 1e9, 100 * MEMORY_SHARE, free / 1e9,
@@ -65,15 +72,12 @@ def find_largest_batch(
     return largest
 
 
-def batch_that_fits(small: int, larger: int, available: int) -> int:
-    """Return the largest batch size that fits into `available` bytes; 0 if none does.
+def batch_that_fits(batch: int, peak: float, per_slice: float, available: float) -> int:
+    """Return the largest batch size that fits into `available` bytes; at least 1.
 
-    `small` and `larger` are the peaks of batches of `SMALL` and `LARGER` slices, in bytes.
+    A batch of `batch` slices has a `peak`, and each further one adds `per_slice` bytes.
     """
-    if small > available:
-        return 0
-    per_slice = max((larger - small) / (LARGER - SMALL), 1.0)
-    return SMALL + int((available - small) / per_slice)
+    return max(1, batch + int((available - peak) // per_slice))
 
 
 def _train_on_zeros(

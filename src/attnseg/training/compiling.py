@@ -8,6 +8,8 @@ import importlib.util
 import logging
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -38,12 +40,21 @@ def compile_model(model: SegmentationModel, options: TrainerOptions) -> None:
     setattr(model, "training_outputs", compiled)  # noqa: B010, mypy refuses to assign a method
 
 
-def restore_plain_model(model: SegmentationModel) -> None:
-    """Let a model that may have been compiled compute without the compiler again.
+@contextmanager
+def computing_uncompiled(model: SegmentationModel) -> Iterator[None]:
+    """Let a model that may be compiled compute as it is within the block.
 
-    Compiled functions skip hooks that are registered later, and inputs of another size or precision
-    would be compiled anew, which takes minutes.
+    Inputs of another size or precision would be compiled anew, which takes minutes.
     """
+    compiled, model._compiled_call_impl = model._compiled_call_impl, None
+    try:
+        yield
+    finally:
+        model._compiled_call_impl = compiled
+
+
+def restore_plain_model(model: SegmentationModel) -> None:
+    """Let a model that may be compiled compute as it is from now on, and call hooks again."""
     if model._compiled_call_impl is not None:
         model._compiled_call_impl = None
         del model.training_outputs  # the compiled one; that of the class remains

@@ -27,7 +27,11 @@ from attnseg.training.callbacks.averaging import WeightAverage
 from attnseg.training.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
 from attnseg.training.callbacks.history import History, HistoryRow, OnEpoch, ProfileScores
 from attnseg.training.callbacks.progress import EpochProgress
-from attnseg.training.compiling import compile_model, restore_plain_model
+from attnseg.training.compiling import (
+    compile_model,
+    computing_uncompiled,
+    restore_plain_model,
+)
 from attnseg.training.lightning_trainer import (
     launch_ranks_with_rank_main,
     make_trainer,
@@ -142,7 +146,8 @@ def score_validation(setup: TrainingSetup) -> dict[str, float]:
     view, batch_size = slice_view(setup.config), setup.config.dataset.batch_size
     profile, data = setup.components.profile, setup.data
     segmenter = make_segmenter(setup.components.model, data.reader.labels, view, batch_size)
-    scores = score_cases(segmenter, data.val, [profile], "val")
+    with computing_uncompiled(setup.components.model):
+        scores = score_cases(segmenter, data.val, [profile], "val")
     means = profile.summarise(scores).loc["mean"].to_dict()
     names = [metric.name for metric in profile.metrics if metric.name in means]
     return {f"{profile.name}/{name}": float(means[name]) for name in names}
