@@ -66,6 +66,16 @@ class EnergyMeter:
         """The energy so far; `None` if it cannot be measured."""
         return sum(c.joules for c in self._counters) if self._counters else None
 
+    def describe(self) -> dict[str, float | str | None]:
+        """Return the energy in Wh, its source and the reason why it is unknown, for a record."""
+        wh = None if self.joules is None else round(self.joules / JOULES_PER_WH, 4)
+        return {"wh": wh, "source": self.source, "reason": self.reason}
+
+    @property
+    def note(self) -> str:
+        """The energy for the end of a phrase; empty if it is unknown."""
+        return "" if self.joules is None else f", {self.joules / JOULES_PER_WH:.3g} Wh"
+
     def __enter__(self) -> Self:
         if self._counters:
             self._thread.start()

@@ -43,7 +43,7 @@ class Driver:
     cuda: tuple[int, int]
 
 
-def read_driver() -> Driver | None:
+def find_driver() -> Driver | None:
     """Return the driver; `None` without one."""
     library = _open_library()
     if library is None:

@@ -18,7 +18,7 @@ import numpy as np
 from attnseg.data.notices import counting_warnings
 from attnseg.data.reader import shape_text
 from attnseg.data.readers.nifti import list_nifti_files
-from attnseg.energy import JOULES_PER_WH, EnergyMeter
+from attnseg.energy import EnergyMeter
 from attnseg.errors import (
     AttnsegError,
     CheckpointError,
@@ -112,7 +112,6 @@ def segment_folder(
         run = FolderRun(segmenter, options, spec, root, manifest)
         with EnergyMeter(gpus) as meter, counting_warnings():
             items = run.segment_items(inputs)
-        wh = None if meter.joules is None else round(meter.joules / JOULES_PER_WH, 4)
         seconds = round(time.monotonic() - clock, 2)
         with run.gathering_failures(inputs, output):
             manifest.close(
@@ -121,7 +120,7 @@ def segment_folder(
                     "command": sys.argv,
                     "started": started,
                     "seconds": seconds,
-                    "energy": {"wh": wh, "source": meter.source, "reason": meter.reason},
+                    "energy": meter.describe(),
                     "versions": installed_versions(),
                     "settings": manifest.settings,
                     **settings,
@@ -130,12 +129,10 @@ def segment_folder(
                     "passed_over": [str(path.relative_to(root)) for path in skipped],
                 }
             )
-    energy = "" if wh is None else f", {wh:.3g} Wh"
-    log.info("%d items in %.0f s%s: %s", len(items), seconds, energy, output)
+    log.info("%d items in %.0f s%s: %s", len(items), seconds, meter.note, output)
     if failed := inputs.problems.found:
         error = listed(DataError(*failed), "input", f"{len(items)} others are done: {output}")
-        kind = run.choose_kind(items)
-        raise error if kind is DataError else kind(str(error))
+        raise run.choose_kind(items)(str(error)) from error
 
 
 @dataclass

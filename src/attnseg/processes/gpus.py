@@ -18,7 +18,7 @@ import torch
 from attnseg.config.training import Config
 from attnseg.energy import EnergyMeter
 from attnseg.errors import ConfigError
-from attnseg.nvml import list_gpus, read_driver
+from attnseg.nvml import find_driver, list_gpus
 from attnseg.processes.lock import Lock
 
 PAUSE = 2.0  # Seconds between two attempts to find a free GPU.
@@ -84,7 +84,7 @@ def meter_of(config: Config) -> EnergyMeter:
 
 def check_driver() -> None:
     """Refuse a driver or a GPU that is too old for this PyTorch, by a `ConfigError`."""
-    driver, needed = read_driver(), torch.version.cuda
+    driver, needed = find_driver(), torch.version.cuda
     if driver is None or needed is None:
         return
     major = int(needed.split(".")[0])

@@ -105,8 +105,7 @@ class ActiveRun:
             seconds=dict(before.seconds),
             energy=before.energy,
         )
-        self._config = config
-        self.spent = self.facts.seconds.get("total", 0.0)
+        self._config, self.spent = config, self.facts.seconds.get("total", 0.0)
         self.save()
 
     def note_device(self, config: Config) -> None:
