@@ -14,7 +14,7 @@ from attnseg.errors import first_line
 from attnseg.gpu.cards import CARDS
 from attnseg.gpu.settings import Row, Settings
 from attnseg.gpu.training_step import Shape, TrainingStep, autocast_as_configured, compose_run
-from attnseg.nvml import read_driver
+from attnseg.nvml import find_driver
 from attnseg.training.setup import set_up_training
 
 LEAST_SHARE = 0.6  # of the data sheet's rate
@@ -60,7 +60,7 @@ def measure_rates(settings: Settings) -> Iterator[Row]:
 
 def describe_gpu() -> Row:
     """Return the GPU, its driver, and what PyTorch is built for, with a problem if it fails."""
-    driver = read_driver()
+    driver = find_driver()
     row: Row = {"name": "GPU", "driver": driver.version if driver else "unknown"}
     row |= {"CUDA": torch.version.cuda or "none", "built for": " ".join(torch.cuda.get_arch_list())}
     try:
