@@ -26,7 +26,7 @@ class CheckGPU(CommandOptions):
     Attributes:
         device: `cuda`, or `cpu` for a rehearsal.
         budget: seconds for all sections together.
-        sections: those to run, by the first word of their names; none stands for all.
+        sections: names of those to run; none stands for all.
         json_file: file for everything that was found.
         page: file for a page in Markdown.
         folder: for phantoms, run folders and a log; `None` is a new one for temporary files.
@@ -44,7 +44,7 @@ def run(options: CheckGPU) -> None:
     """Run the sections, and exit with 3 if one fails."""
     with loading_note():
         from attnseg.gpu import acceptance
-    known = {section.name.partition(" ")[0]: section for section in acceptance.SECTIONS}
+    known = {section.name: section for section in acceptance.SECTIONS}
     for name in options.sections:
         if name not in known:
             raise ConfigError(f"sections: {name!r} is not allowed; {nearest(name, list(known))}")

@@ -50,18 +50,16 @@ class Section:
 
 SECTIONS = (
     Section("machine", 15, machine.measure_rates, "the card is one that this PyTorch is built for"),
-    Section(
-        "precision of logits", 50, equality.compare_precisions, "within each format's rounding"
-    ),
-    Section("CPU and GPU", 30, equality.compare_devices, "gradients agree to 1e-3"),
-    Section("two steps", 35, speed.step_every_pair, "finite losses, no `math` attention"),
+    Section("formats", 50, equality.compare_precisions, "logits within each format's rounding"),
+    Section("devices", 30, equality.compare_devices, "gradients of CPU and GPU agree to 1e-3"),
+    Section("steps", 35, speed.step_every_pair, "finite losses, no `math` attention"),
     Section("compilation", 80, speed.compile_models, "no graph break, losses within 1 %"),
-    Section("determinism, resume", 60, equality.repeat_and_resume, "three equal runs"),
-    Section("throughput", 110, speed.measure_throughput, "strict determinism costs at most 15 %"),
-    Section("memory", 25, machine.measure_largest_batch, "the batch that auto_batch finds fits"),
+    Section("determinism", 60, equality.repeat_and_resume, "repeated and resumed runs are equal"),
+    Section("throughput", 110, speed.measure_throughput, "strict steps take at most 15 % longer"),
+    Section("memory", 25, machine.measure_largest_batch, "the usual batch fits"),
     Section("loaders", 30, machine.measure_loaders, "reported"),
     Section("evaluation", 20, speed.measure_evaluation, "reported"),
-    Section("training in 16 bits", 20, equality.train_in_each_precision, "losses within 3 %"),
+    Section("learning", 20, equality.train_in_each_precision, "16-bit losses within 3 %"),
 )
 
 

@@ -20,14 +20,14 @@ from attnseg.gpu.cards import CARDS, SimulatedAttention
 from attnseg.gpu.training_step import DTYPES, Shape, TrainingStep
 
 # On fake tensors, autocast within checkpoints and kernels for many tensors would be refused.
-amp_common.amp_definitely_not_available = lambda: False  # type: ignore[assignment]
-torch.cuda.is_bf16_supported = lambda *a, **k: True  # type: ignore[assignment]
+amp_common.amp_definitely_not_available = lambda: False
+torch.cuda.is_bf16_supported = lambda *a, **k: True
 for supported in (foreach_utils._foreach_supported_types, optimizers._foreach_supported_types):
-    supported.extend({FakeTensor, torch.nn.Parameter} - set(supported))
+    supported.extend(kind for kind in (FakeTensor, torch.nn.Parameter) if kind not in supported)
 
 
 def simulate_step(config: Config, shape: Shape, card: str, deterministic: str) -> dict[str, Any]:
-    """Simulate the second step of a training, which has the optimizer's state, and a validation.
+    """Simulate a step of a training, with the optimizer's state, and a validation.
 
     Args:
         config: of a training run on a GPU.
@@ -44,17 +44,16 @@ def simulate_step(config: Config, shape: Shape, card: str, deterministic: str) -
     account, attention = Account(CARDS[card]), SimulatedAttention(CARDS[card].capability)
     dtype = DTYPES.get(str(config.trainer.precision))
     original = F.scaled_dot_product_attention
-    F.scaled_dot_product_attention = attention  # type: ignore[assignment]
+    F.scaled_dot_product_attention = attention
     training = TrainingStep(config, shape)
     try:
         with FakeTensorMode(allow_non_fake_inputs=True), account, determinism(deterministic):
             training.move_to(torch.device("cuda"))
-            for _ in range(2):
-                account.reset()
-                attention.chosen.clear()
-                training.compute_gradients(autocast_fake_tensors(dtype))
-                before = account.kernels
-                training.update_weights()
+            training.fill_optimizer()
+            account.reset()
+            training.compute_gradients(autocast_fake_tensors(dtype))
+            before = account.kernels
+            training.update_weights()
             record = {"optimizer_kernels": account.kernels - before, **read_account(account)}
             record["attention"] = dict(attention.chosen)
             record["without_gradient"] = training.list_weights_without_gradient()

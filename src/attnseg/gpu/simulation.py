@@ -2,7 +2,7 @@
 
 python -m attnseg.gpu.simulation setr/kv_pos cvt/transpose
 python -m attnseg.gpu.simulation --size published
-python -m attnseg.gpu.simulation dae_former --deterministic strict off --card t4
+python -m attnseg.gpu.simulation dae_former dae_former:off --card t4
 python -m attnseg.gpu.simulation --json pairs.json setr/kv
 
 The forward pass, loss, backward pass, clipping and optimizer are those of a training run. The table
@@ -33,22 +33,24 @@ def read_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     """Return the options of the command line."""
     shown = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=shown)
-    parser.add_argument("pairs", nargs="*", help="MODEL/ATTENTION, or MODEL with its own attention")
+    parser.add_argument(
+        "pairs",
+        nargs="*",
+        help="MODEL[/ATTENTION][:MODE]; modes of determinism are strict, warn and off",
+    )
     parser.add_argument("--size", default="tiny", choices=("tiny", "published"))
     parser.add_argument("--image", type=int, help="pixels of a side; 64, or 224 if published")
     parser.add_argument("--batch", type=int, help="2, or 24 if published")
     parser.add_argument("--card", default="h100", choices=("h100", "a100", "rtx4090", "t4"))
     precisions = ("32", "bf16-mixed", "16-mixed")
     parser.add_argument("--precision", default="bf16-mixed", choices=precisions)
-    modes = ("strict", "warn", "off")
-    parser.add_argument("--deterministic", default=["strict"], choices=modes, nargs="+")
     parser.add_argument("--options", default=[], nargs="+", help="KEY=VALUE of a training run")
     parser.add_argument("--json", help="file for all figures")
     return parser.parse_args(arguments)
 
 
 def print_simulation(arguments: Sequence[str]) -> int:
-    """Simulate every pair in every mode of determinism, and print a Markdown table.
+    """Simulate every pair in its mode of determinism, and print a Markdown table.
 
     Returns:
         The exit code: 3 if a step would fail on a GPU.
@@ -64,17 +66,16 @@ def print_simulation(arguments: Sequence[str]) -> int:
     batch, side = options.batch or usual.batch, options.image or usual.side
     shape = usual._replace(batch=batch, side=side)
     more = [f"trainer.precision={options.precision}", *options.options]
-    for pair in options.pairs or list(PUBLISHED):
+    for text in options.pairs or list(PUBLISHED):
+        pair, _, mode = text.partition(":")
         model, _, attn = pair.partition("/")
         size = PUBLISHED.get(model, "tiny") if options.size == "published" else "tiny"
-        for mode in options.deterministic:
-            try:
-                config = compose_run(model, attn, size, shape, more)
-                record = simulate_step(config, shape, options.card, mode)
-                records.append({"mode": mode, **record})
-            except RuntimeError as error:  # of PyTorch, such as tensors on two devices
-                place = find_place(error)
-                problems.append(f"broken: {pair}, {mode}: {place}: {first_line(error)}")
+        try:
+            config = compose_run(model, attn, size, shape, more)
+            record = simulate_step(config, shape, options.card, mode or "strict")
+            records.append({"mode": mode or "strict", **record})
+        except RuntimeError as error:  # of PyTorch, such as tensors on two devices
+            problems.append(f"broken: {text}: {find_place(error)}: {first_line(error)}")
     print("\n".join([format_records(records), *problems]))
     if options.json:
         Path(options.json).write_text(json.dumps(records, indent=1) + "\n")

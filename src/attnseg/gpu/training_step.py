@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -88,9 +89,9 @@ class TrainingStep:
         )
         # The properties of a LightningModule ask its Trainer, and refuse any other object.
         replaced = {"trainer": trainer, "global_step": 0, "global_rank": 0}
-        members = {name: property(lambda _, v=value: v) for name, value in replaced.items()}
+        members = {name: property(partial(_give, value)) for name, value in replaced.items()}
         self.module.__class__ = type("LoneModule", (SegmentationModule,), members)
-        self.module.log = lambda *arguments, **more: None  # type: ignore[method-assign, assignment]
+        self.module.log = lambda *arguments, **more: None  # type: ignore[method-assign]
 
     def move_to(self, device: torch.device) -> None:
         """Put the weights on a device, make the optimizer, and make a batch of empty slices."""
@@ -103,13 +104,20 @@ class TrainingStep:
             "case": torch.zeros(batch, dtype=torch.long, device=device),
         }
 
+    def fill_optimizer(self) -> None:
+        """Make the optimizer's state by a step without gradients."""
+        for parameter in self.module.model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
     def compute_gradients(self, autocast: AbstractContextManager[Any]) -> torch.Tensor:
         """Run the forward and the backward pass, and return the loss."""
         self.module.train()
         with autocast:
             loss = self.module.training_step(self.batch, 0)
         self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         return loss.detach()
 
     def update_weights(self) -> None:
@@ -127,3 +135,8 @@ class TrainingStep:
     def list_weights_without_gradient(self) -> list[str]:
         """Return the names of the weights that the loss does not depend on."""
         return [name for name, p in self.module.model.named_parameters() if p.grad is None]
+
+
+def _give(value: object, module: SegmentationModule) -> object:
+    """Return the value of a property of the module."""
+    return value
