@@ -10,6 +10,7 @@ from nibabel.orientations import io_orientation
 from PIL import Image
 
 from attnseg.data.readers.nifti import from_slices, read_nifti, to_slices
+from attnseg.errors import DataError
 from attnseg.prediction.spec import InferenceSpec
 from tests.prediction.made import TILTED, Threshold, organ, reoriented, segment, spec
 
@@ -141,6 +142,32 @@ def test_channels_of_one_file_and_of_several_are_the_same(tmp_path):
     assert seen[0].shape[1] == 2
     assert np.array_equal(*seen)
     assert read_nifti(tmp_path / "one/a.nii.gz", channels=2).shape == first.shape
+
+
+def test_channels_with_a_gap_or_twice_are_refused(tmp_path):
+    """The channel behind a gap would be taken for the one that is missing."""
+    for name in ("a_0000.nii", "a_0002.nii", "b_0000.nii", "b_0000.nii.gz", "b_0001.nii"):
+        path = tmp_path / "in" / name
+        path.parent.mkdir(exist_ok=True)
+        nib.save(nib.Nifti1Image(organ(seed=len(name)), TILTED), path)
+    with pytest.raises(DataError, match="2 problems, listed above; 1 others are done"):
+        segment(tmp_path / "in", tmp_path / "out", channels=2)
+    manifest = json.loads((tmp_path / "out/manifest.json").read_text())
+    assert sorted(line.split(";")[0] for line in manifest["failed"]) == [
+        f"{tmp_path}/in/a_0000.nii: its image has the channels 0000, 0002, with a gap",
+        f"{tmp_path}/in/b_0000.nii.gz: b_0000.nii is the same channel",
+    ]
+    (tmp_path / "in/b_0001.nii").unlink()
+    network = segment(tmp_path / "in/b_0000.nii", tmp_path / "one")
+    assert network.seen
+    for name in ("a_0000.nii", "a_0002.nii"):
+        (tmp_path / "in" / name).unlink()
+    segment(tmp_path / "in", tmp_path / "both")
+    masks = {path.name: nib.load(path).get_fdata() for path in (tmp_path / "both/masks").iterdir()}
+    assert set(masks) == {"b_nii.nii", "b_nii_gz.nii.gz"}
+    for name in ("b_0000.nii", "b_0000.nii.gz"):
+        expected = organ(seed=len(name)) > 100
+        assert np.array_equal(masks[f"b{name[6:].replace('.', '_')}{name[6:]}"], expected)
 
 
 def test_neighbours_are_seen_in_their_order(tmp_path):

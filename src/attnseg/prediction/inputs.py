@@ -101,7 +101,7 @@ def find_inputs(source: Path, output: Path, spec: InferenceSpec) -> Inputs:
         slices = {path for path in by_kind["picture"] if find_scan_folder(path)}
         inputs.items += _group_scans(slices, root, inputs.problems)
         by_kind["picture"] = [path for path in by_kind["picture"] if path not in slices]
-    for name, files in _group_channels(by_kind["nifti"], root, spec.channels):
+    for name, files in _group_channels(by_kind["nifti"], root, spec.channels, inputs.problems):
         inputs.items.append(Item("nifti", name, files))
     for path in by_kind["picture"]:
         inputs.items.append(Item("picture", _result_name(path, root), (path,)))
@@ -185,21 +185,35 @@ def _group_scans(slices: set[Path], root: Path, problems: Problems) -> Iterator[
 
 
 def _group_channels(
-    paths: Sequence[Path], root: Path, channels: int
+    paths: Sequence[Path], root: Path, channels: int, problems: Problems
 ) -> Iterator[tuple[str, tuple[Path, ...]]]:
-    """Yield name and files of each image; numbered files are its channels if 0000 is there."""
+    """Yield name and files of each image; numbered files are its channels if 0000 is there.
+
+    Numbers with a gap are a problem: another channel could be taken for the one that is missing.
+    """
     names = [_result_name(path, root) for path in paths]
     matches = [CHANNEL.fullmatch(name) for name in names]
     numbered: dict[str, dict[str, Path]] = defaultdict(dict)
     for path, match in zip(paths, matches, strict=True):
-        if match:
+        if match and channels > 1 and (other := numbered[match[1]].get(match[2])):
+            problems.found.append(f"{path}: {other.name} is the same channel; keep one file")
+        elif match:
             numbered[match[1]][match[2]] = path
     for path, name, match in zip(paths, names, matches, strict=True):
         group = numbered[match[1]] if match else {}
         together = "0000" in group and (channels > 1 or len(group) == 1)
         if not match or not together:
             yield name, (path,)
-        elif match[2] == "0000":
+        elif len(group) == 1:
+            yield match[1], (path,)
+        elif path != group["0000"]:
+            continue
+        elif max(group) != f"{len(group) - 1:04d}":
+            problems.found.append(
+                f"{path}: its image has the channels {', '.join(sorted(group))}, with a gap; add "
+                "the missing file or remove the others"
+            )
+        else:
             yield match[1], tuple(group[number] for number in sorted(group))
 
 
