@@ -10,11 +10,13 @@ import torch
 
 from attnseg import cli
 from attnseg.config.budget import build_model
+from attnseg.config.errors import parse_options
 from attnseg.config.nodes import Component
 from attnseg.config.training import Model
 from attnseg.errors import CheckpointError, ConfigError
 from attnseg.export import export as exporting
 from attnseg.export.export import make_images
+from attnseg.export.options import Export
 from attnseg.files import file_digest
 from attnseg.prediction.capsule import Capsule
 from attnseg.prediction.exported import Exported
@@ -146,6 +148,14 @@ def test_wrong_commands(call, words, said):
     answer = call(*words, command=cli.export)
     assert answer.code == 2
     assert said in answer.err and answer.err.count("\n") == 1
+
+
+def test_only_8_bit_weights_need_a_profile():
+    """A capsule exports a run that was not exported before, without a profile."""
+    plain = {"choices": {}, "profile": {}, "run": "r", "formats": ["onnx"], "root": None}
+    assert parse_options(Export, {**plain, "data": None, "int8": False}).profile == {}
+    with pytest.raises(ConfigError, match="profile: ; give one"):
+        parse_options(Export, {**plain, "data": None, "int8": True})
 
 
 def test_a_capsule_of_a_run(run, folder, tmp_path, call):

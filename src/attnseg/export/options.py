@@ -30,7 +30,7 @@ class Export(Reopen):
     def _check_int8(self) -> Self:
         if self.int8 and "onnx" not in self.formats:
             raise OptionError("int8", "made of the ONNX file; add onnx to formats")
-        if len(self.profile) != 1:
+        if self.int8 and len(self.profile) != 1:
             names = ", ".join(self.profile)
             raise OptionError("profile", f"{names}; give one, what int8 costs in it")
         return self

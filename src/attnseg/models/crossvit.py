@@ -59,7 +59,8 @@ SIZES = {
 class ClassTokenFusion(nn.Module):
     """The class token of one branch attends to the patches of the other one, and comes back.
 
-    Equation 3 of the paper. Without a residual connection around the whole, as published.
+    The paper's cross-attention fusion. As published, the result replaces the token; there is no
+    residual connection around the whole.
 
     Args:
         dim: width of the token's own branch.
