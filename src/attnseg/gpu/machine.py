@@ -19,6 +19,7 @@ from attnseg.training.setup import set_up_training
 
 LEAST_SHARE = 0.6  # of the data sheet's rate
 LAUNCHES = 10_000
+LOADING = 3.0  # seconds for each number of loader processes
 LARGEST_SHARE = 0.95  # of a GPU's memory
 
 
@@ -126,12 +127,8 @@ def measure_loaders(settings: Settings) -> Iterator[Row]:
             options += ["experiment=smoke", f"dataset.image_size=[{side},{side}]"]
             config = compose_run("setr", "", "tiny", Shape(4, 1, side), options)
             loader = set_up_training(config).loaders.train_dataloader()
-            read = 0
-            started = time.perf_counter()
-            for epoch in range(3):
-                for batch in loader:
-                    read += len(batch["image"])
-                if epoch == 0:  # The processes have started.
-                    read, started = 0, time.perf_counter()
-            taken = time.perf_counter() - started
+            sum(len(batch["image"]) for batch in loader)  # The processes start.
+            read, started = 0, time.perf_counter()
+            while (taken := time.perf_counter() - started) < LOADING:
+                read += sum(len(batch["image"]) for batch in loader)
             yield {"name": f"{augment}, {count} processes", "slices/s": read / taken}

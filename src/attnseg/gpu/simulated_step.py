@@ -23,7 +23,7 @@ from attnseg.gpu.training_step import DTYPES, Shape, TrainingStep
 amp_common.amp_definitely_not_available = lambda: False
 torch.cuda.is_bf16_supported = lambda *a, **k: True
 for supported in (foreach_utils._foreach_supported_types, optimizers._foreach_supported_types):
-    supported.extend(kind for kind in (FakeTensor, torch.nn.Parameter) if kind not in supported)
+    supported.extend([FakeTensor, torch.nn.Parameter])  # type: ignore[list-item]
 
 
 def simulate_step(config: Config, shape: Shape, card: str, deterministic: str) -> dict[str, Any]:
@@ -36,7 +36,8 @@ def simulate_step(config: Config, shape: Shape, card: str, deterministic: str) -
         deterministic: `strict`, `warn` or `off`.
 
     Returns:
-        The costs, waits and alerts of the step, and those of the validation.
+        The costs, waits and alerts of the step, and those of the validation, which computes in
+        float32 as the evaluation of a run does.
 
     Raises:
         RuntimeError: an operation mixes tensors on the CPU and on the GPU, as on a real one.
@@ -58,8 +59,9 @@ def simulate_step(config: Config, shape: Shape, card: str, deterministic: str) -
             record["attention"] = dict(attention.chosen)
             record["without_gradient"] = training.list_weights_without_gradient()
             account.reset()
-            training.validate(autocast_fake_tensors(dtype))
-            record["validation"] = read_account(account)
+            attention.chosen.clear()
+            training.validate(autocast_fake_tensors(None))
+            record["validation"] = {**read_account(account), "attention": dict(attention.chosen)}
     finally:
         F.scaled_dot_product_attention = original
     return {"model": config.choices["model"], "attn": config.choices["attn"], **record}
