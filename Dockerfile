@@ -1,0 +1,23 @@
+# Training, with the locked packages and without root:
+#
+#   docker build -t attnseg .                          with CUDA; --build-arg TORCH=cpu: without
+#   docker run --rm --gpus all -v "$PWD:/work" attnseg train dataset=uw_madison dataset.root=DIR
+#
+# Data, run folders and a folder configs/ of your own are those of the folder on /work.
+FROM python:3.12-slim-bookworm
+ARG TORCH=cuda
+ARG PIP_EXTRA_INDEX_URL=
+WORKDIR /opt/attnseg
+COPY pyproject.toml README.md LICENSE train.py ./
+COPY requirements requirements
+COPY scripts scripts
+COPY configs configs
+COPY src src
+RUN TORCH=$TORCH PIP_NO_CACHE_DIR=1 python scripts/setup.py \
+    && useradd --create-home --uid 1000 attnseg \
+    && mkdir /work && chown attnseg /work
+ENV PATH=/opt/attnseg/.venv/bin:$PATH PYTHONUNBUFFERED=1
+USER attnseg
+WORKDIR /work
+ENTRYPOINT ["attnseg"]
+CMD ["--help"]
