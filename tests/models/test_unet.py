@@ -47,7 +47,7 @@ def test_images_of_other_sizes(kind, size):
 def test_numbers_that_do_not_fit():
     for options, message in (
         ({"size": "huge"}, "unknown size 'huge'; choose one of tiny, base"),
-        ({"features": (8,)}, "1 stages do not fit images of 32x48: they allow 4"),
+        ({"features": (8,)}, "1 stages do not fit images of 32x48, which allow 4"),
         ({"features": (8,) * 5}, "5 stages do not fit"),
         ({"features": (8, 0)}, "features 0 must be 1 or more"),
         ({"spacing": (0.0, 1.0)}, "must be positive"),

@@ -169,8 +169,8 @@ class UNet(SegmentationModel):
         check_positive(features=min(widths, default=0), blocks=min(counts, default=0))
         if not 2 <= len(widths) <= len(plans):
             raise ValueError(
-                f"{len(widths)} stages do not fit images of {image_size[0]}x{image_size[1]}: they "
-                f"allow {len(plans)}, and 2 are needed; change features or image_size"
+                f"{len(widths)} stages do not fit images of {image_size[0]}x{image_size[1]}, which "
+                f"allow {len(plans)}; use 2 or more and no more than that, or larger images"
             )
         plans = [*plans[: len(widths) - 1], plans[len(widths) - 1]._replace(kernel=(3, 3))]
         counts += counts[-1:] * len(plans)
