@@ -14,6 +14,7 @@ from attnseg.config.training import parse_config
 from attnseg.contracts.networks import CONTRACTS, IMAGE
 from attnseg.errors import ConfigError
 from attnseg.layers.map_decoders import DECODERS
+from attnseg.models.hierarchical import DESIGNS
 from tests.contracts.groups import compose
 from tests.contracts.pairs import (
     attending_models,
@@ -125,6 +126,20 @@ def test_crossvit_has_any_decoder(decoder):
 def test_cvt_has_any_decoder_and_any_stride(decoder, stride):
     options = (f"model.decoder={decoder}", f"model.stride_kv={stride}")
     assert_alive("cvt", "kv_pos", options)
+
+
+@pytest.mark.parametrize(
+    ("design", "attn", "decoder"),
+    zip(DESIGNS, ("window", "kv", "focal", "alternate"), DECODERS, strict=True),
+)
+def test_hierarchical_has_four_designs(design, attn, decoder):
+    """Each with another attention and decoder, also at a size that no stride divides."""
+    options = (f"model.design={design}", f"model.decoder={decoder}")
+    for contract in ("gradients", "independence", "MACs", "maps"):
+        hold(contract, "hierarchical", attn, options)
+    net, image = make("hierarchical", attn, options=options).eval(), torch.randn(1, 1, 45, 67)
+    exported = torch.export.export(net, (image,)).module()
+    torch.testing.assert_close(exported(image), net(image), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("options", [("model.hybrid=false", "model.n_skip=0"), ("model.n_skip=1",)])
