@@ -2,6 +2,9 @@
 
 import math
 import resource
+import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -104,3 +107,41 @@ def test_activations_are_seen_behind_the_optimizer(tmp_path, monkeypatch):
     monkeypatch.setattr(auto_batch, "_cpu_peak", lambda step, batch: peaks[batch])
     found = find_largest_batch(configured(tmp_path), None, IMAGE, Labels(("a",), overlapping=True))
     assert found == 9 + (10000 - 1000) // 75  # 75 a slice between the last two: on the safe side
+
+
+ON_A_SIMULATED_GPU = """
+import os, sys
+from attnseg.gpu.fake_device import load_fake_device
+load_fake_device()
+from types import SimpleNamespace
+from torch._subclasses.fake_tensor import FakeTensorMode
+from attnseg.config.components import build_components
+from attnseg.config.composition import compose, to_raw
+from attnseg.config.training import parse_config
+from attnseg.gpu import simulated_step
+from attnseg.preparation.datasets import open_reader
+from attnseg.training import auto_batch
+
+config = parse_config(to_raw(compose("train", sys.argv[1:])))
+reader = open_reader(config)
+components = build_components(config, reader)
+auto_batch.copy = SimpleNamespace(deepcopy=lambda model: model)  # Fake tensors have no copies.
+with FakeTensorMode(allow_non_fake_inputs=True):
+    auto_batch._train_on_zeros(components, config.trainer, (1, 64, 64), reader.labels, 2)
+print({p.grad.device.type for p in components.model.parameters()}, flush=True)
+os._exit(0)  # The thread of autograd for the device cannot be joined.
+"""
+
+
+@pytest.mark.full
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++, for a device of shapes")
+def test_a_step_on_a_gpu_has_the_loss_there(tmp_path):
+    """With weights of classes, which a loss holds as a tensor."""
+    options = [
+        "experiment=smoke", "trainer=gpu", "trainer.precision=32", "loss.class_weights=[1,2,3]",
+        "trainer.ema_decay=0.9", "trainer.gradient_checkpointing=true",
+        f"paths.data={tmp_path}", f"paths.outputs={tmp_path}",
+    ]  # fmt: skip
+    command = [sys.executable, "-c", ON_A_SIMULATED_GPU, *options]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.stdout == "{'cuda'}\n", done.stderr
