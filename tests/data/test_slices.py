@@ -1,3 +1,6 @@
+import tempfile
+from pathlib import Path
+
 import albumentations as A
 import numpy as np
 import pytest
@@ -18,10 +21,17 @@ class Scan:
     """What `View` and `SliceDataset` take of a prepared case."""
 
     scaled = store.StoredCase.scaled
+    mask_slice = store.StoredCase.mask_slice
 
     def __init__(self, image, low, high, mask=None):
-        self.image, self.low, self.high, self.mask = np.asarray(image), low, high, mask
-        self.shape = self.image.shape[:3]
+        self.low, self.high, self.digest = low, high, "digest"
+        self.shape = np.shape(image)[:3]
+        self.kept = tempfile.TemporaryDirectory()
+        self.folder = Path(self.kept.name)
+        (self.folder / store.CASE_FILE).write_text(self.digest)
+        for name, array in (("image", image), ("mask", mask)):
+            if array is not None:
+                np.save(self.folder / f"{name}.npy", np.ascontiguousarray(array))
 
 
 @pytest.fixture(scope="module")
@@ -227,7 +237,7 @@ def test_a_resized_mask_lies_where_its_image_lies(size):
     mask = np.zeros((1, 60, 60), np.uint8)
     mask[0, 15:45, 20:40] = 1
     scan, view = Scan(mask[..., None], (0,), (1,), mask), SliceView(size)
-    image, resized = view.image(scan, 0)[..., 0], view.mask(scan.mask[0])
+    image, resized = view.image(scan, 0)[..., 0], view.mask(scan.mask_slice(0))
     for axis in (0, 1):
         centre = [(v.sum(1 - axis) @ np.arange(size[axis])) / v.sum() for v in (image, resized)]
         assert centre[0] == pytest.approx(centre[1], abs=0.02)

@@ -5,6 +5,7 @@ import pytest
 
 from attnseg.data import store
 from attnseg.data.readers.uw_madison import UWMadison
+from attnseg.data.slicing import scale_intensities
 from attnseg.errors import DataError
 from tests.data.uw_tree import Tree
 
@@ -34,6 +35,11 @@ def test_what_is_stored_is_what_was_read(phantom, tmp_path):
         assert np.array_equal(stored.image, case.image)
         assert np.array_equal(stored.mask, case.mask)
         assert isinstance(stored.image, np.memmap)
+        for index in (0, len(case.image) - 1):
+            assert np.array_equal(stored.mask_slice(index), case.mask[index])
+            whole = scale_intensities(case.image, stored.low, stored.high)
+            assert np.array_equal(stored.scaled(index), whole[index])
+            assert np.array_equal(stored.scaled(np.array([index, 1, 0])), whole[[index, 1, 0]])
         assert stored.spacing == case.spacing
         assert stored.voxels == tuple(int(((case.mask >> k) & 1).sum()) for k in range(3))
         assert stored.low < stored.high <= (case.image.max(),)

@@ -70,7 +70,7 @@ class SliceDataset(Dataset[Sample]):
         epoch, index = key
         at_case, at_slice = self.index[index]
         case = self.cases[at_case]
-        image, mask = self.view.image(case, at_slice), self.view.mask(case.mask[at_slice])
+        image, mask = self.view.image(case, at_slice), self.view.mask(case.mask_slice(at_slice))
         if self.augment:
             image, mask = self._change(image, mask, epoch, index)
         return {

@@ -15,11 +15,11 @@ import logging
 import os
 import shutil
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import quote
 
 import numpy as np
@@ -41,6 +41,7 @@ CASE_FILE = "case.json"
 TEMPORARY = PART, OUTDATED = ".part-", ".old-"  # beginnings of the names of temporary folders
 ATTEMPTS = 10  # at putting a case in its place
 STORE_VERSION = 3  # to be raised whenever the content of prepared cases changes
+Header = tuple[tuple[int, ...], np.dtype[Any], int]  # shape, type and offset of an array
 LOST = "deleted or prepared anew while this command used it; start the command again"
 LONGEST_NAME = 240  # bytes; file systems allow 255
 PERCENTILES = (0.5, 5.0, 25.0, 50.0, 75.0, 95.0, 99.5)  # the outer ones are scaled to 0 and 1
@@ -104,7 +105,16 @@ class StoredCase:
 
     def scaled(self, index: int | NDArray[np.intp]) -> NDArray[np.float32]:
         """Return slices scaled from `low`..`high` to 0..1: `[H, W, C]`, or `[n, H, W, C]`."""
-        return scale_intensities(self.image[index], self.low, self.high)
+        wanted = np.atleast_1d(index)
+        slices = _read_slices(self.folder / "image.npy", self.digest, wanted)
+        return scale_intensities(
+            slices.reshape(*np.shape(index), *slices.shape[1:]), self.low, self.high
+        )
+
+    def mask_slice(self, index: int) -> NDArray[np.uint8]:
+        """Return a slice of the mask, `[H, W]`."""
+        slices = _read_slices(self.folder / "mask.npy", self.digest, np.array([index]))
+        return np.asarray(slices[0], np.uint8)
 
     @property
     def counts(self) -> NDArray[np.int32]:
@@ -130,11 +140,32 @@ def _map_array(path: Path, digest: str) -> NDArray[Any]:
     Raises:
         DataError: the array is damaged, or was deleted or replaced after its case was loaded.
     """
+    with _opened(path, digest) as (file, (shape, dtype, offset)):
+        return np.memmap(file, dtype, "r", offset, shape)
+
+
+def _read_slices(path: Path, digest: str, indices: NDArray[np.intp]) -> NDArray[Any]:
+    """Return slices of an array; for single ones, this is faster than a map that is not kept.
+
+    Raises:
+        DataError: as `_map_array`.
+    """
+    with _opened(path, digest) as (file, (shape, dtype, offset)):
+        slices = np.empty((len(indices), *shape[1:]), dtype)
+        for at, index in enumerate(indices.tolist()):
+            place = slices[at].reshape(-1).view(np.uint8)
+            if os.preadv(file.fileno(), [place], offset + index * place.nbytes) != place.nbytes:
+                raise ValueError("cut off")
+        return slices
+
+
+@contextlib.contextmanager
+def _opened(path: Path, digest: str) -> Iterator[tuple[BinaryIO, Header]]:
+    """Open the file of an array, and read its header unless that is known."""
     try:
-        with path.open("rb") as file:
+        with path.open("rb", buffering=0) as file:
             state = os.fstat(file.fileno())
-            shape, dtype, offset = _read_header(path, digest, state.st_size, state.st_mtime_ns)
-            return np.memmap(file, dtype, "r", offset, shape)
+            yield file, _read_header(path, digest, state.st_size, state.st_mtime_ns)
     except (ValueError, EOFError) as error:
         raise DataError(
             f"{path}: damaged since it was prepared ({error}); delete {path.parent.parent}, and it "
@@ -145,10 +176,8 @@ def _map_array(path: Path, digest: str) -> NDArray[Any]:
 
 
 @cache
-def _read_header(
-    path: Path, digest: str, size: int, changed: int
-) -> tuple[tuple[int, ...], np.dtype[Any], int]:
-    """Return shape, type and offset of an array that has this state and belongs to this case."""
+def _read_header(path: Path, digest: str, size: int, changed: int) -> Header:
+    """Return the header of an array that has this state and belongs to this case."""
     if digest.encode() not in (path.parent / CASE_FILE).read_bytes():
         raise DataError(f"{path}: {LOST}")
     array = np.load(path, mmap_mode="r", allow_pickle=False)
