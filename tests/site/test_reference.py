@@ -66,7 +66,8 @@ def test_every_option_of_a_group_has_type_default_and_meaning(group):
         for option in documented.values():
             if not option.kind or not option.meaning:
                 wrong[name, option.key] = "no type" if not option.kind else "no meaning"
-    assert not wrong, list(wrong.items())
+    remedy = "write a comment beside it in configs/, or into its class's docstring"
+    assert not wrong, f"{remedy}: {list(wrong.items())}"
 
 
 def test_every_option_of_every_command_has_type_default_and_meaning():
