@@ -252,7 +252,7 @@ def test_a_size_fits_or_is_answered_with_the_nearest(model, size):
     try:
         logits = net(image)
     except ValueError as error:
-        nearest = re.search(r"nearest: (\d+)x(\d+)", str(error))
+        nearest = re.search(r"nearest: \[(\d+),(\d+)\]", str(error))
         assert f"image {size[0]}x{size[1]}" in str(error)
         size = (int(nearest[1]), int(nearest[2]))
         logits = net(torch.randn(1, 1, *size))

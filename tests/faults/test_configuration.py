@@ -99,7 +99,7 @@ CONFIG_FAULTS = [
     (["dataset.batch_size=1e2"], "dataset.batch_size: 100.0 is not allowed"),
     (["dataset.image_size=0"], "dataset.image_size.0: 0 is not allowed"),
     (["dataset.image_size=[64,64,64]"], "dataset.image_size: (64, 64, 64) is not allowed"),
-    (["model=dae_former", "dataset.image_size=100"], "is not divisible by 16; nearest: 96x96"),
+    (["model=dae_former", "dataset.image_size=100"], "is not divisible by 16; nearest: [96,96]"),
     (["model.depth=0"], "model: depth 0 must be 1 or more"),
     (["model.dim=-8"], "model: dim -8 must be 1 or more"),
     (["model.num_heads=0"], "model: num_heads 0 must be 1 or more"),

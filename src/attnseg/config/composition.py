@@ -126,4 +126,5 @@ def known_names(config_name: str, parent: str, choices: Sequence[str] = ()) -> l
     if parent:
         node = OmegaConf.select(node, parent)
         return [str(key) for key in node] if OmegaConf.is_dict(node) else []
-    return sorted({*(str(key) for key in node), *list_groups()} - {"hydra"})
+    groups = {*list_groups()} & {*node.hydra.runtime.choices}
+    return sorted({*map(str, node), *groups} - {"hydra"})

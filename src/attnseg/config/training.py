@@ -212,7 +212,9 @@ class Trainer(Node):
         if self.strategy == "fsdp":
             for key in ("ema_decay", "score_every", "compile"):
                 if getattr(self, key) is not None:
-                    raise OptionError(key, "not with trainer=fsdp; use trainer=ddp or null")
+                    raise OptionError(
+                        key, f"not with trainer=fsdp; use trainer=ddp or trainer.{key}=null"
+                    )
         graphs = self.compile == "reduce-overhead" and self.accelerator == "gpu"
         if graphs and self.accumulate > 1:
             raise OptionError(
@@ -278,8 +280,10 @@ class Config(Node):
     @model_validator(mode="after")
     def _check_profile(self) -> Self:
         if len(self.profile) != 1:
-            advice = "train with one and compare with attnseg evaluate"
-            raise OptionError("profile", f"{', '.join(self.profile)}; {advice}")
+            raise OptionError(
+                "profile",
+                f"{', '.join(self.profile)}; train with one and compare with attnseg evaluate",
+            )
         return self
 
     @property

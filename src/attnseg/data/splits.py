@@ -153,7 +153,7 @@ def read_split(path: Path, fold: int = 0) -> pd.DataFrame:
         if role not in ROLES:
             problems.found.append(f"{path}: {case}: role {role!r}; use {', '.join(ROLES)}")
     for case in table["case"][table["case"].duplicated()]:
-        problems.found.append(f"{path}: {case} appears twice; keep one row")
+        problems.found.append(f"{path}: {case} appears twice; list it once")
     for patient, roles in table.groupby("patient")["role"]:
         if roles.nunique() > 1:
             problems.found.append(

@@ -287,7 +287,7 @@ def _load_case(folder: Path, source: _Source) -> StoredCase | None:
     try:
         values = json.loads((folder / CASE_FILE).read_text())
         case = StoredCase(folder=folder, **{name: _as_tuples(v) for name, v in values.items()})
-    except (FileNotFoundError, ValueError, TypeError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, TypeError):
         return None
     if case.source != source.digest:
         return None

@@ -197,7 +197,7 @@ class Encoder(nn.Module):
         if min(image.shape[2:]) < SMALLEST:
             raise ValueError(
                 f"image {image.shape[2]}x{image.shape[3]} is smaller than {SMALLEST} pixels; "
-                f"nearest: {max(SMALLEST, image.shape[2])}x{max(SMALLEST, image.shape[3])}"
+                f"nearest: [{max(SMALLEST, image.shape[2])},{max(SMALLEST, image.shape[3])}]"
             )
         maps, x = [], image
         for stage in self.stages:

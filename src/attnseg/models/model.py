@@ -112,5 +112,6 @@ def check_divisible(key: str, size: tuple[int, int], factor: int) -> None:
     if any(side < factor or side % factor for side in size):
         near = [max(factor, round(side / factor) * factor) for side in size]
         raise ValueError(
-            f"{key} {size[0]}x{size[1]} is not divisible by {factor}; nearest: {near[0]}x{near[1]}"
+            f"{key} {size[0]}x{size[1]} is not divisible by {factor}; "
+            f"nearest: [{near[0]},{near[1]}]"
         )

@@ -97,14 +97,14 @@ def check_frames_agree(frames: Sequence[Frame]) -> None:
             if _read_text(frame, tag) != _read_text(first, tag):
                 raise DataError(
                     f"{frame.path}: another patient than {first.path.name} of the same series, by "
-                    f"its {tag}; separate the patients"
+                    f"its {tag}; give each patient as an input of its own"
                 )
         for tag in EQUAL_TAGS:
             if _read_text(frame, tag) != _read_text(first, tag):
                 raise DataError(
                     f"{frame.path}: {tag} {_read_text(frame, tag) or 'missing'}, but "
                     f"{first.path.name} of the same series has {_read_text(first, tag) or 'none'}; "
-                    "separate them"
+                    "give each as an input of its own"
                 )
     colour = _read_text(first, "PhotometricInterpretation")
     if colour not in GREY or _read_text(first, "SamplesPerPixel") not in ("", "1"):
@@ -141,7 +141,7 @@ def locate_slices(
         if odd := np.flatnonzero(np.abs(values - values[0]).max(1) > tolerance).tolist():
             raise DataError(
                 f"{frames[odd[0]].path}: another {what} than {first.name} of the same series; "
-                "separate them"
+                "give each as an input of its own"
             )
     axes = orientations[0].reshape(2, 3)
     lengths = np.linalg.norm(axes, axis=1)

@@ -86,7 +86,8 @@ class Probe:
         if split not in SPLITS:
             raise ValueError(f"no split {split!r}; choose one of {', '.join(SPLITS)}")
         if level is not None and level not in self.levels:
-            raise ValueError(f"{self.name}: no level {level}; choose one of {self.levels}")
+            known = ", ".join(map(str, (*self.levels, None)))
+            raise ValueError(f"{self.name}: no level {level}; choose one of {known}")
         size = self.test_size if split == "test" and self.test_size else self.size
         source = (seed, SPLITS.index(split), 0 if level is None else 1 + self.levels.index(level))
         canvas = Canvas(source, -(-count // self.group), size, size[0] / self.size[0])

@@ -100,7 +100,9 @@ def load_weights(model: nn.Module, path: Path) -> dict[str, Any]:
         CheckpointError: the file is missing, damaged, of another model, or contains code.
     """
     if not is_whole(path):
-        raise CheckpointError(f"{path}: missing or damaged, unlike its SHA-256; train again")
+        raise CheckpointError(
+            f"{path}: missing or damaged, unlike its SHA-256; train again with trainer.repeat=true"
+        )
     checkpoint = read_checkpoint(path)
     weights = {
         name.removeprefix(WEIGHTS): tensor
@@ -114,7 +116,7 @@ def load_weights(model: nn.Module, path: Path) -> dict[str, Any]:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise CheckpointError(
             f"{path}: weights of another model, attention or size ({reason}); restore the file or "
-            "train again"
+            "train again with trainer.repeat=true"
         ) from error
     return checkpoint
 
@@ -129,14 +131,17 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"{path}: holds more than tensors and could run code; delete it and train again"
+            f"{path}: holds more than tensors and could run code; delete it and train again with "
+            "trainer.repeat=true"
         ) from error
     except Exception as error:  # A malicious file can make a decoder raise any error.
         raise CheckpointError(
-            f"{path}: cannot be loaded ({first_line(error)}); train again"
+            f"{path}: cannot be loaded ({first_line(error)}); train again with trainer.repeat=true"
         ) from error
     if not isinstance(checkpoint, dict) or not all(
         isinstance(checkpoint.get(name), kind) for name, kind in REQUIRED_PARTS.items()
     ):
-        raise CheckpointError(f"{path}: not a checkpoint of a run; train again")
+        raise CheckpointError(
+            f"{path}: not a checkpoint of a run; train again with trainer.repeat=true"
+        )
     return checkpoint

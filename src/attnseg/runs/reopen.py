@@ -106,11 +106,14 @@ def _open(run: "RunFolder") -> tuple[Config, InferenceSpec]:
     config, facts = run.require_done().config, run.facts
     if facts.data is None:
         raise ConfigError(
-            f"{run}: trained before runs noted what their data are; train it again to predict"
+            f"{run}: trained before runs noted what their data are; train it again with "
+            "trainer.repeat=true"
         )
     best = run.best_checkpoint
     if not best.is_file():
-        raise CheckpointError(f"{best}: not found; restore it or train again")
+        raise CheckpointError(
+            f"{best}: not found; restore it or train again with trainer.repeat=true"
+        )
     values = {
         **facts.data,
         "version": VERSION,

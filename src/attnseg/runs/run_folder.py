@@ -128,7 +128,10 @@ class RunFolder(os.PathLike[str]):
         types = {**dict.fromkeys(CASE_COLUMNS, str), "value": float}
         table = _read_table(self.cases_file, dtype=types, **options)
         if missing := [name for name in (*CASE_COLUMNS, "value") if name not in table]:
-            raise DataError(f"{self.cases_file}: no column {', '.join(missing)}; train again")
+            raise DataError(
+                f"{self.cases_file}: no column {', '.join(missing)}; train again with "
+                "trainer.repeat=true"
+            )
         return table
 
     @cached_property
@@ -236,7 +239,10 @@ class RunFolder(os.PathLike[str]):
         self._check_plugins()
         for name in CONFIG_PARTS:
             if not isinstance(config.get(name), Mapping):
-                raise ConfigError(f"{self.config_file}: no {name} in it; restore it or train again")
+                raise ConfigError(
+                    f"{self.config_file}: no {name} in it; restore it or train again with "
+                    "trainer.repeat=true"
+                )
         return self
 
     def _check_plugins(self) -> None:
@@ -291,4 +297,6 @@ def _reading(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise DataError(f"{path}: cannot be read ({first_line(error)}); train again") from error
+        raise DataError(
+            f"{path}: cannot be read ({first_line(error)}); train again with trainer.repeat=true"
+        ) from error

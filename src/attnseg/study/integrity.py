@@ -25,7 +25,7 @@ from attnseg.study.patient_scores import WEIGHTED
 
 ROW = ["patient", "case", "class", "metric"]  # columns that tell the rows of a split apart
 ROUNDING = 1e-6  # by which a value may exceed its bounds
-REMEDY = "restore it or train again"
+REMEDY = "restore it or train again with trainer.repeat=true"
 
 
 def find_changed_runs(runs: Sequence[RunFolder], split: str) -> Iterator[str]:

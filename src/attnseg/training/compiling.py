@@ -24,9 +24,11 @@ def compile_model(model: SegmentationModel, options: TrainerOptions) -> None:
     """Compile a model in place at its first step; its parameters keep their names."""
     gpu = options.accelerator == "gpu"
     if not gpu and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))):
-        raise ConfigError("trainer.compile: needs a C++ compiler; install g++ or set it to null")
+        raise ConfigError(
+            "trainer.compile: needs a C++ compiler; install g++ or use trainer.compile=null"
+        )
     if gpu and importlib.util.find_spec("triton") is None:
-        raise ConfigError("trainer.compile: needs triton; install it or set it to null")
+        raise ConfigError("trainer.compile: needs triton; install it or use trainer.compile=null")
     if options.compile == "max-autotune" and options.deterministic:
         log.warning(
             "trainer.compile: max-autotune compares no kernels in deterministic training; set "

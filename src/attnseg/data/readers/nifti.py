@@ -195,9 +195,11 @@ def _check_shape(path: Path, shape: tuple[int, ...], channels: int) -> tuple[int
         )
     if len(shape) != (3 if channels == 1 else 4) or min(shape) < 1:
         expected = "" if channels == 1 else f" and {channels} channels"
+        way = "split it" if len(shape) > 3 else "restore it"
+        way = way if channels == 1 else "correct it or the dataset's channels, "
         raise DataError(
             f"{path}: {shape_text(shape)} voxels, not a volume of three dimensions{expected}; "
-            "split it or exclude the case"
+            f"{way} or exclude the case"
         )
     if np.prod(shape, dtype=np.int64) > MAX_VOXELS:
         raise DataError(
@@ -376,7 +378,7 @@ def map_labels(path: Path, labels: NDArray[Any], new_value: Mapping[int, int]) -
         known = ", ".join(map(str, sorted(new_value)))
         raise DataError(
             f"{path}: unknown labels {some}{more} (known are {known}); "
-            "correct them or exclude the case"
+            "correct them or the dataset's labels, or exclude the case"
         )
     new_values = np.array([new_value[int(value)] for value in values.tolist()], np.uint8)
     return new_values[np.searchsorted(values, labels)]

@@ -123,7 +123,9 @@ class NNUNet(Reader):
             test = {}
             self._count_unlabelled()
         for case in sorted(train.keys() & test.keys()):
-            problems.found.append(f"{test[case][1]}: {case} is for training, too; remove one")
+            problems.found.append(
+                f"{test[case][1]}: {case} is for training, too; remove the case here or there"
+            )
         refs = []
         for files, role in ((train, None), (test, "test")):
             for case in sorted(files):
@@ -133,6 +135,7 @@ class NNUNet(Reader):
             problems.found.append(
                 f"{self.root}: no cases found; expected imagesTr/<case>_0000"
                 f"{self._described.ending} and labelsTr/<case>{self._described.ending}"
+                f"{'' if listed is None else ', and no empty dataset in dataset.json'}"
             )
         problems.stop()
         for key, count in (("numTraining", len(train)), ("numTest", len(test))):
@@ -232,10 +235,8 @@ class NNUNet(Reader):
         problems = Problems()
         for number in expected:
             if number not in channels:
-                problems.found.append(
-                    f"{stem}_{number:04d}{self._described.ending}: not found; restore it or remove "
-                    "the case"
-                )
+                path = f"{stem}_{number:04d}{self._described.ending}"
+                problems.found.append(f"{path}: not found; restore it or remove the case")
         for number, path in channels.items():
             if number not in expected:
                 problems.found.append(

@@ -110,7 +110,7 @@ def _open_checked(path: Path, modes: tuple[str, ...]) -> Iterator[ImageFile]:
                 accepted = " or ".join(MODE_NAMES[mode] for mode in modes if mode in MODE_NAMES)
                 raise DataError(
                     f"{path}: pixels of type {image.mode}, not {accepted}; "
-                    "restore the file as downloaded"
+                    "convert it or restore the file"
                 )
             if (pages := getattr(image, "n_frames", 1)) > 1:
                 raise DataError(f"{path}: {pages} pictures in one file; split it")

@@ -250,7 +250,7 @@ def _read_slices(
             if images and image.shape != images[0].shape:
                 raise DataError(
                     f"{path}: {shape_text(image.shape)} pixels, unlike the case's first slice "
-                    f"({shape_text(images[0].shape)}); restore the file"
+                    f"({shape_text(images[0].shape)}), {ref.files[0].name}; restore the wrong one"
                 )
             images.append(image)
             masks.append(mask)

@@ -204,7 +204,7 @@ def read_scan(
     spacings = {parse_slice_name(path)[3:] for path in files}
     if len(spacings) > 1:
         problems.found.append(
-            f"{folder}: slices of different spacing {sorted(spacings)}; a scan has one"
+            f"{folder}: slices of different spacing {sorted(spacings)}; restore their names"
         )
     images: list[NDArray[np.generic]] = []
     for path in files:
@@ -213,7 +213,7 @@ def read_scan(
             if images and image.shape != images[0].shape:
                 raise DataError(
                     f"{path}: {shape_text(image.shape)} pixels, unlike the scan's first slice "
-                    f"({shape_text(images[0].shape)}); restore the file"
+                    f"({shape_text(images[0].shape)}), {files[0].name}; restore the wrong one"
                 )
             width, height = parse_slice_name(path)[1:3]
             if image.shape not in ((height, width), (width, height)):
