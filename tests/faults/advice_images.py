@@ -12,11 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pydicom
 import pytest
 from PIL import Image
 
-from attnseg.prediction import dicom
 from attnseg.prediction import folder as folders
 from attnseg.prediction.capsule import GOLDEN_OUTPUT, SPEC, verify_capsule
 from attnseg.prediction.exported import FACTS, ONNX, Exported
@@ -27,7 +25,6 @@ from attnseg.prediction.images import read_item
 from attnseg.prediction.inputs import find_inputs
 from attnseg.prediction.manifest import Manifest
 from attnseg.prediction.onnx import OnnxNetwork
-from attnseg.prediction.segment import Member, Segmenter
 from tests.export import made
 from tests.export.test_capsule import ATTACKS
 from tests.faults.advice import Trial, place_of, remove, restore
@@ -124,8 +121,6 @@ HEADERS = {
         ImagePositionPatient=(ORIGIN + TURN[:, 2] * STEP * at + TURN[:, 0] * (at == 2)).tolist()
     )(made),
     "pixels": lambda at, made: put(BitsAllocated=8, BitsStored=8, HighBit=7)(made),
-    "high": lambda at, made: put(RescaleSlope="1e36", RescaleIntercept="0")(made),
-    "frames": lambda at, made: put(NumberOfFrames="x")(made) if at == 2 else None,
     "spacing": lambda at, made: put(PixelSpacing=[0, 1])(made),
     "directions": lambda at, made: put(ImageOrientationPatient=[2, 0, 0, 0, 1, 0])(made),
     "no series": lambda at, made: put(SeriesInstanceUID="")(made),
@@ -166,29 +161,11 @@ def read_without_pydicom(trial: Trial) -> None:
         trial.options = kept
 
 
-def read_large(trial: Trial) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dicom, "MAX_VOXELS", 400)
-        read_inputs(trial)
-
-
 SERIES |= {
     "series, thickness": Trial(
         read_inputs, make=single, damage=partial(single, thickness=-1), follow=DICOM
     ),
     "series, cut off": Trial(read_inputs, make=series, damage=not_dicom, follow=DICOM),
-    "series, large": Trial(
-        read_large,
-        make=series,
-        follow={
-            "crop the series": lambda trial, text: [
-                path.unlink()
-                for name in ("one", "two")
-                for path in (trial.root / name).iterdir()
-                if pydicom.dcmread(path).InstanceNumber < 480
-            ]
-        },
-    ),
     "series, no library": Trial(
         read_without_pydicom,
         make=series,
@@ -229,16 +206,6 @@ def below_in(root: Path) -> None:
     nifti(root / "in/a.nii.gz")
 
 
-class Answer:
-    """A network whose answer is NaN or 0."""
-
-    def __init__(self, run: str) -> None:
-        self.value = np.nan if run == "bad" else 0.0
-
-    def __call__(self, images: Any) -> Any:
-        return np.full((len(images), 1, *images.shape[2:]), self.value, np.float32)
-
-
 def forged(name: str) -> Callable[[Path], None]:
     return lambda root: made.forge(root / "c.zip", ATTACKS[name]) and None
 
@@ -253,7 +220,10 @@ CAPSULES = {
         options,
         make=lambda root: made.write(root / "c.zip"),
         damage=damage,
-        follow={"capsule=FILE": "capsule=c.zip", "; ": get_again},
+        follow={
+            "capsule=FILE": "capsule=c.zip",
+            "get the file again|give a file of attnseg|export the run again|tell who": get_again,
+        },
     )
     for name, options, damage in (
         ("bit", "", lambda root: spoil(root / "c.zip")),
@@ -384,13 +354,6 @@ OUTPUTS = {
         lambda trial: check_specs_agree([spec(), spec(channels=trial.keywords["channels"])]),
         "channels=2",
         follow={"must agree": "channels=1"},
-    ),
-    "NaN": Trial(
-        lambda trial: Segmenter(
-            spec().labels, [Member(Answer(trial.keywords["run"]), spec().view)]
-        ).segment(np.zeros((1, 24, 30, 1), np.float32)),
-        "run=bad",
-        follow={"use another run": "run=good"},
     ),
 }
 IMAGES = {

@@ -127,8 +127,7 @@ EXCEPTED = {
         frames, but positions
         too far apart; correct
         postprocess.min_pixels
-        voxels are too many; crop the series
-        give a capsule as capsule=FILE""",
+        voxels are too many; crop the series""",
     "its process ends with the message, which a test of the command line reads": """
         no such command""",
 }
