@@ -224,7 +224,7 @@ class UNet(SegmentationModel):
         if height <= self.factor[0] and width <= self.factor[1]:
             raise ValueError(
                 f"image {height}x{width} leaves a single place in the coarsest stage; nearest: "
-                f"{height}x{self.factor[1] + 1}"
+                f"[{height},{self.factor[1] + 1}]"
             )
         x, skips, maps = image, [], []
         for stage in self.encoder:
