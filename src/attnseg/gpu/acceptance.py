@@ -84,7 +84,9 @@ def run_acceptance(
         ConfigError: there is no GPU, or it or its driver is too old for this PyTorch.
     """
     if device == "cuda" and torch.cuda.device_count() == 0:
-        raise ConfigError("device: no GPU found on this machine; use device=cpu to rehearse without one")
+        raise ConfigError(
+            "device: no GPU found on this machine; use device=cpu to rehearse without one"
+        )
     if device == "cuda":
         check_driver()
     settings, started = Settings(device, folder), time.monotonic()
