@@ -26,6 +26,7 @@ from pathlib import Path
 
 # What of each phantom is segmented.
 PREDICTED = {
+    "acdc": "testing/patient101",
     "isic2018": "ISIC2018_Task1-2_Validation_Input",
     "nnunet": "imagesTs",
     "synapse": "RawData/Training/img/img0001.nii.gz",

@@ -11,7 +11,7 @@ SCRIPT = Path(__file__).parents[2] / "scripts/real_size.py"
 
 @pytest.mark.slow
 @pytest.mark.parametrize("open_files", [1024, 256])
-@pytest.mark.parametrize("dataset", ["isic2018", "nnunet", "synapse", "uw_madison"])
+@pytest.mark.parametrize("dataset", ["acdc", "isic2018", "nnunet", "synapse", "uw_madison"])
 def test_a_dataset_of_the_published_size(tmp_path, dataset, open_files):
     command = [sys.executable, SCRIPT, "--datasets", dataset, "--open-files", str(open_files)]
     ended = subprocess.run([*command, "--folder", tmp_path], capture_output=True, text=True)

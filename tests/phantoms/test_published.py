@@ -12,7 +12,7 @@ from attnseg.data.readers.nnunet import NNUNet
 from attnseg.data.readers.synapse import Synapse
 from attnseg.data.readers.uw_madison import UWMadison
 from attnseg.data.store import prepare_cases
-from attnseg.phantoms import isic2018, nnunet, synapse, uw_madison
+from attnseg.phantoms import acdc, isic2018, nnunet, synapse, uw_madison
 
 SMALL_SCANS = {"train": 5, "test": 2, "depths": (8, 9, 10, 11, 12, 13, 14)}
 SMALL_FRAMES = ((72, 60, 5.0, 4.0), (64, 68, 5.0, 3.0))
@@ -43,6 +43,8 @@ def test_the_numbers_are_those_that_were_published():
     assert {sum(p == patient for p, *_ in days) for patient in range(85)} <= {1, 2, 3, 4, 5}
     assert {slices for *_, slices in days} == {80, 144}
     assert isic2018.ISIC2018_PRESETS["published"].counts == (2594, 100, 1000)
+    hearts = acdc.ACDC_PRESETS["published"]
+    assert (hearts.train, hearts.test) == (100, 50)
     for presets in (synapse.SYNAPSE_PRESETS, nnunet.NNUNET_PRESETS):
         spec = presets["published"]
         shapes = [spec.shape_of(case) for case in range(spec.train + spec.test)]

@@ -32,6 +32,8 @@ GROUPS = {
 ACDC_PRESETS = {
     "tiny": ScanSpec(5, 2, 4, ((60, 54, 3.2, 20.0), (56, 58, 3.4, 20.0))),
     "demo": ScanSpec(15, 5, 9, ((112, 100, 1.7, 10.0), (104, 108, 1.8, 9.0))),
+    # 150 patients (Bernard et al. 2018); sizes of about those that are met there.
+    "published": ScanSpec(100, 50, 10, ((216, 256, 1.5, 10.0), (232, 256, 1.6, 8.0))),
 }
 
 
