@@ -106,7 +106,11 @@ def provoke(attempt: Callable[[], Any]) -> list[str]:
     finally:
         log.removeHandler(records)
     said = [said] if isinstance(said, str) else said if isinstance(said, list) else []
-    return [text for text in (*records.texts, *said) if isinstance(text, str) and "; " in text]
+    return [
+        text
+        for text in (*records.texts, *said)
+        if isinstance(text, str) and "; " in text and " taken as " not in text
+    ]
 
 
 @dataclass
