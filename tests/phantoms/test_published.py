@@ -7,6 +7,7 @@ import pytest
 
 from attnseg.data import parallel
 from attnseg.data.duplicates import find_duplicates
+from attnseg.data.readers.acdc import ACDC
 from attnseg.data.readers.isic2018 import ISIC2018
 from attnseg.data.readers.nnunet import NNUNet
 from attnseg.data.readers.synapse import Synapse
@@ -28,6 +29,10 @@ KINDS = {
     ),
     "nnunet": (
         nnunet.NNUNET_PRESETS, nnunet.make_nnunet, NNUNet, {**SMALL_SCANS, "frames": SMALL_FRAMES},
+    ),
+    "acdc": (
+        acdc.ACDC_PRESETS, acdc.make_acdc, ACDC,
+        {**SMALL_SCANS, "frames": ((60, 54, 3.2, 20.0), (56, 58, 3.4, 20.0))},
     ),
     "isic2018": (
         isic2018.ISIC2018_PRESETS, isic2018.make_isic2018, ISIC2018,
@@ -66,7 +71,7 @@ def test_small_ones_are_read_by_the_reader_and_differ(tmp_path, monkeypatch, kin
     reader = reader_class(tmp_path / "root")
     refs = reader.cases()
     cases = prepare_cases(reader, refs, tmp_path / "store")
-    assert len(cases) == {"uw_madison": 16, "isic2018": 17}.get(kind, 7)
+    assert len(cases) == {"uw_madison": 16, "isic2018": 17, "acdc": 14}.get(kind, 7)
     assert all(case.shape[0] in {1, *range(8, 15)} for case in cases)
     for number, name in enumerate(reader.classes):
         assert sum(case.voxels[number] > 0 for case in cases) > len(cases) / 2, name

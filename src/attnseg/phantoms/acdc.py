@@ -16,10 +16,11 @@ import numpy as np
 from numpy.random import Generator, default_rng
 from numpy.typing import NDArray
 
+from attnseg.data.parallel import work_in_parallel
 from attnseg.phantoms.body import Drawing, overlap, union
+from attnseg.phantoms.cheap import draw_cheap_scan
 from attnseg.phantoms.phantom import make_preset
-from attnseg.phantoms.scan import ScanSpec, save_scan, tilted_affine
-from attnseg.progress import track
+from attnseg.phantoms.scan import PublishedScanSpec, ScanSpec, save_scan, tilted_affine
 
 RIGHT_VENTRICLE, MYOCARDIUM, LEFT_VENTRICLE = 1, 2, 3
 # Size of the left cavity, thickness of its wall and size of the right cavity, as shares of the
@@ -33,7 +34,9 @@ ACDC_PRESETS = {
     "tiny": ScanSpec(5, 2, 4, ((60, 54, 3.2, 20.0), (56, 58, 3.4, 20.0))),
     "demo": ScanSpec(15, 5, 9, ((112, 100, 1.7, 10.0), (104, 108, 1.8, 9.0))),
     # 150 patients (Bernard et al. 2018); sizes of about those that are met there.
-    "published": ScanSpec(100, 50, 10, ((216, 256, 1.5, 10.0), (232, 256, 1.6, 8.0))),
+    "published": PublishedScanSpec(
+        100, 50, 0, ((216, 256, 1.5, 10.0), (232, 256, 1.6, 8.0)), depths=150 * (10,)
+    ),
 }
 
 
@@ -118,23 +121,35 @@ class Heart(Drawing):
 
 
 def _write_acdc(spec: ScanSpec, root: Path) -> None:
-    for patient in track(range(spec.train + spec.test), "Making the phantom", "patients"):
-        width, height, spacing, distance = spec.frames[patient % len(spec.frames)]
-        shape = (spec.slices, height, width)
-        rng = default_rng([spec.seed, patient])
-        affine = tilted_affine(rng, shape, (distance, spacing, spacing))
-        group, last = list(GROUPS)[patient % len(GROUPS)], int(rng.integers(8, 15))
-        name = f"patient{patient + 1:03d}"
-        folder = root / ("training" if patient < spec.train else "testing") / name
-        folder.mkdir(parents=True)
-        (folder / "Info.cfg").write_text(
-            f"ED: 1\nES: {last}\nGroup: {group}\nHeight: {rng.integers(155, 190)}.0\n"
-            f"NbFrame: 30\nWeight: {rng.integers(55, 95)}.0\n"
-        )
-        for frame in (1, last):
+    def write(patient: int) -> None:
+        _write_patient(spec, patient, root)
+
+    patients = range(spec.train + spec.test)
+    work_in_parallel(write, patients, "Making the phantom", "patients", root)
+
+
+def _write_patient(spec: ScanSpec, patient: int, root: Path) -> None:
+    """Write both frames of a patient, and the file about them."""
+    *_, spacing, distance = spec.frames[patient % len(spec.frames)]
+    shape = spec.shape_of(patient)
+    rng = default_rng([spec.seed, patient])
+    affine = tilted_affine(rng, shape, (distance, spacing, spacing))
+    group, last = list(GROUPS)[patient % len(GROUPS)], int(rng.integers(8, 15))
+    name = f"patient{patient + 1:03d}"
+    folder = root / ("training" if patient < spec.train else "testing") / name
+    folder.mkdir(parents=True)
+    (folder / "Info.cfg").write_text(
+        f"ED: 1\nES: {last}\nGroup: {group}\nHeight: {rng.integers(155, 190)}.0\n"
+        f"NbFrame: 30\nWeight: {rng.integers(55, 95)}.0\n"
+    )
+    for frame in (1, last):
+        today = default_rng([spec.seed, patient, 2, frame])
+        if isinstance(spec, PublishedScanSpec):
+            picture, labels = draw_cheap_scan(today, shape, 3)
+        else:
             anatomy = default_rng([spec.seed, patient, 1])
-            today = default_rng([spec.seed, patient, 2, frame])
             heart = Heart(anatomy, today, shape, spacing, group, systole=frame > 1)
-            file = folder / f"{name}_frame{frame:02d}"
-            save_scan(Path(f"{file}.nii.gz"), heart.picture(), affine, "LPS")
-            save_scan(Path(f"{file}_gt.nii.gz"), heart.labels(), affine, "LPS")
+            picture, labels = heart.picture(), heart.labels()
+        file = folder / f"{name}_frame{frame:02d}"
+        save_scan(Path(f"{file}.nii.gz"), picture, affine, "LPS")
+        save_scan(Path(f"{file}_gt.nii.gz"), labels, affine, "LPS")
