@@ -80,20 +80,11 @@ def watch(used: Used, pid: int, ended: threading.Event) -> None:
             except OSError:  # It has just ended.
                 continue
             used.open_files = max(used.open_files, files)
-            # Training is in a fork, for which its parent only waits.
-            if each in (pid, *(list_children(pid) if used.name == "train" else ())):
+            if each == pid:
                 used.parent = max(used.parent, memory)
             else:
                 used.worker = max(used.worker, memory)
                 used.processes.add(each)
-
-
-def list_children(pid: int) -> list[int]:
-    """Return the processes that a process started itself."""
-    try:
-        return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except OSError:
-        return []
 
 
 def run_command(name: str, arguments: Sequence[str], open_files: int, folder: Path) -> Used:
