@@ -149,7 +149,7 @@ EXCEPTED = {
         name each class once
         give each class a name
         but the other folder's masks
-        device=cpu rehearses
+        device=cpu to rehearse
         {}; see {}
         simulation:
         modes of determinism

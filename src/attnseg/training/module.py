@@ -66,7 +66,7 @@ class SegmentationModule(pl.LightningModule):
         # Where pixels are ignored, each process could have none of a batch, and no sums.
         self.exchanges_sums = getattr(self.loss, "adds_sums", False) and not labels.ignore
         self.val_dice = CaseDice(len(val_cases), len(labels))
-        self.nonfinite: Tensor | None = None  # Per validation case, slices with NaN or infinity.
+        self.nonfinite = torch.zeros(0)  # Per validation case, slices with NaN or infinity.
         self.pending: PendingLoss | None = None
         # Sum and number of this epoch's training losses, which checkpoints keep, and the last one.
         self.loss_sum, self.loss_count, self.last_loss = 0.0, 0, math.nan
@@ -190,7 +190,7 @@ class SegmentationModule(pl.LightningModule):
         world = self.trainer.world_size
         gathered = own.new_empty(world * own.shape[0], *own.shape[1:])
         torch.distributed.all_gather_into_tensor(gathered, own.detach().contiguous())
-        by_rank = gathered.unflatten(0, (world, -1))
+        by_rank: Tensor = gathered.unflatten(0, (world, -1))
         if own.requires_grad:
             by_rank[self.trainer.global_rank] = own
         return by_rank.transpose(0, 1).flatten(0, 1)
@@ -213,6 +213,11 @@ class SegmentationModule(pl.LightningModule):
         for handle in handles:
             handle.remove()
         return (names[0] or "the model's output") if names else "the loss itself"
+
+    def on_validation_epoch_start(self) -> None:
+        """Count slices whose output is not finite from zero."""
+        device = next(self.model.parameters()).device
+        self.nonfinite = torch.zeros(len(self.val_cases), dtype=torch.long, device=device)
 
     def validation_step(self, batch: Sample, batch_idx: int) -> None:
         """Add one batch of validation slices, of all processes, to loss and Dice."""
@@ -237,20 +242,16 @@ class SegmentationModule(pl.LightningModule):
             mask = mask.masked_fill(ignored, 0)
         target = self.labels.target(mask)
         self.val_dice.update(count_areas(logits, target, self.labels.overlapping), case)
-        if self.nonfinite is None:
-            self.nonfinite = case.new_zeros(len(self.val_cases))
         self.nonfinite.index_add_(0, case, (~finite).long())
 
     def on_validation_epoch_end(self) -> None:
         """Log Dice per class and its mean, at the network's resolution, and the training loss."""
         dice = self.val_dice.compute().reshape(-1)  # For a single class, it computes a scalar.
         self.val_dice.reset()
-        counts, self.nonfinite = self.nonfinite, None
         if self.trainer.world_size > 1:
-            torch.distributed.all_reduce(counts)
-        if cases := [
-            name for name, slices in zip(self.val_cases, counts.tolist(), strict=True) if slices
-        ]:
+            torch.distributed.all_reduce(self.nonfinite)
+        counts = zip(self.val_cases, self.nonfinite.tolist(), strict=True)
+        if cases := [name for name, slices in counts if slices]:
             # Even NaN logits have a largest channel, so a Dice of them would look like a score.
             names = ", ".join(sorted(cases))
             log.warning("The network's output for %s is not finite; this epoch has no Dice", names)

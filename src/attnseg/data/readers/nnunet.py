@@ -235,8 +235,8 @@ class NNUNet(Reader):
         problems = Problems()
         for number in expected:
             if number not in channels:
-                path = f"{stem}_{number:04d}{self._described.ending}"
-                problems.found.append(f"{path}: not found; restore it or remove the case")
+                missing = f"{stem}_{number:04d}{self._described.ending}"
+                problems.found.append(f"{missing}: not found; restore it or remove the case")
         for number, path in channels.items():
             if number not in expected:
                 problems.found.append(
