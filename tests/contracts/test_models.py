@@ -130,7 +130,7 @@ def test_cvt_has_any_decoder_and_any_stride(decoder, stride):
 
 @pytest.mark.parametrize(
     ("design", "attn", "decoder"),
-    zip(DESIGNS, ("window", "kv", "focal", "alternate"), DECODERS, strict=True),
+    list(zip(DESIGNS, ("window", "kv", "focal", "alternate"), DECODERS, strict=True)),
 )
 def test_hierarchical_has_four_designs(design, attn, decoder):
     """Each with another attention and decoder, also at a size that no stride divides."""

@@ -28,6 +28,7 @@ REFUSED = {  # what the files are, as nibabel's own documentation says
 SERIES = {"0.dcm", "1.dcm", "siemens_dwi_0.dcm.gz", "siemens_dwi_1000.dcm.gz"}  # of one UID
 
 
+@pytest.mark.full
 def test_every_test_file_of_nibabel(tmp_path, capfd):
     files = [p for place in ("tests/data", "nicom/tests/data") for p in (DATA / place).iterdir()]
     if not files:

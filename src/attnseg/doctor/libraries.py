@@ -21,6 +21,7 @@ EXTRAS = {
     "predict": "attnseg predict of DICOM and of exported networks, attnseg verify",
     "hub": "attnseg publish to=hf://, capsules from hf://",
     "search": "attnseg search",
+    "docs": "make site",
     "wandb": "logger=wandb",
     "mlflow": "logger=mlflow",
 }
