@@ -17,7 +17,7 @@ from attnseg.benchmark.timing import Work, alternate, median_and_range
 from attnseg.benchmark.workload import Workload
 from attnseg.data.labels import Labels
 from attnseg.data.slicing import SliceView
-from attnseg.data.store import StoredCase
+from attnseg.data.store import CASE_FILE, StoredCase
 from attnseg.evaluation.scoring import make_segmenter
 from attnseg.models.model import SegmentationModel
 
@@ -110,6 +110,7 @@ def make_case(folder: Path, slices: int) -> StoredCase:
     image = np.random.default_rng(0).integers(-1000, 1000, (*shape, 1), np.int16)
     np.save(folder / "image.npy", image, allow_pickle=False)
     np.save(folder / "mask.npy", np.zeros(shape, np.uint8), allow_pickle=False)
+    (folder / CASE_FILE).touch()  # Reading looks for the case's digest in it, here the empty one.
     return StoredCase(
         folder=folder,
         patient="noise",

@@ -44,18 +44,23 @@ class Driver:
 
 
 def find_driver() -> Driver | None:
-    """Return the driver; `None` without one."""
+    """Return the driver; `None` without one, or if it does not tell its versions."""
     library = _open_library()
     if library is None:
         return None
     text, number = ctypes.create_string_buffer(_TEXT), ctypes.c_int()
-    library.nvmlSystemGetDriverVersion(text, _TEXT)
-    library.nvmlSystemGetCudaDriverVersion_v2(ctypes.byref(number))
+    if library.nvmlSystemGetDriverVersion(text, _TEXT):
+        return None
+    if library.nvmlSystemGetCudaDriverVersion_v2(ctypes.byref(number)):
+        return None
     return Driver(text.value.decode(), (number.value // 1000, number.value % 1000 // 10))
 
 
 def list_gpus() -> list[Gpu]:
-    """Return the GPUs in the order of `nvidia-smi`; none without a driver."""
+    """Return the GPUs in the order of `nvidia-smi`; none without a driver.
+
+    A GPU that does not tell its name and capability is left out.
+    """
     library, count = _open_library(), ctypes.c_uint()
     if library is None or library.nvmlDeviceGetCount_v2(ctypes.byref(count)):
         return []
@@ -64,7 +69,7 @@ def list_gpus() -> list[Gpu]:
         handle = ctypes.c_void_p()
         if library.nvmlDeviceGetHandleByIndex_v2(index, ctypes.byref(handle)) == 0:
             gpus.append(_describe(library, handle))
-    return gpus
+    return [gpu for gpu in gpus if gpu is not None]
 
 
 def find_gpu(name: str) -> Gpu | None:
@@ -79,10 +84,12 @@ def find_gpu(name: str) -> Gpu | None:
     return None if failed else _describe(library, handle)
 
 
-def _describe(library: ctypes.CDLL, handle: ctypes.c_void_p) -> Gpu:
+def _describe(library: ctypes.CDLL, handle: ctypes.c_void_p) -> Gpu | None:
     text, major, minor = ctypes.create_string_buffer(_TEXT), ctypes.c_int(), ctypes.c_int()
-    library.nvmlDeviceGetName(handle, text, _TEXT)
-    library.nvmlDeviceGetCudaComputeCapability(handle, ctypes.byref(major), ctypes.byref(minor))
+    if library.nvmlDeviceGetName(handle, text, _TEXT):
+        return None
+    if library.nvmlDeviceGetCudaComputeCapability(handle, ctypes.byref(major), ctypes.byref(minor)):
+        return None
     return Gpu(text.value.decode(), (major.value, minor.value), handle)
 
 

@@ -211,9 +211,20 @@ def test_a_suite_has_one_process_per_workload_and_precision_unless_the_command_l
     variants = suites.split_suite("cost", ["batch_size=2"])
     assert len(variants) == len(product()) + len(bare())
     assert suites.split_suite("cost", ["attn=kv_pos", "against=kv"]) == []
-    assert len(suites.split_suite("step", ["attn=kv"])) == len(names("workload"))
+    assert len(suites.split_suite("step", ["against=null"])) == len(names("workload"))
     every = [overrides[-1] for overrides in suites.split_suite("all", [])]
     assert every == [f"suite={name}" for name in suites.SUITES]
+
+
+@pytest.mark.parametrize("key", ["attn", "against"])
+def test_workloads_whose_models_cannot_have_the_attention_are_left_out(key, caplog):
+    without = ["workload=unet", "workload=unet_resenc"]
+    with caplog.at_level("INFO"):
+        found = [overrides[-1] for overrides in suites.split_suite("step", [f"{key}=kv"])]
+    assert len(found) == len(names("workload")) - 2 and not set(found) & set(without)
+    assert "Left out" in caplog.text and "unet, unet_resenc" in caplog.text
+    bare = suites.split_suite("step", [f"{key}=none"])
+    assert [overrides[-1] for overrides in bare] == without
 
 
 def test_all_leaves_the_check_of_bounds_out(monkeypatch):

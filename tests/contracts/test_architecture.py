@@ -10,7 +10,7 @@ from attnseg.config.folder import configs_folder
 from attnseg.config.training import Dataset
 
 ROOT = Path(attnseg.__file__).parent
-BASE = {"energy", "errors", "files", "memory", "nvml", "progress"}
+BASE = {"energy", "errors", "files", "memory", "nvml", "progress", "system"}
 LEARNING = {"models", "losses", "metrics", "layers", "schedules"}
 SLICES = {"data", "drawing", "prediction"} | BASE
 RUNS = {"runs", "processes", "config", "plugins"} | LEARNING | SLICES
@@ -18,6 +18,7 @@ RUNS = {"runs", "processes", "config", "plugins"} | LEARNING | SLICES
 ALLOWED = {  # and itself
     "errors": set(),
     "memory": set(),
+    "system": set(),
     "nvml": set(),
     "energy": {"nvml"},
     "progress": set(),
@@ -46,7 +47,7 @@ ALLOWED = {  # and itself
     "benchmark": {"training", "evaluation", "preparation"} | RUNS,
     "export": {"evaluation", "preparation"} | RUNS,
     "contracts": {"export", "explain", "attention"} | RUNS,
-    "doctor": {"training", "config", "memory", "errors"},
+    "doctor": {"training", "config", "memory", "system", "errors"},
     "gpu": {"benchmark", "training", "attention"} | RUNS,
     "probing": {"explain", "study", "probes"} | RUNS,
     "commands": {

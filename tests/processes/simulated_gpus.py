@@ -38,9 +38,10 @@ int nvmlDeviceGetName(size_t handle, char *name, unsigned length) {
   return 0;
 }
 int nvmlDeviceGetCudaComputeCapability(size_t handle, int *major, int *minor) {
-  *major = number("SIMULATED_CAPABILITY") / 10;
-  *minor = number("SIMULATED_CAPABILITY") % 10;
-  return 0;
+  int capability = number(handle == 1 ? "SIMULATED_FIRST" : "SIMULATED_CAPABILITY");
+  *major = capability / 10;
+  *minor = capability % 10;
+  return capability == 0;
 }
 int nvmlDeviceGetTotalEnergyConsumption(size_t handle, unsigned long long *millijoules) {
   struct timespec now;
@@ -54,7 +55,7 @@ int nvmlSystemGetDriverVersion(char *version, unsigned length) {
 }
 int nvmlSystemGetCudaDriverVersion_v2(int *version) {
   *version = number("SIMULATED_CUDA");
-  return 0;
+  return *version == 0;
 }
 """
 
@@ -76,11 +77,16 @@ def simulate(
     gpus: int = 2,
     cuda: int = 13000,
     capability: int = 90,
+    first: int | None = None,
     watts: int = WATTS,
     opened: Callable[[], None] = lambda: None,
 ) -> None:
-    """Let this process see GPUs; for a fork, which ends with the test."""
+    """Let this process see GPUs, the first perhaps of another capability.
+
+    For a fork, which ends with the test. The driver does not tell a version or capability of 0.
+    """
     numbers = {"GPUS": gpus, "CUDA": cuda, "CAPABILITY": capability, "WATTS": watts}
+    numbers["FIRST"] = capability if first is None else first
     os.environ |= {f"SIMULATED_{name}": str(value) for name, value in numbers.items()}
     ctypes.CDLL(str(library))  # Found again by its name.
 

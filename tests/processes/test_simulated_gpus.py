@@ -5,6 +5,7 @@ import os
 import re
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -43,6 +44,8 @@ def test_the_precision_is_chosen_without_opening_a_gpu(library, options, wanted)
         ({"capability": 75}, None),
         ({"capability": 120}, None),  # newer GPUs run compute_90
         ({"cuda": 13020}, None),
+        ({"cuda": 0}, None),  # Nothing is refused for what the driver does not tell.
+        ({"capability": 0}, None),
     ],
 )  # fmt: skip
 def test_old_drivers_and_gpus_are_told_at_once(library, options, message):
@@ -56,6 +59,30 @@ def test_old_drivers_and_gpus_are_told_at_once(library, options, message):
     else:
         assert isinstance(answer, ConfigError)
         assert re.search(message, str(answer)), answer
+
+
+def test_only_the_gpus_that_a_run_may_use_count(library):
+    def choose(visible):
+        os.environ[gpus.VISIBLE] = visible
+        simulate(library, first=70)
+        check_driver()
+        return fastest_precision("gpu")
+
+    assert in_fork(lambda: choose("1")) == ("bf16-mixed", "Simulated 1 has bfloat16 units")
+    for visible in ("0", "0,1"):
+        assert "no kernels for Simulated 0" in str(in_fork(lambda v=visible: choose(v)))
+
+
+def test_an_open_gpu_is_named_so_that_cuda_and_the_driver_mean_the_same(library):
+    def name():
+        simulate(library)
+        torch.cuda.current_device = lambda: 1
+        torch.cuda.get_device_properties = lambda index: SimpleNamespace(uuid=f"b-{index}")
+        with EnergyMeter([gpus.name_open_gpu()]) as meter:
+            pass
+        return meter.source
+
+    assert in_fork(name) == "NVML: GPU GPU-b-1 (Simulated 0)"
 
 
 def test_two_jobs_take_different_gpus_before_anything_opens_cuda(library, tmp_path):

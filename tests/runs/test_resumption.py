@@ -8,6 +8,7 @@ import pytest
 
 from attnseg.config.identity import affects_rounding
 from attnseg.errors import ConfigError
+from attnseg.runs.active_run import ActiveRun
 from attnseg.runs.facts import RunFacts
 from attnseg.runs.resumption import check_resumption
 from attnseg.runs.run_folder import RunFolder
@@ -63,6 +64,19 @@ def test_what_cannot_is_told(tmp_path, caplog, options, changed, message):
     with caplog.at_level(logging.WARNING):
         resume(tmp_path, *options, **changed)
     assert message in caplog.text
+
+
+def test_another_device_is_told(tmp_path, caplog, monkeypatch):
+    config = configured(tmp_path)
+    for processor in ("first", "first", "second"):
+        assert caplog.text == ""
+        monkeypatch.setattr("platform.processor", lambda name=processor: name)
+        run = ActiveRun(config, "id")
+        run.note_device(config)
+        run.folder.last_checkpoint.touch()
+        run.end("stopped")
+    assert "results could differ: device first, " in caplog.text
+    assert ", now second, " in caplog.text
 
 
 def test_options_that_may_change_the_last_digits():

@@ -60,6 +60,21 @@ def test_what_is_found_follows_the_memory_there_is(tmp_path, monkeypatch):
         find_largest_batch(config, parts, IMAGE, Labels(("a", "b", "c"), overlapping=True))
 
 
+@pytest.mark.parametrize(
+    ("fitting", "batch"), [({1: 50, 2: 70}, 2), ({1: 50, 2: 81}, 1), ({1: 50}, 1)]
+)
+def test_where_three_slices_do_not_fit_one_or_two_may(tmp_path, monkeypatch, fitting, batch):
+    def measure_peak(step, batch):
+        if batch not in fitting:
+            raise ResourceError("too large")
+        return fitting[batch]
+
+    monkeypatch.setattr(auto_batch, "free_memory", lambda: 100)
+    monkeypatch.setattr(auto_batch, "_cpu_peak", measure_peak)
+    labels = Labels(("a", "b", "c"), overlapping=True)
+    assert find_largest_batch(configured(tmp_path), None, IMAGE, labels) == batch
+
+
 def test_a_run_notes_the_batch_it_found(tmp_path):
     options = ("trainer.auto_batch=true", "trainer.precision=auto", "trainer.max_epochs=1")
     assert attempt(tmp_path, *options) == 0

@@ -10,12 +10,16 @@ from attnseg.data.labels import Labels
 from attnseg.errors import ConfigError
 from attnseg.layers.norm import SharedBatchNorm2d
 from attnseg.losses.dice_ce import DiceCE
+from attnseg.processes.launch import ProcessGroup
+from attnseg.processes.signals import Stopping
+from attnseg.runs.run_folder import RunFolder
 from attnseg.training.callbacks.averaging import WeightAverage
 from attnseg.training.compiling import compile_model, computing_uncompiled, restore_plain_model
-from attnseg.training.fit import prepare_model
+from attnseg.training.fit import fit, prepare_model
 from attnseg.training.lightning_trainer import make_trainer
 from attnseg.training.module import SegmentationModule, parameter_groups
-from attnseg.training.setup import count_workers
+from attnseg.training.resume import ResumePoint
+from attnseg.training.setup import count_workers, set_up_training
 from tests.contracts.test_models import SIZE, make
 from tests.faults.runs import configured
 
@@ -155,3 +159,46 @@ def test_loader_processes_by_the_number_of_cores(monkeypatch, accelerator, devic
     )
     assert count_workers(options) == workers
     assert count_workers(options.model_copy(update={"num_workers": 3})) == 3
+
+
+@pytest.mark.parametrize(
+    ("cores", "launched", "workers"),
+    [
+        (16, {"TORCHELASTIC_RUN_ID": "a", "LOCAL_WORLD_SIZE": "4"}, 4),  # 8 on two machines
+        # srun binds each process to cores of its own, unless it is told otherwise.
+        (
+            4,
+            {"SLURM_STEP_NUM_TASKS": "8", "SLURM_STEP_NUM_NODES": "2", "SLURM_CPUS_ON_NODE": "16"},
+            4,
+        ),
+        (
+            64,
+            {"SLURM_STEP_NUM_TASKS": "8", "SLURM_STEP_NUM_NODES": "2", "SLURM_CPUS_ON_NODE": "8"},
+            2,
+        ),
+    ],
+)
+def test_only_the_processes_of_one_machine_share_its_cores(monkeypatch, cores, launched, workers):
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(cores)), raising=False)
+    for name, value in launched.items():
+        monkeypatch.setenv(name, value)
+    options = Trainer(
+        max_epochs=1, accelerator="gpu", devices=8, strategy="ddp", num_workers="auto"
+    )
+    assert count_workers(options) == workers
+
+
+def test_a_gpu_needs_a_c_compiler_to_compile(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    with pytest.raises(ConfigError, match="needs a C compiler; install gcc"):
+        compile_model(None, Trainer(max_epochs=1, accelerator="gpu", compile="default"))
+
+
+def test_a_training_that_was_over_before_leaves_the_model_as_it_is(tmp_path, monkeypatch):
+    setup = set_up_training(configured(tmp_path, "trainer.compile=default"))
+    monkeypatch.setattr(
+        "attnseg.training.fit.find_resume_point", lambda *_: ResumePoint(1, 0, True)
+    )
+    fit(setup, RunFolder(tmp_path), ProcessGroup(1), Stopping())
+    assert setup.components.model._compiled_call_impl is None

@@ -18,7 +18,7 @@ from attnseg.benchmark.workload import Workload
 from attnseg.config import cost
 from attnseg.config.components import attention_component
 from attnseg.energy import EnergyMeter
-from attnseg.processes.gpus import visible_gpus
+from attnseg.processes.gpus import name_open_gpu
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ def measure_cost(config: Benchmark, device: torch.device, precisions: Sequence[s
 
 def measure_joules(step: Callable[[], None], device: torch.device) -> float | None:
     """Return the mean energy of a step; `None` where the device does not count it."""
-    with EnergyMeter(visible_gpus()[:1] if device.type == "cuda" else None) as meter:
+    with EnergyMeter([name_open_gpu()] if device.type == "cuda" else None) as meter:
         if meter.source is None:
             log.info("Energy is not measured: %s", meter.reason)
             return None

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from attnseg.benchmark.options import Benchmark
 from attnseg.config.errors import nearest
-from attnseg.config.folder import attentions_of, list_choices
+from attnseg.config.folder import NO_ATTENTION, attentions_of, list_choices, read_defaults
 from attnseg.errors import ConfigError
 from attnseg.files import write_text
 
@@ -55,7 +55,8 @@ SUITES = {
 def split_suite(name: str, overrides: Sequence[str]) -> list[list[str]]:
     """Return the overrides of each process of a suite, or of `all`; none if one is enough.
 
-    An axis is left out if the command line's overrides set one of its keys.
+    An axis is left out if the command line's overrides set one of its keys. An attention that they
+    choose leaves out the workloads of models without attention.
 
     Raises:
         ConfigError: no such suite.
@@ -64,16 +65,42 @@ def split_suite(name: str, overrides: Sequence[str]) -> list[list[str]]:
         return [[*overrides, f"suite={each}"] for each, suite in SUITES.items() if suite.in_all]
     if name not in SUITES:
         raise ConfigError(f"suite: {name!r} is not allowed; {nearest(name, [*SUITES, 'all'])}")
-    chosen = {override.partition("=")[0] for override in overrides}
-    if "model" in chosen:
-        chosen.add("workload")
-    axes = [axis for axis in SUITES[name].axes if not chosen & axis[0].keys()]
+    values = dict(override.partition("=")[::2] for override in overrides)
+    chosen = {*values, *(["workload"] if "model" in values else [])}
+    axes = [
+        _workloads_with(values) if axis is WORKLOADS else axis
+        for axis in SUITES[name].axes
+        if not chosen & axis[0].keys()
+    ]
     if not axes:
         return []
     return [
         [*overrides, *(f"{key}={value}" for choice in choices for key, value in choice.items())]
         for choices in itertools.product(*axes)
     ]
+
+
+def _workloads_with(values: Choice) -> list[Choice]:
+    """Return the workloads whose models can have the attentions that the command line chooses."""
+    attentions = {values[key] for key in ("attn", "against") if key in values} - {"null"}
+    if not attentions:
+        return WORKLOADS
+    fitting, others = list[Choice](), []
+    for choice in WORKLOADS:
+        workload = choice["workload"]
+        model = next(
+            entry["override /model"]
+            for entry in read_defaults("workload", workload)
+            if isinstance(entry, dict) and "override /model" in entry
+        )
+        attends = attentions_of(model) != [NO_ATTENTION]
+        if all((attention != NO_ATTENTION) == attends for attention in attentions):
+            fitting.append(choice)
+        else:
+            others.append(workload)
+    if others:
+        log.info("Left out, since their models cannot have this attention: %s", ", ".join(others))
+    return fitting
 
 
 def subject_name(config: Benchmark) -> str:

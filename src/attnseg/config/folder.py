@@ -53,12 +53,17 @@ def list_attentions() -> list[str]:
     return [name for name in list_choices("attn") if name != NO_ATTENTION]
 
 
+def read_defaults(group: str, name: str) -> list[str | dict[str, str]]:
+    """Return the defaults list of a choice's file: the choices that it makes itself."""
+    path = next(p for f in _choice_folders() if (p := f / group / f"{name}.yaml").is_file())
+    options = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    return list(options.get("defaults", []))
+
+
 def attentions_of(model: str) -> list[str]:
     """Return the attentions that a model can have; of a model without attention, `NO_ATTENTION`."""
-    path = next(p for f in _choice_folders() if (p := f / "model" / f"{model}.yaml").is_file())
     # Such a model says so among its defaults.
-    defaults = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("defaults", [])
-    attends = {"override /attn@_global_.attn": NO_ATTENTION} not in defaults
+    attends = {"override /attn@_global_.attn": NO_ATTENTION} not in read_defaults("model", model)
     return list_attentions() if attends else [NO_ATTENTION]
 
 

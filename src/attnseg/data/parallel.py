@@ -1,6 +1,5 @@
 """Work on many cases in several processes: as many as cores and memory allow, none left behind."""
 
-import ctypes
 import multiprocessing
 import os
 import signal
@@ -16,12 +15,12 @@ import cv2
 from attnseg.errors import ResourceError
 from attnseg.memory import free_memory
 from attnseg.progress import Bar
+from attnseg.system import count_usable_cores, die_with_parent
 
 T = TypeVar("T")
 Item = TypeVar("Item")
 ITEMS_PER_PROCESS = 8  # fewer would not repay its start
 MEMORY_PER_PROCESS = 1 << 30  # bytes
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _work: Callable[[int], Any] | None = None  # of this process, if it is one of several
 
 
@@ -77,7 +76,7 @@ def count_processes(items: int) -> int:
     """Return the number of processes for so many items; 1 for none besides this one."""
     if sys.platform != "linux" or multiprocessing.current_process().daemon:
         return 1  # Elsewhere a fork is not safe, and daemons may have no children.
-    cores = len(os.sched_getaffinity(0))
+    cores = count_usable_cores()
     free = free_memory()
     room = cores if free is None else free // MEMORY_PER_PROCESS
     return max(1, min(cores, room, items // ITEMS_PER_PROCESS))
@@ -89,9 +88,7 @@ def _set_up_process(work: Callable[[int], Any], parent: int) -> None:
     cv2.setNumThreads(0)  # OpenCV's threads do not survive a fork.
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # The parent died before prctl was called.
-        os._exit(1)
+    die_with_parent(parent, signal.SIGKILL)
 
 
 def _do_work(number: int) -> Any:  # noqa: ANN401

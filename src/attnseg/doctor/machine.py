@@ -12,6 +12,7 @@ from pathlib import Path
 from attnseg.doctor.finding import Finding
 from attnseg.errors import ResourceError
 from attnseg.memory import CONTROL_GROUP, free_memory
+from attnseg.system import count_usable_cores
 
 GB = 1e9
 LEAST_MEMORY, ENOUGH_MEMORY = 1.2 * GB, 4 * GB  # The demo takes 1 GB.
@@ -48,13 +49,6 @@ def examine_processors() -> Iterator[Finding]:
     else:
         settings = ", ".join(f"{name}={value}" for name, value in given.items())
         yield Finding("threads", settings or "one per core")
-
-
-def count_usable_cores() -> int:
-    """Return the number of cores that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def container_quota() -> float | None:

@@ -10,7 +10,6 @@ Three rules save time, and none of them can make a score better:
 - No training starts after the budget. The same command goes on with what is missing.
 """
 
-import ctypes
 import hashlib
 import json
 import logging
@@ -40,12 +39,12 @@ from attnseg.probes.probe import find_probe
 from attnseg.probes.skeleton import Skeleton
 from attnseg.probing.run import AT_CHANCE, Cell, CellResult, Subject, run_cell
 from attnseg.progress import Bar
+from attnseg.system import count_usable_cores, die_with_parent
 
 log = logging.getLogger(__name__)
 
 # What a result depends on, beside options and plugins; of this room, the training alone.
 CODE = ("attention", "layers", "models", "probes", "probing/run.py")
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 # A fork saves the seconds of an import, but macOS may end a process that forks with threads.
 START_METHOD = "fork" if sys.platform == "linux" else "spawn"
 
@@ -249,10 +248,7 @@ def _train_all(cells: Sequence[Cell], store: CellStore, jobs: int, ends: float) 
 def _start_worker(parent: int, plugins: list[str]) -> None:
     """Leave Ctrl-C to the parent, end with it, know its plugins, and use one thread."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:
-            raise SystemExit(1)
+    die_with_parent(parent)
     add_files(plugins)
     torch.set_num_threads(1)
 
@@ -285,9 +281,7 @@ def choose_machine(device: str | None, jobs: int | None) -> tuple[str, int]:
     if device == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         return device, jobs or 1
-    # macOS does not tell which processors a process may use.
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return device, jobs or usable or 1
+    return device, jobs or count_usable_cores()
 
 
 def make_plan(skeleton: Skeleton, steps: int | None) -> Skeleton:

@@ -1,6 +1,5 @@
 """Runs a job in a forked process, so that a job that is killed takes no other with it."""
 
-import ctypes
 import multiprocessing
 import os
 import signal
@@ -10,8 +9,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from attnseg.system import die_with_parent
+
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def run_in_child(function: Callable[[], int]) -> int:
@@ -53,10 +53,7 @@ def _main(function: Callable[[], int], parent: int) -> None:
     # A cluster sends SIGUSR2 to all processes of a job; the launcher in the parent handles it.
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:  # The parent died before prctl was called.
-            raise SystemExit(128 + signal.SIGTERM)
+    die_with_parent(parent)
     try:
         code = function()
     except KeyboardInterrupt:

@@ -18,7 +18,7 @@ import torch
 from attnseg.config.training import Config
 from attnseg.energy import EnergyMeter
 from attnseg.errors import ConfigError
-from attnseg.nvml import find_driver, list_gpus
+from attnseg.nvml import Gpu, find_driver, find_gpu
 from attnseg.processes.lock import Lock
 
 PAUSE = 2.0  # Seconds between two attempts to find a free GPU.
@@ -69,6 +69,20 @@ def visible_gpus() -> list[str]:
     return names.split(",") if names else [str(n) for n in range(torch.cuda.device_count())]
 
 
+def find_visible_gpus() -> list[Gpu]:
+    """Return the GPUs that this process may use and NVML knows; none without a driver."""
+    return [gpu for name in visible_gpus() if (gpu := find_gpu(name)) is not None]
+
+
+def name_open_gpu() -> str:
+    """Return the UUID of the GPU that this process computes on, as in CUDA_VISIBLE_DEVICES.
+
+    Its number would not do: CUDA counts the fastest GPU first, NVML by the PCI bus. This opens the
+    GPU.
+    """
+    return f"GPU-{torch.cuda.get_device_properties(torch.cuda.current_device()).uuid}"
+
+
 def meter_of(config: Config) -> EnergyMeter:
     """Return the meter of the device that a run trains on, once its GPUs are reserved."""
     if config.trainer.accelerator == "cpu":
@@ -98,7 +112,7 @@ def check_driver() -> None:
         )
     flags = torch._C._cuda_getArchFlags() or ""  # `get_arch_list` would open CUDA.
     kernels = [int(name[3:-1]) * 10 + int(name[-1]) for name in flags.split() if name[3:].isdigit()]
-    for gpu in list_gpus():
+    for gpu in find_visible_gpus():
         if kernels and gpu.capability[0] * 10 + gpu.capability[1] < min(kernels):
             own, oldest = ".".join(map(str, gpu.capability)), f"{min(kernels) / 10:.1f}"
             raise ConfigError(

@@ -13,6 +13,7 @@ from torch.distributed.distributed_c10d import Store
 from torch.distributed.rendezvous import rendezvous
 
 from attnseg.errors import ConfigError
+from attnseg.system import count_usable_cores
 
 PATIENCE = timedelta(days=2)  # The leader may have to prepare a large dataset first.
 
@@ -28,6 +29,18 @@ def cluster_environment() -> ClusterEnvironment:
     if int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:  # Set by srun, not by sbatch.
         return SLURMEnvironment(auto_requeue=False)
     return LightningEnvironment()
+
+
+def count_own_cores(world: int) -> int:
+    """Return the number of cores of this machine for each of a run's `world` processes."""
+    cores = count_usable_cores()
+    if isinstance(cluster_environment(), SLURMEnvironment):
+        allocated = int(os.environ.get("SLURM_CPUS_ON_NODE", cores))
+        if cores < allocated:
+            return cores  # srun has bound this process to cores of its own.
+        machines = int(os.environ.get("SLURM_STEP_NUM_NODES", 1))
+        return allocated * machines // world
+    return cores // int(os.environ.get("LOCAL_WORLD_SIZE", world))  # Set by torchrun.
 
 
 class ProcessGroup:

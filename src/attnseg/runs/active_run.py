@@ -41,8 +41,7 @@ class ActiveRun:
         identity: from `run_id`.
 
     Raises:
-        ConfigError: the run has failed too often, or packages or devices have changed since it
-            stopped.
+        ConfigError: it has failed too often, or packages or devices changed since it stopped.
         ResourceError: the folder cannot be made.
         InUseError: another process works on it.
     """
@@ -69,8 +68,7 @@ class ActiveRun:
             before = RunFolder(self.folder).facts
         except DataError:  # A new run, or one whose facts were lost.
             before = RunFacts(status="new")
-        self.facts = before  # `run.json`, as far as it is known
-        self.finished = before.status == "done"  # in an earlier attempt
+        self.facts, self.finished = before, before.status == "done"  # by `run.json`
         if self.finished:
             self.lock.release()
             return
@@ -98,6 +96,7 @@ class ActiveRun:
             git=git,
             versions=versions,
             machine={
+                **before.machine,
                 "python": platform.python_version(),
                 "system": platform.platform(terse=True),
                 "threads": torch.get_num_threads(),
@@ -109,10 +108,20 @@ class ActiveRun:
         self.save()
 
     def note_device(self, config: Config) -> None:
-        """Note the name of the device; this wakes a GPU up, so only once it is leased."""
+        """Note the name of the device, and warn if a resumed run had another one before.
+
+        This wakes a GPU up, so call it only once it is leased.
+        """
         name = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
         on_gpu = config.trainer.accelerator == "gpu"
-        self.facts.machine["device"] = torch.cuda.get_device_name() if on_gpu else name
+        device = torch.cuda.get_device_name() if on_gpu else name
+        before = self.facts.machine.get("device", device)
+        if before != device and self.folder.last_checkpoint.exists():
+            log.warning(
+                "%s: goes on, and results could differ: device %s, now %s",
+                self.folder, before, device,
+            )  # fmt: skip
+        self.facts.machine["device"] = device
         self.save()
 
     def _check_attempts(self, attempts: list[Attempt], most: int) -> None:

@@ -5,7 +5,6 @@ Torch is imported only if it runs the networks.
 
 import importlib.util
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -49,8 +48,11 @@ def predict_as_configured(config: Predict) -> None:
         rules, config.probabilities, config.uncertainty, config.overlays, config.output_type
     )
     backend = "onnx" if config.capsule is not None else config.backend
-    on_gpu = backend == "torch" and config.device == "cuda"
-    gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[:1] if on_gpu else None
+    gpus = None
+    if backend == "torch" and config.device == "cuda":
+        from attnseg.processes.gpus import name_open_gpu  # imports torch
+
+        gpus = [name_open_gpu()]
     source, output = Path(config.input), Path(config.output)
     segment_folder(segmenter, specs, outputs, source, output, backend, gpus)
 

@@ -11,8 +11,7 @@ from attnseg.config.training import Trainer
 from attnseg.errors import ConfigError
 from attnseg.models.model import SegmentationModel
 from attnseg.training.lightning_trainer import deterministic_algorithms
-
-DTYPES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+from attnseg.training.precision import AUTOCAST_DTYPES
 
 
 def find_attention_kernels(
@@ -35,7 +34,7 @@ def find_attention_kernels(
                 f"attn.backend: {name} is a kernel of GPUs; use one of {', '.join(ON_CPU)}"
             )
     device = torch.device("cuda" if gpu else "cpu")
-    dtype = DTYPES.get(str(options.precision))
+    dtype = AUTOCAST_DTYPES.get(str(options.precision))
     training, home = model.training, next(model.parameters()).device
     model.to(device).eval()  # Batch normalisation and dropout are left as they are.
     # A compiled function, as FlexAttention is, cannot be observed.

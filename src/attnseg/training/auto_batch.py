@@ -27,6 +27,7 @@ from attnseg.errors import ResourceError
 from attnseg.memory import free_memory
 from attnseg.training.lightning_trainer import deterministic_algorithms
 from attnseg.training.module import parameter_groups
+from attnseg.training.precision import AUTOCAST_DTYPES
 from attnseg.training.recompute import recompute_blocks
 
 log = logging.getLogger(__name__)
@@ -56,7 +57,12 @@ def find_largest_batch(
             f"trainer.auto_batch: one slice needs {first / 1e9:.2g} GB and {free / 1e9:.2g} GB are "
             "free; lower dataset.image_size or use trainer.gradient_checkpointing=true"
         )
-    batch, small, larger = SMALL, first, measure_peak(step, GROWTH * SMALL)
+    batch, small, larger = SMALL, first, _peak_if_it_fits(measure_peak, step, GROWTH * SMALL)
+    if larger is None:
+        second = _peak_if_it_fits(measure_peak, step, SMALL + 1)
+        largest = SMALL if second is None or second > available else SMALL + 1
+        log.info("trainer.auto_batch: %d at once, %d slices do not fit", largest, GROWTH * SMALL)
+        return largest
     # Until then, the gradients and the optimizer's state may hide the activations.
     while larger < 2 * first and GROWTH * larger < available:
         batch *= GROWTH
@@ -93,7 +99,7 @@ def _train_on_zeros(
     """
     gpu = options.accelerator == "gpu"
     device = torch.device("cuda" if gpu else "cpu")
-    dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(str(options.precision))
+    dtype = AUTOCAST_DTYPES.get(str(options.precision))
     model = copy.deepcopy(components.model).to(device) if gpu else components.model
     model.train()
     average = copy.deepcopy(model) if options.ema_decay else None
@@ -111,6 +117,16 @@ def _train_on_zeros(
         loss.backward()
         optimizer.step()
     del average  # Its memory counts until here.
+
+
+def _peak_if_it_fits(
+    measure_peak: Callable[[Step, int], int], step: Step, batch: int
+) -> int | None:
+    """Return the peak of a step; `None` if it runs out of memory."""
+    try:
+        return measure_peak(step, batch)
+    except ResourceError:
+        return None
 
 
 def _gpu_peak(step: Step, batch: int) -> int:

@@ -29,6 +29,11 @@ def compile_model(model: SegmentationModel, options: TrainerOptions) -> None:
         )
     if gpu and importlib.util.find_spec("triton") is None:
         raise ConfigError("trainer.compile: needs triton; install it or use trainer.compile=null")
+    # Triton compiles the calls of its kernels for Python.
+    if gpu and not any(map(shutil.which, (os.environ.get("CC", "gcc"), "clang"))):
+        raise ConfigError(
+            "trainer.compile: needs a C compiler; install gcc or use trainer.compile=null"
+        )
     if options.compile == "max-autotune" and options.deterministic:
         log.warning(
             "trainer.compile: max-autotune compares no kernels in deterministic training; set "

@@ -44,8 +44,8 @@ from attnseg.training.setup import TrainingSetup, network_input_shape
 from attnseg.training.sharding import list_called_blocks
 
 log = logging.getLogger(__name__)
-# Parts of the messages that PyTorch raises when another rank has ended.
 NO_DETERMINISTIC_KERNEL = re.compile(r"(\S+) does not have a deterministic implementation")
+# Parts of the messages that PyTorch raises when another rank has ended.
 LOST_RANK = re.compile("Connection (closed|reset)|NCCL|Broken pipe|gloo")
 
 
@@ -69,6 +69,11 @@ def fit(
         SystemExit: stopped by another signal, with code 143.
     """
     options, loaders, model = setup.config.trainer, setup.loaders, setup.components.model
+    resume = find_resume_point(folder.last_checkpoint, options.max_epochs)
+    if resume is not None:
+        if resume.over:
+            return
+        loaders.first_epoch, loaders.first_batch = resume.epoch, resume.batch
     blocks = []
     if options.strategy == "fsdp":
         blocks = list_called_blocks(model, network_input_shape(setup.config, setup.data))
@@ -83,11 +88,6 @@ def fit(
         blocks=blocks,
     )
     callbacks = make_callbacks(setup, folder, stopping, log_epoch, on_epoch)
-    resume = find_resume_point(folder.last_checkpoint, options.max_epochs)
-    if resume is not None:
-        if resume.over:
-            return
-        loaders.first_epoch, loaders.first_batch = resume.epoch, resume.batch
     with (
         quiet_lightning(),
         launch_ranks_with_rank_main(folder.path),

@@ -10,15 +10,19 @@ import torch
 
 from attnseg.config.training import Config, Precision
 from attnseg.nvml import list_gpus
+from attnseg.processes.gpus import find_visible_gpus
 
 BF16_SINCE = (8, 0)  # compute capability of the first GPUs that multiply bfloat16 matrices
+# What `torch.autocast` computes in, by `trainer.precision`; 32 bits otherwise.
+AUTOCAST_DTYPES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 log = logging.getLogger(__name__)
 
 
 def fastest_precision(accelerator: str) -> tuple[Precision, str]:
     """Return the fastest precision of the `cpu` or `gpu` that trains stably, and the reason."""
     if accelerator == "gpu":
-        if gpus := list_gpus():  # A job of a sweep has not reserved one of them yet.
+        # A job of a sweep has not reserved a GPU yet. NVML does not know shortened UUIDs.
+        if gpus := find_visible_gpus() or list_gpus():
             oldest = min(gpus, key=lambda gpu: gpu.capability)
             if oldest.capability >= BF16_SINCE:
                 return "bf16-mixed", f"{oldest.name} has bfloat16 units"

@@ -1,8 +1,6 @@
 """Everything that a training process checks and builds before its first step."""
 
 import hashlib
-import os
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -16,6 +14,7 @@ from attnseg.errors import ConfigError
 from attnseg.models.model import SegmentationModel
 from attnseg.preparation.datasets import PreparedData, load_dataset, open_reader, slice_view
 from attnseg.processes.gpus import check_driver
+from attnseg.processes.launch import count_own_cores
 from attnseg.processes.signals import leave_to_the_main_process
 from attnseg.training.auto_batch import find_largest_batch
 
@@ -86,8 +85,7 @@ def count_workers(options: Trainer) -> int:
         return options.num_workers
     if options.accelerator == "cpu":
         return 0
-    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    return max(1, min(MOST_WORKERS, cores // options.devices))
+    return max(1, min(MOST_WORKERS, count_own_cores(options.devices)))
 
 
 def count_slices(data: PreparedData) -> int:

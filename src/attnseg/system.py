@@ -1,0 +1,29 @@
+"""Asks the operating system for the cores of this process, and to end it with its parent."""
+
+import ctypes
+import os
+import signal
+import sys
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def count_usable_cores() -> int:
+    """Return the number of cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1  # macOS does not tell which cores a process may use.
+
+
+def die_with_parent(parent: int, number: int = signal.SIGTERM) -> None:
+    """Let this process receive a signal when its parent ends; on Linux only.
+
+    Args:
+        parent: its process id, as the parent knew it before this process was started.
+        number: of the signal.
+    """
+    if sys.platform != "linux":
+        return
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
+    if os.getppid() != parent:  # The parent died before prctl was called.
+        os.kill(os.getpid(), number)
