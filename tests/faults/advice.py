@@ -12,7 +12,7 @@ import re
 import shutil
 import traceback
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -336,7 +336,8 @@ def check_trials(
     problems = []
     for number, (name, trial) in enumerate(trials.items()):
         try:
-            followed.update(trial.check(folder / str(number), messages))
+            # A trial changes as advice is followed, so each check has a copy.
+            followed.update(replace(trial).check(folder / str(number), messages))
         except AssertionError as error:
             problems.append(f"{name}: {error}")
         except Exception as error:

@@ -33,7 +33,7 @@ from tests.faults.test_configuration import HEAD, YAML_FAULTS
 
 
 def small_setr() -> torch.nn.Module:
-    model, attn = model_nodes("setr", size="tiny", head="naive")
+    model, attn = model_nodes("setr", size="tiny", head="naive", depth=1, dim=24)
     return build_model(model, attn, 1, 2, (32, 32))
 
 

@@ -59,7 +59,7 @@ COMMAND_LINES = typed(
         "run=x int8=true formats=[torch]",
         {"add onnx to formats": "run=x int8=true formats=[torch,onnx]"},
     ),
-    ("run=x profile=strict,monai", {"give one": "run=x profile=strict"}),
+    ("run=x int8=true profile=strict,monai", {"give one": "run=x int8=true profile=strict"}),
 ) | typed(
     parse_command("predict"),
     (
@@ -259,12 +259,6 @@ OTHERS = {
         check_all,
         "",
         follow={"as (attn=kv)": "{1}", "(model=setr)": "{1}", "(loss=ce)": "{1}"},
-        further="missing; choose",
-    ),
-    "no model takes it": Trial(
-        check_all,
-        "attn=none",
-        follow={"choose another": "attn=kv", "name a model": "attn=none model=setr"},
         further="missing; choose",
     ),
     "package": trials_of(want_package, "name=nope", follow={"pip install": "name=json"})[

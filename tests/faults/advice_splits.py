@@ -311,6 +311,15 @@ LOADED = {
     name: Trial(load, options, make=dataset, **named)
     for name, (options, named) in {
         "folds": ("dataset.split.folds=9", {}),
+        "fold of folds": (
+            "dataset.split.folds=3 dataset.split.fold=3",
+            {
+                "follow": {
+                    r"use (\d)": "dataset.split.folds=3 dataset.split.fold={1}",
+                    r"to (\d)": "dataset.split.folds=3 dataset.split.fold={1}",
+                }
+            },
+        ),
         "2 folds": ("dataset.split.folds=2", {}),
         "split file": ("dataset.split.file=nope", {"further": "no cases left"}),
         "patients": (
@@ -365,7 +374,7 @@ LOADED = {
     ),
     "phantom": Trial(
         phantom,
-        "dataset=acdc",
+        "dataset=acdc dataset.phantom=null",
         follow={"has no phantom; choose another": "dataset=uw_madison"},
     ),
     "a damaged label": Trial(

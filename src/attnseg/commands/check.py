@@ -7,7 +7,6 @@ attnseg check loss=dice profile=strict
 """
 
 import re
-from collections.abc import Sequence
 
 from attnseg.commands.command import Command, Invocation
 from attnseg.config.folder import attentions_of, list_choices
@@ -29,8 +28,9 @@ def run(options: Check, invocation: Invocation) -> None:
         )
     problems = []
     if named & {"attn", "model"}:
-        configs = {}
-        for model in [options.choices["model"]] if chosen else _models(options):
+        attn, configs = options.choices["attn"], {}
+        taking = [model for model in list_choices("model") if attn in attentions_of(model)]
+        for model in [options.choices["model"]] if chosen else taking:
             config = parse_config(invocation.compose([*invocation.overrides, f"model={model}"]))
             configs[f"{model} {config.choices['attn']}"] = config
         problems += check_networks(configs)
@@ -42,15 +42,6 @@ def run(options: Check, invocation: Invocation) -> None:
         print(f"broken: {problem}")
     if problems:
         raise SystemExit(3)
-
-
-def _models(options: Check) -> Sequence[str]:
-    """Return every model that takes the attention."""
-    attn = options.choices["attn"]
-    models = [model for model in list_choices("model") if attn in attentions_of(model)]
-    if not models:
-        raise ConfigError(f"attn: no model takes {attn}; choose another, or name a model")
-    return models
 
 
 COMMAND = Command("check", __doc__, Check, run_invocation=run)
