@@ -41,6 +41,10 @@ class Message:
         return len(FIELD.sub("", self.text))
 
     @cached_property
+    def longest(self) -> str:
+        return max(FIELD.split(self.text), key=len)
+
+    @cached_property
     def pattern(self) -> re.Pattern[str]:
         parts = map(re.escape, FIELD.split(self.text))
         return re.compile(".*?".join(parts) + r"(?: \(and \d+ more problems\))?$", re.DOTALL)
@@ -77,7 +81,9 @@ def text_of(node: ast.expr) -> str:
 
 def find_message(text: str, messages: Iterable[Message]) -> Message | None:
     """Return the message in the source that a text comes from: that with the most letters."""
-    fitting = [message for message in messages if message.pattern.search(text)]
+    fitting = [
+        message for message in messages if message.longest in text and message.pattern.search(text)
+    ]
     return max(fitting, key=lambda message: message.letters, default=None)
 
 

@@ -4,12 +4,15 @@ import contextlib
 import json
 import re
 import shutil
+import struct
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from attnseg.data.readers import nifti as readers_nifti
@@ -43,6 +46,7 @@ from tests.faults.advice_data import (
     read_all,
     tree,
 )
+from tests.faults.test_unpacking import write_tiles
 
 
 def set_root(pattern: str) -> Callable[[Trial, str], None]:
@@ -228,6 +232,11 @@ FILES = {
             for name, array in (("imagesTr/a_0000.png", PICTURE), ("labelsTr/a.png", LABELS[0]))
         ],
     ),
+    "nnU-Net, a damaged picture": Trial(
+        read_all(NNUNet),
+        make=CT_PICTURES,
+        damage=change("imagesTr/a_0000.tif", b"II*\0" + bytes(40)),
+    ),
     "nnU-Net, 32 bits": Trial(
         read_all(NNUNet),
         make=CT_PICTURES,
@@ -349,6 +358,25 @@ def read_few(trial: Trial) -> None:
         read_volumes()(trial)
 
 
+def save_colour(root: Path, bits: int) -> None:
+    colours = np.zeros((8, 8, 3), f"uint{bits}")
+    (root / "a.png").write_bytes(write_png(colours))
+
+
+def write_png(colours: NDArray[Any]) -> bytes:
+    """Return an RGB picture of 8 or 16 bits, which Pillow does not write."""
+    height, width, _ = colours.shape
+    lines = b"".join(
+        b"\0" + line.astype(colours.dtype.newbyteorder(">")).tobytes() for line in colours
+    )
+    head = struct.pack(">IIBBBBB", width, height, colours.itemsize * 8, 2, 0, 0, 0)
+    chunks = ((b"IHDR", head), (b"IDAT", zlib.compress(lines)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in chunks
+    )
+
+
 HEADERS = {
     "inverted": Trial(read_pictures(), make=plain, damage=inverted, follow={"0 as black": restore}),
     "bitmap": Trial(
@@ -370,6 +398,18 @@ HEADERS = {
         read_volumes(),
         make=lambda root: scan(root, nib.Nifti1Pair, "a.img"),
         damage=change("a.img", None),
+    ),
+    "tiles": Trial(
+        read_pictures(*GREY8),
+        make=plain,
+        damage=lambda root: write_tiles(root / "a.tif", 8192),
+        follow={"save it with smaller": lambda trial, text: write_tiles(place_of(trial, text), 16)},
+    ),
+    "16 bits": Trial(
+        read_pictures("RGB"),
+        make=lambda root: save_colour(root, 8),
+        damage=lambda root: save_colour(root, 16),
+        follow={"save it with (8)": lambda trial, text: save_colour(trial.root, 8)},
     ),
     "Analyze": Trial(
         read_volumes(),

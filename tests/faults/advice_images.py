@@ -1,10 +1,8 @@
-"""Trials of prediction: images of every kind, output folders, spoiled capsules and graphs."""
+"""Trials of prediction: images of every kind, output folders."""
 
 import contextlib
 import gzip
-import hashlib
 import importlib.util
-import json
 import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -12,21 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydicom
 import pytest
 from PIL import Image
 
+from attnseg.prediction import dicom
 from attnseg.prediction import folder as folders
-from attnseg.prediction.capsule import GOLDEN_OUTPUT, SPEC, verify_capsule
-from attnseg.prediction.exported import FACTS, ONNX, Exported
-from attnseg.prediction.exported import SPEC as SPEC_FILE
 from attnseg.prediction.folder import check_output, check_specs_agree
 from attnseg.prediction.hub import REPOSITORY, parse_repository, to_local_path
 from attnseg.prediction.images import read_item
 from attnseg.prediction.inputs import find_inputs
 from attnseg.prediction.manifest import Manifest
-from attnseg.prediction.onnx import OnnxNetwork
-from tests.export import made
-from tests.export.test_capsule import ATTACKS
 from tests.faults.advice import Trial, place_of, remove, restore
 from tests.faults.advice_data import change
 from tests.prediction.made import organ, spec
@@ -124,6 +118,11 @@ HEADERS = {
     "spacing": lambda at, made: put(PixelSpacing=[0, 1])(made),
     "directions": lambda at, made: put(ImageOrientationPatient=[2, 0, 0, 0, 1, 0])(made),
     "no series": lambda at, made: put(SeriesInstanceUID="")(made),
+    "high bit": lambda at, made: put(HighBit=14)(made),
+    "mosaic": lambda at, made: put(ImageType=["ORIGINAL", "PRIMARY", "MOSAIC"])(made),
+    "frames": lambda at, made: put(
+        NumberOfFrames=2, PerFrameFunctionalGroupsSequence=[pydicom.Dataset()]
+    )(made),
     "large": lambda at, made: put(RescaleSlope="1e38")(made),
 }
 SERIES = {
@@ -161,7 +160,22 @@ def read_without_pydicom(trial: Trial) -> None:
         trial.options = kept
 
 
+def read_large(trial: Trial) -> None:
+    """Read series where a volume has at most three slices of 80 voxels."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dicom, "MAX_VOXELS", 240)
+        read_inputs(trial)
+
+
+def crop(trial: Trial, text: str) -> None:
+    """Keep the three lowest slices, whose numbers are the highest."""
+    for path in place_of(trial, text).parent.iterdir():
+        if pydicom.dcmread(path).InstanceNumber < 486:
+            path.unlink()
+
+
 SERIES |= {
+    "series, too large": Trial(read_large, make=series, follow={"crop the series": crop}),
     "series, thickness": Trial(
         read_inputs, make=single, damage=partial(single, thickness=-1), follow=DICOM
     ),
@@ -185,6 +199,12 @@ def channels(root: Path) -> None:
     write(root / "dicom", organ((3, 8, 10)))
 
 
+def two_channels(root: Path) -> None:
+    for number in range(2):
+        nifti(root / f"a_{number:04}.nii.gz")
+    nifti(root / "b.nii.gz", np.stack([organ((10, 8, 4))] * 2, -1))
+
+
 def same_names(root: Path) -> None:
     nifti(root / "a.nii", seed=1)
     Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(root / "a_nii.png")
@@ -206,130 +226,6 @@ def below_in(root: Path) -> None:
     nifti(root / "in/a.nii.gz")
 
 
-def forged(name: str) -> Callable[[Path], None]:
-    return lambda root: made.forge(root / "c.zip", ATTACKS[name]) and None
-
-
-def get_again(trial: Trial, text: str) -> None:
-    shutil.copy(trial.pristine / "c.zip", trial.root)
-
-
-CAPSULES = {
-    f"capsule, {name}": Trial(
-        lambda trial: verify_capsule(trial.root / trial.keywords.get("capsule", "c.zip")),
-        options,
-        make=lambda root: made.write(root / "c.zip"),
-        damage=damage,
-        follow={
-            "capsule=FILE": "capsule=c.zip",
-            "get the file again|give a file of attnseg|export the run again|tell who": get_again,
-        },
-    )
-    for name, options, damage in (
-        ("bit", "", lambda root: spoil(root / "c.zip")),
-        ("text", "", change("c.zip", "x" * 99)),
-        ("missing", "capsule=none.zip", None),
-        ("too many", "", forged("too many files")),
-        ("link", "", forged("a link")),
-        ("no manifest", "", forged("no manifest")),
-        ("JSON", "", forged("a manifest that is no JSON")),
-        ("version", "", forged("of a newer version")),
-        (
-            "golden",
-            "",
-            lambda root: made.write(
-                root / "c.zip",
-                **{GOLDEN_OUTPUT: made.array(np.zeros((2, 3, *made.SIZE), np.float32))},
-            ),
-        ),
-        ("archive", "", lambda root: seal(root / "c.zip", b"PK\3\4" + bytes(99))),
-        ("spec", "", lambda root: made.write(root / "c.zip", **{SPEC: b"{}"})),
-    )
-}
-
-
-def spoil(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[200] ^= 1
-    path.write_bytes(data)
-
-
-def seal(path: Path, data: bytes) -> None:
-    path.write_bytes(data + hashlib.sha256(data).hexdigest().encode())
-
-
-def load_graph(trial: Trial) -> None:
-    size = trial.keywords.get("size", made.SIZE)
-    network = OnnxNetwork(trial.root / trial.keywords.get("file", "m.onnx"), 1)
-    network(np.zeros((1, 1, *size), np.float32))
-
-
-def graph(model: Any = None) -> Callable[[Path], None]:
-    return lambda root: (
-        (root / "m.onnx").write_bytes(
-            (made.graph() if model is None else model()).SerializeToString()
-        )
-        and None
-    )
-
-
-def export_again(trial: Trial, text: str) -> None:
-    shutil.copytree(trial.pristine, trial.root, dirs_exist_ok=True)
-
-
-GRAPHS = {
-    f"graph, {name}": Trial(
-        load_graph,
-        options,
-        make=graph(),
-        damage=damage,
-        follow={
-            "give a local file": "file=m.onnx",
-            r"images of 1x(\d+)x(\d+)": "size=[{1},{2}]",
-            "export the run again": export_again,
-        },
-    )
-    for name, options, damage in (
-        ("text", "", change("m.onnx", b"x" * 99)),
-        ("empty", "", change("m.onnx", b"")),
-        ("outside", "", graph(lambda: made.external("/etc/passwd"))),
-        ("operator", "", graph(lambda: made.graph(domain="com.evil"))),
-        ("shape", "", graph(lambda: made.graph(batch=1))),
-        ("missing", "file=none.onnx", None),
-        ("size", "size=[32,32]", None),
-        (
-            "weights",
-            "",
-            graph(lambda: made.graph(channels=2, size=(8, 8), out_size=None, outputs=0)),
-        ),
-    )
-}
-
-
-def exported(root: Path) -> None:
-    (root / "export").mkdir()
-    contents = {ONNX: made.graph().SerializeToString(), SPEC_FILE: made.spec().to_json().encode()}
-    for name, data in contents.items():
-        (root / "export" / name).write_bytes(data)
-    files = {name: {"sha256": hashlib.sha256(data).hexdigest()} for name, data in contents.items()}
-    (root / "export" / FACTS).write_text(json.dumps({"files": files}))
-
-
-EXPORTS = {
-    f"export, {name}": Trial(
-        lambda trial: Exported(trial.root / "export").network(1),
-        make=exported,
-        damage=damage,
-        follow={"run attnseg export": export_again, "export the run": export_again},
-    )
-    for name, damage in (
-        ("nothing", lambda root: shutil.rmtree(root / "export")),
-        ("facts", change("export/export.json", "{")),
-        ("no ONNX", change("export/export.json", '{"files": {}}')),
-        ("missing", lambda root: (root / "export" / ONNX).unlink()),
-        ("changed", change("export/model.onnx", b"x")),
-    )
-}
 OUTPUTS = {
     "output is input": Trial(
         check_place, "output=in", make=below_in, follow={"give another folder": "output=out"}
@@ -378,6 +274,12 @@ IMAGES = {
             {r"name it .nii or (\.nii\.gz)": rename("d.nii.gz")},
         ),
         ("packed", "", pack("c.png"), {"unpack it": unpack}),
+        (
+            "packed twice",
+            "",
+            pack("a.nii.gz"),
+            {"unpack it": unpack},
+        ),
         ("text", "", change("b.nii.gz", "x"), {}),
         ("empty", "", change("b.nii.gz", ""), {}),
         ("cut", "", change("b.nii.gz", b"\x1f\x8b\x08"), {}),
@@ -401,6 +303,28 @@ CHANNELS = {
         follow={"give|restore|correct": "channels=2 input=good"},
     )
     for name in ("one", "three", "picture", "dicom")
+} | {
+    "channels, one twice": Trial(
+        read_inputs,
+        "channels=2",
+        make=two_channels,
+        damage=copy("a_0001.nii.gz", "a_0001.nii"),
+        follow={"keep one file": remove},
+    ),
+    "channels, a gap": Trial(
+        read_inputs,
+        "channels=2",
+        make=two_channels,
+        damage=lambda root: (root / "a_0001.nii.gz").rename(root / "a_0002.nii.gz"),
+        follow={
+            "add the missing file": lambda trial, text: (trial.root / "a_0002.nii.gz").rename(
+                trial.root / "a_0001.nii.gz"
+            ),
+            "or remove the others": lambda trial, text: [
+                path.unlink() for path in trial.root.glob("a_*")
+            ],
+        },
+    ),
 }
 
-TRIALS = SERIES | IMAGES | CHANNELS | CAPSULES | GRAPHS | EXPORTS | OUTPUTS
+TRIALS = SERIES | IMAGES | CHANNELS | OUTPUTS

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from attnseg.attention.attention import Attention
@@ -16,13 +17,14 @@ from attnseg.benchmark.machine import choose_device
 from attnseg.benchmark.suites import split_suite
 from attnseg.cli.hydra_app import check_flags, compose_raw, to_hydra
 from attnseg.cli.program import COMMANDS
-from attnseg.commands import train
+from attnseg.commands import check_gpu, train
 from attnseg.config.aliases import check_aliases
 from attnseg.config.budget import build_model
 from attnseg.config.build import locate
 from attnseg.config.components import attention_component, build_components, model_nodes
 from attnseg.config.errors import parse_options
 from attnseg.errors import ConfigError
+from attnseg.gpu import acceptance
 from attnseg.losses.ce import CrossEntropy
 from attnseg.losses.focal import Focal
 from attnseg.metrics.surface import surface_elements
@@ -33,6 +35,7 @@ from attnseg.probes.probe import find_probe
 from attnseg.probing.probing import choose_probes
 from attnseg.search.options import Choices, Range, Search
 from tests.faults.advice import Trial, trials_of
+from tests.training.test_attention_kernels import find
 
 
 def run_training(trial: Trial) -> None:
@@ -129,6 +132,8 @@ ATTENTIONS = (
         "mixing=neighborhood mixing_options_dilation=0",
         "mixing=positional_softmax mixing_options_pos_dim=2",
         "mixing=window mixing_options_size=0",
+        "backend=fused",
+        "mixing=linear backend=flash",
     )
     | trials_of(
         attend,
@@ -183,6 +188,27 @@ def see_model(name: str = "cvt", side: int = 64) -> None:
         build_model(model, attn, 1, 2, (side, side)).eval()(torch.zeros(1, 1, side, side))
 
 
+def see_unet(image: list[int]) -> None:
+    model, attn = model_nodes("unet", size="tiny")
+    with torch.device("meta"):
+        build_model(model, attn, 1, 2, (64, 64)).eval()(torch.zeros(1, 1, *image))
+
+
+def choose_sections(name: str) -> None:
+    """Choose a section of the proof of a GPU, without running it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(acceptance, "run_acceptance", lambda *_: {"sections": []})
+        given = {"json_file": None, "page": None, "device": "cpu", "budget": 1.0, "folder": "gpu"}
+        check_gpu.run(check_gpu.CheckGPU.model_construct(sections=[name], **given))
+
+
+def accept(device: str) -> None:
+    """Prove a machine without GPU by no section at all."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "device_count", lambda: 0)
+        acceptance.run_acceptance(device, "gpu", 1.0, ())
+
+
 LIBRARY = (
     trials_of(partial(lose, Focal), "gamma=-1")
     | trials_of(
@@ -206,6 +232,18 @@ LIBRARY = (
         "name=cvt side=9",
         follow={r"nearest: \[(\d+),": "name=cvt side={1}"},
     )
+    | trials_of(
+        see_unet,
+        "image=[4,4]",
+        follow={r"nearest: \[(\d+),(\d+)\]": "image=[{1},{2}]"},
+    )
+    | trials_of(
+        lambda backend: find("setr", "qkv", backend) and None,
+        "backend=cudnn",
+        follow={r"use one of (\w+)": "backend={1}"},
+    )
+    | trials_of(choose_sections, "name=machin")
+    | {"proof of a GPU": trials_of(accept, "device=cuda")["device=cuda"]}
     | trials_of(
         lambda **o: find_probe(**o) and None,
         "name=reech",
@@ -342,6 +380,29 @@ CONFIGURED = in_training(
     (
         "dataset=isic2018 dataset.root=null dataset.phantom=null",
         {"folder of the download": "dataset=isic2018 dataset.root=x"},
+    ),
+    (
+        "trainer.accelerator=gpu trainer.compile=reduce-overhead trainer.accumulate=2",
+        {
+            "use (trainer.compile)=(default)": (
+                "trainer.accelerator=gpu {1}={2} trainer.accumulate=2"
+            ),
+            "or (1)$": (
+                "trainer.accelerator=gpu trainer.compile=reduce-overhead trainer.accumulate={1}"
+            ),
+        },
+    ),
+    (
+        "model=unet model.features=[4]",
+        {"use (2) or more": "model=unet model.features=[4,8]"},
+    ),
+    (
+        f"model=unet model.features={[4] * 12}".replace(" [", "[").replace(", ", ","),
+        {r"allow (\d+)": "model=unet model.features=[4,4,4]"},
+    ),
+    (
+        "model=crossvit attn@model.cross_attn=window",
+        {"such as (qkv)": "model=crossvit attn@model.cross_attn={1}"},
     ),
     ("model=cvt tokens=merge", {"use (tokens)=(none)": "model=cvt {1}={2}"}),
     ("attn=none model=setr", {"such as (attn)=(qkv)": "{1}={2}"}),

@@ -1,7 +1,9 @@
 """Trials of the messages of explanation, export, checkpoints, training and the machine."""
 
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,11 +17,13 @@ from attnseg.cli.hydra_app import compose_raw
 from attnseg.cli.program import COMMANDS
 from attnseg.commands import check
 from attnseg.commands.command import Invocation
+from attnseg.data import parallel, store
 from attnseg.errors import Problems, require
 from attnseg.explain.selection import choose_layers, choose_point, choose_slice
 from attnseg.export.capsule import pack_run
 from attnseg.files import file_digest
 from attnseg.prediction.results import reporting_write_errors
+from attnseg.prediction.segment import Member
 from attnseg.runs.active_run import ActiveRun
 from attnseg.runs.checkpoints import load_weights
 from attnseg.runs.facts import RunFacts
@@ -30,7 +34,8 @@ from tests.faults.advice_commands import Evil
 from tests.faults.advice_data import change
 from tests.faults.advice_options import parse_command, typed
 from tests.faults.advice_runs import done
-from tests.faults.advice_splits import configure
+from tests.faults.advice_splits import Arrays, arrays, configure
+from tests.prediction.made import spec
 
 
 class Scan:
@@ -150,6 +155,13 @@ CHECKPOINTS = {
 }
 
 
+def answer(trial: Trial) -> None:
+    """Segment with the network of a run, which answers with NaN if that of a bad run."""
+    made, value = spec(), np.nan if trial.keywords["run"] == "bad" else 0.0
+    member = Member(lambda images: np.full((len(images), 1, 24, 30), value, np.float32), made.view)
+    member.compute_logits(np.zeros((1, 1, 24, 30), np.float32))
+
+
 def begin_below(trial: Trial) -> None:
     config = configure(trial)
     ActiveRun(config, "id").end("stopped")
@@ -163,6 +175,12 @@ def write_when_free(trial: Trial) -> None:
     with reporting_write_errors(trial.root / "mask.nii.gz"):
         if (trial.root / "large").exists():
             raise OSError(28, "No space left on device")
+
+
+def write_named(trial: Trial) -> None:
+    path = trial.root / f"{trial.keywords['name']}.nii.gz"
+    with reporting_write_errors(path):
+        path.touch()
 
 
 def free_room(trial: Trial) -> None:
@@ -186,15 +204,17 @@ def compile_without(trial: Trial) -> None:
             patch.setattr(
                 shutil, "which", lambda name: "/g++" if options.get("installed") else None
             )
-            patch.setattr(compiling.importlib.util, "find_spec", lambda name: None)
+            patch.setattr(
+                compiling.importlib.util, "find_spec", lambda name: options.get("installed")
+            )
             patch.setattr(torch, "compile", lambda function, mode: function)
             model = torch.nn.Linear(1, 1)
             model.training_outputs = lambda image: image
             patch.setattr(model, "compile", lambda mode: None)
             trainer = SimpleNamespace(
                 accelerator="gpu" if options["gpu"] else "cpu",
-                compile="default",
-                deterministic=True,
+                compile=options.get("trainer.compile", "default"),
+                deterministic=options.get("trainer.deterministic", True),
             )
             compiling.compile_model(model, trainer)
 
@@ -224,7 +244,41 @@ def one_json(root: Path) -> None:
     (root / "a.json").write_text("{}")
 
 
+def start_again(trial: Trial, text: str) -> None:
+    (trial.folder / "again").touch()
+
+
+def lose_case(trial: Trial) -> None:
+    """Read a case that another command removed, unless the command was started again."""
+    reader = Arrays(trial.root)
+    (case,) = store.prepare_cases(reader, reader.cases(), trial.folder / "store")
+    if not (trial.folder / "again").exists():
+        shutil.rmtree(trial.folder / "store")
+    assert case.image.size
+
+
+def lose_process(trial: Trial) -> None:
+    """Work in two processes, one of which is killed while memory is short."""
+
+    def work(item: int) -> int:
+        if item == 1 and (trial.root / "large").exists():
+            os.kill(os.getpid(), signal.SIGKILL)
+        return item
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parallel, "count_processes", lambda items: 2)
+        parallel.work_in_parallel(work, [0, 1], "Working", "items", trial.root)
+
+
 OTHERS = {
+    "NaN": Trial(
+        answer,
+        "run=bad",
+        follow={
+            "train it again with trainer.repeat=true": "run=new",
+            "or use another run": "run=good",
+        },
+    ),
     "no outputs": Trial(
         begin_below, "paths.outputs=/dev/null/x", follow={"set (paths.outputs)": "seed=0"}
     ),
@@ -254,6 +308,28 @@ OTHERS = {
     ),
     "triton": Trial(
         compile_without, "gpu=true", follow={"use (trainer.compile)=(null)": "gpu=true {1}={2}"}
+    ),
+    "max-autotune": Trial(
+        compile_without,
+        "gpu=false installed=1 trainer.compile=max-autotune",
+        follow={
+            "set (trainer.deterministic)=(false)": (
+                "gpu=false installed=1 trainer.compile=max-autotune {1}={2}"
+            ),
+            "or (trainer.compile)=(default)": "gpu=false installed=1 {1}={2}",
+        },
+    ),
+    "a case lost": Trial(lose_case, make=arrays(), follow={"start the command again": start_again}),
+    "a process killed": Trial(
+        lose_process,
+        make=lambda root: None,
+        damage=lambda root: (root / "large").touch(),
+        follow={"run the command again": free_space},
+    ),
+    "a long name": Trial(
+        write_named,
+        f"name={'x' * 300}",
+        follow={"rename the input": "name=short"},
     ),
     "nothing to check": Trial(
         check_all,

@@ -7,15 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
-import numpy as np
 import pandas as pd
+import pytest
 import torch
-from PIL import Image
 
 from attnseg.config.prediction import Postprocess, Predict
-from attnseg.data.readers.nifti import map_labels
-from attnseg.evaluation.mask_folders import define_labels, find_patients, pair_files, read_pair
+from attnseg.runs import active_run
 from attnseg.runs.active_run import ActiveRun
 from attnseg.runs.checkpoints import load_weights
 from attnseg.runs.facts import RunFacts
@@ -26,7 +23,7 @@ from attnseg.runs.variants import find_runs, group_by_variant, match_baselines, 
 from attnseg.study.checks import check_comparable
 from attnseg.study.metric import choose_metric
 from attnseg.study.plan import plan_comparison
-from tests.faults.advice import Trial, remove, restore, restore_all
+from tests.faults.advice import Trial, restore
 from tests.faults.advice_data import change
 from tests.faults.advice_splits import configure
 from tests.study.test_manipulations import make_sealed_run
@@ -208,6 +205,25 @@ def failed(root: Path) -> None:
     path.write_text(RunFacts(status="failed", id="id", attempts=attempts).to_json())
 
 
+def stopped(root: Path) -> None:
+    done(root)
+    folder = root / "outputs/phantom/setr/qkv/id"
+    (folder / "checkpoints/last.ckpt").touch()
+    facts = RunFacts(status="stopped", id="id", versions={"torch": "1"})
+    (folder / "run.json").write_text(facts.to_json())
+
+
+def resume(trial: Trial) -> None:
+    """Go on with a run whose first part was trained with another PyTorch, or restore that."""
+    options = trial.options
+    with pytest.MonkeyPatch.context() as patch:
+        if "torch=1" in trial.items:
+            patch.setattr(active_run, "version", lambda name: "1")
+            trial.options = "seed=0"
+        active(trial)
+    trial.options = options
+
+
 def delete_run(trial: Trial, text: str) -> None:
     shutil.rmtree(text.split(": ")[0])
 
@@ -240,6 +256,16 @@ OPENED = {
         "seed=0",
         make=failed,
         follow={"raise (trainer.attempts)": "{1}=4", "or delete the folder": delete_run},
+    ),
+    "resumed": Trial(
+        resume,
+        "seed=0",
+        make=stopped,
+        follow={
+            "restore that": "seed=0 torch=1",
+            "train anew with (trainer.repeat)=(true)": "{1}={2}",
+            "go on with (trainer.resume_changed)=(true)": "{1}={2}",
+        },
     ),
     "no outputs": Trial(
         lambda trial: print_status(trial.root / trial.keywords["paths.outputs"]) and None,
@@ -341,107 +367,4 @@ OPENED = {
     ),
 }
 
-
-def masks(root: Path) -> None:
-    for side in ("pred", "truth"):
-        (root / side).mkdir()
-        for name in ("a", "b"):
-            write_mask(root / side / f"{name}.nii.gz")
-
-
-def write_mask(
-    path: Path, shape: tuple[int, ...] = (4, 4, 4), value: float = 1, most: float = 1
-) -> None:
-    path.parent.mkdir(exist_ok=True)
-    if path.suffix == ".png":
-        Image.fromarray(np.full(shape[:2], value, np.uint8)).save(path)
-        return
-    array = np.zeros(shape, np.float32)
-    array[1:3], array[0, 0, 0] = value, most
-    nib.save(nib.Nifti1Image(array, np.eye(4)), path)
-
-
-def resize(trial: Trial, text: str) -> None:
-    path = Path(text.split(": ")[0])
-    with Image.open(path.parents[1] / "truth" / path.name) as truth, Image.open(path) as mask:
-        mask.resize(truth.size, Image.Resampling.NEAREST).save(path)
-
-
-def score(trial: Trial) -> None:
-    options = trial.keywords
-    pairs = pair_files(trial.root / options.get("pred", "pred"), trial.root / "truth")
-    classes = options.get("classes")
-    find_patients(pairs, options.get("patient"))
-    maps = {case: read_pair(*files) for case, files in pairs.items()}
-    _, meanings = define_labels(pairs, maps, classes, options.get("ignore_label"))
-    for case, files in pairs.items():
-        for path, label_map, meaning in zip(files, maps[case][:2], meanings, strict=True):
-            map_labels(path, label_map, meaning)
-
-
-MASKS = {
-    f"masks, {name}": Trial(
-        score,
-        options,
-        make=masks,
-        damage=damage,
-        follow=follow,
-        further="of its own" if name == "patient" else "$^",
-    )
-    for name, options, damage, follow in (
-        ("no folder", "pred=none", None, {"give folders of masks": "pred=pred"}),
-        (
-            "empty",
-            "pred=empty",
-            lambda root: (root / "empty").mkdir(),
-            {"expected files": "pred=pred"},
-        ),
-        (
-            "no partner",
-            "",
-            lambda root: (root / "pred/a.nii.gz").unlink(),
-            {"add or": restore_all, "remove it": remove},
-        ),
-        (
-            "picture",
-            "",
-            lambda root: ((root / "pred/a.nii.gz").unlink(), write_mask(root / "pred/a.png")),
-            {"convert one": restore_all},
-        ),
-        (
-            "size",
-            "",
-            lambda root: [
-                ((root / side / "a.nii.gz").unlink(), write_mask(root / side / "a.png", (n, n)))
-                for side, n in (("pred", 4), ("truth", 8))
-            ],
-            {"resize it": resize},
-        ),
-        (
-            "negative",
-            "",
-            lambda root: write_mask(root / "pred/a.nii.gz", value=-1),
-            {"give a label map": restore},
-        ),
-        (
-            "255",
-            "",
-            lambda root: write_mask(root / "truth/a.nii.gz", most=255),
-            {
-                "give (ignore_label=255)": "{1}",
-                r"or classes=\{NAME:VALUE\}": "classes={{a:1,rest:255}}",
-            },
-        ),
-        ("values", "classes={a:0}", None, {"whole numbers from (1)": "classes={{a:{1}}}"}),
-        (
-            "many",
-            f"classes={{{','.join(f'c{n}:{n}' for n in range(1, 300))}}}",
-            None,
-            {"can be scored": "classes={{a:1}}"},
-        ),
-        ("patient", r"patient=(\d)", None, {"correct the pattern": "patient=([ab])"}),
-        ("labels", "classes={b:2}", None, {"the dataset's labels": "classes={{a:1,b:2}}"}),
-    )
-}
-
-TRIALS = JUDGED | ASKED | OPENED | MASKS
+TRIALS = JUDGED | ASKED | OPENED

@@ -158,17 +158,22 @@ def test_pictures_within_dicom_have_the_size_of_the_header(tmp_path):
     assert _read_coded_size(b"\xff\xd8\xff\xff\xff") is None
 
 
+def write_tiles(path, side):
+    """Write a TIFF of 16 x 16 pixels in one tile of `side` x `side`."""
+    data = zlib.compress(bytes(side * side))
+    tags = (
+        (256, 16), (257, 16), (258, 8), (259, 8), (262, 1), (277, 1), (322, side), (323, side),
+        (324, 134), (325, len(data)),
+    )  # fmt: skip
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    head = b"II*\0" + struct.pack("<IH", 8, len(tags))
+    path.write_bytes(head + entries + bytes(4) + data)
+
+
 def test_tiles_of_a_picture_are_not_far_larger_than_it(tmp_path):
     for side, fine in ((16, True), (8192, False)):
-        data = zlib.compress(bytes(side * side))
-        tags = (
-            (256, 16), (257, 16), (258, 8), (259, 8), (262, 1), (277, 1), (322, side), (323, side),
-            (324, 134), (325, len(data)),
-        )  # fmt: skip
-        entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
-        head = b"II*\0" + struct.pack("<IH", 8, len(tags))
         path = tmp_path / "a.tif"
-        path.write_bytes(head + entries + bytes(4) + data)
+        write_tiles(path, side)
         if fine:
             assert read_picture(path, GREY8).shape == (16, 16)
         else:

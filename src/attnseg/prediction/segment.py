@@ -45,7 +45,8 @@ def refuse_nonfinite(logits: Floats) -> None:
     """Refuse NaN and infinity by a `CheckpointError`."""
     if not np.isfinite(logits).all():
         raise CheckpointError(
-            "run: the network answers with NaN or infinity; train it again or use another run"
+            "run: the network answers with NaN or infinity; train it again with "
+            "trainer.repeat=true, or use another run"
         )
 
 
