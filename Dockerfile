@@ -1,9 +1,9 @@
 # Training, with the locked packages and without root:
 #
 #   docker build -t attnseg .                          with CUDA; --build-arg TORCH=cpu: without
-#   docker run --rm --gpus all -v "$PWD:/work" attnseg train dataset=uw_madison dataset.root=DIR
+#   docker run --rm --gpus all -v "$PWD:/project" attnseg train dataset=uw_madison dataset.root=DIR
 #
-# Data, run folders and a folder configs/ of your own are those of the folder on /work.
+# Data, run folders and a folder configs/ of your own are those of the folder on /project.
 FROM python:3.12-slim-bookworm
 ARG TORCH=cuda
 ARG PIP_EXTRA_INDEX_URL=
@@ -13,11 +13,13 @@ COPY requirements requirements
 COPY scripts scripts
 COPY configs configs
 COPY src src
+# The compiler is for trainer.compile.
+RUN apt-get update && apt-get install -y --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
 RUN TORCH=$TORCH PIP_NO_CACHE_DIR=1 python scripts/setup.py \
     && useradd --create-home --uid 1000 attnseg \
-    && mkdir /work && chown attnseg /work
+    && mkdir /project && chown attnseg /project
 ENV PATH=/opt/attnseg/.venv/bin:$PATH PYTHONUNBUFFERED=1
 USER attnseg
-WORKDIR /work
+WORKDIR /project
 ENTRYPOINT ["attnseg"]
 CMD ["--help"]

@@ -24,7 +24,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-# What of each phantom is segmented.
+# The part of each phantom that is segmented.
 PREDICTED = {
     "acdc": "testing/patient101",
     "isic2018": "ISIC2018_Task1-2_Validation_Input",
@@ -41,8 +41,8 @@ GIB = 2**30
 
 
 @dataclass
-class Used:
-    """What a command took."""
+class Usage:
+    """The resources that a command used."""
 
     name: str
     code: int = 0
@@ -71,7 +71,7 @@ def own_memory(pid: int) -> int:
     return 1024 * sum(int(line.split()[1]) for line in lines if line.startswith("Private_Dirty"))
 
 
-def watch(used: Used, pid: int, ended: threading.Event) -> None:
+def watch(used: Usage, pid: int, ended: threading.Event) -> None:
     """Note the largest numbers of a command's processes until it ends."""
     while not ended.wait(0.2):
         for each in list_descendants(pid):
@@ -87,9 +87,9 @@ def watch(used: Used, pid: int, ended: threading.Event) -> None:
                 used.processes.add(each)
 
 
-def run_command(name: str, arguments: Sequence[str], open_files: int, folder: Path) -> Used:
+def run_command(name: str, arguments: Sequence[str], open_files: int, folder: Path) -> Usage:
     """Run a command of attnseg with a limit of open files."""
-    used, ended = Used(name), threading.Event()
+    used, ended = Usage(name), threading.Event()
 
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (open_files, open_files))
@@ -111,7 +111,7 @@ def run_command(name: str, arguments: Sequence[str], open_files: int, folder: Pa
     return used
 
 
-def run_dataset(dataset: str, options: argparse.Namespace, folder: Path) -> Iterator[Used]:
+def run_dataset(dataset: str, options: argparse.Namespace, folder: Path) -> Iterator[Usage]:
     """Yield what each command on a dataset took, until one fails."""
     outputs = folder / "outputs"
     common = [

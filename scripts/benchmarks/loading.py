@@ -88,7 +88,7 @@ def read_times(reader: Reader, cases: Sequence[StoredCase]) -> dict[str, list[fl
     chosen = rng.integers(len(cases), size=SLICES)
     keys = [(int(c), int(rng.integers(cases[c].shape[0]))) for c in chosen]
     with tempfile.TemporaryDirectory() as folder:
-        ways = {"store (numpy memmap)": _memmap(cases), **_formats(cases, Path(folder))}
+        ways = {"store": _memmap(cases), **_formats(cases, Path(folder))}
         times: dict[str, list[float]] = {name: [] for name in ("decoding", *ways)}
         for _ in range(ROUNDS):
             started = time.perf_counter()

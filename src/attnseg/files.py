@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 from attnseg.errors import ResourceError
 
-# How file systems say that they cannot do something at all, such as lock files or sync folders.
+# Error codes of file systems that lack an operation, such as locks or syncing of folders.
 UNSUPPORTED = frozenset(
     {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOTTY}
 )

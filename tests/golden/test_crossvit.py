@@ -103,7 +103,7 @@ def test_encoder_of_the_segmentation_model_takes_the_same_weights():
     [("crossvit-ti", 7_014_800, 1.6), ("crossvit-s", 26_856_272, 5.6), ("crossvit-b", None, 21.2)],
 )
 def test_costs_are_the_published_numbers(size, parameters, gigamacs):
-    """Parameters as ports of the weights count them, MACs of the paper's Table 1."""
+    """Parameters as ports of the weights count them, MACs as timm's model cards do."""
     with torch.device("meta"):
         model = CrossViTClassifier(
             3, 1000, Attention, SIZES[size], (240, 240), [(20, 20), (14, 14)]

@@ -1,9 +1,10 @@
 """The store of prepared cases: decoded and validated once, then read slice by slice from disk.
 
-A case is a folder with `image.npy` and `mask.npy` (memory-mapped when read), `counts.npy` (pixels
-of each class in each slice), `signatures.npy` (see `duplicates`) and `case.json`. It is written to
-a temporary folder that is then renamed. A case is therefore complete or absent, and two processes
-may prepare the same dataset. Modes follow the umask: who shares a folder can read its cases.
+A case is a folder with `image.npy`, `mask.npy`, `counts.npy` (pixels of each class in each slice),
+`signatures.npy` (see `duplicates`) and `case.json`. A slice is read from its file, which is opened
+each time; whole arrays are memory-mapped. A case is written to a temporary folder that is then
+renamed, and is therefore complete or absent; two processes may prepare the same dataset. Modes
+follow the umask: who shares a folder can read its cases.
 """
 
 import contextlib
@@ -242,7 +243,7 @@ def _case_folder(folder: Path, ref: CaseRef) -> Path:
 
 @dataclass(frozen=True)
 class _Source:
-    """What a case is prepared from.
+    """The files and facts from which a case is prepared.
 
     Attributes:
         digest: of names, sizes and times of its files, its table rows, patient and role.

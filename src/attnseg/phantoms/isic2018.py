@@ -55,7 +55,7 @@ class PublishedPictures(IsicSpec):
 ISIC2018_PRESETS = {
     "tiny": IsicSpec((12, 3, 3), ((72, 56), (76, 60), (60, 52), (64, 48))),
     "demo": IsicSpec((60, 10, 20), ((200, 150), (192, 144), (216, 160), (180, 152))),
-    # The counts are published; sizes from 1 to 6 megapixels are assumed.
+    # The counts are published; sizes from 0.8 to 6 megapixels are assumed.
     "published": PublishedPictures((2594, 100, 1000), ((1022, 767), (2048, 1536), (3008, 2000))),
 }
 

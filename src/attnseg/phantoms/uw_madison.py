@@ -61,7 +61,7 @@ UW_MADISON_PRESETS = {
     "tiny": PhantomSpec(6, 2, 8, ((72, 60, 5.5), (56, 64, 5.8))),
     "demo": PhantomSpec(15, 3, 20, ((144, 120, 2.45), (128, 144, 2.6), (160, 136, 2.3))),
     "native": PhantomSpec(6, 1, 48, ((266, 266, 1.5),)),  # slices of the download's usual size
-    # 38,496 slices of 85 patients. The fourth size of slices is not published.
+    # 38,496 slices of 85 patients. Three of the download's four sizes of slices.
     "published": PublishedScans(85, 5, 144, ((266, 266, 1.5), (360, 310, 1.5), (276, 276, 1.63))),
 }
 
