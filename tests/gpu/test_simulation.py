@@ -1,11 +1,18 @@
 """Training steps on a simulated GPU: devices, waits, determinism, kernels and memory."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
 
 import pytest
+
+from attnseg.errors import ConfigError
+from attnseg.gpu import fake_device
+from attnseg.gpu.account import Account
+from attnseg.gpu.published import CARDS
+from attnseg.processes.tf32 import tf32_products
 
 pytestmark = pytest.mark.skipif(
     shutil.which("g++") is None or sys.platform != "linux",
@@ -13,19 +20,75 @@ pytestmark = pytest.mark.skipif(
 )
 MODELS = ("setr/kv_pos", "transunet/qkv", "cvt/kv", "dae_former/efficient")
 OTHERS = ("setr/deformable", "setr/token_merging", "setr/differential", "setr/stripes")
+NETWORKS = (
+    "missformer/spatial_reduction", "crossvit/qkv", "hierarchical/window", "unet/none",
+    "unet_resenc/none",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def steps(tmp_path_factory):
     """Steps by pair and mode, in bfloat16 on an H100; some also without determinism."""
-    file = tmp_path_factory.mktemp("simulation") / "steps.json"
-    pairs = [*MODELS, *OTHERS, *(f"{pair}:off" for pair in MODELS)]
+    folder = tmp_path_factory.mktemp("simulation")
+    return simulate(folder, *MODELS, *OTHERS, *(f"{pair}:off" for pair in MODELS))
+
+
+def simulate(folder, *pairs):
+    file = folder / "steps.json"
     command = [sys.executable, "-m", "attnseg.gpu.simulation", *pairs, "--json", str(file)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     records = json.loads(file.read_text())
     assert len(records) == len(pairs)
     return {(f"{record['model']}/{record['attn']}", record["mode"]): record for record in records}
+
+
+@pytest.mark.full
+def test_the_other_networks_train_as_strictly(tmp_path):
+    steps = simulate(tmp_path, *NETWORKS)
+    test_every_weight_gets_its_gradient_on_the_gpu(steps)
+    test_nothing_waits_for_the_gpu(steps)
+    test_every_operation_of_strict_training_has_a_deterministic_kernel(steps)
+    test_the_optimizer_takes_all_weights_at_once(steps)
+    kernels = {k for r in steps.values() for k in (*r["attention"], *r["validation"]["attention"])}
+    assert kernels == {"flash", "efficient"}
+
+
+def test_the_rate_of_products_is_that_of_their_precision():
+    card = CARDS["h100"]
+    with tf32_products(False):
+        assert Account(card).find_rate(2) == card.half
+        assert Account(card).find_rate(4) == card.single
+    with tf32_products(True):
+        assert Account(card).find_rate(4) == card.tf32
+
+
+def test_the_fake_device_lies_in_a_folder_of_the_users_own(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with fake_device.open_cache_folder() as folder:
+        assert folder == tmp_path / "cache/attnseg"
+        assert folder.stat().st_mode & 0o777 == 0o700
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))  # in which nothing can be made
+    with fake_device.open_cache_folder() as folder:
+        assert folder.stat().st_mode & 0o777 == 0o700
+    assert not folder.exists()
+    first = fake_device.name_guard(tmp_path)
+    monkeypatch.setattr(fake_device, "version", lambda package: "9.9.9")
+    assert fake_device.name_guard(tmp_path) != first
+
+
+def test_a_library_of_another_user_is_refused(tmp_path, monkeypatch):
+    library = tmp_path / "fake-cuda.so"
+    library.touch()
+    fake_device.check_owner(library)
+    monkeypatch.setattr(os, "getuid", lambda: library.stat().st_uid + 1)
+    with pytest.raises(ConfigError, match=r"fake-cuda\.so: belongs to another user; remove it"):
+        fake_device.check_owner(library)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (tmp_path / "attnseg").mkdir()  # the other user's
+    with fake_device.open_cache_folder() as folder:
+        assert folder.parent != tmp_path
 
 
 def test_every_weight_gets_its_gradient_on_the_gpu(steps):

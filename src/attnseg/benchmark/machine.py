@@ -12,7 +12,7 @@ from attnseg.errors import ConfigError
 log = logging.getLogger(__name__)
 
 Rates = dict[str, float]  # GFLOP/s of a matrix product, by precision
-TYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
+TYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "float16": torch.float16}
 SIZES = {"cpu": 2048, "cuda": 8192}  # rows of the matrices; a GPU needs larger ones to be busy
 PRODUCTS = 5  # per reading
 PROBE = 256  # rows of the matrices that show whether a precision is faster than emulated

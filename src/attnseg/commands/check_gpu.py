@@ -1,4 +1,4 @@
-"""Proves a GPU in eight minutes: rates, equality, determinism, speed and memory, each PASS or FAIL.
+"""Tests a GPU in at most eight minutes: rates, equality, determinism, speed and memory.
 
 attnseg check-gpu
 attnseg check-gpu json=gpu.json page=gpu.md
@@ -6,6 +6,7 @@ attnseg check-gpu sections=[machine,determinism] budget=120
 attnseg check-gpu device=cpu         a rehearsal with tiny networks
 """
 
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Literal
@@ -29,7 +30,8 @@ class CheckGPU(CommandOptions):
         sections: names of those to run; none stands for all.
         json_file: file for everything that was found.
         page: file for a page in Markdown.
-        folder: for phantoms, run folders and a log; `None` is a new one for temporary files.
+        folder: for phantoms, run folders and a log; `None` is a temporary one, kept if a section
+            fails.
     """
 
     device: Literal["cuda", "cpu"]
@@ -51,12 +53,19 @@ def run(options: CheckGPU) -> None:
     chosen = [known[name] for name in options.sections or known]
     folder = options.folder or tempfile.mkdtemp(prefix="attnseg-check-gpu-")
     Path(folder).mkdir(parents=True, exist_ok=True)
-    report = acceptance.run_acceptance(options.device, folder, options.budget, chosen)
+    failed = False
+    try:
+        report = acceptance.run_acceptance(options.device, folder, options.budget, chosen)
+        failed = any(section["problems"] for section in report["sections"])
+    finally:
+        if not (failed or options.folder):
+            shutil.rmtree(folder, ignore_errors=True)
     if options.json_file:
         write_text(Path(options.json_file), acceptance.report_to_json(report))
     if options.page:
         write_text(Path(options.page), acceptance.format_report(report))
-    if any(section["problems"] for section in report["sections"]):
+    if failed:
+        print(f"files: {folder}")
         raise SystemExit(3)
 
 

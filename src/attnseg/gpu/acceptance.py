@@ -1,4 +1,4 @@
-"""The acceptance run of a GPU: sections in processes of their own, each with a limit and a verdict.
+"""The acceptance run of a GPU: sections in processes of their own, with limits and outcomes.
 
 A section yields rows, which are printed as they come, so that one that is cut off at its limit has
 told what it knew. A row with a `problem` makes its section fail.
@@ -26,7 +26,8 @@ import torch
 from attnseg.errors import ConfigError, first_line
 from attnseg.gpu import equality, machine, speed
 from attnseg.gpu.settings import Row, Settings
-from attnseg.processes.gpus import check_driver
+from attnseg.processes.gpus import check_driver, visible_gpus
+from attnseg.system import die_with_parent
 
 CLOCKS = "clocks.sm,clocks.mem,power.limit,temperature.gpu,clocks_event_reasons.active"
 
@@ -37,7 +38,7 @@ class Section:
 
     Attributes:
         name: as it is printed.
-        seconds: its limit in a run of 480 seconds.
+        seconds: its limit in a run of all sections in 480 seconds; fewer sections share the budget.
         measure: yields its rows.
         passes: what a row must show.
     """
@@ -64,7 +65,7 @@ SECTIONS = (
 
 
 @dataclass
-class Verdict:
+class SectionOutcome:
     """The outcome of a section; `problems` are empty if it passed."""
 
     name: str
@@ -90,18 +91,19 @@ def run_acceptance(
     if device == "cuda":
         check_driver()
     settings, started = Settings(device, folder), time.monotonic()
-    total = sum(section.seconds for section in SECTIONS)
-    before, verdicts = read_clocks(settings), []
+    total = sum(section.seconds for section in sections)
+    before, outcomes = read_clocks(settings), []
     for section in sections:
         left = budget - (time.monotonic() - started)
-        verdict = run_section(section, settings, min(left, section.seconds * budget / total))
-        verdicts.append(verdict)
-        if section.name == "machine" and verdict.problems and settings.on_gpu:
-            break  # Nothing else could run.
-    failed = [verdict.name for verdict in verdicts if verdict.problems]
+        outcome = run_section(section, settings, min(left, section.seconds * budget / total))
+        outcomes.append(outcome)
+        usable = outcome.rows and not outcome.rows[0].get("problem")
+        if section.name == "machine" and settings.on_gpu and not usable:
+            break  # Nothing else could run; a rate that is too low ends nothing.
+    failed = [outcome.name for outcome in outcomes if outcome.problems]
     taken = time.monotonic() - started
     print(
-        f"{len(verdicts) - len(failed)} PASS, {len(failed)} FAIL, {taken:.0f} s", *failed, sep="; "
+        f"{len(outcomes) - len(failed)} PASS, {len(failed)} FAIL, {taken:.0f} s", *failed, sep="; "
     )
     return {
         "device": device,
@@ -110,47 +112,54 @@ def run_acceptance(
         "budget": budget,
         "seconds": taken,
         "clocks": [before, read_clocks(settings)],
-        "sections": [asdict(verdict) for verdict in verdicts],
+        "sections": [asdict(outcome) for outcome in outcomes],
     }
 
 
-def run_section(section: Section, settings: Settings, limit: float) -> Verdict:
+def run_section(section: Section, settings: Settings, limit: float) -> SectionOutcome:
     """Run one section in a process, print its rows, and end it at its limit."""
     print(f"== {section.name}: {section.passes}", flush=True)
-    verdict = Verdict(section.name, limit, section.passes)
+    outcome = SectionOutcome(section.name, limit, section.passes)
     started = time.monotonic()
     context = multiprocessing.get_context("fork")  # A new interpreter would import torch again.
     receiver, sender = context.Pipe(duplex=False)
-    child = context.Process(target=_send_rows, args=(section, settings, sender))
+    child = context.Process(target=_send_rows, args=(section, settings, sender, os.getpid()))
     child.start()
-    sender.close()
+    assert child.pid is not None
     ended = False
-    while receiver.poll(max(0.0, started + limit - time.monotonic())):
-        try:
-            row = receiver.recv()
-        except EOFError:
-            break
-        if row is None:
-            ended = True
-            break
-        verdict.rows.append(row)
-        print(f"   {format_row(row)}", flush=True)
-        verdict.problems += [f"{row['name']}: {row['problem']}"] if row.get("problem") else []
-    verdict.seconds = time.monotonic() - started
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(child.pid or 0, signal.SIGKILL)  # with its loaders and compilers
-    child.join()
+    try:
+        with contextlib.suppress(OSError):  # The child does the same; one of both is first.
+            os.setpgid(child.pid, child.pid)
+        sender.close()
+        while receiver.poll(max(0.0, started + limit - time.monotonic())):
+            try:
+                row = receiver.recv()
+            except EOFError:
+                break
+            if row is None:
+                ended = True
+                break
+            outcome.rows.append(row)
+            print(f"   {format_row(row)}", flush=True)
+            outcome.problems += [f"{row['name']}: {row['problem']}"] if row.get("problem") else []
+    finally:  # also if Ctrl-C, which reaches this process only, has raised
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)  # with its loaders and compilers
+        child.kill()
+        child.join()
+    outcome.seconds = time.monotonic() - started
     if not ended:
-        late = verdict.seconds >= limit
+        late = outcome.seconds >= limit
         reason = f"cut off at its limit of {limit:.0f} s" if late else f"died ({child.exitcode})"
-        verdict.problems.append(f"{reason}; see {settings.log}")
-    word = "FAIL" if verdict.problems else "PASS"
-    print(f"{word} {section.name} ({verdict.seconds:.0f} s)", *verdict.problems, sep="\n     ")
-    return verdict
+        outcome.problems.append(f"{reason}; see {settings.log}")
+    word = "FAIL" if outcome.problems else "PASS"
+    print(f"{word} {section.name} ({outcome.seconds:.0f} s)", *outcome.problems, sep="\n     ")
+    return outcome
 
 
-def _send_rows(section: Section, settings: Settings, sender: Connection) -> None:
+def _send_rows(section: Section, settings: Settings, sender: Connection, parent: int) -> None:
     os.setpgid(0, 0)
+    die_with_parent(parent, signal.SIGKILL)
     with Path(settings.log).open("a", buffering=1) as log:
         for stream in (1, 2):
             os.dup2(log.fileno(), stream)
@@ -202,14 +211,14 @@ def format_report(report: dict[str, Any]) -> str:
 
 def report_to_json(report: dict[str, Any]) -> str:
     """Return everything found as JSON; a number that is not finite becomes its name."""
-    return json.dumps(_name_numbers(report), indent=1, allow_nan=False) + "\n"
+    return json.dumps(_spell_nonfinite(report), indent=1, allow_nan=False) + "\n"
 
 
-def _name_numbers(value: Any) -> Any:  # noqa: ANN401
+def _spell_nonfinite(value: Any) -> Any:  # noqa: ANN401
     if isinstance(value, dict):
-        return {key: _name_numbers(item) for key, item in value.items()}
+        return {key: _spell_nonfinite(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_name_numbers(item) for item in value]
+        return [_spell_nonfinite(item) for item in value]
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -217,7 +226,8 @@ def read_clocks(settings: Settings) -> str:
     """Return a GPU's clocks, power limit, temperature, and the reasons why it is slowed down."""
     if not settings.on_gpu:
         return ""
-    command = ["nvidia-smi", f"--query-gpu={CLOCKS}", "--format=csv"]
+    tested = visible_gpus()[0]  # the number or UUID of the one that CUDA calls 0
+    command = ["nvidia-smi", "-i", tested, f"--query-gpu={CLOCKS}", "--format=csv"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError) as error:

@@ -13,9 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 from torch.utils.flop_counter import flop_registry
 
-from attnseg.gpu.cards import Card
+from attnseg.gpu.published import Card
 
-LAUNCH = 2.5e-6  # seconds; no kernel takes less
+LAUNCH = 2.5e-6  # seconds, an assumption: no kernel takes less
 # Operations without a deterministic kernel on CUDA, by PyTorch 2.13's
 # `torch.use_deterministic_algorithms`.
 NONDETERMINISTIC = {
@@ -82,10 +82,10 @@ class Account(TorchDispatchMode):
         if name == "_local_scalar_dense":
             if on_gpu:
                 self.waits[find_line()] += 1
-            # Any number will do: a loss of 0.5, one class.
-            return {torch.bool: True}.get(
-                given[0].dtype, 0.5 if given[0].is_floating_point() else 1
-            )
+            # Numbers with which a step goes on: no overflow for the scaler of float16, which asks
+            # the GPU; half a step for an optimizer, which asks the CPU; one class.
+            number = (0.0 if on_gpu else 0.5) if given[0].is_floating_point() else 1
+            return True if given[0].dtype == torch.bool else number
         if on_gpu and name in ("nonzero", "bincount", "equal", "is_nonzero"):
             self.waits[f"{name}: {find_line()}"] += 1
         out = func(*args, **kwargs)
@@ -123,8 +123,8 @@ class Account(TorchDispatchMode):
             weight, wanted = args[2], sum(args[10][:2])
             flops = 2 * wanted * args[0].numel() * weight[0].numel()
         width = min((t.element_size() for t in given if t.is_floating_point()), default=4)
-        rate = self.card.half if width == 2 else self.card.single
-        seconds = max(flops / (rate * 1e12), moved / (self.card.bandwidth * 1e12), LAUNCH)
+        rate = 1e12 * self.find_rate(width)
+        seconds = max(flops / rate, moved / (self.card.bandwidth * 1e12), LAUNCH)
         self.kernels += 1
         self.moved += moved
         self.flops += flops
@@ -132,10 +132,16 @@ class Account(TorchDispatchMode):
         kind = self.by_kind[kind_of_operation(name, flops)]
         kind[:] = [kind[0] + 1, kind[1] + moved, kind[2] + seconds]
 
+    def find_rate(self, width: int) -> float:
+        """Return the TFLOP/s of products of numbers of so many bytes, as PyTorch is set now."""
+        if width == 2:
+            return self.card.half
+        return self.card.tf32 if torch.backends.cuda.matmul.allow_tf32 else self.card.single
+
     def note_alert(self, name: str, args: tuple[Any, ...]) -> None:
         """Note an operation for which strict determinism would end the run."""
         milder = torch.is_deterministic_algorithms_warn_only_enabled()
-        reduced = name in ("nll_loss2d_forward", "nll_loss2d_forward.output") and args[3] != 0
+        reduced = name == "nll_loss2d_forward" and args[3] != 0
         summed = name == "cumsum" and args[0].is_floating_point()
         if name in NONDETERMINISTIC or (name in STRICT_ONLY and milder) or reduced or summed:
             self.alerts[name] += 1

@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from attnseg.files import file_digest
 from attnseg.gpu.settings import Row, Settings
 from attnseg.gpu.training_step import Shape, TrainingStep, autocast_as_configured, compose_run
-from attnseg.models.model import SegmentationModel
+from attnseg.processes.tf32 import tf32_products
 from attnseg.runs.run_folder import RunFolder
 from attnseg.training.callbacks.history import EndedEarly
 from attnseg.training.train import train
@@ -28,7 +29,9 @@ def compare_precisions(settings: Settings) -> Iterator[Row]:
 
     The CPU's are compared with those of the published codes by the tests.
     """
-    shape = settings.shape
+    shape, names = settings.shape, ["float32", "bfloat16"]
+    if settings.on_gpu:
+        names = [name for name in FORMATS if name != "bfloat16" or settings.precision != "16-mixed"]
     for model, size in settings.models.items():
         config = compose_run(model, "", size, shape, settings.options)
         torch.manual_seed(0)
@@ -37,7 +40,7 @@ def compare_precisions(settings: Settings) -> Iterator[Row]:
         with torch.inference_mode():
             wanted = net(image)
             net, image = net.to(settings.device), image.to(settings.device)
-            for name in FORMATS if settings.on_gpu else ("float32", "bfloat16"):
+            for name in names:
                 with compute_in(name, settings.device):
                     apart = relative_difference(net(image).float().cpu(), wanted)
                 row: Row = {"name": f"{model}, {name}", "difference": apart}
@@ -49,15 +52,12 @@ def compare_precisions(settings: Settings) -> Iterator[Row]:
 @contextmanager
 def compute_in(name: str, device: str) -> Iterator[None]:
     """Compute products in a format within the block."""
-    tf32 = name == "TF32"
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
     dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(name)
-    try:
-        with torch.autocast(device, dtype, enabled=dtype is not None):
-            yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+    with (
+        tf32_products(name == "TF32"),
+        torch.autocast(device, dtype, enabled=dtype is not None),
+    ):
+        yield
 
 
 def compare_devices(settings: Settings) -> Iterator[Row]:
@@ -82,10 +82,11 @@ def compare_devices(settings: Settings) -> Iterator[Row]:
         yield row
 
 
-def compare_gradients(here: SegmentationModel, there: SegmentationModel) -> tuple[float, str]:
+def compare_gradients(here: nn.Module, there: nn.Module) -> tuple[float, str]:
     """Return the largest difference of a gradient, as a share of its norm, and the weight's name.
 
-    Gradients that are nothing but rounding error beside the largest are left out.
+    Gradients that are nothing but rounding error beside the largest are left out. NaN counts as
+    larger than any number.
     """
     theirs: Mapping[str, nn.Parameter] = dict(there.named_parameters())
     own = {name: p.grad for name, p in here.named_parameters() if p.grad is not None}
@@ -95,9 +96,9 @@ def compare_gradients(here: SegmentationModel, there: SegmentationModel) -> tupl
         other = theirs[name].grad
         assert other is not None
         norm = float(gradient.norm())
-        if norm > least:
+        if not norm <= least:  # NaN included
             shares[name] = float((other.cpu() - gradient).norm()) / norm
-    worst = max(shares, key=shares.__getitem__)
+    worst = max(shares, key=lambda name: (math.isnan(shares[name]), shares[name]))
     return shares[worst], worst
 
 
@@ -153,9 +154,8 @@ def walk_tensors(value: Any, key: str) -> Iterator[tuple[str, Tensor]]:  # noqa:
 def train_in_each_precision(settings: Settings) -> Iterator[Row]:
     """Yield the losses of a tiny network that learns one batch, in each precision."""
     losses: dict[str, list[float]] = {}
-    names = ("32", "bf16-mixed", "16-mixed") if settings.on_gpu else ("32", "bf16-mixed")
     shape, steps = Shape(4), STEPS if settings.on_gpu else 10
-    for name in names:
+    for name in ("32", *settings.precisions):
         options = [*settings.options, f"trainer.precision={name}"]
         config = compose_run("setr", "", "tiny", shape, options)
         torch.manual_seed(0)

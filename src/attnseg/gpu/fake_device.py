@@ -1,13 +1,14 @@
 """A CUDA device that only has shapes, for simulations with PyTorch's build for CPUs.
 
 PyTorch's fake tensors propagate devices without a GPU, but autograd asks for a device guard, which
-that build lacks. A small shared library, compiled by g++ at first use, registers a guard and hooks
-that do nothing. Forward pass, backward pass and optimizer then run as on `cuda:0`, and an operation
-between tensors on CPU and GPU raises the error of a real one.
+that build lacks. A small shared library, compiled by g++ at first use and kept in the user's cache,
+registers a guard and hooks that do nothing. Forward pass, backward pass and optimizer then run as
+on `cuda:0`, and an operation between tensors on CPU and GPU raises the error of a real one.
 
 Autograd's thread for the device cannot be joined: a process that has used it ends by `os._exit`.
 """
 
+import contextlib
 import ctypes
 import hashlib
 import importlib.util
@@ -16,6 +17,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 from attnseg.errors import ConfigError
@@ -58,7 +61,7 @@ def load_fake_device() -> None:
     """Register the device; call it before torch is imported, which looks for hooks only once.
 
     Raises:
-        ConfigError: torch is imported already, or there is no g++.
+        ConfigError: torch is imported already, there is no g++, or the library is another user's.
     """
     if "torch" in sys.modules:
         raise ConfigError("simulation: torch is imported already; start it in a process of its own")
@@ -67,13 +70,44 @@ def load_fake_device() -> None:
     spec = importlib.util.find_spec("torch")
     assert spec is not None and spec.origin is not None
     home = Path(spec.origin).parent
-    digest = hashlib.sha256((GUARD + str(home)).encode()).hexdigest()[:12]
-    built = Path(tempfile.gettempdir(), f"attnseg-fake-cuda-{os.getuid()}-{digest}.so")
-    if not built.exists():
-        compile_guard(home, built)
-    for name in LIBRARIES:
-        ctypes.CDLL(str(home / "lib" / name), mode=ctypes.RTLD_GLOBAL)
-    ctypes.CDLL(str(built))
+    with open_cache_folder() as folder:
+        built = folder / name_guard(home)
+        if not built.exists():
+            compile_guard(home, built)
+        check_owner(built)
+        for name in LIBRARIES:
+            ctypes.CDLL(str(home / "lib" / name), mode=ctypes.RTLD_GLOBAL)
+        ctypes.CDLL(str(built))
+
+
+def name_guard(torch_folder: Path) -> str:
+    """Return the file name of the guard for an installed PyTorch and its version."""
+    text = "\n".join([GUARD, str(torch_folder), version("torch")])
+    return f"fake-cuda-{hashlib.sha256(text.encode()).hexdigest()[:12]}.so"
+
+
+@contextlib.contextmanager
+def open_cache_folder() -> Iterator[Path]:
+    """Yield the user's own cache folder, or a temporary one if that cannot be written."""
+    try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "attnseg")
+        folder.mkdir(parents=True, exist_ok=True)
+        usable = os.access(folder, os.W_OK) and folder.stat().st_uid == os.getuid()
+        if usable:
+            folder.chmod(0o700)
+    except (OSError, RuntimeError):  # the latter without a home
+        usable = False
+    if usable:
+        yield folder
+    else:
+        with tempfile.TemporaryDirectory(prefix="attnseg-") as temporary:
+            yield Path(temporary)
+
+
+def check_owner(library: Path) -> None:
+    """Refuse a library of another user, whose code it would run, by a `ConfigError`."""
+    if library.stat().st_uid != os.getuid():
+        raise ConfigError(f"{library}: belongs to another user; remove it")
 
 
 def compile_guard(torch_folder: Path, built: Path) -> None:

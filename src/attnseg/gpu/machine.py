@@ -1,5 +1,6 @@
 """Sections of the acceptance run on the machine: rates, the largest batch, loaders."""
 
+import gc
 import os
 import platform
 import time
@@ -11,9 +12,15 @@ from attnseg.benchmark.machine import COPIED, Gemm
 from attnseg.benchmark.timing import seconds
 from attnseg.config.training import Config
 from attnseg.errors import first_line
-from attnseg.gpu.cards import CARDS
+from attnseg.gpu.published import CARDS, find_card
 from attnseg.gpu.settings import Row, Settings
-from attnseg.gpu.training_step import Shape, TrainingStep, autocast_as_configured, compose_run
+from attnseg.gpu.training_step import (
+    PRODUCTS,
+    Shape,
+    TrainingStep,
+    autocast_as_configured,
+    compose_run,
+)
 from attnseg.nvml import find_driver
 from attnseg.training.setup import set_up_training
 
@@ -29,9 +36,13 @@ def measure_rates(settings: Settings) -> Iterator[Row]:
     if not settings.on_gpu:
         yield {"name": platform.processor() or "CPU", **versions}
     else:
-        yield describe_gpu() | versions
+        gpu = describe_gpu() | versions
+        yield gpu
+        if gpu.get("problem"):
+            return
     device, gemm_size = torch.device(settings.device), None if settings.on_gpu else 256
-    gemm = Gemm(device, ["bf16"], gemm_size)
+    half = PRODUCTS[settings.precision]
+    gemm = Gemm(device, [half], gemm_size)
     rates = {f"{name}, TFLOP/s": rate / 1e3 for name, rate in gemm.rates().items()}
     if settings.on_gpu:
         torch.backends.cuda.matmul.allow_tf32 = True
@@ -39,7 +50,7 @@ def measure_rates(settings: Settings) -> Iterator[Row]:
         torch.backends.cuda.matmul.allow_tf32 = False
     row: Row = {"name": "matrix products", **rates}
     card = find_card(torch.cuda.get_device_name()) if settings.on_gpu else None
-    if card and rates["bf16, TFLOP/s"] < LEAST_SHARE * CARDS[card].half:
+    if card and rates[f"{half}, TFLOP/s"] < LEAST_SHARE * CARDS[card].half:
         row["problem"] = (
             f"below {LEAST_SHARE:.0%} of the {CARDS[card].half} of a {card}'s data sheet"
         )
@@ -76,12 +87,6 @@ def describe_gpu() -> Row:
     return row
 
 
-def find_card(name: str) -> str | None:
-    """Return the card of `CARDS` that a device's name names."""
-    plain = name.lower().replace(" ", "")
-    return next((card for card in CARDS if card in plain), None)
-
-
 def measure_largest_batch(settings: Settings) -> Iterator[Row]:
     """Yield the largest batch in steps of a half, and its peak of memory."""
     for model, size in settings.models.items():
@@ -102,18 +107,16 @@ def measure_largest_batch(settings: Settings) -> Iterator[Row]:
 
 def find_peak(config: Config, shape: Shape, settings: Settings) -> float:
     """Return the peak of memory of the second step, bytes; 0 on a CPU."""
+    gc.collect()
+    if settings.on_gpu:  # A step that ran out of memory has left its peak and its blocks.
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
     training = TrainingStep(config, shape)
     training.move_to(torch.device(settings.device))
     for _ in range(2):
         training.compute_gradients(autocast_as_configured(config, settings.device))
         training.update_weights()
-    if not settings.on_gpu:
-        return 0.0
-    peak = float(torch.cuda.max_memory_allocated())
-    del training
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
-    return peak
+    return float(torch.cuda.max_memory_allocated()) if settings.on_gpu else 0.0
 
 
 def measure_loaders(settings: Settings) -> Iterator[Row]:

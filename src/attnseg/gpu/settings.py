@@ -4,11 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from attnseg.gpu.published import SIZES
 from attnseg.gpu.training_step import Shape
+from attnseg.training.precision import fastest_precision
 
 Row = dict[str, Any]  # figures by name; `name`, and `problem` if there is one
 ATTENTIONS = ("qkv", "kv", "kv_pos", "efficient", "transpose")
-PUBLISHED = {"setr": "base", "transunet": "base", "cvt": "cvt-13", "dae_former": "base"}
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Settings:
 
     @property
     def on_gpu(self) -> bool:
-        """Whether this is no rehearsal."""
+        """True, unless this is a rehearsal on a CPU."""
         return self.device == "cuda"
 
     @property
@@ -39,15 +40,25 @@ class Settings:
         return Shape(24, 3, 224, 8) if self.on_gpu else Shape()
 
     @property
+    def precision(self) -> str:
+        """The 16-bit precision that training would choose on this device."""
+        return str(fastest_precision("gpu")[0]) if self.on_gpu else "bf16-mixed"
+
+    @property
+    def precisions(self) -> list[str]:
+        """The 16-bit precisions that this device does not merely emulate, its own first."""
+        return list(dict.fromkeys([self.precision, *["16-mixed"] * self.on_gpu]))
+
+    @property
     def models(self) -> dict[str, str]:
-        """The size of each model that is measured."""
-        return PUBLISHED if self.on_gpu else {"setr": "tiny", "cvt": "tiny"}
+        """The size of each of the four models that are measured, two in a rehearsal."""
+        return SIZES if self.on_gpu else {"setr": "tiny", "cvt": "tiny"}
 
     @property
     def pairs(self) -> list[tuple[str, str]]:
         """Pairs of a model and an attention, which are measured at tiny size."""
         if self.on_gpu:
-            return [(model, attn) for model in PUBLISHED for attn in ATTENTIONS]
+            return [(model, attn) for model in SIZES for attn in ATTENTIONS]
         return [("setr", "kv_pos"), ("dae_former", "transpose")]
 
     @property

@@ -16,8 +16,10 @@ from torch.utils import _foreach_utils as foreach_utils
 
 from attnseg.config.training import Config
 from attnseg.gpu.account import Account
-from attnseg.gpu.cards import CARDS, SimulatedAttention
+from attnseg.gpu.published import CARDS
+from attnseg.gpu.simulated_attention import SimulatedAttention
 from attnseg.gpu.training_step import DTYPES, Shape, TrainingStep
+from attnseg.processes.tf32 import tf32_products
 
 # On fake tensors, autocast within checkpoints and kernels for many tensors would be refused.
 amp_common.amp_definitely_not_available = lambda: False
@@ -52,7 +54,8 @@ def simulate_step(config: Config, shape: Shape, card: str, deterministic: str) -
             training.move_to(torch.device("cuda"))
             training.fill_optimizer()
             account.reset()
-            training.compute_gradients(autocast_fake_tensors(dtype))
+            with tf32_products(config.trainer.precision == "tf32"):
+                training.compute_gradients(autocast_fake_tensors(dtype))
             before = account.kernels
             training.update_weights()
             record = {"optimizer_kernels": account.kernels - before, **read_account(account)}
@@ -60,7 +63,8 @@ def simulate_step(config: Config, shape: Shape, card: str, deterministic: str) -
             record["without_gradient"] = training.list_weights_without_gradient()
             account.reset()
             attention.chosen.clear()
-            training.validate(autocast_fake_tensors(None))
+            with tf32_products(False):
+                training.validate(autocast_fake_tensors(None))
             record["validation"] = {**read_account(account), "attention": dict(attention.chosen)}
     finally:
         F.scaled_dot_product_attention = original

@@ -21,8 +21,8 @@ from typing import Any
 
 from attnseg.errors import AttnsegError, first_line
 from attnseg.gpu.fake_device import load_fake_device
+from attnseg.gpu.published import CARDS, SIZES
 
-PUBLISHED = {"setr": "base", "transunet": "base", "cvt": "cvt-13", "dae_former": "base"}
 HEADINGS = (
     "model", "attention", "deterministic", "TFLOP", "kernels", "of them optimizer", "GB moved",
     "peak, GiB", "bound, ms", "attention kernels",
@@ -41,8 +41,8 @@ def read_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--size", default="tiny", choices=("tiny", "published"))
     parser.add_argument("--image", type=int, help="pixels of a side; 64, or 224 if published")
     parser.add_argument("--batch", type=int, help="2, or 24 if published")
-    parser.add_argument("--card", default="h100", choices=("h100", "a100", "rtx4090", "t4"))
-    precisions = ("32", "bf16-mixed", "16-mixed")
+    parser.add_argument("--card", default="h100", choices=tuple(CARDS))
+    precisions = ("32", "tf32", "bf16-mixed", "16-mixed")
     parser.add_argument("--precision", default="bf16-mixed", choices=precisions)
     parser.add_argument("--options", default=[], nargs="+", help="KEY=VALUE of a training run")
     parser.add_argument("--json", help="file for all figures")
@@ -65,11 +65,11 @@ def print_simulation(arguments: Sequence[str]) -> int:
     usual = Shape(24, 3, 224, 8) if options.size == "published" else Shape()
     batch, side = options.batch or usual.batch, options.image or usual.side
     shape = usual._replace(batch=batch, side=side)
-    more = [f"trainer.precision={options.precision}", *options.options]
-    for text in options.pairs or list(PUBLISHED):
+    more = [*options.options, f"trainer.precision={options.precision}"]
+    for text in options.pairs or list(SIZES):
         pair, _, mode = text.partition(":")
         model, _, attn = pair.partition("/")
-        size = PUBLISHED.get(model, "tiny") if options.size == "published" else "tiny"
+        size = SIZES.get(model, "tiny") if options.size == "published" else "tiny"
         try:
             config = compose_run(model, attn, size, shape, more)
             record = simulate_step(config, shape, options.card, mode or "strict")

@@ -15,9 +15,10 @@ from attnseg.config.composition import compose, to_raw
 from attnseg.config.training import Config, parse_config
 from attnseg.data.labels import Labels
 from attnseg.training.module import SegmentationModule
-from attnseg.training.precision import fastest_precision
+from attnseg.training.precision import resolve_precision
 
 DTYPES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+PRODUCTS = {"bf16-mixed": "bf16", "16-mixed": "float16"}  # as `Gemm` names them
 
 
 class Shape(NamedTuple):
@@ -39,24 +40,22 @@ def compose_run(
 ) -> Config:
     """Return the configuration of a training run on a GPU, with further options `KEY=VALUE`.
 
-    An empty `attn` is the model's own.
+    An empty `attn` is the model's own. The precision `auto` is replaced by the device's fastest.
     """
     sides = f"dataset.image_size=[{shape.side},{shape.side}]"
     overrides = [f"model={model}", f"model.size={size}", "trainer=gpu", sides, *options]
-    return parse_config(to_raw(compose("train", [*overrides, *[f"attn={attn}"] * bool(attn)])))
+    composed = compose("train", [*overrides, *[f"attn={attn}"] * bool(attn)])
+    return resolve_precision(parse_config(to_raw(composed)))
 
 
 def autocast_as_configured(config: Config, device: str) -> torch.autocast:
-    """Return the autocast context of a run's precision; `auto` is the fastest of the device."""
-    precision = config.trainer.precision
-    if precision == "auto":
-        precision, _ = fastest_precision("gpu" if device == "cuda" else "cpu")
-    dtype = DTYPES.get(str(precision))
+    """Return the autocast context of a run's precision."""
+    dtype = DTYPES.get(str(config.trainer.precision))
     return torch.autocast(device, dtype, enabled=dtype is not None)
 
 
 class TrainingStep:
-    """What Lightning would train, the little of a Trainer that it asks for, and one batch.
+    """The module that Lightning would train, with one batch and a stand-in for its Trainer.
 
     Args:
         config: of a training run.
@@ -77,6 +76,7 @@ class TrainingStep:
         )
         self.shape = shape
         self.clip = config.trainer.gradient_clip
+        self.scaled = config.trainer.precision == "16-mixed"
         self.module = SegmentationModule(components, labels, ["a"], ["a"], 0.4, 0)
         trainer = SimpleNamespace(
             world_size=1,
@@ -89,7 +89,9 @@ class TrainingStep:
         )
         # The properties of a LightningModule ask its Trainer, and refuse any other object.
         replaced = {"trainer": trainer, "global_step": 0, "global_rank": 0}
-        members = {name: property(partial(_give, value)) for name, value in replaced.items()}
+        members = {
+            name: property(partial(_return_value, value)) for name, value in replaced.items()
+        }
         self.module.__class__ = type("LoneModule", (SegmentationModule,), members)
         self.module.log = lambda *arguments, **more: None  # type: ignore[method-assign]
 
@@ -98,6 +100,7 @@ class TrainingStep:
         batch, channels, side, _ = self.shape
         self.module.to(device)
         ((self.optimizer,), _) = self.module.configure_optimizers()
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.scaled)
         self.batch: Any = {
             "image": torch.zeros(batch, channels, side, side, device=device),
             "mask": torch.zeros(batch, side, side, dtype=torch.uint8, device=device),
@@ -112,19 +115,21 @@ class TrainingStep:
         self.optimizer.zero_grad()
 
     def compute_gradients(self, autocast: AbstractContextManager[Any]) -> torch.Tensor:
-        """Run the forward and the backward pass, and return the loss."""
+        """Run the forward and the backward pass, scaled in float16, and return the plain loss."""
         self.module.train()
         with autocast:
             loss = self.module.training_step(self.batch, 0)
         self.optimizer.zero_grad()
-        loss.backward()
+        self.scaler.scale(loss).backward()
         return loss.detach()
 
     def update_weights(self) -> None:
         """Check the loss, clip the gradients and step, in the order of Lightning."""
+        self.scaler.unscale_(self.optimizer)
         self.module.on_before_optimizer_step(self.optimizer)
         self.module.configure_gradient_clipping(self.optimizer, self.clip, "norm")
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
 
     def validate(self, autocast: AbstractContextManager[Any]) -> None:
         """Validate the batch."""
@@ -138,6 +143,6 @@ class TrainingStep:
         return [name for name, p in self.module.model.named_parameters() if p.grad is None]
 
 
-def _give(value: object, module: SegmentationModule) -> object:
+def _return_value(value: object, module: SegmentationModule) -> object:
     """Return the value of a property of the module."""
     return value

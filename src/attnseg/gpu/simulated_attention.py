@@ -1,38 +1,11 @@
-"""Published rates of GPUs, and the kernel of softmax attention that PyTorch chooses on each."""
+"""The kernel of softmax attention that PyTorch chooses on a GPU, for tensors of shapes only."""
 
 from collections import Counter
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
-@dataclass(frozen=True)
-class Card:
-    """A GPU by its data sheet.
-
-    Attributes:
-        capability: CUDA compute capability, 90 for 9.0.
-        half: dense TFLOP/s of bfloat16, or of float16 where there is no bfloat16.
-        tf32: of TF32.
-        single: of float32.
-        bandwidth: TB/s of the memory.
-    """
-
-    capability: int
-    half: float
-    tf32: float
-    single: float
-    bandwidth: float
-
-
-CARDS = {
-    "h100": Card(90, 989, 494, 67, 3.35),
-    "a100": Card(80, 312, 156, 19.5, 2.04),
-    "rtx4090": Card(89, 165, 83, 83, 1.01),
-    "t4": Card(75, 65, 8.1, 8.1, 0.32),
-}
 aten = torch.ops.aten
 
 
