@@ -205,7 +205,9 @@ def compile_without(trial: Trial) -> None:
                 shutil, "which", lambda name: "/g++" if options.get("installed") else None
             )
             patch.setattr(
-                compiling.importlib.util, "find_spec", lambda name: options.get("installed")
+                compiling.importlib.util,
+                "find_spec",
+                lambda name: options.get("installed", options.get("triton")),
             )
             patch.setattr(torch, "compile", lambda function, mode: function)
             model = torch.nn.Linear(1, 1)
@@ -308,6 +310,14 @@ OTHERS = {
     ),
     "triton": Trial(
         compile_without, "gpu=true", follow={"use (trainer.compile)=(null)": "gpu=true {1}={2}"}
+    ),
+    "C compiler": Trial(
+        compile_without,
+        "gpu=true triton=1",
+        follow={
+            "install gcc": "gpu=true installed=1",
+            "use (trainer.compile)=(null)": "gpu=true triton=1 {1}={2}",
+        },
     ),
     "max-autotune": Trial(
         compile_without,
