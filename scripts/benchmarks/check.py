@@ -45,7 +45,7 @@ def volume_over_slice_by_slice(config: Benchmark, device: torch.device) -> float
 def reading_over_decoding(config: Benchmark, device: torch.device) -> float:
     """Return the time to read a slice from the store over that to decode it."""
     rows = {row["what"]: row for row in measure_loading(config, device, FLOAT32)}
-    return median_of(rows["store (numpy memmap)"], "us") / median_of(rows["decoding"], "us")
+    return median_of(rows["store"], "us") / median_of(rows["decoding"], "us")
 
 
 def step_over_arithmetic(config: Benchmark, device: torch.device) -> float:

@@ -23,7 +23,7 @@ from attnseg.config.components import Components, build_components
 from attnseg.config.training import Config
 from attnseg.data.datamodule import SliceDataModule
 from attnseg.data.reader import CaseRef, Reader
-from attnseg.data.store import StoredCase
+from attnseg.data.store import StoredCase, read_slices
 from attnseg.preparation.datasets import load_dataset, open_reader
 from attnseg.training.setup import make_loaders
 
@@ -88,7 +88,7 @@ def read_times(reader: Reader, cases: Sequence[StoredCase]) -> dict[str, list[fl
     chosen = rng.integers(len(cases), size=SLICES)
     keys = [(int(c), int(rng.integers(cases[c].shape[0]))) for c in chosen]
     with tempfile.TemporaryDirectory() as folder:
-        ways = {"store": _memmap(cases), **_formats(cases, Path(folder))}
+        ways = {"store": _read_store(cases), **_formats(cases, Path(folder))}
         times: dict[str, list[float]] = {name: [] for name in ("decoding", *ways)}
         for _ in range(ROUNDS):
             started = time.perf_counter()
@@ -102,8 +102,15 @@ def read_times(reader: Reader, cases: Sequence[StoredCase]) -> dict[str, list[fl
     return times
 
 
-def _memmap(cases: Sequence[StoredCase]) -> Read:
-    return lambda c, s: (np.array(cases[c].image[s]), np.array(cases[c].mask[s]))
+def _read_store(cases: Sequence[StoredCase]) -> Read:
+    """Return how training reads a slice, less the scaling of its intensities."""
+
+    def read(number: int, index: int) -> tuple[NDArray[Any], NDArray[Any]]:
+        case = cases[number]
+        image = read_slices(case.folder / "image.npy", case.digest, np.array([index]))
+        return image[0], case.mask_slice(index)
+
+    return read
 
 
 def _formats(cases: Sequence[StoredCase], folder: Path) -> dict[str, Read]:

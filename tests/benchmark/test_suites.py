@@ -115,7 +115,7 @@ def test_volume(rows, monkeypatch):
 
 def test_loading(rows):
     found = {row["what"]: row for row in rows("loading", "precisions=[float32]")}
-    assert found["store (numpy memmap)"]["speedup"] > 1
+    assert found["store"]["speedup"] > 1
     assert found["decoding"]["speedup"] == pytest.approx(1)
     assert found["loader, 0 processes"]["rate"]["median"] > 10
     assert 0 <= found["training setr"]["waiting"] < 100

@@ -107,14 +107,14 @@ class StoredCase:
     def scaled(self, index: int | NDArray[np.intp]) -> NDArray[np.float32]:
         """Return slices scaled from `low`..`high` to 0..1: `[H, W, C]`, or `[n, H, W, C]`."""
         wanted = np.atleast_1d(index)
-        slices = _read_slices(self.folder / "image.npy", self.digest, wanted)
+        slices = read_slices(self.folder / "image.npy", self.digest, wanted)
         return scale_intensities(
             slices.reshape(*np.shape(index), *slices.shape[1:]), self.low, self.high
         )
 
     def mask_slice(self, index: int) -> NDArray[np.uint8]:
         """Return a slice of the mask, `[H, W]`."""
-        slices = _read_slices(self.folder / "mask.npy", self.digest, np.array([index]))
+        slices = read_slices(self.folder / "mask.npy", self.digest, np.array([index]))
         return np.asarray(slices[0], np.uint8)
 
     @property
@@ -145,7 +145,7 @@ def _map_array(path: Path, digest: str) -> NDArray[Any]:
         return np.memmap(file, dtype, "r", offset, shape)
 
 
-def _read_slices(path: Path, digest: str, indices: NDArray[np.intp]) -> NDArray[Any]:
+def read_slices(path: Path, digest: str, indices: NDArray[np.intp]) -> NDArray[Any]:
     """Return slices of an array; for single ones, this is faster than a map that is not kept.
 
     Raises:
