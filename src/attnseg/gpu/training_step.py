@@ -134,7 +134,7 @@ class TrainingStep:
     def validate(self, autocast: AbstractContextManager[Any]) -> None:
         """Validate the batch."""
         self.module.eval()
-        self.module.on_validation_epoch_start()
+        self.module.on_validation_start()
         with torch.no_grad(), autocast:
             self.module.validation_step(self.batch, 0)
 

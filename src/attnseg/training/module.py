@@ -214,7 +214,7 @@ class SegmentationModule(pl.LightningModule):
             handle.remove()
         return (names[0] or "the model's output") if names else "the loss itself"
 
-    def on_validation_epoch_start(self) -> None:
+    def on_validation_start(self) -> None:
         """Count slices whose output is not finite from zero."""
         device = next(self.model.parameters()).device
         self.nonfinite = torch.zeros(len(self.val_cases), dtype=torch.long, device=device)
