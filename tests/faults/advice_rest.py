@@ -22,6 +22,7 @@ from attnseg.errors import Problems, require
 from attnseg.explain.selection import choose_layers, choose_point, choose_slice
 from attnseg.export.capsule import pack_run
 from attnseg.files import file_digest
+from attnseg.gpu import fake_device
 from attnseg.prediction.results import reporting_write_errors
 from attnseg.prediction.segment import Member
 from attnseg.runs.active_run import ActiveRun
@@ -160,6 +161,15 @@ def answer(trial: Trial) -> None:
     made, value = spec(), np.nan if trial.keywords["run"] == "bad" else 0.0
     member = Member(lambda images: np.full((len(images), 1, 24, 30), value, np.float32), made.view)
     member.compute_logits(np.zeros((1, 1, 24, 30), np.float32))
+
+
+def check_library(trial: Trial) -> None:
+    """Use the library of a simulated device, which another user has built if it exists."""
+    library = trial.root / "fake-cuda.so"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "getuid", lambda: -1)
+        if library.exists():
+            fake_device.check_owner(library)
 
 
 def begin_below(trial: Trial) -> None:
@@ -318,6 +328,11 @@ OTHERS = {
             "install gcc": "gpu=true installed=1",
             "use (trainer.compile)=(null)": "gpu=true triton=1 {1}={2}",
         },
+    ),
+    "another user": Trial(
+        check_library,
+        make=lambda root: None,
+        damage=change("fake-cuda.so"),
     ),
     "max-autotune": Trial(
         compile_without,
