@@ -18,8 +18,9 @@ from attnseg.config.training import Config
 from attnseg.gpu.account import Account
 from attnseg.gpu.published import CARDS
 from attnseg.gpu.simulated_attention import SimulatedAttention
-from attnseg.gpu.training_step import DTYPES, Shape, TrainingStep
+from attnseg.gpu.training_step import Shape, TrainingStep
 from attnseg.processes.tf32 import tf32_products
+from attnseg.training.precision import AUTOCAST_DTYPES
 
 # On fake tensors, autocast within checkpoints and kernels for many tensors would be refused.
 amp_common.amp_definitely_not_available = lambda: False
@@ -45,7 +46,7 @@ def simulate_step(config: Config, shape: Shape, card: str, deterministic: str) -
         RuntimeError: an operation mixes tensors on the CPU and on the GPU, as on a real one.
     """
     account, attention = Account(CARDS[card]), SimulatedAttention(CARDS[card].capability)
-    dtype = DTYPES.get(str(config.trainer.precision))
+    dtype = AUTOCAST_DTYPES.get(str(config.trainer.precision))
     original = F.scaled_dot_product_attention
     F.scaled_dot_product_attention = attention
     training = TrainingStep(config, shape)

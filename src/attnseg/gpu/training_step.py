@@ -15,9 +15,8 @@ from attnseg.config.composition import compose, to_raw
 from attnseg.config.training import Config, parse_config
 from attnseg.data.labels import Labels
 from attnseg.training.module import SegmentationModule
-from attnseg.training.precision import resolve_precision
+from attnseg.training.precision import AUTOCAST_DTYPES, resolve_precision
 
-DTYPES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 PRODUCTS = {"bf16-mixed": "bf16", "16-mixed": "float16"}  # as `Gemm` names them
 
 
@@ -50,7 +49,7 @@ def compose_run(
 
 def autocast_as_configured(config: Config, device: str) -> torch.autocast:
     """Return the autocast context of a run's precision."""
-    dtype = DTYPES.get(str(config.trainer.precision))
+    dtype = AUTOCAST_DTYPES.get(str(config.trainer.precision))
     return torch.autocast(device, dtype, enabled=dtype is not None)
 
 

@@ -2,7 +2,7 @@
 
 The stages are those of SegFormer (Xie et al., 2021, arXiv 2105.15203), the feed-forward network is
 MISSFormer's (Huang et al., 2021, arXiv 2109.07162), and patches are expanded as in Swin-Unet (Cao
-et al., 2021, arXiv 2105.05537). DAE-Former has them all.
+et al., 2021, arXiv 2105.05537). MISSFormer and DAE-Former have them all.
 """
 
 from collections.abc import Callable, Iterable

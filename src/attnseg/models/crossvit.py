@@ -23,6 +23,7 @@ from attnseg.models.model import (
     OF_CLASSIFIER,
     PublishedModule,
     SegmentationModel,
+    check_choice,
     check_positive,
     translate_name,
 )
@@ -252,10 +253,8 @@ class CrossViT(SegmentationModel):
         mlp_ratio: float = 4.0,
     ) -> None:
         super().__init__()
-        if size not in SIZES:
-            raise ValueError(f"unknown size {size!r}; choose one of {', '.join(SIZES)}")
-        if decoder not in DECODERS:
-            raise ValueError(f"unknown decoder {decoder!r}; choose one of {', '.join(DECODERS)}")
+        check_choice("size", size, SIZES)
+        check_choice("decoder", decoder, DECODERS)
         check_positive(decoder_channels=decoder_channels)
         dims = SIZES[size].dims
         self.encoder = CrossViTEncoder(

@@ -22,6 +22,7 @@ from attnseg.models.model import (
     OF_CLASSIFIER,
     PublishedModule,
     SegmentationModel,
+    check_choice,
     check_positive,
     translate_name,
 )
@@ -177,8 +178,7 @@ class Encoder(nn.Module):
         image_size: tuple[int, int] = (224, 224),
     ) -> None:
         super().__init__()
-        if size not in SIZES:
-            raise ValueError(f"unknown size {size!r}; choose one of {', '.join(SIZES)}")
+        check_choice("size", size, SIZES)
         self.dims = SIZES[size].dims
         inputs, height, width = (in_channels, *self.dims[:2]), *image_size
         stages = []
@@ -241,8 +241,7 @@ class CvT(SegmentationModel):
         mlp_ratio: float = 4.0,
     ) -> None:
         super().__init__()
-        if decoder not in DECODERS:
-            raise ValueError(f"unknown decoder {decoder!r}; choose one of {', '.join(DECODERS)}")
+        check_choice("decoder", decoder, DECODERS)
         check_positive(stride_kv=stride_kv, decoder_channels=decoder_channels)
         self.encoder = Encoder(in_channels, size, attn, stride_kv, mlp_ratio, image_size)
         self.decoder = DECODERS[decoder](self.encoder.dims, decoder_channels, num_classes)

@@ -23,7 +23,13 @@ from attnseg.layers.mix_transformer import (
 from attnseg.layers.narrow import softmax
 from attnseg.layers.tokens import AttentionFactory, Grid, Place
 from attnseg.layers.vit import tokens_to_map
-from attnseg.models.model import DEAD, SegmentationModel, check_divisible, translate_name
+from attnseg.models.model import (
+    DEAD,
+    SegmentationModel,
+    check_choice,
+    check_divisible,
+    translate_name,
+)
 
 STRIDE = 16  # Pixels per token of the last stage.
 CHANNEL_HEADS = 8
@@ -189,10 +195,8 @@ class DAEFormer(SegmentationModel):
         mlp_ratio: float = 4.0,
     ) -> None:
         super().__init__()
-        if size not in SIZES:
-            raise ValueError(f"unknown size {size!r}; choose one of {', '.join(SIZES)}")
-        if fusion not in FUSIONS:
-            raise ValueError(f"unknown fusion {fusion!r}; choose one of {', '.join(FUSIONS)}")
+        check_choice("size", size, SIZES)
+        check_choice("fusion", fusion, FUSIONS)
         check_divisible("image_size", image_size, STRIDE)
         dims, depth = SIZES[size].dims, SIZES[size].depth
 
@@ -251,10 +255,7 @@ class DAEFormer(SegmentationModel):
 
     def official_name(self, name: str) -> str | None:
         """Translate a name of the published code's state dict."""
-        ours = translate_name(name, OFFICIAL_NAMES)
-        for published, part in OFFICIAL_PARTS:
-            ours = ours and re.sub(published, part, ours)
-        return ours
+        return translate_name(name, OFFICIAL_NAMES, OFFICIAL_PARTS)
 
 
 OFFICIAL_NAMES = (

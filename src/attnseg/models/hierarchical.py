@@ -24,7 +24,7 @@ from attnseg.layers.conv import resize
 from attnseg.layers.map_decoders import DECODERS, MapNorm
 from attnseg.layers.tokens import AttentionFactory, Grid, Place
 from attnseg.layers.vit import DropPath, init_weights, tokens_to_map
-from attnseg.models.model import SegmentationModel, check_positive, translate_name
+from attnseg.models.model import SegmentationModel, check_choice, check_positive, translate_name
 
 EMBED_EPS = 1e-5  # of the norms of embeddings
 
@@ -291,13 +291,9 @@ class Hierarchical(SegmentationModel):
     ) -> None:
         super().__init__()
         design = design or (SIZES[size].design if size in SIZES else "swin")
-        for kind, name, known in (
-            ("size", size, SIZES),
-            ("design", design, DESIGNS),
-            ("decoder", decoder, DECODERS),
-        ):
-            if name not in known:
-                raise ValueError(f"unknown {kind} {name!r}; choose one of {', '.join(known)}")
+        check_choice("size", size, SIZES)
+        check_choice("design", design, DESIGNS)
+        check_choice("decoder", decoder, DECODERS)
         check_positive(decoder_channels=decoder_channels)
         self.design = design
         stages = make_stages(in_channels, image_size, attn, SIZES[size], DESIGNS[design], mlp_ratio)
@@ -332,10 +328,7 @@ class Hierarchical(SegmentationModel):
             lambda pair: f"main_blocks.{pair[1]}.{2 * int(pair[2]) + int(pair[3])}",
             name.removeprefix("backbone."),
         )
-        ours = translate_name(name, OFFICIAL_NAMES[self.design])
-        for published, part in OFFICIAL_PARTS:
-            ours = ours and re.sub(published, part, ours)
-        return ours
+        return translate_name(name, OFFICIAL_NAMES[self.design], OFFICIAL_PARTS)
 
 
 _SWIN = (

@@ -6,7 +6,6 @@ and its second evaluation of each `fc1`.
 """
 
 import itertools
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -26,7 +25,7 @@ from attnseg.layers.mix_transformer import (
 )
 from attnseg.layers.tokens import AttentionFactory, Grid, Place, check_context
 from attnseg.layers.vit import tokens_to_map
-from attnseg.models.model import DEAD, SegmentationModel, translate_name
+from attnseg.models.model import DEAD, SegmentationModel, check_choice, translate_name
 
 STRIDE = 32  # Pixels per token of the deepest level.
 FACTORS = (8, 4, 2, 1)  # Tokens of each level along a side of one of the deepest level.
@@ -208,8 +207,7 @@ class MISSFormer(SegmentationModel):
         mlp_ratio: float = 4.0,
     ) -> None:
         super().__init__()
-        if size not in SIZES:
-            raise ValueError(f"unknown size {size!r}; choose one of {', '.join(SIZES)}")
+        check_choice("size", size, SIZES)
         dims = SIZES[size].dims
         heads = [dim // dims[0] for dim in dims]
         deepest = (-(-image_size[0] // STRIDE), -(-image_size[1] // STRIDE))
@@ -282,10 +280,7 @@ class MISSFormer(SegmentationModel):
 
     def official_name(self, name: str) -> str | None:
         """Translate a name of the published code's state dict."""
-        ours = translate_name(name, OFFICIAL_NAMES)
-        for published, part in OFFICIAL_PARTS:
-            ours = ours and re.sub(published, part, ours)
-        return ours
+        return translate_name(name, OFFICIAL_NAMES, OFFICIAL_PARTS)
 
 
 LAYER, LAYER_OURS = r"bridge\.bridge_layer(\d)\.", "bridge.{0-1}."

@@ -1,7 +1,7 @@
 """Base class of the segmentation models, and the renaming of published parameters."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -26,15 +26,21 @@ VIT_NAMES = (
 )
 
 
-def translate_name(name: str, table: Iterable[tuple[str, str]]) -> str | None:
+def translate_name(
+    name: str, table: Iterable[tuple[str, str]], parts: Iterable[tuple[str, str]] = ()
+) -> str | None:
     """Translate a published name by the first pattern that matches all of it; `None` if none does.
 
     The table has pairs of a regular expression and our name, in which `{0}` is the first group and
     `{0-1}` the first group minus 1, for published code that counts from 1; likewise `{0+1}`.
+    Then all `parts` are replaced within the name, as by `re.sub`.
     """
     for pattern, ours in table:
         if match := re.fullmatch(pattern, name):
-            return re.sub(r"\{(\d)([-+]\d)?\}", lambda field: _fill_field(match, field), ours)
+            ours = re.sub(r"\{(\d)([-+]\d)?\}", lambda field: _fill_field(match, field), ours)
+            for published, part in parts:
+                ours = re.sub(published, part, ours)
+            return ours
     return None
 
 
@@ -98,6 +104,12 @@ class SegmentationModel(PublishedModule):
     def training_outputs(self, image: Tensor) -> list[Tensor]:
         """Return the logits, then those of any auxiliary heads, all `[B, K, H, W]`."""
         return [self(image)]
+
+
+def check_choice(kind: str, name: str, known: Collection[str]) -> None:
+    """Refuse an unknown name by a `ValueError` that lists the known ones."""
+    if name not in known:
+        raise ValueError(f"unknown {kind} {name!r}; choose one of {', '.join(known)}")
 
 
 def check_positive(**numbers: int | None) -> None:

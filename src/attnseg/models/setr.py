@@ -21,6 +21,7 @@ from attnseg.models.model import (
     DEAD,
     VIT_NAMES,
     SegmentationModel,
+    check_choice,
     check_divisible,
     check_positive,
     translate_name,
@@ -175,9 +176,8 @@ class SETR(SegmentationModel):
         tokens: ReductionFactory | None = None,
     ) -> None:
         super().__init__()
-        for kind, name, known in (("size", size, SIZES), ("head", head, ("naive", "pup", "mla"))):
-            if name not in known:
-                raise ValueError(f"unknown {kind} {name!r}; choose one of {', '.join(known)}")
+        check_choice("size", size, SIZES)
+        check_choice("head", head, ("naive", "pup", "mla"))
         check_positive(
             dim=dim,
             depth=depth,

@@ -13,7 +13,13 @@ from attnseg.layers.encoder import ReductionFactory, make_reduction, run_blocks
 from attnseg.layers.resnetv2 import ResNetV2
 from attnseg.layers.tokens import AttentionFactory, Place
 from attnseg.layers.vit import Block, PatchTokens, init_weights, tokens_to_map
-from attnseg.models.model import VIT_NAMES, SegmentationModel, check_divisible, translate_name
+from attnseg.models.model import (
+    VIT_NAMES,
+    SegmentationModel,
+    check_choice,
+    check_divisible,
+    translate_name,
+)
 
 PATCH = 16  # Pixels of the image per token, with and without the ResNet.
 NORM_EPS = 1e-6
@@ -91,8 +97,7 @@ class TransUNet(SegmentationModel):
         tokens: ReductionFactory | None = None,
     ) -> None:
         super().__init__()
-        if size not in SIZES:
-            raise ValueError(f"unknown size {size!r}; choose one of {', '.join(SIZES)}")
+        check_choice("size", size, SIZES)
         if not 0 <= n_skip <= (3 if hybrid else 0):
             reason = "0 to 3" if hybrid else "0, as there is no ResNet (hybrid=false)"
             raise ValueError(f"n_skip {n_skip} must be {reason}")

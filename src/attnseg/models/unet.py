@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from attnseg.layers.conv import resize
-from attnseg.models.model import SegmentationModel, check_positive, translate_name
+from attnseg.models.model import SegmentationModel, check_choice, check_positive, translate_name
 
 SLOPE = 0.01  # of the leaky ReLU
 SMALLEST_SIDE = 4  # Places along an axis below which nothing is halved.
@@ -158,8 +158,7 @@ class UNet(SegmentationModel):
         deep_supervision: bool = True,
     ) -> None:
         super().__init__()
-        if size not in self.SIZES:
-            raise ValueError(f"unknown size {size!r}; choose one of {', '.join(self.SIZES)}")
+        check_choice("size", size, self.SIZES)
         if min(spacing) <= 0:
             raise ValueError(f"spacing {list(spacing)} must be positive")
         preset, plans = self.SIZES[size], plan_stages(image_size, spacing)
