@@ -96,7 +96,7 @@ def test_the_page_says_what_the_tables_say(runs):
     assert round(against.loc["kv_pos", "difference"], 4) not in bold
     for word in ("c0ffeec0ff", "attnseg 0.1.0", "train.py attn=kv", "opened 3 times", "8 patients"):
         assert word in said, word
-    report = said[said.index("How to report a comparison") :]
+    report = said[said.index("Reporting a comparison") :]
     for word in (
         "qkv, kv, kv_pos were trained",
         "kv is worse than qkv",
