@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from attnseg import nvml
+
 WATTS = 100  # of each GPU
 SOURCE = r"""
 #include <stdio.h>
@@ -89,6 +91,7 @@ def simulate(
     numbers["FIRST"] = capability if first is None else first
     os.environ |= {f"SIMULATED_{name}": str(value) for name, value in numbers.items()}
     ctypes.CDLL(str(library))  # Found again by its name.
+    nvml._open_library.cache_clear()  # An earlier test may have found no library.
 
     def open_cuda() -> None:
         opened()
