@@ -11,6 +11,7 @@ from attnseg.data import duplicates
 from attnseg.data.readers.isic2018 import ISIC2018
 from attnseg.data.readers.uw_madison import UWMadison
 from attnseg.phantoms.isic2018 import make_isic2018
+from attnseg.phantoms.situs import make_pair
 
 
 @pytest.fixture(scope="module")
@@ -166,6 +167,14 @@ def test_pictures_that_were_turned_mirrored_padded_or_inverted_are_found(picture
             if not duplicates.find_duplicates(cases, ["a", "b"], ["p", "q"]):
                 missed.append((number, name))
     assert not missed
+
+
+def test_two_bodies_alike_once_aligned_are_no_copy_by_a_single_slice():
+    (one, _), (two, _) = make_pair(0, 216, 128)[0], make_pair(0, 278, 128)[0]
+    cases = [duplicates.compute_signatures(picture[None, ..., None]) for picture in (one, two)]
+    assert duplicates.find_duplicates(cases, ["a", "b"], ["p", "q"]) == []
+    copy = duplicates.compute_signatures(one[None, ::-1, :, None])
+    assert duplicates.find_duplicates([cases[0], copy], ["a", "b"], ["p", "q"])
 
 
 def draw_aligned(count):

@@ -22,6 +22,7 @@ from attnseg.data.near_vectors import list_candidates
 THUMBNAIL_SIDE = 32
 BLUR = 3  # side of the box filter, pixels of the thumbnail
 MIN_SIMILARITY = 0.85  # from which two slices count as the same; measured, see docs/data.md
+MIN_ALONE = 0.9  # the same for aligned scans of a single slice, which no other slice confirms
 ROWS = 2048  # signatures that are compared at once, which bounds memory
 COMPARED_WITH_ALL = 50_000  # signatures up to which comparing all is as fast
 
@@ -202,7 +203,8 @@ def _find_moved_scans(
 ) -> Iterator[DuplicatePair]:
     """Yield the most similar slices of any two scans that agree once they are aligned.
 
-    A scan may be a part of the other, so that the share of slices is that of the shorter scan.
+    A scan may be a part of the other, so that the share of slices is that of the shorter scan. Of
+    a single slice more similarity is asked.
     """
     shared: dict[tuple[int, int], tuple[set[int], set[int]]] = {}
     best: dict[tuple[int, int], DuplicatePair] = {}
@@ -214,6 +216,8 @@ def _find_moved_scans(
             best[key] = pair
     for (first, second), slices in shared.items():
         shorter = min(len(cases[first]), len(cases[second]))
+        if shorter == 1 and best[first, second].similarity < MIN_ALONE:
+            continue
         if min(map(len, slices)) >= MIN_SHARE * shorter / _slice_step(cases[first]):
             yield best[first, second]
 
