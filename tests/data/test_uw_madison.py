@@ -1,3 +1,4 @@
+import csv
 import logging
 
 import numpy as np
@@ -50,6 +51,14 @@ def test_nan_is_an_empty_mask_and_other_columns_orders_are_fine(tree):
     lines = [f"NaN,case2_day1_slice_{n},{o}" for n in ("0001", "0002", "0010") for o in CLASSES]
     (root / "train.csv").write_text("\n".join([tree.header, *lines]))
     assert not read(root).mask.any()
+
+
+def test_long_codes_are_read_and_the_limit_of_other_tables_stays(tree):
+    usual = 131_072
+    csv.field_size_limit(usual)
+    tree.rows["case2_day1_slice_0002", "stomach"] = "2 3" + 140_000 * " " + "9 1"
+    assert read(tree.write()).mask.any()
+    assert csv.field_size_limit() == usual
 
 
 @pytest.mark.parametrize("end", [b"\r\n", b"\r\n\r\n", b"\n\n\n", b"\n,,\n", b"\n  \n,,\r\n", b""])

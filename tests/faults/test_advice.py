@@ -153,7 +153,7 @@ def test_advice_gets_further(tmp_path, monkeypatch, table):
     assert followed
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_all_advice_is_followed_or_excepted(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     followed, problems = set(), []

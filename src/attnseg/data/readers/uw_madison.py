@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 
 SLICE_THICKNESS_MM = 3.0
 TABLE_COLUMNS = ("id", "class", "segmentation")
+LONGEST_CODE = 1 << 24  # characters of a run-length code; the usual limit of a cell is 131,072
 SLICE_FILE_NAME = re.compile(r"slice_(\d+)_(\d+)_(\d+)_(\d+(?:\.\d+)?)_(\d+(?:\.\d+)?)\.png")
 SCAN_FOLDER_NAME = re.compile(r"(case\d+)_day\d+")
 
@@ -133,7 +134,7 @@ class UWMadison(Reader):
     def _codes(self) -> dict[str, dict[str, str]]:
         """Run-length codes of `train.csv` by id and class."""
         codes: dict[str, dict[str, str]] = defaultdict(dict)
-        csv.field_size_limit(1 << 24)
+        usual = csv.field_size_limit(LONGEST_CODE)
         try:
             with self.table.open(newline="", encoding="utf-8-sig") as lines:
                 rows = csv.reader(lines)
@@ -152,6 +153,8 @@ class UWMadison(Reader):
                 problems.stop()
         except (OSError, UnicodeDecodeError, csv.Error) as error:
             raise DataError(f"{self.table}: not a CSV file ({error}); download it again") from error
+        finally:
+            csv.field_size_limit(usual)  # It holds for the whole process.
         return dict(codes)
 
     def _add_row(
