@@ -1,8 +1,8 @@
 """Writes docs/contracts.md: every attention in every model, held to every promise.
 
-    python scripts/contract_table.py [ATTENTION ...]
+    python scripts/contract_table.py [ATTENTION | MODEL ...]
 
-Two processes take about ten minutes on two idle cores. Rows of other attentions are kept.
+Two processes take about ten minutes on two idle cores. Rows of other pairs are kept.
 """
 
 import sys
@@ -44,10 +44,14 @@ def check_pair(pair: tuple[str, str]) -> str:
 
 
 def main() -> None:
-    """Check the named attentions, or all, and write the page."""
-    names = sys.argv[1:] or list_attentions()
-    models = [model for model in list_choices("model") if attentions_of(model) == list_attentions()]
-    pairs = [(attn, model) for attn in names for model in models]
+    """Check the named attentions in the named models, or all, and write the page."""
+    attentions = list_attentions()
+    models = [model for model in list_choices("model") if attentions_of(model) == attentions]
+    pairs = [
+        (attn, model)
+        for attn in [name for name in attentions if name in sys.argv] or attentions
+        for model in [name for name in models if name in sys.argv] or models
+    ]
     with ProcessPoolExecutor(2, get_context("spawn")) as pool:
         rows = dict(zip(pairs, pool.map(check_pair, pairs), strict=True))
     old = PAGE.read_text().splitlines() if PAGE.is_file() else []
