@@ -7,9 +7,11 @@ from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
+from attnseg.data import parallel
 from attnseg.errors import ConfigError, DataError
 from attnseg.evaluation.mask_folders import find_patients, pair_files, score_folders
 from attnseg.metrics.profiles.strict import Strict
@@ -202,3 +204,22 @@ def test_one_folder_for_both_is_warned_of(folders, caplog):
     folders.pred.symlink_to(folders.truth)
     score_folders(folders.pred, folders.truth, [Strict()])
     assert "predictions and truth are one folder, so every score is perfect" in caplog.text
+
+
+def test_several_processes_score_the_same_and_name_every_problem(folders, monkeypatch):
+    for number in range(5):
+        shifted = np.roll(MASK, number % 3, 0)
+        save(folders.truth / f"{number}.nii.gz", MASK)
+        save(folders.pred / f"{number}.nii.gz", shifted)
+    alone = score_folders(folders.pred, folders.truth, [Strict()])
+    assert alone["value"].nunique() > 3
+    monkeypatch.setattr(parallel, "count_processes", lambda items: 2)
+    pd.testing.assert_frame_equal(score_folders(folders.pred, folders.truth, [Strict()]), alone)
+    save(folders.truth / "1.nii.gz", MASK * 0.5)
+    (folders.pred / "3.nii.gz").write_bytes(b"damaged")
+    with pytest.raises(DataError) as caught:
+        score_folders(folders.pred, folders.truth, [Strict()])
+    assert [re.search(r"\d\.nii\.gz", problem)[0][0] for problem in caught.value.problems] == [
+        "1",
+        "3",
+    ]

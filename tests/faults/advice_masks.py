@@ -6,8 +6,7 @@ import nibabel as nib
 import numpy as np
 from PIL import Image
 
-from attnseg.data.readers.nifti import map_labels
-from attnseg.evaluation.mask_folders import define_labels, find_patients, pair_files, read_pair
+from attnseg.evaluation.mask_folders import score_folders
 from tests.faults.advice import Trial, remove, restore, restore_all
 
 
@@ -38,14 +37,8 @@ def resize(trial: Trial, text: str) -> None:
 
 def score(trial: Trial) -> None:
     options = trial.keywords
-    pairs = pair_files(trial.root / options.get("pred", "pred"), trial.root / "truth")
-    classes = options.get("classes")
-    find_patients(pairs, options.get("patient"))
-    maps = {case: read_pair(*files) for case, files in pairs.items()}
-    _, meanings = define_labels(pairs, maps, classes, options.get("ignore_label"))
-    for case, files in pairs.items():
-        for path, label_map, meaning in zip(files, maps[case][:2], meanings, strict=True):
-            map_labels(path, label_map, meaning)
+    folders = trial.root / options.pop("pred", "pred"), trial.root / "truth"
+    score_folders(*folders, [], **options)
 
 
 MASKS = {

@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 
 import cv2
 
-from attnseg.errors import ResourceError
+from attnseg.data.notices import FileWarning, collecting_warnings, counting_warnings, warn_of_file
+from attnseg.errors import DataError, Problems, ResourceError
 from attnseg.memory import free_memory
 from attnseg.progress import Bar
 from attnseg.system import count_usable_cores, die_with_parent
@@ -69,6 +70,39 @@ def work_in_parallel(
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
+    return results
+
+
+def work_on_files(
+    function: Callable[[Item], T],
+    items: Sequence[Item],
+    label: str,
+    unit: str,
+    place: Path,
+    problems: Problems,
+) -> list[T | None]:
+    """Do `work_in_parallel`, but go on after a `DataError`, which is added to the problems.
+
+    Its result is `None`. Warnings about files are counted over all items.
+    """
+
+    def attempt(item: Item) -> tuple[T | DataError, list[FileWarning]]:
+        with collecting_warnings() as warnings:
+            try:
+                return function(item), warnings
+            except DataError as error:
+                return error, warnings
+
+    results: list[T | None] = []
+    with counting_warnings():
+        for result, warnings in work_in_parallel(attempt, items, label, unit, place):
+            for path, text in warnings:
+                warn_of_file(path, text)
+            if isinstance(result, DataError):
+                problems.found.extend(result.problems)
+                results.append(None)
+            else:
+                results.append(result)
     return results
 
 

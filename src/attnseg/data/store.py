@@ -28,8 +28,7 @@ from numpy.typing import NDArray
 
 from attnseg.data.duplicates import Signatures, compute_signatures
 from attnseg.data.labels import IGNORE, Labels, digest_masks
-from attnseg.data.notices import FileWarning, collecting_warnings, counting_warnings, warn_of_file
-from attnseg.data.parallel import work_in_parallel
+from attnseg.data.parallel import work_on_files
 from attnseg.data.reader import Case, CaseRef, Reader, check_case
 from attnseg.data.readers.nifti import list_nifti_files
 from attnseg.data.slicing import scale_intensities
@@ -208,25 +207,13 @@ def prepare_cases(reader: Reader, refs: Sequence[CaseRef], folder: Path) -> list
         for name in TEMPORARY:
             remove_abandoned(folder, name)
 
-        def prepare_case(ref: CaseRef) -> tuple[StoredCase | DataError, list[FileWarning]]:
-            with collecting_warnings() as warnings:
-                try:
-                    case = reader.read(ref)
-                    check_case(case, ref, reader)
-                    source = sources[ref.case]
-                    return _write_case(case, ref, folder, source, reader.labels), warnings
-                except DataError as error:
-                    return error, warnings
+        def prepare_case(ref: CaseRef) -> StoredCase:
+            case = reader.read(ref)
+            check_case(case, ref, reader)
+            return _write_case(case, ref, folder, sources[ref.case], reader.labels)
 
-        results = work_in_parallel(prepare_case, missing, "Preparing", "cases", folder)
-        with counting_warnings():
-            for ref, (result, warnings) in zip(missing, results, strict=True):
-                for path, text in warnings:
-                    warn_of_file(path, text)
-                if isinstance(result, DataError):
-                    problems.found.extend(result.problems)
-                else:
-                    stored[ref.case] = result
+        prepared = work_on_files(prepare_case, missing, "Preparing", "cases", folder, problems)
+        stored |= {ref.case: case for ref, case in zip(missing, prepared, strict=True)}
     for problem in problems.found:
         log.debug("error: %s", problem)
     problems.stop()

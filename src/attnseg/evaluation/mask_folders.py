@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from attnseg.data.labels import (
     digest_masks,
     number_values,
 )
-from attnseg.data.notices import counting_warnings
+from attnseg.data.parallel import work_on_files
 from attnseg.data.reader import shape_text
 from attnseg.data.readers.nifti import ENDINGS as VOLUMES
 from attnseg.data.readers.nifti import check_same_grid, find_labels, map_labels, read_nifti
@@ -30,7 +31,6 @@ from attnseg.data.sealed import record_scored_masks
 from attnseg.errors import ConfigError, DataError, Problems, join_names
 from attnseg.evaluation.scoring import COLUMNS
 from attnseg.metrics.profiles.profile import Profile, score_known_voxels
-from attnseg.progress import track
 
 log = logging.getLogger(__name__)
 
@@ -74,76 +74,80 @@ def score_folders(
     pairs = pair_files(pred, truth)
     patients = find_patients(pairs, patient)
     problems = Problems()
-    maps = _read_pairs(pairs, problems)
+    found = work_on_files(list_labels, list(pairs.values()), "Reading", "cases", pred, problems)
     problems.stop()
-    labels, meanings = define_labels(pairs, maps, classes, ignore_label)
-    for case, (true, predicted, spacing) in maps.items():
-        with problems.gathered():
-            true, predicted = (
-                map_labels(path, label_map, meaning)
-                for path, label_map, meaning in zip(
-                    pairs[case], (true, predicted), meanings, strict=True
-                )
-            )
-            maps[case] = true, predicted, spacing
-    problems.stop()
-    if data is not None:
-        _record_opening(data, maps, labels, pred, truth)
-    rows = []
-    for case, (true, predicted, spacing) in track(list(maps.items()), "Scoring", "cases"):
+    both = dict(zip(pairs.values(), filter(None, found), strict=True))
+    labels, meanings = define_labels(both, classes, ignore_label)
+
+    def score_pair(case: str) -> tuple[list[tuple[Any, ...]], set[str]]:
+        """Return the rows of a case, and the digests of its true masks."""
+        *maps, spacing = read_pair(*pairs[case])
+        own, mapped = Problems(), []
+        for path, label_map, meaning in zip(pairs[case], maps, meanings, strict=True):
+            with own.gathered():
+                mapped.append(map_labels(path, label_map, meaning))
+        own.stop()
+        true, predicted = mapped
         masks = labels.split(true), labels.split(predicted)
-        ignored = labels.find_ignored(true)
-        for profile in profiles:
-            for score in score_known_voxels(profile, *masks, spacing, labels.names, ignored):
-                rows.append(("given", patients[case], case, *score, profile.name))
-    return pd.DataFrame(rows, columns=list(COLUMNS))
+        rows = [
+            ("given", patients[case], case, *score, profile.name)
+            for profile in profiles
+            for score in score_known_voxels(
+                profile, *masks, spacing, labels.names, labels.find_ignored(true)
+            )
+        ]
+        return rows, set(digest_masks(masks[0])) if data is not None else set()
+
+    scored = work_on_files(score_pair, list(pairs), "Scoring", "cases", pred, problems)
+    problems.stop()
+    rows, digests = zip(*filter(None, scored), strict=True)
+    if data is not None:
+        _record_opening(data, set().union(*digests), pred, truth)
+    return pd.DataFrame(list(chain(*rows)), columns=list(COLUMNS))
 
 
-def _read_pairs(pairs: Mapping[str, tuple[Path, Path]], problems: Problems) -> dict[str, MapPair]:
-    """Read the label maps of all cases; what cannot be read is added to the problems."""
-    maps: dict[str, MapPair] = {}
-    with counting_warnings():
-        for name, files in track(list(pairs.items()), "Reading", "cases"):
-            with problems.gathered():
-                maps[name] = read_pair(*files)
-    return maps
+def list_labels(files: tuple[Path, Path]) -> tuple[set[int], set[int]]:
+    """Return the labels of truth and prediction, once both are read and lie on the same grid.
+
+    Raises:
+        DataError: they are not label maps, not on the same grid, or hold other than whole numbers
+            from 0.
+    """
+    problems = Problems()
+    found: list[set[int]] = []
+    for path, label_map in zip(files, read_pair(*files)[:2], strict=True):
+        with problems.gathered():
+            values = find_labels(path, label_map)
+            if values[0] < 0:
+                raise DataError(f"{path}: {values[0]:.0f} is no label; give a label map")
+            found.append(set(map(int, values.tolist())))
+    problems.stop()
+    return found[0], found[1]
 
 
-def _record_opening(
-    data: Path, maps: Mapping[str, MapPair], labels: Labels, pred: Path, truth: Path
-) -> None:
-    """Record an opening if any true mask is one of a sealed test set, before it is scored."""
-    digests = {digest for true, *_ in maps.values() for digest in digest_masks(labels.split(true))}
+def _record_opening(data: Path, digests: set[str], pred: Path, truth: Path) -> None:
+    """Record an opening if any true mask, by its digest, is one of a sealed test set."""
     run, purpose = str(pred.resolve()), f"evaluate pred={pred} truth={truth}"
     if count := record_scored_masks(data, digests, run, purpose):
         log.warning("%d of the true masks are of a sealed test set: its opening is recorded", count)
 
 
 def define_labels(
-    pairs: Mapping[str, tuple[Path, Path]],
-    maps: Mapping[str, MapPair],
+    found: Mapping[tuple[Path, Path], tuple[set[int], set[int]]],
     classes: Classes,
     ignore_label: int | None,
 ) -> tuple[Labels, list[dict[int, int]]]:
     """Return the classes, and the value in their label map of each label of truth and prediction.
 
-    A folder of masks that hold nothing but 0 and 255 has one class, 255. Elsewhere 255 has the
-    meaning that `classes` or `ignore_label` gives it, or is refused.
+    `found` has the labels that occur by files, see `list_labels`. A folder of masks that hold
+    nothing but 0 and 255 has one class, 255. Elsewhere 255 has the meaning that `classes` or
+    `ignore_label` gives it, or is refused.
 
     Raises:
         ConfigError: a class has no label of its own.
-        DataError: labels that are no whole numbers from 0, or a 255 that has no meaning.
+        DataError: too many labels, or a 255 that has no meaning.
     """
-    problems = Problems()
-    occurring: list[dict[Path, set[int]]] = [{}, {}]
-    for case, files in pairs.items():
-        for by_path, path, label_map in zip(occurring, files, maps[case][:2], strict=True):
-            with problems.gathered():
-                values = find_labels(path, label_map)
-                if values[0] < 0:
-                    raise DataError(f"{path}: {values[0]:.0f} is no label; give a label map")
-                by_path[path] = set(map(int, values.tolist()))
-    problems.stop()
+    occurring = [{files[n]: labels[n] for files, labels in found.items()} for n in (0, 1)]
     binary = [
         ignore_label != WHITE
         and (classes is None or (isinstance(classes, list) and len(classes) == 1))
