@@ -23,8 +23,9 @@ from attnseg.explain.explain import report_exactness
 from attnseg.explain.jacobian import derive_weights, estimate_jacobians
 from attnseg.explain.recording import AttentionRecord, MixerRecord, record_attentions
 from attnseg.explain.run_attention import RunAttention
+from attnseg.explain.score_symmetry import measure_symmetry
 from attnseg.explain.selection import choose_layers, choose_point
-from attnseg.explain.spread import mean_scores, measure_spread, sample_queries, score_asymmetry
+from attnseg.explain.spread import mean_scores, measure_spread, sample_queries
 from attnseg.explain.token_weights import weight_columns, weights_of_token
 from attnseg.layers.matching import match_tokens
 from attnseg.layers.tokens import TokenMixer
@@ -173,9 +174,11 @@ def check_weights(here, found, token, shared):
         torch.testing.assert_close(sums, constant, atol=1e-5, rtol=1e-4)
         whole = torch.cat([block for _, block in weight_columns(here)], 2)
         torch.testing.assert_close(whole[:, token], found.weights, atol=1e-6, rtol=1e-4)
-        tilt = score_asymmetry(here)
-        assert (tilt is None) == (not here.same_tokens)
-        assert None in (tilt, shared) or shared == bool((tilt < 1e-6).all()), here.name
+        found_symmetry = measure_symmetry(here)
+        assert (found_symmetry is None) == (not here.same_tokens)
+        if found_symmetry is not None and shared is not None:
+            for measure in (found_symmetry.asymmetry, found_symmetry.beyond_kv):
+                assert shared == bool((measure < 1e-6).all()), here.name
 
 
 class Gate(TokenMixer):
@@ -348,12 +351,8 @@ def test_kv_scores_are_symmetric_but_not_its_rows():
     kv = dataclasses.replace(here, k=here.q)
     matrix = mean_scores(kv, 100)
     assert torch.equal(matrix, matrix.T)
-    assert (score_asymmetry(kv) < 1e-7).all()
     rows = torch.cat([block for _, block in weight_columns(kv)], 2)
     assert (rows - rows.mT).abs().max() > 0.1
-    s = (here.q @ here.k.mT)[0, :, 1:, 1:].double()
-    expected = ((s - s.mT) / 2).norm(dim=(1, 2)) / s.norm(dim=(1, 2))
-    torch.testing.assert_close(score_asymmetry(here), expected, atol=1e-6, rtol=1e-6)
     assert mean_scores(here, 5).shape == (4, 4)  # every third token
 
 

@@ -414,6 +414,10 @@ CONFIGURED = in_training(
         },
     ),
     (
+        "attn=by_layer attn.layers=[1,99]",
+        {r"give numbers of (\d+) to (\d+)": "attn=by_layer attn.layers=[{1},{2}]"},
+    ),
+    (
         "model=dae_former model.match=macs model.mlp_ratio=null",
         {"use (model.match)=(null)": "model=dae_former {1}={2}"},
     ),

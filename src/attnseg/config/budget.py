@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 
 # The baseline of every budget, by the defaults of the class: softmax and three projections.
 QKV = Component.model_validate({"_target_": "attnseg.attention.attention.Attention"})
+BY_LAYER = "attnseg.attention.by_layer.choose_by_layer"
 BUDGET_TOLERANCE = 0.01  # share of the budget
 LARGEST_RATIO = 64.0
 
@@ -96,7 +97,9 @@ def _make_model(
     num_classes: int,
     image_size: tuple[int, int],
 ) -> SegmentationModel:
+    layers = []
     if isinstance(attn, Component):
+        layers = attn.options["layers"] if attn.target == BY_LAYER else []
         attn = factory("attn", attn, ATTENTION)
     built: SegmentationModel = build(
         "model",
@@ -106,6 +109,12 @@ def _make_model(
         image_size=image_size,
         **({} if attn is None else {"attn": attn}),
     )
+    blocks = {mixer.place.block for mixer in cost.find_attentions(built).values()}
+    for layer in layers:
+        if layer not in blocks:
+            raise ConfigError(
+                f"attn.layers: the model has no block {layer}; give numbers of 0 to {max(blocks)}"
+            )
     return built
 
 

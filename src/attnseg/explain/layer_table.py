@@ -10,8 +10,10 @@ from attnseg.data.store import StoredCase
 from attnseg.explain.evidence import Mask, measure_evidence_share
 from attnseg.explain.recording import AttentionRecord
 from attnseg.explain.run_attention import RunAttention
-from attnseg.explain.spread import measure_spread, score_asymmetry
+from attnseg.explain.score_symmetry import measure_symmetry
+from attnseg.explain.spread import measure_spread
 
+SYMMETRY = ("score_asymmetry", "beyond_kv")
 SHARES = ("evidence_share", "uniform_share")
 
 
@@ -33,16 +35,19 @@ def tabulate_layers(
         weights = attention.weights[name]
         size = (case.shape[1] * pixel_size[0], case.shape[2] * pixel_size[1])
         spread = measure_spread(record, weights, size)
-        asymmetry = None
+        symmetry = None
         if isinstance(record, AttentionRecord) and weights.kind == "tokens":
-            asymmetry = score_asymmetry(record)
+            symmetry = measure_symmetry(record)
         looks = None if truth is None else measure_evidence_share(record, *truth)
         for head in range(record.heads):
-            entropy = highest = distance = on_grid = math.nan
+            entropy = highest = distance = on_grid = asymmetry = beyond_kv = math.nan
             if spread is not None:
                 entropy, highest = float(spread.entropy[head]), float(spread.highest_entropy[head])
                 distance = float(spread.distance[head])
                 on_grid = float(spread.weight_on_grid[head])
+            if symmetry is not None:
+                asymmetry = float(symmetry.asymmetry[head])
+                beyond_kv = float(symmetry.beyond_kv[head])
             row = {
                 "run": attention.run.folder.name,
                 "model": choices["model"],
@@ -56,7 +61,8 @@ def tabulate_layers(
                 "highest_entropy_bits": highest,
                 f"distance_{unit}": distance,
                 "weight_on_grid": on_grid,
-                "score_asymmetry": math.nan if asymmetry is None else float(asymmetry[head]),
+                "score_asymmetry": asymmetry,
+                "beyond_kv": beyond_kv,
                 "unexplained": weights.error,
             }
             if truth is not None:
@@ -76,7 +82,8 @@ def print_layers(attention: RunAttention, table: pd.DataFrame, title: str, unit:
     printed = Table()
     printed.add_column("layer", no_wrap=True)
     printed.add_column("mixes")
-    columns = ["entropy,\nof highest\n(bits)", f"distance\n({unit})", "Q K^T\nasym-\nmetry"]
+    columns = ["entropy,\nof highest\n(bits)", f"distance\n({unit})"]
+    columns.append("Q K^T\nasymmetry,\nbeyond KV")
     has_truth = "evidence_share" in means
     for column in [*columns, *["on evidence,\nof uniform"] * has_truth]:
         printed.add_column(column, justify="right")
@@ -88,10 +95,14 @@ def print_layers(attention: RunAttention, table: pd.DataFrame, title: str, unit:
             attention.weights[str(name)].kind,
             "-" if math.isnan(entropy) else f"{entropy:.2f} / {highest:.2f}",
             _format_number(row[f"distance_{unit}"], 1),
-            _format_number(row["score_asymmetry"], 2),
+            " / ".join(_format_number(row[key], 2) for key in SYMMETRY),
             *([" / ".join(shares)] if shares else []),
         )
     printed.caption = "means over heads and over the tokens of the slice"
+    if means["score_asymmetry"].isna().any():
+        printed.caption += (
+            "\nno asymmetry where keys are other tokens than queries, or none are scored"
+        )
     console, heading = Console(), f"{attention.label}: {title}".replace("\n", ", ")
     console.print(heading, highlight=False, soft_wrap=True)
     console.print(printed)

@@ -1,4 +1,4 @@
-"""Measures of attention: how far it spreads over the slice, and how symmetric its scores are."""
+"""Spread of attention over the slice, and its scores."""
 
 import math
 from collections.abc import Iterator
@@ -127,22 +127,6 @@ def sample_queries(record: AttentionRecord) -> Tensor | None:
     expected = record.out[:, :, indices]
     same = out.shape == expected.shape and is_negligible(out - expected, expected)
     return indices if same else None
-
-
-def score_asymmetry(record: AttentionRecord) -> Tensor | None:
-    """Return how far from symmetric the scores S = Q K^T of the grid's tokens are, per head `[h]`.
-
-    It is the norm of (S - S^T) / 2 over that of S, in time linear in the tokens. 0 is symmetric, as
-    in KV attention, where S = K K^T; independent queries and keys have 0.71. `None` where queries
-    and keys stand on different grids.
-    """
-    if not record.same_tokens:
-        return None
-    q, k = (tokens[0, :, record.prefix :].double() for tokens in (record.q, record.k))
-    squares = ((q.mT @ q) * (k.mT @ k)).sum((1, 2))
-    product = k.mT @ q
-    with_own_transpose = (product * product.mT).sum((1, 2))
-    return ((1 - with_own_transpose / squares) / 2).clamp_min(0).sqrt().cpu()
 
 
 def mean_scores(record: AttentionRecord, max_tokens: int) -> Tensor | None:
