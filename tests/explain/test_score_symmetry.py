@@ -51,25 +51,22 @@ def test_a_term_of_the_query_changes_nothing():
     torch.testing.assert_close(measure(append(q, term), append(k, 1)), measure(q, k))
 
 
-def test_they_are_the_smallest_distances():
+@pytest.mark.parametrize(("tokens", "width"), [(TOKENS, 3), (5, WIDTH)])
+def test_they_are_the_smallest_distances(tokens, width):
     """From the best term and matrix that a search finds, with many tokens or few."""
-    for tokens, width in ((TOKENS, 3), (5, WIDTH)):
-        q, k = draw()[:, :1, :tokens, :width]
-        scores = (q @ k.mT)[0]
-        term = torch.zeros(tokens, 1, dtype=scores.dtype, requires_grad=True)
-        root = torch.randn(tokens, tokens, dtype=scores.dtype, requires_grad=True)
-        any_matrix = torch.zeros(tokens, tokens, dtype=scores.dtype, requires_grad=True)
-        of_zero = search(lambda: (scores + term).norm(), [term])
-        nearest = [lambda: any_matrix + any_matrix.mT, lambda: root @ root.mT]
-        found = [
-            search(lambda: (scores + term - make()).norm(), [term, any_matrix, root]) / of_zero
-            for make in nearest
-        ]
-        here = make_record(make_mixing("softmax", 1.0), grid=(1, tokens), prefix=0)
-        measured = measure_symmetry(dataclasses.replace(here, q=q[None], k=k[None]))
-        assert measured.asymmetry.item() == pytest.approx(found[0], rel=1e-6)
-        assert measured.beyond_kv.item() == pytest.approx(found[1], rel=1e-3)
-        assert measured.beyond_kv.item() <= found[1] + 1e-12
+    q, k = draw()[:, :1, :tokens, :width]
+    scores = (q @ k.mT)[0]
+    term = torch.zeros(tokens, 1, dtype=scores.dtype, requires_grad=True)
+    matrix, root = torch.randn(2, tokens, tokens, dtype=scores.dtype).unbind()
+    matrix, root = matrix.clone().requires_grad_(), root.clone().requires_grad_()
+    of_zero = search(lambda: (scores + term).norm(), [term])
+    symmetric = search(lambda: (scores + term - matrix - matrix.mT).norm(), [term, matrix])
+    of_keys = search(lambda: (scores + term - root @ root.mT).norm(), [term, root])
+    here = make_record(make_mixing("softmax", 1.0), grid=(1, tokens), prefix=0)
+    measured = measure_symmetry(dataclasses.replace(here, q=q[None], k=k[None]))
+    assert measured.asymmetry.item() == pytest.approx(symmetric / of_zero, rel=1e-6)
+    assert measured.beyond_kv.item() == pytest.approx(of_keys / of_zero, rel=1e-3)
+    assert measured.beyond_kv.item() <= of_keys / of_zero + 1e-12
 
 
 def search(distance, variables):
