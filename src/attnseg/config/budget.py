@@ -97,9 +97,9 @@ def _make_model(
     num_classes: int,
     image_size: tuple[int, int],
 ) -> SegmentationModel:
-    layers = []
+    layers: list[int] = []
     if isinstance(attn, Component):
-        layers = attn.options["layers"] if attn.target == BY_LAYER else []
+        layers = attn.options.get("layers", []) if attn.target == BY_LAYER else []
         attn = factory("attn", attn, ATTENTION)
     built: SegmentationModel = build(
         "model",
