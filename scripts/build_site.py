@@ -5,6 +5,7 @@ which `scripts/reference.py` writes, and the files of code that pages link to. `
 their order. A warning is an error. The site needs no other server, not even for fonts.
 """
 
+import argparse
 import json
 import os
 import re
@@ -122,5 +123,9 @@ def build_site(target: Path) -> int:
 
 
 if __name__ == "__main__":
-    built = Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "dist" / "site")
+    parser = argparse.ArgumentParser(description="Build the documentation site.")
+    parser.add_argument("folder", nargs="?", type=Path, default=ROOT / "dist" / "site")
+    built = parser.parse_args().folder
+    if built.exists() and not (built / "sitemap.xml").exists() and any(built.iterdir()):
+        parser.error(f"{built} holds something else than a site")
     print(f"{build_site(built)} pages: {built / 'index.html'}")
