@@ -40,7 +40,8 @@ ALLOWED = {  # and itself
     "runs": RUNS,
     "preparation": RUNS,
     "evaluation": {"preparation"} | RUNS,
-    "training": {"evaluation", "preparation", "attention"} | RUNS,
+    "conversion": {"preparation", "attention"} | RUNS,
+    "training": {"conversion", "evaluation", "preparation", "attention"} | RUNS,
     "explain": {"evaluation", "preparation", "attention"} | RUNS,
     "search": {"training", "evaluation", "preparation"} | RUNS,
     "study": {"runs", "errors", "files", "config", "progress", "data", "metrics"},
@@ -61,7 +62,7 @@ ALLOWED = {  # and itself
         "search",
         "study",
     }
-    | {"training", "evaluation", "preparation"}
+    | {"training", "conversion", "evaluation", "preparation"}
     | RUNS,
     "cli": {"commands", "doctor", "training", "study"} | RUNS,
     "__main__": {"cli"},
@@ -148,7 +149,7 @@ def test_models_name_no_attention_and_the_rest_no_model():
         p.stem for g in ("attn", "dataset", "model") for p in (configs_folder() / g).glob("*")
     ]
     keys = set(Dataset.model_fields)  # one of them is called as a dataset is
-    rooms = "config runs preparation evaluation training explain export search".split()
+    rooms = "config runs preparation evaluation conversion training explain export search".split()
     names = set(choices) - keys
     for path in (p for room in rooms for p in (ROOT / room).glob("*.py")):
         # Many names are ordinary words; what matters is that no choice is compared with one.

@@ -11,15 +11,18 @@ import pytest
 import torch
 
 from attnseg import plugins
+from attnseg.attention.attention import Attention
 from attnseg.cli.help import help_text
-from attnseg.cli.hydra_app import compose_raw
+from attnseg.cli.hydra_app import compose_raw, to_hydra
 from attnseg.cli.program import COMMANDS
 from attnseg.commands import new, train
+from attnseg.commands.convert import check_overrides
 from attnseg.config.budget import build_model
 from attnseg.config.build import locate
 from attnseg.config.components import model_nodes
 from attnseg.config.errors import parse_options
 from attnseg.config.training import parse_config
+from attnseg.conversion.surgery import convert_site
 from attnseg.models.pretrained import load_file_into
 from attnseg.phantoms.phantom import make_once
 from attnseg.probing.options import ProbeOptions
@@ -321,4 +324,32 @@ SEARCHES = typed(
     ("search=optimizer optimizer.lr=1", {"leave it out of one": drop}),
 ) | typed(tune, ("search=tuned_attention attn=kv", {"leave it out of one": drop}))
 
-TRIALS = WEIGHTS | FILES | NEW | PLUGINS | OTHERS | SEARCHES
+
+def convert(trial: Trial) -> None:
+    command = COMMANDS["convert"]
+    words = to_hydra(command, trial.items)
+    command.parse(compose_raw(command, words))
+    check_overrides(words)
+
+
+CONVERSIONS = typed(
+    convert,
+    "run=a attn=kv seed=1",
+    ("run=a epochs=3", {"such as (attn=kv)": "run=a epochs=3 {1}"}),
+    ("run=a attn=kv trainer.max_epochs=3", {"use epochs=N": "run=a attn=kv epochs=3"}),
+    (
+        "run=a attn=kv task=0 logits=0 features=0",
+        {"give one above 0": "run=a attn=kv task=1 logits=0 features=0"},
+    ),
+) | {
+    "surgery": Trial(
+        lambda trial: (
+            convert_site(Attention(8, 1, sharing="qk"), Attention(8, 1), trial.keywords["surgery"])
+            and None
+        ),
+        "surgery=value",
+        follow={"use (\\w+) or": "surgery={1}", "or (\\w+)$": "surgery={1}"},
+    )
+}
+
+TRIALS = CONVERSIONS | WEIGHTS | FILES | NEW | PLUGINS | OTHERS | SEARCHES

@@ -392,6 +392,11 @@ CONFIGURED = in_training(
             ),
         },
     ),
+    "+conversion.parent=run trainer.compile=default",
+    (
+        "+conversion.parent=run trainer=fsdp",
+        {"use trainer=ddp": "+conversion.parent=run trainer=ddp trainer.devices=2"},
+    ),
     (
         "model=unet model.features=[4]",
         {"use (2) or more": "model=unet model.features=[4,8]"},

@@ -102,6 +102,7 @@ EXCEPTED = {
     "it needs a finished training, its data or its export": """
         no test cases; use split=val
         is not that of the run any more
+        trained on other cases, or with another split
         look like visits of one patient, and are
         merged or pruned tokens
         is of a model without attention

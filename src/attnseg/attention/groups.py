@@ -49,6 +49,12 @@ class LocalMixing(Mixing):
         of_prefix = fused_attention(q[:, :, :first], k, v, self.scale)
         return torch.cat((of_prefix, mixed), 2)
 
+    def start_neutral(self) -> None:
+        """Set the biases of relative positions to 0."""
+        for part in self.modules():
+            if isinstance(part, RelativeBias):
+                nn.init.zeros_(part.table)
+
     def macs(self, layout: Layout) -> int:
         """Return the multiply-accumulates for one item: 2 d for each score of each head."""
         of_prefix = self.num_heads * layout.query_prefix * layout.key_tokens

@@ -115,6 +115,12 @@ class Mixing(nn.Module):
         """Return what becomes of the mixed values before their projection: `[B, h, N, d]`."""
         return mixed
 
+    def start_neutral(self) -> None:
+        """Set learned parts so that they change nothing, where they can: biases to 0, for example.
+
+        It serves networks whose other weights come from a trained one; by default nothing is set.
+        """
+
     def macs(self, layout: Layout) -> int:
         """Return the multiply-accumulates of `forward` for one item.
 

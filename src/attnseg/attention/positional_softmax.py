@@ -137,10 +137,19 @@ class PositionalSoftmax(Mixing):
         mixed: Tensor = BiasedAttention.apply(*inputs)  # type: ignore[no-untyped-call]
         return mixed
 
+    def start_neutral(self) -> None:
+        """Set c to 1 and b to 0: plain softmax attention."""
+        rows = self._row_channels()
+        with torch.no_grad():
+            self.weight.zero_()[:rows] = 1 / min(rows, self.weight.numel())
+
     def terms(self, keys: int) -> tuple[Tensor, Tensor]:
         """Return the temperature c, a scalar, and the key bias b `[keys]`."""
-        # The row index has half of the channels, rounded up to an even number.
-        rows = 2 * -(-self.weight.numel() // 4)
+        rows = self._row_channels()
         code = index_code(keys, rows, self.weight)
         column_weight = self.weight[rows:]
         return self.weight.sum(), code[:, : column_weight.numel()] @ column_weight
+
+    def _row_channels(self) -> int:
+        """Return the channels of the row index: half of all, rounded up to an even number."""
+        return 2 * -(-self.weight.numel() // 4)

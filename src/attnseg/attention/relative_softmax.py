@@ -49,6 +49,10 @@ class RelativeSoftmax(Mixing):
         scores = (q * self.scale) @ k.mT + bias.to(q.dtype)
         return softmax(scores, -1).to(v.dtype) @ v
 
+    def start_neutral(self) -> None:
+        """Set all biases to 0."""
+        nn.init.zeros_(self.table)
+
     def biases(self, layout: Layout) -> Tensor:
         """Return the biases of the grid's queries and keys, `[B or 1, h, queries, keys]`."""
         queries = torch.cartesian_prod(*(_centres(n, self.table) / n for n in layout.queries))

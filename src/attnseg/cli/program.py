@@ -14,6 +14,7 @@ from attnseg.commands import (
     check_gpu,
     compare,
     completion,
+    convert,
     demo,
     doctor,
     evaluate,
@@ -40,8 +41,7 @@ from attnseg.errors import ConfigError
 MODULES = (
     demo, train, prepare, preview, phantom, status, evaluate, predict, metrics_diff, explain,
     compare, plan, export, capsule, verify, publish, search, benchmark, check, check_gpu, probe,
-    doctor,
-    completion, new,
+    convert, doctor, completion, new,
 )  # fmt: skip
 START = """\
 attnseg COMMAND KEY=VALUE ...

@@ -10,7 +10,7 @@ import hashlib
 import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -33,6 +33,8 @@ def run_id(config: Config, data_digest: str, split_digest: str) -> str:
     described["dataset"]["batch_size"] *= config.trainer.devices
     if config.model.pretrained is not None:
         described["model"]["pretrained"] = file_digest(find_weights(config.model.pretrained))
+    if config.conversion is not None:
+        described["conversion"]["parent"] = file_digest(find_weights(config.conversion.parent))
     return short_digest([described, data_digest, split_digest])
 
 
@@ -97,7 +99,7 @@ def _markers_along(key: str) -> Iterator[Marker | None]:
         yield None if field is None else _marker(field)
         if field is None:
             return
-        node = field.annotation
+        node = next(iter(get_args(field.annotation)), field.annotation)  # of `Part | None`, Part
 
 
 def _marker(field: FieldInfo) -> Marker:

@@ -251,10 +251,38 @@ class Study(Node):
     margin: PositiveFloat | dict[str, PositiveFloat] | None = None  # one, or one for each metric
 
 
+class Conversion(Node):
+    """The conversion of a trained network, whose weights and answers the new network starts from.
+
+    Attributes:
+        parent: run folder of the trained network; its weights are in the run's identity.
+        surgery: what becomes of projections that the new attention shares: `solve` keeps scores and
+            values as well as it can, `average` takes the mean, the others take that of one role.
+        task: weight of the loss of `loss` in training.
+        logits: weight of the divergence from the parent's probabilities.
+        features: weight of the relative squared distance from the parent's attention outputs.
+        temperature: by which logits are divided before they are compared.
+    """
+
+    parent: Annotated[Folder, Harmless]
+    surgery: Literal["solve", "average", "query", "key", "value"] = "solve"
+    task: Annotated[float, Field(ge=0)] = 1.0
+    logits: Annotated[float, Field(ge=0)] = 1.0
+    features: Annotated[float, Field(ge=0)] = 1.0
+    temperature: PositiveFloat = 2.0
+
+    @model_validator(mode="after")
+    def _check_weights(self) -> Self:
+        if not self.task + self.logits + self.features:
+            raise OptionError("task", "0 like the other weights; give one above 0")
+        return self
+
+
 class Config(Node):
     """The whole configuration of a training run.
 
     Attributes:
+        conversion: of a trained network to the attention of this run; `attnseg convert` sets it.
         seed: of initialisation, order and augmentation; the split has its own.
         phantom_size: preset of the data that is generated where none is given.
         choices: the name chosen in each group.
@@ -276,6 +304,22 @@ class Config(Node):
     profile: dict[str, Component]
     logger: Annotated[dict[str, Component], Technical] = Field(default_factory=dict)
     trainer: Trainer
+    conversion: Conversion | None = None
+
+    @model_validator(mode="after")
+    def _check_conversion(self) -> Self:
+        if self.conversion is not None:
+            if self.trainer.compile is not None:
+                raise OptionError(
+                    "trainer.compile",
+                    "a conversion compares attention outputs within the network, which compilation "
+                    "hides; use trainer.compile=null",
+                )
+            if self.trainer.strategy == "fsdp":
+                raise OptionError(
+                    "trainer.strategy", "fsdp would divide the parent, too; use trainer=ddp"
+                )
+        return self
 
     @model_validator(mode="after")
     def _check_profile(self) -> Self:

@@ -147,10 +147,11 @@ class FinishedRun:
                 )
         # The model starts from the same weights as in training.
         pl.seed_everything(self.config.seed, workers=True, verbose=False)
-        trained = self.config.trainer.max_epochs > 0  # Otherwise the initial weights were scored.
-        config = self.config.revise("model", pretrained=None) if trained else self.config
+        # Without training, runs of earlier versions kept no weights: the initial ones were scored.
+        kept = self.config.trainer.max_epochs > 0 or folder.best_checkpoint.exists()
+        config = self.config.revise("model", pretrained=None) if kept else self.config
         self.model: SegmentationModel = build_components(config, reader).model
-        if trained:
+        if kept:
             load_weights(self.model, folder.best_checkpoint)
         self.model.to(torch.device(options.device)).eval()
 

@@ -93,6 +93,17 @@ class _Hashed:
         return self._sha.hexdigest()
 
 
+def save_weights(model: nn.Module, path: Path) -> None:
+    """Write the weights of a model that no epoch has trained, for `load_weights`.
+
+    Raises:
+        ResourceError: they cannot be written.
+    """
+    weights = {f"{WEIGHTS}{name}": tensor.cpu() for name, tensor in model.state_dict().items()}
+    checkpoint = {"epoch": -1, "state_dict": weights, "callbacks": {}}
+    AtomicCheckpointIO().save_checkpoint(checkpoint, path)
+
+
 def load_weights(model: nn.Module, path: Path) -> dict[str, Any]:
     """Load a model's weights from a run's checkpoint, and return the whole checkpoint.
 

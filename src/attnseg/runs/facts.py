@@ -89,6 +89,7 @@ class RunFacts(BaseModel):
     attention: dict[str, int] = {}  # `parameters` and `macs` of the attentions
     attention_kernels: dict[str, int] = {}  # calls of each in a forward pass, see `attn.backend`
     pretrained: list[str] | None = None  # which of the weights in `model.pretrained` were taken
+    parent: dict[str, str] = {}  # of a conversion: run folder, id, attention, digest of the weights
     declared: dict[str, Any] = {}  # the study's comparison, with its digest, before training
     watermark: str | None = None  # a mark that must stand beside every number, if any
     best_epoch: int | None = None  # counted from 1

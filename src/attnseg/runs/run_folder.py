@@ -48,6 +48,7 @@ class RunFolder(os.PathLike[str]):
         self.cases_file = self.path / "cases.csv"  # a row per case, class and metric
         self.metrics_file = self.path / "metrics.json"  # means and intervals
         self.split_file = self.path / "split.csv"  # role and digest of each case
+        self.conversion_file = self.path / "conversion.json"  # of a run that converts another one
         self.log_file = self.path / "run.log"  # messages of all attempts
         self.lock_file = self.path / "lock"  # held while a process trains the run
         self.checkpoints = self.path / "checkpoints"

@@ -86,6 +86,7 @@ def fit(
         auxiliary_weight=options.auxiliary_weight,
         seed=setup.config.seed,
         blocks=blocks,
+        distiller=None if setup.conversion is None else setup.conversion.distiller,
     )
     callbacks = make_callbacks(setup, folder, stopping, log_epoch, on_epoch)
     with (

@@ -4,6 +4,7 @@ import hashlib
 import logging
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from pytorch_lightning.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 
 from attnseg.config.components import Components
+from attnseg.conversion.distillation import Distiller
 from attnseg.data.labels import IGNORE, Labels
 from attnseg.data.slices import Sample
 from attnseg.errors import ConfigError
@@ -43,7 +45,8 @@ class SegmentationModule(pl.LightningModule):
     loss is looked at before the optimizer's step, when the GPU has the backward pass to compute.
 
     The names of the cases serve messages, the seed dropout and other random choices within a step.
-    With FSDP, `blocks` are the names of the modules to shard, from `list_called_blocks`.
+    With FSDP, `blocks` are the names of the modules to shard, from `list_called_blocks`. A
+    `distiller` adds the distance from a teacher to the loss.
     """
 
     def __init__(
@@ -55,8 +58,10 @@ class SegmentationModule(pl.LightningModule):
         auxiliary_weight: float,
         seed: int,
         blocks: Sequence[str] = (),
+        distiller: Distiller | None = None,
     ) -> None:
         super().__init__()
+        self.distiller = distiller
         self.model, self.loss = components.model, components.loss
         self.optimizer, self.schedule = components.optimizer, components.schedule
         self.labels = labels
@@ -99,11 +104,14 @@ class SegmentationModule(pl.LightningModule):
     def training_step(self, batch: Sample, batch_idx: int) -> Tensor:
         """Return the loss of one batch."""
         self.check_loss()  # of the batch before, where several make a step
-        main, *auxiliary = self.compute_outputs(batch["image"])
+        with nullcontext() if self.distiller is None else self.distiller.recorded():
+            main, *auxiliary = self.compute_outputs(batch["image"])
         loss = self.compute_shared_loss(main, batch["mask"])
         for number, output in enumerate(auxiliary, 1):
             weight = self.auxiliary_weight ** (number if self.model.auxiliary_fades else 1)
             loss = loss + weight * self.compute_shared_loss(output, batch["mask"])
+        if self.distiller is not None:
+            loss = self.distiller.add_distance(loss, batch["image"], main, self.trainer.world_size)
         self.pending = PendingLoss(*copy_to_cpu(loss.detach()), batch)
         # Each process has the gradient of its own slices only, and Lightning averages over
         # processes: the factor turns that mean into the sum.
@@ -235,13 +243,7 @@ class SegmentationModule(pl.LightningModule):
         self.log("val/loss", loss, batch_size=min(real, world * len(case)))
         logits, mask, case = logits[:own], mask[:own], case[:own]
         finite = torch.isfinite(logits).flatten(1).all(1)
-        if self.labels.ignore:  # Background in truth and prediction counts for no class.
-            ignored, background = mask == IGNORE, torch.full_like(logits[:1], -1)
-            background[:, : not self.labels.overlapping] = 1
-            logits = torch.where(ignored[:, None], background, logits)
-            mask = mask.masked_fill(ignored, 0)
-        target = self.labels.target(mask)
-        self.val_dice.update(count_areas(logits, target, self.labels.overlapping), case)
+        self.val_dice.update(count_known_areas(logits, mask, self.labels), case)
         self.nonfinite.index_add_(0, case, (~finite).long())
 
     def on_validation_epoch_end(self) -> None:
@@ -269,6 +271,16 @@ class SegmentationModule(pl.LightningModule):
             optimizer, lambda step: self.schedule(step, steps)
         )
         return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
+
+
+def count_known_areas(logits: Tensor, mask: Tensor, labels: Labels) -> Tensor:
+    """Return `count_areas` of the pixels whose class is known, by label maps `[B, H, W]`."""
+    if labels.ignore:  # Background in truth and prediction counts for no class.
+        ignored, background = mask == IGNORE, torch.full_like(logits[:1], -1)
+        background[:, : not labels.overlapping] = 1
+        logits = torch.where(ignored[:, None], background, logits)
+        mask = mask.masked_fill(ignored, 0)
+    return count_areas(logits, labels.target(mask), labels.overlapping)
 
 
 def copy_to_cpu(value: Tensor) -> tuple[Tensor, torch.Event | None]:

@@ -9,6 +9,7 @@ import torch
 
 from attnseg.config.components import Components, build_components
 from attnseg.config.training import Config, Trainer
+from attnseg.conversion.opening import OpenConversion, open_conversion
 from attnseg.data.datamodule import SliceDataModule
 from attnseg.errors import ConfigError
 from attnseg.models.model import SegmentationModel
@@ -32,6 +33,7 @@ class TrainingSetup:
     data: PreparedData
     components: Components
     loaders: SliceDataModule
+    conversion: OpenConversion | None = None  # of a trained network, if this run is one
 
     @property
     def split_digest(self) -> str:
@@ -53,7 +55,9 @@ def set_up_training(config: Config, lease: Callable[[], None] = lambda: None) ->
         shape = network_input_shape(config, data)
         largest = find_largest_batch(config, components, shape, reader.labels)
         config = config.revise("dataset", batch_size=min(largest, count_slices(data)))
-    return TrainingSetup(config, data, components, make_loaders(config, data, components))
+    loaders = make_loaders(config, data, components)
+    conversion = open_conversion(config, components.model, data)
+    return TrainingSetup(config, data, components, loaders, conversion)
 
 
 def make_loaders(config: Config, data: PreparedData, components: Components) -> SliceDataModule:

@@ -21,8 +21,9 @@ from attnseg.processes.launch import ProcessGroup
 from attnseg.processes.malloc import keep_freed_memory
 from attnseg.processes.signals import Stopping
 from attnseg.runs.active_run import ActiveRun
-from attnseg.runs.checkpoints import load_weights
+from attnseg.runs.checkpoints import load_weights, save_weights
 from attnseg.training.callbacks.history import OnEpoch
+from attnseg.training.conversion_report import finish_report, start_report
 from attnseg.training.final_evaluation import evaluate_run
 from attnseg.training.fit import fit
 from attnseg.training.loggers.run_loggers import RunLoggers
@@ -102,8 +103,10 @@ def fit_and_evaluate(
         loggers.open(run.folder, data.watermark)
         if data.watermark is not None:
             data.test.open(str(run.folder), "watched after every epoch")
+        start_report(run, setup)
         if config.trainer.max_epochs == 0:
             log.info("No training (trainer.max_epochs=0): the initial weights are evaluated")
+            save_weights(model, run.folder.best_checkpoint)
         else:
             group.send_folder(run.folder.path)
             with run.timing("fit"):
@@ -113,6 +116,7 @@ def fit_and_evaluate(
             load_best_weights(run, config, model)
         with run.timing("evaluate"):
             evaluate_run(run, setup, model)
+        finish_report(run, setup)
         run.note_energy_per_step()
         run.save(peak_memory_bytes=cost.peak_memory())
 

@@ -1,0 +1,136 @@
+"""Measures conversions of trained QKV networks: `python scripts/convert_table.py FOLDER`.
+
+Of each seed a QKV network is trained, and converted to each attention by each surgery; the same
+attention is trained from scratch for about as long as its conversion took. What is done is not done
+again: the command can be stopped and repeated. The table has the validation Dice of the parent,
+after surgery, after each epoch, and from scratch, averaged over seeds, with the range; the test set
+stays sealed.
+"""
+
+import argparse
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from attnseg.config.composition import compose, to_raw
+from attnseg.config.training import Config, Conversion, parse_config
+from attnseg.conversion.composition import derive_config
+from attnseg.runs.run_folder import RunFolder
+from attnseg.training.train import train
+
+TASKS = {
+    "demo": ("experiment=demo_quick", "trainer.max_epochs=4"),
+    "situs": (
+        "experiment=situs", "dataset.image_size=[64,64]", "model.dim=96", "model.depth=2",
+        "model.head_channels=32", "model.auxiliary=false", "optimizer.lr=1e-3", "augment=none",
+        "trainer.max_epochs=8",
+    ),
+}  # fmt: skip
+TARGETS = {
+    "kv": ("attn=kv",),
+    "k_v": ("attn=qkv", "attn.sharing=k_v"),
+    "single": ("attn=qkv", "attn.sharing=single"),
+    "kv_pos": ("attn=kv_pos",),
+    "efficient": ("attn=efficient",),
+    "window": ("attn=window",),
+}
+TIED = ("kv", "k_v", "single", "kv_pos")  # of which the surgeries differ
+ALWAYS = ("trainer.open_test=false", "logger=none")
+
+
+def composed(folder: Path, *options: str) -> dict[str, Any]:
+    """Return the plain configuration of a training in a folder."""
+    paths = (f"paths.data={folder}/data", f"paths.outputs={folder}/outputs")
+    return to_raw(compose("train", [*options, *ALWAYS, *paths]))
+
+
+def run(config: Config) -> RunFolder:
+    """Train, unless it is done, and return the run."""
+    return RunFolder(train(config))
+
+
+def best_dice(folder: RunFolder) -> float:
+    """Return the validation Dice of the epoch whose weights are kept."""
+    return float(folder.history["val/dice"].max())
+
+
+def measure(
+    folder: Path,
+    task: tuple[str, ...],
+    seed: int,
+    epochs: int,
+    surgeries: list[str],
+    names: list[str],
+) -> list[dict[str, Any]]:
+    """Return a row for each attention and surgery of one seed."""
+    own = (*task, f"seed={seed}")
+    parent = run(parse_config(composed(folder, *own, "attn=qkv")))
+    epoch = parent.facts.seconds["fit"] / len(parent.history)
+    rows = []
+    for name in names:
+        raw = composed(folder, *own, *TARGETS[name])
+        choices = {"attn": raw["choices"]["attn"]}
+        seconds = 0.0
+        for surgery in surgeries if name in TIED else surgeries[:1]:
+            options = Conversion.model_validate({"parent": str(parent), "surgery": surgery})
+            changes = {"trainer": {"max_epochs": epochs}}
+            converted = run(derive_config(options, raw["attn"], choices, changes))
+            report = json.loads(converted.conversion_file.read_text())
+            seconds = converted.facts.seconds["fit"]
+            rows.append(
+                {
+                    "attention": name,
+                    "surgery": surgery if name in TIED else "-",
+                    "seed": seed,
+                    "parent": report["dice"]["parent"],
+                    "after surgery": report["dice"]["surgery"],
+                    **{f"epoch {n}": dice for n, dice in enumerate(report["dice"]["epochs"], 1)},
+                    "seconds": seconds,
+                    "MACs": report["cost"]["converted"]["macs"] / report["cost"]["parent"]["macs"],
+                }
+            )
+        length = f"trainer.max_epochs={max(1, math.ceil(seconds / epoch))}"
+        scratch = run(parse_config(composed(folder, *own, *TARGETS[name], length)))
+        for row in rows:
+            if row["attention"] == name:
+                row["scratch"] = best_dice(scratch)
+                row["scratch seconds"] = scratch.facts.seconds["fit"]
+    return rows
+
+
+def spread(values: pd.Series) -> str:
+    """Return the mean, and the range if there are several."""
+    if len(values) == 1:
+        return f"{values.iloc[0]:.3f}"
+    return f"{values.mean():.3f} ({values.min():.3f} to {values.max():.3f})"
+
+
+def main() -> None:
+    """Measure, write `conversions-TASK.csv` into the folder, and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--task", choices=TASKS, default="situs")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--surgeries", nargs="+", default=["solve", "average", "key"])
+    parser.add_argument("--attentions", nargs="+", choices=TARGETS, default=list(TARGETS))
+    parser.add_argument("--options", nargs="*", default=[], help="of the trainings, KEY=VALUE")
+    given = parser.parse_args()
+    task = (*TASKS[given.task], *given.options)
+    rows = []
+    for seed in given.seeds:
+        rows += measure(given.folder, task, seed, given.epochs, given.surgeries, given.attentions)
+        table = pd.DataFrame(rows)
+        table.to_csv(given.folder / f"conversions-{given.task}.csv", index=False)
+    columns = [name for name in table if name not in ("attention", "surgery", "seed")]
+    print(f"| attention | surgery | {' | '.join(columns)} |")
+    print("|---" * (len(columns) + 2) + "|")
+    for key, group in table.groupby(["attention", "surgery"], sort=False):
+        print(f"| {' | '.join([*key, *(spread(group[name]) for name in columns)])} |")
+
+
+if __name__ == "__main__":
+    main()

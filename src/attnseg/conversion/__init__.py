@@ -1,0 +1,1 @@
+"""Conversion of a trained network to another attention: its weights, and what it teaches."""

@@ -1,0 +1,61 @@
+"""The configuration of a conversion: that of its parent, with another attention."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from attnseg.config.budget import match_budget
+from attnseg.config.training import Config, Conversion, parse_config
+from attnseg.errors import ConfigError
+from attnseg.runs.reopen import read_spec
+from attnseg.runs.run_folder import RunFolder
+
+
+def derive_config(
+    conversion: Conversion,
+    attn: Mapping[str, Any] | None,
+    choices: Mapping[str, str],
+    changes: Mapping[str, Mapping[str, Any]],
+) -> Config:
+    """Return the configuration of the run that converts a finished one.
+
+    Args:
+        conversion: of which run, and how.
+        attn: the new attention, as in a plain configuration.
+        choices: the names chosen for it, by group.
+        changes: values of other parts, such as `{"trainer": {"max_epochs": 5}}`.
+
+    Raises:
+        ConfigError: the parent is not finished, or has no attention.
+    """
+    parent = RunFolder(conversion.parent)
+    spec, config = read_spec(parent), parent.config
+    if config.attn is None:
+        raise ConfigError(
+            f"run: {parent} is of a model without attention; give a run of another model"
+        )
+    # The MLPs stay as wide as the parent's budget made them.
+    channels = (spec.in_channels, spec.labels.channels)
+    model = match_budget(config.model, config.attn, *channels, spec.size)
+    plain = config.model_copy(
+        update={"model": model.model_copy(update={"pretrained": None})}
+    ).model_dump(mode="json", by_alias=True)
+    # Technical choices of the parent's training that would not fit.
+    plain["trainer"] |= {"repeat": False, "resume_changed": False, "auto_batch": False}
+    if Path(config.paths.outputs).resolve() != parent.outputs:  # The folder has moved.
+        plain["paths"]["outputs"] = str(parent.outputs)
+    for part, values in changes.items():
+        plain[part] |= values
+    others = {name: choice for name, choice in config.choices.items() if _is_other(name)}
+    return parse_config(
+        {
+            **plain,
+            "attn": attn,
+            "conversion": conversion.model_dump(),
+            "choices": {**others, **choices},
+        }
+    )
+
+
+def _is_other(group: str) -> bool:
+    return group != "attn" and not group.startswith("attn@")
