@@ -29,7 +29,7 @@ STARTERS = {
 CLI = ("attnseg.cli", "attnseg.commands")
 COMMANDS = set(
     "main demo train prepare preview phantom status evaluate predict metrics_diff explain compare "
-    "export capsule verify publish search convert benchmark check probe doctor new".split()
+    "export capsule verify publish search convert benchmark check probe doctor new view".split()
 )
 
 

@@ -51,7 +51,9 @@ ALLOWED = {  # and itself
     "doctor": {"training", "config", "memory", "system", "errors"},
     "gpu": {"benchmark", "training", "attention"} | RUNS,
     "probing": {"explain", "study", "probes"} | RUNS,
+    "viewer": {"runs", "config"} | SLICES,
     "commands": {
+        "viewer",
         "probing",
         "doctor",
         "benchmark",

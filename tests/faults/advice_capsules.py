@@ -3,20 +3,26 @@
 import hashlib
 import json
 import shutil
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 
 from attnseg.prediction.capsule import GOLDEN_OUTPUT, SPEC, verify_capsule
 from attnseg.prediction.exported import FACTS, ONNX, Exported
 from attnseg.prediction.exported import SPEC as SPEC_FILE
 from attnseg.prediction.onnx import OnnxNetwork
+from attnseg.viewer.desk import Desk
+from attnseg.viewer.view import open_site
+from attnseg.viewer.written import open_predictions
 from tests.export import made
 from tests.export.test_capsule import ATTACKS
 from tests.faults.advice import Trial
 from tests.faults.advice_data import change
+from tests.prediction.made import TILTED, organ, segment
 
 
 def forged(name: str) -> Callable[[Path], None]:
@@ -128,6 +134,30 @@ def exported(root: Path) -> None:
     (root / "export" / FACTS).write_text(json.dumps({"files": files}))
 
 
+def predicted(root: Path) -> None:
+    nib.save(nib.Nifti1Image(organ(), TILTED), root / "a.nii")
+    segment(root / "a.nii", root / "out")
+
+
+def open_port(trial: Trial) -> None:
+    """Open the page's server, on a port that is taken if the options say so."""
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        port = trial.keywords["port"]
+        taken = other.getsockname()[1]
+        open_site(Desk([], trial.root, 1), taken if port == "taken" else port).server_close()
+
+
+VIEWS = {
+    "view, predictions": Trial(
+        lambda trial: open_predictions(trial.root / trial.keywords["predictions"]) and None,
+        "predictions=none",
+        make=predicted,
+        follow={"give the output folder": "predictions=out"},
+    ),
+    "view, port": Trial(open_port, "port=taken", make=lambda root: None),
+}
+
 EXPORTS = {
     f"export, {name}": Trial(
         lambda trial: Exported(trial.root / "export").network(1),
@@ -144,4 +174,4 @@ EXPORTS = {
     )
 }
 
-TRIALS = CAPSULES | GRAPHS | EXPORTS
+TRIALS = CAPSULES | GRAPHS | EXPORTS | VIEWS

@@ -14,7 +14,7 @@ from hydra.errors import HydraException
 
 PATHS = {
     "root", "data", "outputs", "file", "pretrained", "groups", "run", "runs", "study", "input",
-    "output", "pred", "truth", "capsule",
+    "output", "pred", "truth", "capsule", "predictions",
 }  # fmt: skip
 PATTERNS = {"patient"}
 TWO_OPTIONS = re.compile(r"\s[\w.+~/@]+=")

@@ -33,13 +33,14 @@ from attnseg.commands import (
     status,
     train,
     verify,
+    view,
 )
 from attnseg.commands.completion import QUERY
 from attnseg.config.errors import nearest
 from attnseg.errors import ConfigError
 
 MODULES = (
-    demo, train, prepare, preview, phantom, status, evaluate, predict, metrics_diff, explain,
+    demo, train, prepare, preview, phantom, status, evaluate, predict, view, metrics_diff, explain,
     compare, plan, export, capsule, verify, publish, search, benchmark, check, check_gpu, probe,
     convert, doctor, completion, new,
 )  # fmt: skip

@@ -8,6 +8,7 @@ from attnseg.config.errors import OptionError
 from attnseg.config.nodes import CommandOptions, Folder, Node
 
 Sizes = Annotated[float, Field(ge=0)] | dict[str, Annotated[float, Field(ge=0)]] | None
+OutputType = Literal["dicom_seg", "rtstruct", "nifti"]
 Counts = NonNegativeInt | dict[str, NonNegativeInt] | None
 
 
@@ -40,7 +41,7 @@ class Predict(CommandOptions):
     probabilities: bool
     uncertainty: bool
     overlays: bool
-    output_type: Literal["dicom_seg", "rtstruct", "nifti"]
+    output_type: OutputType
     postprocess: Postprocess
 
     @model_validator(mode="after")

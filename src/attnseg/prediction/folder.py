@@ -7,7 +7,7 @@ import logging
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -36,7 +36,7 @@ from attnseg.prediction.overlay import draw_overlay
 from attnseg.prediction.postprocess import Rule, clean_mask
 from attnseg.prediction.results import ResultWriter, volumes_ml
 from attnseg.prediction.scan import Scan
-from attnseg.prediction.segment import Segmenter
+from attnseg.prediction.segment import Segmented, Segmenter
 from attnseg.prediction.spec import InferenceSpec
 from attnseg.progress import track
 
@@ -52,6 +52,7 @@ SHARED = ("classes", "multilabel", "values", "channels", "window", "volumetric",
 BYTES_PER_CLASS, BYTES_PER_PROBABILITY = 3, 8
 ERROR_LOG = "errors.log"  # tracebacks of failures that are nobody's fault but ours
 MOST_UNWRITTEN = 3  # results in a row that cannot be written before the rest is given up
+OnSegmented = Callable[[Item, Scan, Segmented], None]
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,7 @@ def segment_folder(
     output: Path,
     backend: str,
     gpus: Sequence[str] | None = None,
+    on_segmented: OnSegmented = lambda *_: None,
 ) -> None:
     """Segment every image in a file or folder; write the results and a manifest.
 
@@ -92,6 +94,7 @@ def segment_folder(
         output: folder of the results.
         backend: name of the library that runs the networks, for the manifest.
         gpus: names of the GPUs that compute, whose energy is noted; `None` for CPUs.
+        on_segmented: called with each item once its results are written.
 
     Raises:
         ConfigError: networks that do not fit each other, or an output that is not safe.
@@ -106,10 +109,8 @@ def segment_folder(
         log.info("Passed over, of other kinds: %d files, %s the first", len(skipped), skipped[0])
     started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
     settings = describe_settings(segmenter, specs, options, backend)
-    root = source if source.is_dir() else source.parent
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-    with Manifest(output, digest) as manifest:
-        run = FolderRun(segmenter, options, spec, root, manifest)
+    with Manifest(output, digest_settings(settings)) as manifest:
+        run = FolderRun(segmenter, options, spec, find_root(source), manifest, on_segmented)
         with EnergyMeter(gpus) as meter, counting_warnings():
             items = run.segment_items(inputs)
         seconds = round(time.monotonic() - clock, 2)
@@ -126,7 +127,7 @@ def segment_folder(
                     **settings,
                     "items": items,
                     "failed": inputs.problems.found,
-                    "passed_over": [str(path.relative_to(root)) for path in skipped],
+                    "passed_over": [str(path.relative_to(run.root)) for path in skipped],
                 }
             )
     log.info("%d items in %.0f s%s: %s", len(items), seconds, meter.note, output)
@@ -145,6 +146,7 @@ class FolderRun:
         spec: the first network's inference spec, with which the others agree.
         root: folder that paths in the manifest are relative to.
         manifest: manifest of the output folder.
+        on_segmented: called with each item once its results are written.
         failures: the class of each error that was raised, foreseen or not.
     """
 
@@ -153,6 +155,7 @@ class FolderRun:
     spec: InferenceSpec
     root: Path
     manifest: Manifest
+    on_segmented: OnSegmented
     failures: list[type[Exception]] = field(default_factory=list)
 
     def segment_items(self, inputs: Inputs) -> list[Facts]:
@@ -244,6 +247,7 @@ class FolderRun:
                 files += writer.write_values("uncertainty", segmented.uncertainty)
             if options.overlays:
                 files += writer.write_overlay(draw_overlay(scan, segmented.masks, classes))
+            self.on_segmented(item, scan, segmented)
         except MemoryError as error:
             raise DataError(
                 f"{item.place}: not enough memory; lower batch_size, crop it or use a machine that "
@@ -318,9 +322,18 @@ def check_specs_agree(specs: Sequence[InferenceSpec]) -> InferenceSpec:
 
 def check_output(source: Path, output: Path) -> None:
     """Refuse an output that is the input or holds it, so that no input is ever overwritten."""
-    root = (source if source.is_dir() else source.parent).resolve()
-    if root.is_relative_to(output.resolve()):
+    if find_root(source).resolve().is_relative_to(output.resolve()):
         raise ConfigError(f"output: {output} is or holds the input; give another folder")
+
+
+def find_root(source: Path) -> Path:
+    """Return the folder that paths in the manifest are relative to."""
+    return source if source.is_dir() else source.parent
+
+
+def digest_settings(settings: Facts) -> str:
+    """Return the SHA-256 of everything but the input that determines the results."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
 def describe_settings(

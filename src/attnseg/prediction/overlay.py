@@ -45,17 +45,30 @@ def slices_to_show(masks: Masks) -> list[int]:
 
 
 def _draw_slice(scan: Scan, masks: Masks, index: int) -> NDArray[np.uint8]:
-    shown = scan.scaled(np.array([index]))[0]
-    if shown.shape[2] != 3:
-        shown = shown[..., :1].repeat(3, 2)
     tall = 1.0 if scan.spacing is None else scan.spacing[1] / scan.spacing[2]
+    return outline_masks(magnify(scan.scaled(np.array([index]))[0], tall), masks[:, index])
+
+
+def magnify(slice_: NDArray[np.float32], tall: float) -> NDArray[np.float32]:
+    """Return a slice `[H, W, C]` in [0, 1] as colours `[h, w, 3]` of 0 to 255, in screen size.
+
+    Args:
+        slice_: one channel or three; of others the first is shown.
+        tall: height of a pixel in widths.
+    """
+    shown = slice_ if slice_.shape[2] == 3 else slice_[..., :1].repeat(3, 2)
     height, width = shown.shape[0] * tall, float(shown.shape[1])
     longest = max(height, width)
     zoom = min(LONGEST, max(LEAST, longest)) / longest
     size = max(1, round(width * zoom)), max(1, round(height * zoom))
     drawn = cv2.resize(shown, size, interpolation=cv2.INTER_AREA if zoom < 1 else cv2.INTER_LINEAR)
-    drawn = np.ascontiguousarray(drawn * 255, np.float32)
-    for k, mask in enumerate(masks[:, index]):
+    return np.ascontiguousarray(drawn * 255, np.float32)
+
+
+def outline_masks(drawn: NDArray[np.float32], masks: Masks) -> NDArray[np.uint8]:
+    """Draw masks `[classes, H, W]`, tinted and outlined, on what `magnify` returned."""
+    size = drawn.shape[1], drawn.shape[0]
+    for k, mask in enumerate(masks):
         if mask.any():
             small = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST_EXACT)
             colour = np.array(_colour(k), np.float32)

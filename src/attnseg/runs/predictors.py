@@ -38,8 +38,10 @@ def predict_as_configured(config: Predict) -> None:
             options = parse_options(Postprocess, postprocessing)
     else:
         runs = list_voting_runs(config)
-        open_networks = open_onnx_networks if config.backend == "onnx" else open_torch_networks
-        specs, networks = open_networks(runs, config)
+        if config.backend == "onnx":
+            specs, networks = open_onnx_networks(runs, config.threads)
+        else:
+            specs, networks = open_torch_networks(runs, config.threads, config.device)
     spec = check_specs_agree(specs)
     rules = build_rules(options, spec.classes)
     members = [Member(network, own.view) for network, own in zip(networks, specs, strict=True)]
@@ -95,7 +97,7 @@ def list_voting_runs(config: Predict) -> list[RunFolder]:
 
 
 def open_torch_networks(
-    runs: Sequence[RunFolder], config: Predict
+    runs: Sequence[RunFolder], threads: int | None, device: str
 ) -> tuple[list[InferenceSpec], list[Network]]:
     """Return specs and PyTorch networks of runs.
 
@@ -109,15 +111,15 @@ def open_torch_networks(
 
     from attnseg.runs.reopen import load_network, read_spec
 
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
+    if threads is not None:
+        torch.set_num_threads(threads)
     specs = [read_spec(run) for run in runs]
     check_specs_agree(specs)  # This comes before the weights are read.
-    return specs, [load_network(run, config.device) for run in runs]
+    return specs, [load_network(run, device) for run in runs]
 
 
 def open_onnx_networks(
-    runs: Sequence[RunFolder], config: Predict
+    runs: Sequence[RunFolder], threads: int | None
 ) -> tuple[list[InferenceSpec], list[Network]]:
     """Return specs and ONNX networks of exported runs.
 
@@ -130,7 +132,7 @@ def open_onnx_networks(
 
     exported = [Exported(run.export) for run in runs]
     specs = [export.spec for export in exported]
-    return specs, [export.network(config.threads or 0) for export in exported]
+    return specs, [export.network(threads or 0) for export in exported]
 
 
 def open_capsule(place: str, threads: int | None) -> tuple[InferenceSpec, Network, dict[str, Any]]:
