@@ -22,6 +22,7 @@ from attnseg.config.build import locate
 from attnseg.config.components import model_nodes
 from attnseg.config.errors import parse_options
 from attnseg.config.training import parse_config
+from attnseg.conversion.layer_search import search_layers
 from attnseg.conversion.surgery import convert_site
 from attnseg.models.pretrained import load_file_into
 from attnseg.phantoms.phantom import make_once
@@ -349,7 +350,14 @@ CONVERSIONS = typed(
         ),
         "surgery=value",
         follow={"use (\\w+) or": "surgery={1}", "or (\\w+)$": "surgery={1}"},
-    )
+    ),
+    "budget": Trial(
+        lambda trial: search_layers([0, 1], lambda layers: 0.9 - 0.1 * len(layers)).choose(
+            float(trial.keywords["budget"])
+        ),
+        "budget=0.01",
+        follow={r"use (budget=\S+)$": "{1}"},
+    ),
 }
 
 TRIALS = CONVERSIONS | WEIGHTS | FILES | NEW | PLUGINS | OTHERS | SEARCHES

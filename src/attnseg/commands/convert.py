@@ -3,22 +3,30 @@
 attnseg convert run=DIR attn=kv
 attnseg convert run=DIR attn=window attn.mixing_options.size=4 epochs=10
 attnseg convert run=DIR attn=kv epochs=0 surgery=average
+attnseg convert run=DIR attn=kv layers=[0,2]
+attnseg convert run=DIR attn=kv layers=auto budget=0.005
 """
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from functools import partial
+from typing import Annotated, Any, Literal
 
-from pydantic import NonNegativeInt, PositiveFloat
+from pydantic import Field, NonNegativeInt, PositiveFloat
 
 from attnseg.commands.command import Command, Invocation, deferred
+from attnseg.config.nodes import AsTuple
 from attnseg.config.training import Conversion, Trainer
 from attnseg.errors import ConfigError
 
-OPTIONS = ("epochs", "lr", "surgery", "task", "logits", "features", "temperature")
+OPTIONS = (
+    "epochs", "lr", "surgery", "task", "logits", "features", "temperature", "layers", "budget",
+)  # fmt: skip
 ALLOWED = re.compile(r"(attn|trainer)([.@].*)?|(convert|paths)\..*")
 # What `trainer=NAME` always decides; of its other options, those that are not at their defaults.
 MACHINE = ("accelerator", "devices", "strategy", "precision", "num_workers", "jobs_per_gpu")
+
+Blocks = Annotated[tuple[NonNegativeInt, ...], AsTuple, Field(min_length=1)]
 
 
 class ConvertOptions(Conversion):
@@ -27,10 +35,14 @@ class ConvertOptions(Conversion):
     Attributes:
         epochs: passes over the training slices; 0 for surgery only.
         lr: the learning rate; by default that of the parent.
+        layers: numbers of the blocks to convert, or `auto`: all that the budget allows.
+        budget: largest loss of validation Dice before training, for `layers=auto`.
     """
 
     epochs: NonNegativeInt
     lr: PositiveFloat | None
+    layers: Literal["auto"] | Blocks | None
+    budget: PositiveFloat
 
 
 def run(options: ConvertOptions, invocation: Invocation) -> None:
@@ -45,10 +57,16 @@ def run(options: ConvertOptions, invocation: Invocation) -> None:
     names = {name: choice for name, choice in raw["choices"].items() if name.startswith("attn")}
     if "trainer" in keys:
         names["trainer"] = raw["choices"]["trainer"]
-    conversion = Conversion.model_validate(options.model_dump(exclude={"epochs", "lr"}))
+    own = ConvertOptions.model_fields.keys() - Conversion.model_fields.keys()
+    conversion = Conversion.model_validate(options.model_dump(exclude=set(own)))
     derive_config = deferred("attnseg.conversion.composition:derive_config")
-    config = derive_config(conversion, raw["attn"], names, changes)
-    deferred("attnseg.training.train:train")(config, invocation.on_folder)
+    derive = partial(derive_config, conversion, raw["attn"], names, changes)
+    if options.layers == "auto":
+        convert = deferred("attnseg.training.layer_conversion:convert_found_layers")
+        convert(derive, options.budget, invocation.on_folder)
+    else:
+        config = derive(options.layers)
+        deferred("attnseg.training.train:train")(config, invocation.on_folder)
 
 
 def check_overrides(overrides: Sequence[str]) -> list[str]:
@@ -97,5 +115,5 @@ def to_options(arguments: Sequence[str]) -> list[str]:
 
 COMMAND = Command(
     "convert", __doc__, ConvertOptions, run_invocation=run, part="convert", translate=to_options,
-    conveniences=("epochs=5", "epochs=0", "surgery=average"),
+    conveniences=("epochs=5", "epochs=0", "surgery=average", "layers=auto"),
 )  # fmt: skip
