@@ -59,6 +59,7 @@ SHARED = {
     "qk": "queries and keys share one",
     "k_v": "keys and values share one",
     "single": "one for all three",
+    "factored": "keys and values share one, and queries have two factors",
 }
 
 
@@ -425,7 +426,8 @@ def _option_rows(
     for name, parameter in list(inspect.signature(part).parameters.items())[common:]:
         value = given.get(name, parameter.default)
         text = "null" if value is None else str(value).lower() if value in (True, False) else value
-        yield f"| `{key}.{name}` | {text} | {_markdown(meanings.get(name, ''))} |"
+        added = "" if name in given else "+"  # Hydra asks for it where the YAML file lacks the key.
+        yield f"| `{added}{key}.{name}` | {text} | {_markdown(meanings.get(name, ''))} |"
 
 
 def _argument_meanings(docstring: str) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """KV+Pos as computed equals KV+Pos as published, an n x n x m tensor reduced by a linear map."""
 
+import itertools
 from statistics import median
 
 import numpy as np
@@ -53,6 +54,102 @@ def test_folded_form_equals_the_published_one(m, keys, d):
         assert (a - b).abs().max() < 1e-12
 
 
+def code_of(place: float, channels: int) -> list[float]:
+    """Sinusoidal code of one coordinate, entry by entry from its definition."""
+    code = []
+    for t in range(0, channels, 2):
+        frequency = 1 / 10000 ** (t / channels)
+        code += [np.sin(place * frequency), np.cos(place * frequency)]
+    return code
+
+
+def place_code(place: tuple[float, float] | None, channels: int) -> list[float]:
+    """Code of a row, then of a column; zeros for a token without a place."""
+    if place is None:
+        return [0.0] * channels
+    half = int(np.ceil(channels / 4) * 2)
+    return [*code_of(place[0], half), *code_of(place[1], half)][:channels]
+
+
+def grid_code(queries: list, keys: list, m: int) -> torch.Tensor:
+    """P(row_i, column_i, row_j, column_j) of all pairs of places, `[queries, keys, m]`."""
+    half = int(np.ceil(m / 4) * 2)
+    rows = [[place_code(i, half) + place_code(j, m - half) for j in keys] for i in queries]
+    return torch.tensor(rows, dtype=torch.double)
+
+
+def places(grid: tuple[int, int], prefix: int, cell: int = 1, middle: float = 0.0) -> list:
+    on_grid = itertools.product(*(range(side) for side in grid))
+    return [None] * prefix + [(r * cell + middle, c * cell + middle) for r, c in on_grid]
+
+
+@pytest.mark.parametrize("m", [7, 10, 50])
+@pytest.mark.parametrize(
+    ("layout", "keys"),
+    [
+        (Layout((3, 4), (3, 4)), places((3, 4), 0)),
+        (Layout((3, 4), (3, 4), 1, 1), places((3, 4), 1)),
+        (Layout((4, 6), (2, 3), 0, 2, 2, True), places((2, 3), 2, 2, 0.5)),
+        (Layout((4, 6), (2, 3), 1, 0, 2), places((2, 3), 0, 2)),
+        (Layout((1, 3), (2, 2), of_context=True), places((2, 2), 0)),
+    ],
+)
+def test_code_of_rows_and_columns_folds_likewise(m, layout, keys):
+    torch.manual_seed(m)
+    mix = PositionalSoftmax(6, 2, 6**-0.5, pos_dim=m, code="grid").double()
+    q = torch.randn(2, 2, layout.query_tokens, 6, dtype=torch.double, requires_grad=True)
+    k, v = (
+        torch.randn(2, 2, layout.key_tokens, 6, dtype=torch.double, requires_grad=True)
+        for _ in range(2)
+    )
+    code = grid_code(places(layout.queries, layout.query_prefix), keys, m)
+    scores = (q @ k.mT * 6**-0.5)[..., None]
+    theirs = ((scores + code) @ mix.weight + 0.7).softmax(-1) @ v
+    assert_same(mix(q, k, v, layout), theirs, (q, k, v, mix.weight))
+    with torch.no_grad():  # another kernel
+        assert (mix(q, k, v, layout) - theirs).abs().max() < 1e-12
+
+
+def test_code_of_sampled_keys_is_that_of_their_places():
+    """Two images and two groups of heads, each with keys of its own; places have a gradient."""
+    torch.manual_seed(0)
+    mix = PositionalSoftmax(3, 4, 0.5, pos_dim=10, code="grid").double()
+    q = torch.randn(2, 4, 7, 3, dtype=torch.double, requires_grad=True)
+    k, v = (torch.randn(2, 4, 6, 3, dtype=torch.double, requires_grad=True) for _ in range(2))
+    at = (3 * torch.rand(2, 2, 5, 2, dtype=torch.double)).requires_grad_()
+    layout = Layout((2, 3), (1, 5), 1, 1, positions=at)
+    bias = torch.zeros(2, 4, 6, dtype=torch.double)
+    of_row, of_column = mix.weight[6:8], mix.weight[8:]
+    for image, head, key in itertools.product(range(2), range(4), range(5)):
+        row, column = at[image, head // 2, key] - 0.5
+        code = (row.sin(), row.cos()), (column.sin(), column.cos())
+        own = sum(w * c for w, c in zip((*of_row, *of_column), (*code[0], *code[1]), strict=True))
+        bias[image, head, key + 1] = own
+    theirs = (mix.weight.sum() * 0.5 * q @ k.mT + bias[:, :, None]).softmax(-1) @ v
+    assert_same(mix(q, k, v, layout), theirs, (q, k, v, mix.weight, at))
+    with torch.no_grad():
+        assert (mix(q, k, v, layout) - theirs).abs().max() < 1e-12
+
+
+def assert_same(ours, theirs, inputs):
+    """Values and gradients agree to 1e-12."""
+    assert (ours - theirs).abs().max() < 1e-12
+    aim = torch.randn_like(ours)
+    found, wanted = (torch.autograd.grad((out * aim).sum(), inputs) for out in (ours, theirs))
+    for a, b in zip(found, wanted, strict=True):
+        assert (a - b).abs().max() < 1e-12
+
+
+def test_grid_code_tells_a_transposed_grid_from_the_same_numbers():
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 1, 2, 12, 8)
+    wide, tall = Layout((3, 4), (3, 4)), Layout((4, 3), (4, 3))
+    for code, same in (("index", True), ("grid", False)):
+        mix = PositionalSoftmax(8, 2, 1.0, code=code)
+        assert torch.equal(mix(q, k, v, wide), mix(q, k, v, tall)) is same
+        assert mix.needs_grid is not same
+
+
 def test_attention_of_many_tokens_agrees_in_float32():
     torch.manual_seed(0)
     attention = Attention(64, 4, sharing="qk", mixing="positional_softmax")
@@ -91,8 +188,36 @@ def test_folded_form_is_twenty_times_faster():
 def test_temperature_starts_at_one():
     for seed in range(20):
         torch.manual_seed(seed)
-        temperature, _ = PositionalSoftmax(8, 2, 1.0).terms(5)
+        temperature, _ = PositionalSoftmax(8, 2, 1.0).terms(Layout((1, 5), (1, 5)))
         assert temperature.item() == pytest.approx(1, abs=1e-5)
+
+
+def test_published_start_is_nearly_flat_and_inverted_in_half_of_the_layers():
+    torch.manual_seed(3)
+    mix = PositionalSoftmax(8, 2, 1.0, pos_dim=10, init="published")
+    torch.manual_seed(3)
+    assert torch.equal(mix.weight, 0.02 * torch.randn(10))
+    starts = torch.stack(
+        [
+            PositionalSoftmax(8, 2, 1.0, pos_dim=10, init="published").weight.sum()
+            for _ in range(500)
+        ]
+    )
+    assert starts.std().item() == pytest.approx(0.02 * 10**0.5, rel=0.1)
+    assert 0.4 < (starts < 0).float().mean() < 0.6
+
+
+@pytest.mark.parametrize(
+    ("temperature", "words"),
+    [(1.0, []), (0.05, ["flat"]), (-0.05, ["inverted", "flat"]), (-0.8, ["inverted"])],
+)
+def test_an_inverted_or_flat_attention_is_a_finding(temperature, words):
+    attention = Attention(16, 2, sharing="qk", mixing="positional_softmax")
+    with torch.no_grad():
+        attention.mix.weight += (temperature - 1) / 50
+    assert attention.diagnostics()["temperature"].item() == pytest.approx(temperature, abs=1e-5)
+    assert [finding.split(":")[0] for finding in attention.findings()] == words
+    assert all(f"{temperature:.2g}" in finding for finding in attention.findings())
 
 
 def test_position_term_breaks_the_symmetry_of_kv():
@@ -107,6 +232,12 @@ def test_position_term_breaks_the_symmetry_of_kv():
         assert same is equivariant
 
 
-def test_too_few_channels_are_refused():
-    with pytest.raises(ValueError, match="pos_dim 2"):
-        PositionalSoftmax(8, 2, 1.0, pos_dim=2)
+def test_options_that_cannot_be_are_refused():
+    for options, message in (
+        ({"pos_dim": 2}, "pos_dim 2 leaves no channel to the keys' code; use 3 or more"),
+        ({"pos_dim": 6, "code": "grid"}, "pos_dim 6 leaves .* use 7 or more"),
+        ({"code": "rows"}, "unknown code 'rows'; choose one of index, grid"),
+        ({"init": "zero"}, "unknown init 'zero'; choose one of unit, published"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            PositionalSoftmax(8, 2, 1.0, **options)

@@ -125,3 +125,28 @@ def test_a_model_without_attention(explain, kv, monkeypatch):
     answer = explain(f"run={kv}")
     assert (answer.code, answer.err.count("\n")) == (2, 1), answer.err
     assert "is of a model without attention" in answer.err
+
+
+def test_the_temperature_of_each_layer_is_in_history_log_and_table(call, tmp_path):
+    options = ("attn=kv_pos", "+attn.mixing_options.init=published", "trainer.ema_decay=0.5")
+    trained = call("experiment=smoke", *options, "logger=none")
+    assert trained.code == 0, trained.err
+    (run,) = (path.parent for path in tmp_path.glob("outputs/*/*/*/*/run.json"))
+    best = json.loads((run / "run.json").read_text())["best_epoch"]
+    epoch = pd.read_csv(run / "history.csv").set_index("epoch").loc[best]
+    weights = torch.load(run / "checkpoints/best.ckpt", weights_only=True)["state_dict"]
+    answer = call(f"run={run}", command=cli.explain)
+    assert answer.code == 0, answer.err
+    table = pd.read_csv(run / "attention/layers.csv").groupby("layer")["temperature"].first()
+    findings = 0
+    for layer in (f"encoder.{i}.attn" for i in range(4)):
+        wanted = weights[f"model.{layer}.mix.weight"].sum().item()
+        assert epoch[f"{layer}/temperature"] == pytest.approx(wanted, abs=1e-6)
+        assert table[layer] == pytest.approx(wanted, abs=1e-6)
+        for word, true in (("inverted", wanted < 0), ("flat", abs(wanted) < 0.1)):
+            findings += true
+            for text in (" ".join(said.out.split()) for said in (trained, answer)):
+                warned = f"{layer} is {word}: its temperature is {wanted:.2g}," in text
+                assert warned == true
+    assert findings  # or the test shows nothing
+    assert "temperature" in answer.out

@@ -65,7 +65,7 @@ def softmax_rows(mix, q, k):
 
 
 def positional_rows(mix, q, k):
-    temperature, bias = mix.terms(k.shape[1])
+    temperature, bias = mix.terms(Layout(GRID, GRID, 1, 1))
     return (temperature * mix.scale * q @ k.mT + bias).softmax(2)
 
 

@@ -131,6 +131,8 @@ ATTENTIONS = (
         "mixing=neighborhood mixing_options_size=4",
         "mixing=neighborhood mixing_options_dilation=0",
         "mixing=positional_softmax mixing_options_pos_dim=2",
+        "mixing=positional_softmax mixing_options_code=grd",
+        "mixing=positional_softmax mixing_options_init=units",
         "mixing=window mixing_options_size=0",
         "backend=fused",
         "mixing=linear backend=flash",

@@ -3,7 +3,8 @@
 - *sharing*: which of query, key and value share one projection. `none` is the usual QKV
   (Vaswani et al., 2017, arXiv 1706.03762); `qk` is the Key-Value transformer (Borji, 2023,
   arXiv 2305.19129); `k_v` and `single` are the other two sharings of its successor
-  (arXiv 2606.04032).
+  (arXiv 2606.04032). `factored` is `k_v` with two factors in the place of the queries' matrix, as
+  in QVV (Gao, 2026, arXiv 2606.21848); see `attnseg.layers.factored`.
 - *gather*: which tokens give keys and values. `none` takes all tokens; any other is a subclass of
   `Gather`, in a file of its own beside this one.
 - *mixing*: how values are combined; a subclass of `Mixing`, in a file of its own beside this one.
@@ -25,6 +26,7 @@ import attnseg.attention
 from attnseg.attention.fused import AUTO, BACKENDS
 from attnseg.attention.gather import Gather, Gathered
 from attnseg.attention.mixing import Layout, Mixing
+from attnseg.layers.factored import FactoredLinear
 from attnseg.layers.narrow import narrow_once
 from attnseg.layers.sight import Sees
 from attnseg.layers.tokens import DEFAULT_PLACE, Grid, Place, TokenMixer
@@ -36,6 +38,7 @@ SHARINGS: dict[str, dict[str, str]] = {
     "qk": {"q": "qk", "k": "qk", "v": "v"},
     "k_v": {"q": "q", "k": "kv", "v": "kv"},
     "single": {"q": "qkv", "k": "qkv", "v": "qkv"},
+    "factored": {"q": "q", "k": "kv", "v": "kv"},
 }
 ALL_TOKENS = "none"  # the gather that takes all tokens
 NO_OPTIONS: Mapping[str, Any] = {}  # never changed
@@ -189,6 +192,9 @@ class Attention(TokenMixer):
         self.project = nn.ModuleDict(
             {name: make(dim, bias) for name in dict.fromkeys(self.reads.values())}
         )
+        if sharing == "factored":
+            project: Any = self.project["q"]
+            project.linear = FactoredLinear(project.linear)
         options = mixing_options or {}
         make_mixing = load_part("mixing", mixing, Mixing, options)
         scale = head_dim**-0.5 if scale is None else scale
@@ -257,6 +263,16 @@ class Attention(TokenMixer):
     def predict_sight(self) -> Sees:
         """Return what the mixing declares, and the gather instead where it declares something."""
         return {**self.mix.sees, **({} if self.gather is None else self.gather.sees)}
+
+    def diagnostics(self) -> dict[str, Tensor]:
+        """Return those of the mixing; see `TokenMixer.diagnostics`."""
+        named: dict[str, Tensor] = self.mix.diagnostics()
+        return named
+
+    def findings(self) -> list[str]:
+        """Return those of the mixing; see `TokenMixer.findings`."""
+        found: list[str] = self.mix.findings()
+        return found
 
     def macs(
         self, tokens: int, grid: Grid, context: int | None = None, context_grid: Grid | None = None

@@ -66,6 +66,10 @@ class Differential(Mixing):
         normed: Tensor = self.norm(mixed.to(self.norm.weight.dtype))
         return normed * (1 - self.initial)
 
+    def diagnostics(self) -> dict[str, Tensor]:
+        """Return lambda; see `TokenMixer.diagnostics`."""
+        return {"lambda": self.noise_weight().detach()}
+
     def noise_weight(self) -> Tensor:
         """Return lambda, a scalar."""
         wanted, noise = (self.exponents[0] * self.exponents[1]).sum(1).exp().unbind()

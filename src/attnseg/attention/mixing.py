@@ -121,6 +121,14 @@ class Mixing(nn.Module):
         It serves networks whose other weights come from a trained one; by default nothing is set.
         """
 
+    def diagnostics(self) -> dict[str, Tensor]:
+        """Return learned scalars worth watching; see `TokenMixer.diagnostics`."""
+        return {}
+
+    def findings(self) -> list[str]:
+        """Return what is remarkable about them; see `TokenMixer.findings`."""
+        return []
+
     def macs(self, layout: Layout) -> int:
         """Return the multiply-accumulates of `forward` for one item.
 

@@ -9,6 +9,11 @@ P_ij concatenates a code of the row index i and one of the column index j, so th
 `c s_ij + a_i + b_j + bias` with `c = sum(w)`. Terms that do not depend on j cancel in the softmax;
 `c s_ij + b_j` remains: one temperature and one bias per key, computed here in O(n m). Both come
 from the published parameter w; the published bias has no effect and is left out.
+
+The code of 2026 (https://github.com/Brainchip-Inc/Do-Transformers-Need-3-Projections) uses the
+index pair, too; the draft beside it writes P(row_i, column_i, row_j, column_j) instead. That code
+concatenates those of query and key, so it folds likewise: only b_j becomes a function of row and
+column. A code of the difference i - j does not fold: see `relative_softmax`.
 """
 
 from typing import Any
@@ -23,16 +28,25 @@ from attnseg.attention.mixing import Layout, Mixing
 from attnseg.layers.sight import declare_sight
 from attnseg.layers.tokens import DEFAULT_PLACE, Place
 
+CODES = ("index", "grid")
+INITS = ("unit", "published")
+PUBLISHED_STD = 0.02
+FLAT = 0.1  # A smaller temperature, of either sign, is a finding.
 
-def index_code(length: int, channels: int, like: Tensor) -> Tensor:
-    """Return the sinusoidal code `[length, channels]`: sine and cosine interleaved, base 10000.
 
-    Its type and device are those of `like`; `channels` is even.
+def sinusoidal_code(places: Tensor, channels: int) -> Tensor:
+    """Return the code `[..., channels]` of places: sine and cosine interleaved, base 10000.
+
+    `channels` is even.
     """
-    steps = torch.arange(0, channels, 2, device=like.device, dtype=like.dtype)
-    index = torch.arange(length, device=like.device, dtype=like.dtype)
-    angle = index[:, None] * 10000.0 ** (-steps / channels)
-    return torch.stack((angle.sin(), angle.cos()), -1).flatten(1)
+    steps = torch.arange(0, channels, 2, device=places.device, dtype=places.dtype)
+    angle = places[..., None] * 10000.0 ** (-steps / channels)
+    return torch.stack((angle.sin(), angle.cos()), -1).flatten(-2)
+
+
+def half_channels(channels: int) -> int:
+    """Return how many of the channels hold the first of two codes: half, rounded up to even."""
+    return 2 * -(-channels // 4)
 
 
 def biased_attention(
@@ -46,8 +60,8 @@ def biased_attention(
 ) -> Tensor:
     """Compute `softmax_j(temperature * scale * q_i . k_j + bias_j) V` by fused kernels.
 
-    Queries are `[B, h, N, d]`, like the result, keys and values `[B, h, M, d]`, the bias `[M]` and
-    the temperature a scalar; the backend is as of `fused_attention`.
+    Queries are `[B, h, N, d]`, like the result, keys and values `[B, h, M, d]`, the bias `[M]` or
+    `[B, h, M]` and the temperature a scalar; the backend is as of `fused_attention`.
     """
     return fused_attention(q, k * temperature.to(k.dtype), v, scale, backend, bias)
 
@@ -86,25 +100,31 @@ def masked_attention(
     q: Tensor, k: Tensor, v: Tensor, temperature: Tensor, bias: Tensor, scale: float
 ) -> Tensor:
     """Compute the same as `biased_attention`, faster but without a gradient of the bias."""
-    mask = bias.detach().to(q.dtype).expand(1, 1, q.shape[2], len(bias))
+    mask = bias.detach().to(q.dtype).unsqueeze(-2)
+    mask = mask.expand(*(bias.shape[:-1] or (1, 1)), q.shape[2], -1)
     return F.scaled_dot_product_attention(q * temperature.to(q.dtype), k, v, mask, scale=scale)
 
 
 class PositionalSoftmax(Mixing):
     """Softmax attention whose logits are `c s_ij + b_j`; c and b come from one learned vector.
 
-    The vector starts as the published default (uniform within m^-1/2), shifted so that c = 1.
-    Without the shift, c is negative in about half of the draws, which inverts the attention.
+    On a grid, prefix tokens have no place and a bias of 0, and keys of another context have places
+    on their own grid. All heads share c and b, as published.
 
     Args:
         head_dim: d.
-        num_heads: h; all heads share c and b, as published.
+        num_heads: h.
         scale: factor of the scores before c.
         place: where in the model the attention stands.
         pos_dim: m, the channels of the pair code: 50 in the published vision models.
+        code: what the code is of: `index`, as published, of the number of the token; `grid`, of its
+            row and column.
+        init: how the vector starts. `unit`, ours: uniform within m^-1/2, as of a linear layer, then
+            shifted so that c = 1. `published`, as the code of 2026: normal with a standard
+            deviation of 0.02, so that c is near 0, and negative in half of the layers.
 
     Raises:
-        ValueError: `pos_dim` is less than 3, which leaves no channel to the key index.
+        ValueError: `pos_dim` leaves no channel to the keys; `code` or `init` is unknown.
     """
 
     averages = True
@@ -118,16 +138,29 @@ class PositionalSoftmax(Mixing):
         scale: float,
         place: Place = DEFAULT_PLACE,
         pos_dim: int = 50,
+        code: str = "index",
+        init: str = "unit",
     ) -> None:
         super().__init__(head_dim, num_heads, scale, place)
-        if pos_dim < 3:
-            raise ValueError(f"pos_dim {pos_dim} leaves no channel to the key index; use 3 or more")
-        weight = torch.empty(pos_dim).uniform_(-(pos_dim**-0.5), pos_dim**-0.5)
-        self.weight = nn.Parameter(weight + (1 - weight.sum()) / pos_dim)
+        for name, value, known in (("code", code, CODES), ("init", init, INITS)):
+            if value not in known:
+                raise ValueError(f"unknown {name} {value!r}; choose one of {', '.join(known)}")
+        fewest = {"index": 3, "grid": 7}[code]
+        if pos_dim < fewest:
+            raise ValueError(
+                f"pos_dim {pos_dim} leaves no channel to the keys' code; use {fewest} or more"
+            )
+        self.needs_grid = code == "grid"
+        if init == "published":
+            weight = PUBLISHED_STD * torch.randn(pos_dim)
+        else:
+            weight = torch.empty(pos_dim).uniform_(-(pos_dim**-0.5), pos_dim**-0.5)
+            weight += (1 - weight.sum()) / pos_dim
+        self.weight = nn.Parameter(weight)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
         """Mix values; shapes as in `Mixing.forward`."""
-        inputs = (q, k, v, *self.terms(k.shape[2]), self.scale)
+        inputs = (q, k, v, *self.terms(layout), self.scale)
         if q.is_cuda or self.backend != AUTO:
             return biased_attention(*inputs, self.backend)
         if not torch.is_grad_enabled():
@@ -139,17 +172,54 @@ class PositionalSoftmax(Mixing):
 
     def start_neutral(self) -> None:
         """Set c to 1 and b to 0: plain softmax attention."""
-        rows = self._row_channels()
+        of_queries = half_channels(self.weight.numel())
         with torch.no_grad():
-            self.weight.zero_()[:rows] = 1 / min(rows, self.weight.numel())
+            self.weight.zero_()[:of_queries] = 1 / of_queries
 
-    def terms(self, keys: int) -> tuple[Tensor, Tensor]:
-        """Return the temperature c, a scalar, and the key bias b `[keys]`."""
-        rows = self._row_channels()
-        code = index_code(keys, rows, self.weight)
-        column_weight = self.weight[rows:]
-        return self.weight.sum(), code[:, : column_weight.numel()] @ column_weight
+    def terms(self, layout: Layout) -> tuple[Tensor, Tensor]:
+        """Return the temperature c, a scalar, and the key bias b: `[keys]`.
 
-    def _row_channels(self) -> int:
-        """Return the channels of the row index: half of all, rounded up to an even number."""
-        return 2 * -(-self.weight.numel() // 4)
+        Where each image has sampled keys of its own, a bias on the grid is `[B, h, keys]`.
+        """
+        # The half of the queries cancels in the softmax.
+        of_queries = half_channels(self.weight.numel())
+        weight = self.weight[of_queries:]
+        if self.needs_grid:
+            return self.weight.sum(), self._grid_bias(weight, layout)
+        return self.weight.sum(), _bias(self._count(layout.key_tokens), weight, of_queries)
+
+    def diagnostics(self) -> dict[str, Tensor]:
+        """Return the temperature; see `TokenMixer.diagnostics`."""
+        return {"temperature": self.weight.detach().sum()}
+
+    def findings(self) -> list[str]:
+        """Return whether the attention is inverted or flat; see `TokenMixer.findings`."""
+        temperature = float(self.diagnostics()["temperature"])
+        found = []
+        if temperature < 0:
+            found.append(f"inverted: its temperature is {temperature:.2g}, below 0")
+        if abs(temperature) < FLAT:
+            found.append(f"flat: its temperature is {temperature:.2g}, within {FLAT} of 0")
+        return found
+
+    def _grid_bias(self, weight: Tensor, layout: Layout) -> Tensor:
+        """Return the bias of all keys by row and column; `weight` is that of the keys' code."""
+        rows = half_channels(weight.numel())
+        of_row, of_column = weight[:rows], weight[rows:]
+        if layout.positions is None:
+            middle = (layout.cell - 1) / 2 if layout.joined else 0.0
+            row, column = (self._count(side) * layout.cell + middle for side in layout.keys)
+            bias = (_bias(row, of_row, rows)[:, None] + _bias(column, of_column, rows)).flatten()
+        else:
+            row, column = (layout.positions.to(weight.dtype) - 0.5).unbind(-1)
+            bias = _bias(row, of_row, rows) + _bias(column, of_column, rows)
+            bias = bias.repeat_interleave(self.num_heads // bias.shape[1], 1)
+        return F.pad(bias, (layout.key_prefix, 0))
+
+    def _count(self, length: int) -> Tensor:
+        return torch.arange(length, device=self.weight.device, dtype=self.weight.dtype)
+
+
+def _bias(places: Tensor, weight: Tensor, channels: int) -> Tensor:
+    """Return the code of each place times the weights, of which there may be fewer: `[...]`."""
+    return sinusoidal_code(places, channels)[..., : weight.numel()] @ weight

@@ -1,5 +1,7 @@
 """A configured model with a batch of noise, whose training step and forward pass are measured."""
 
+from functools import cached_property
+
 import torch
 from torch import nn
 
@@ -9,6 +11,7 @@ from attnseg.config.budget import build_model
 from attnseg.config.build import build
 from attnseg.config.components import optimizer_factory
 from attnseg.config.nodes import Component
+from attnseg.layers.factored import fuse_factors
 from attnseg.training.module import parameter_groups
 
 
@@ -62,9 +65,14 @@ class Workload:
 
     def forward(self, precision: str = "float32") -> None:
         """Segment the batch."""
-        self.model.eval()
+        network = self.inference.eval()
         with torch.inference_mode(), self.autocast(precision):
-            self.model(self.images)
+            network(self.images)
+
+    @cached_property
+    def inference(self) -> nn.Module:
+        """The network that predicts: the model, or its copy with factors multiplied."""
+        return fuse_factors(self.model)
 
     def macs(self) -> int:
         """Return the multiply-accumulates of one image's forward pass."""

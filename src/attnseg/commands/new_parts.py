@@ -48,7 +48,7 @@ class MyIdea(Mixing):
 ''',
     """# My idea.
 _target_: attnseg.attention.attention.Attention
-sharing: none      # none | qk | k_v | single
+sharing: none      # none | qk | k_v | single | factored
 mixing: my_idea    # the class MyIdea of my_idea.py
 mixing_options:    # what its constructor takes besides the first four arguments
   start: 1.0

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
+from attnseg.layers.factored import fuse_factors
 from attnseg.layers.tokens import Grid, TokenMixer
 
 
@@ -72,8 +73,11 @@ def bind_tokens(
 
 
 def count_all_macs(model: nn.Module, image: tuple[int, int, int]) -> tuple[int, int, int]:
-    """Return all MACs as counted, then those of the attentions by formula and as counted."""
-    meta_model = copy.deepcopy(model).to("meta").eval()
+    """Return all MACs as counted, then those of the attentions by formula and as counted.
+
+    They are those of inference, for which factors of a matrix are multiplied beforehand.
+    """
+    meta_model = fuse_factors(copy.deepcopy(model).to("meta").eval())
     attentions = find_attentions(meta_model)
     formula = 0
 

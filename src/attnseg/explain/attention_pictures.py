@@ -16,7 +16,7 @@ from scipy.spatial import KDTree
 
 from attnseg.data.labels import Masks
 from attnseg.drawing.cases import draw_class_legend
-from attnseg.explain.recording import AttentionRecord, TokenRecord
+from attnseg.explain.recording import AttentionRecord, TokenRecord, recorded_part
 from attnseg.explain.run_attention import RunAttention
 from attnseg.explain.spread import mean_scores
 from attnseg.explain.token_weights import TokenWeights
@@ -64,7 +64,9 @@ def draw_maps(path: Path, scene: Scene, runs: Sequence[RunAttention]) -> None:
         first.set_title("slice", fontsize=8)
         for axis, (name, record) in zip(rest, run.records.items(), strict=False):
             _draw_layer_panel(axis, scene, record, run.weights[name], None)
-            axis.set_title(name, fontsize=8 if len(name) < 24 else 6.5)
+            learned = recorded_part(record).diagnostics().items()
+            title = ", ".join([name, *(f"{key} {value:.2f}" for key, value in learned)])
+            axis.set_title(title, fontsize=8 if len(title) < 24 else 6.5)
     _finish_maps(figure, path, scene, "mean over heads")
 
 

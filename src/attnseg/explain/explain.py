@@ -15,6 +15,7 @@ from attnseg.explain.attention_pictures import Scene
 from attnseg.explain.evidence import load_evidence
 from attnseg.explain.layer_table import print_layers, tabulate_layers
 from attnseg.explain.options import Explain
+from attnseg.explain.recording import recorded_part
 from attnseg.explain.run_attention import RunAttention, record_run
 from attnseg.explain.selection import choose_point, choose_slice, chosen_run_folders, load_same_case
 from attnseg.files import write_text
@@ -58,6 +59,10 @@ def explain_runs(config: Explain) -> pd.DataFrame:
     for attention in attentions:
         print_layers(attention, table, f"{title}, pixel {list(point)}", unit)
     report_exactness(attentions)
+    for attention in attentions:
+        for layer, record in attention.records.items():
+            for finding in recorded_part(record).findings():
+                log.warning("%s: %s is %s", attention.run.folder, layer, finding)
 
     default = "outputs/attention" if config.run is None else RunFolder(config.run).attention
     folder = Path(config.outputs or default)

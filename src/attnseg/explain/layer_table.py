@@ -8,7 +8,7 @@ from rich.table import Table
 
 from attnseg.data.store import StoredCase
 from attnseg.explain.evidence import Mask, measure_evidence_share
-from attnseg.explain.recording import AttentionRecord
+from attnseg.explain.recording import AttentionRecord, recorded_part
 from attnseg.explain.run_attention import RunAttention
 from attnseg.explain.score_symmetry import measure_symmetry
 from attnseg.explain.spread import measure_spread
@@ -39,6 +39,7 @@ def tabulate_layers(
         if isinstance(record, AttentionRecord) and weights.kind == "tokens":
             symmetry = measure_symmetry(record)
         looks = None if truth is None else measure_evidence_share(record, *truth)
+        learned = {n: float(value) for n, value in recorded_part(record).diagnostics().items()}
         for head in range(record.heads):
             entropy = highest = distance = on_grid = asymmetry = beyond_kv = math.nan
             if spread is not None:
@@ -68,7 +69,7 @@ def tabulate_layers(
             if truth is not None:
                 row["evidence_share"] = math.nan if looks is None else float(looks.heads[head])
                 row["uniform_share"] = math.nan if looks is None else looks.uniform
-            rows.append(row)
+            rows.append(row | learned)
     return pd.DataFrame(rows)
 
 
@@ -85,7 +86,10 @@ def print_layers(attention: RunAttention, table: pd.DataFrame, title: str, unit:
     columns = ["entropy,\nof highest\n(bits)", f"distance\n({unit})"]
     columns.append("Q K^T\nasymmetry,\nbeyond KV")
     has_truth = "evidence_share" in means
-    for column in [*columns, *["on evidence,\nof uniform"] * has_truth]:
+    learned = sorted(
+        {n for r in attention.records.values() for n in recorded_part(r).diagnostics()}
+    )
+    for column in [*columns, *learned, *["on evidence,\nof uniform"] * has_truth]:
         printed.add_column(column, justify="right")
     for name, row in means.iterrows():
         entropy, highest = row["entropy_bits"], row["highest_entropy_bits"]
@@ -96,6 +100,7 @@ def print_layers(attention: RunAttention, table: pd.DataFrame, title: str, unit:
             "-" if math.isnan(entropy) else f"{entropy:.2f} / {highest:.2f}",
             _format_number(row[f"distance_{unit}"], 1),
             " / ".join(_format_number(row[key], 2) for key in SYMMETRY),
+            *(_format_number(row[name], 2) for name in learned),
             *([" / ".join(shares)] if shares else []),
         )
     printed.caption = "means over heads and over the tokens of the slice"

@@ -150,6 +150,11 @@ class MixerRecord(TokenRecord):
 AnyRecord = AttentionRecord | MixerRecord
 
 
+def recorded_part(record: AnyRecord) -> Mixing | TokenMixer:
+    """Return the module that mixed: the mixing of an attention, or the mixer in its place."""
+    return record.mix if isinstance(record, AttentionRecord) else record.mixer
+
+
 @torch.no_grad()
 def record_attentions(model: SegmentationModel, image: Tensor) -> dict[str, AnyRecord]:
     """Run a model on an image `[1, C, H, W]` and return its attentions by name, in order.

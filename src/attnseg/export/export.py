@@ -32,6 +32,7 @@ from attnseg.evaluation.evaluate import FinishedRun, build_profiles
 from attnseg.evaluation.scoring import score_cases
 from attnseg.export.options import Export
 from attnseg.files import file_digest, replacing, write_text
+from attnseg.layers.factored import fuse_factors
 from attnseg.metrics.profiles.profile import Profile
 from attnseg.prediction.exported import FACTS, INT8, ONNX, SPEC
 from attnseg.prediction.network import Network
@@ -192,7 +193,7 @@ def trace_model(model: nn.Module, image: tuple[int, int, int]) -> ExportedProgra
     Gradients are enabled because KV+Pos then carries its bias as one more channel. Without them its
     bias is a mask, which the exporter would store for every block, tokens times tokens.
     """
-    example = torch.zeros(2, *image)
+    example, model = torch.zeros(2, *image), fuse_factors(model)
     try:
         with torch.enable_grad(), silenced_exporters():
             return torch.export.export(

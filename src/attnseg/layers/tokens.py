@@ -91,6 +91,14 @@ class TokenMixer(nn.Module):
         """Return whether the mixer should solve a probe, by the probe's name."""
         return self.sees
 
+    def diagnostics(self) -> dict[str, Tensor]:
+        """Return learned scalars worth watching, by name; every epoch of a run records them."""
+        return {}
+
+    def findings(self) -> list[str]:
+        """Return what is remarkable about the diagnostics, a phrase each that follows "is"."""
+        return []
+
     def macs(
         self, tokens: int, grid: Grid, context: int | None = None, context_grid: Grid | None = None
     ) -> int:

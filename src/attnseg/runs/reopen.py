@@ -14,6 +14,7 @@ from attnseg.data.labels import Masks
 from attnseg.errors import CheckpointError, ConfigError
 from attnseg.files import file_digest
 from attnseg.layers.conv import resize
+from attnseg.layers.factored import fuse_factors
 from attnseg.models.model import SegmentationModel
 from attnseg.prediction.spec import VERSION, InferenceSpec
 from attnseg.processes.malloc import keep_freed_memory
@@ -41,7 +42,7 @@ def load_network(run: "RunFolder", device: str = "cpu") -> "TorchNetwork":
         ConfigError: as `read_spec`, or there is no such device.
         CheckpointError: the weights are missing, damaged or do not fit.
     """
-    return TorchNetwork(load_model(run), device)
+    return TorchNetwork(fuse_factors(load_model(run)), device)
 
 
 def load_model(run: "RunFolder") -> SegmentationModel:

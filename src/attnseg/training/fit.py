@@ -25,7 +25,13 @@ from attnseg.processes.tf32 import tf32_products
 from attnseg.runs.run_folder import RunFolder
 from attnseg.training.callbacks.averaging import WeightAverage
 from attnseg.training.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
-from attnseg.training.callbacks.history import History, HistoryRow, OnEpoch, ProfileScores
+from attnseg.training.callbacks.history import (
+    Diagnostics,
+    History,
+    HistoryRow,
+    OnEpoch,
+    ProfileScores,
+)
 from attnseg.training.callbacks.progress import EpochProgress
 from attnseg.training.compiling import (
     compile_model,
@@ -127,6 +133,7 @@ def make_callbacks(
         callbacks.append(ProfileScores(options.score_every, partial(score_validation, setup)))
     split = "val" if data.watermark is None else "WATCHED TEST"
     callbacks += [
+        Diagnostics(),
         EpochProgress(data.reader.labels.names, split),
         History(folder.history_file, data.watermark, log_epoch, on_epoch),
         BestCheckpoint(folder.checkpoints, options.monitor, mode),

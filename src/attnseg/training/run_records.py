@@ -8,6 +8,7 @@ from attnseg.config import cost
 from attnseg.config.identity import short_digest
 from attnseg.data.sealed import count_cases
 from attnseg.files import write_text
+from attnseg.models.model import SegmentationModel
 from attnseg.preparation.datasets import describe_input
 from attnseg.runs.active_run import ActiveRun
 from attnseg.training.attention_kernels import find_attention_kernels
@@ -58,6 +59,13 @@ def announce_run(run: ActiveRun, setup: TrainingSetup) -> None:
     ]
     log.info("%s: %s", config.dataset_name, "; ".join(roles))
     log.info("Run folder: %s", run.folder)
+
+
+def warn_of_findings(model: SegmentationModel) -> None:
+    """Warn of attentions that are remarkable after training, such as an inverted one."""
+    for layer, mixer in cost.find_attentions(model).items():
+        for finding in mixer.findings():
+            log.warning("%s is %s", layer, finding)
 
 
 @contextlib.contextmanager

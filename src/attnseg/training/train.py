@@ -29,7 +29,12 @@ from attnseg.training.fit import fit
 from attnseg.training.loggers.run_loggers import RunLoggers
 from attnseg.training.precision import resolve_precision
 from attnseg.training.rank_main import follow_rank_zero
-from attnseg.training.run_records import announce_run, record_setup, recorded_outcome
+from attnseg.training.run_records import (
+    announce_run,
+    record_setup,
+    recorded_outcome,
+    warn_of_findings,
+)
 from attnseg.training.setup import TrainingSetup, check_devices, checkpoint_bytes, set_up_training
 
 log = logging.getLogger(__name__)
@@ -114,6 +119,7 @@ def fit_and_evaluate(
             if config.trainer.strategy == "fsdp":  # This process holds only a shard of the model.
                 model = build_components(config, data.reader).model
             load_best_weights(run, config, model)
+            warn_of_findings(model)
         with run.timing("evaluate"):
             evaluate_run(run, setup, model)
         finish_report(run, setup)

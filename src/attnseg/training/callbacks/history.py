@@ -1,7 +1,8 @@
 """Callbacks that record what each epoch logs.
 
 `History` writes one row per epoch to `history.csv` and passes it on, to experiment trackers for
-example. `ProfileScores` adds scores of whole validation cases to the logged values.
+example. `ProfileScores` adds scores of whole validation cases to the logged values, `Diagnostics`
+the learned scalars that attentions declare.
 """
 
 import time
@@ -12,6 +13,7 @@ from typing import Any
 import pandas as pd
 import pytorch_lightning as pl
 
+from attnseg.config.cost import find_attentions
 from attnseg.files import write_text
 
 HistoryRow = Mapping[str, float | str]
@@ -103,3 +105,19 @@ class ProfileScores(pl.Callback):
         if trainer.is_global_zero and (trainer.current_epoch + 1) % self.every == 0:
             for metric, value in self.score().items():
                 pl_module.log(f"val/{metric}", value, rank_zero_only=True)
+
+
+class Diagnostics(pl.Callback):
+    """Adds the learned scalars that a model's attentions declare, each as `layer/name`.
+
+    They are of the weights that are validated; see `TokenMixer.diagnostics`.
+    """
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Add the scalars to the epoch's logged values."""
+        model: Any = pl_module.model
+        for layer, mixer in find_attentions(model).items():
+            for name, value in mixer.diagnostics().items():
+                # A sharded parameter is gathered from all processes.
+                whole = getattr(value, "full_tensor", lambda value=value: value)()
+                pl_module.log(f"{layer}/{name}", float(whole))
