@@ -38,6 +38,7 @@ HEADS, GRID, WIDTH = 2, (3, 4), 6
 OF_CHANNELS = {"transpose", "channel_group"}  # mixings that mix these instead of tokens
 SUM_TO_1 = {"qkv", "kv", "kv_pos", "efficient", "linear", "alternate", *OF_CHANNELS}
 SUM_TO_1 |= {"deformable", "token_merging", "spatial_reduction", "pooled_reduction"}
+SUM_TO_1 |= {"k_v", "single", "qvv3", "kv_pos_2d", "kv_relpos"}
 TOKENS = 1 + GRID[0] * GRID[1]
 
 
@@ -157,7 +158,7 @@ def test_every_attention_of_every_model(model, attn):
             assert (found_spread.entropy <= found_spread.highest_entropy + 1e-4).all()
             assert found_spread.distance.isfinite().all() == (0 not in here.grid)
         if isinstance(here, AttentionRecord):
-            shared = attn.startswith("kv") and here.same_tokens
+            shared = attn.startswith(("kv", "single")) and here.same_tokens
             check_weights(here, found, token, shared if attn in SUM_TO_1 else None)
     with torch.no_grad():
         assert torch.equal(net(image), before)
