@@ -80,6 +80,21 @@ def test_shared_projections_come_apart_without_a_change(sharing):
     assert not report.tied and not report.fresh and not report.lost
 
 
+@pytest.mark.parametrize("method", ["solve", "average", "value"])
+def test_two_factors_of_the_queries_start_as_their_product(method):
+    """The first is the identity; as a parent, both are multiplied."""
+    old, x = attention(), tokens()
+    new, report = convert("factored", method, old)
+    plain, wanted = convert("k_v", method, old)
+    torch.testing.assert_close(new(x, (5, 8)), plain(x, (5, 8)), rtol=0, atol=1e-12)
+    assert torch.equal(new.project["q"].linear.first.weight, torch.eye(DIM, dtype=torch.double))
+    assert report == wanted
+    old = attention("factored")
+    again, report = convert("none", method, old)
+    torch.testing.assert_close(again(x, (5, 8)), old(x, (5, 8)), rtol=0, atol=1e-12)
+    assert not report.tied and not report.fresh and not report.lost
+
+
 @pytest.mark.parametrize("sharing", ["qk", "k_v", "single"])
 def test_tied_projections_are_averaged_or_chosen(sharing):
     old = attention()

@@ -30,6 +30,7 @@ from attnseg.conversion.shared_projections import (
     share_query_key,
     take_values,
 )
+from attnseg.layers.factored import fuse_factors, load_fused
 
 Method = Literal["solve", "average", "query", "key", "value"]
 ROLES = {"q": "query", "k": "key", "v": "value"}
@@ -100,6 +101,11 @@ def convert_site(
     Raises:
         ValueError: the method names a role that shares no projection.
     """
+    fused, plain = fuse_factors(new), fuse_factors(old)
+    if (fused is new) != (plain is old):  # Factors on one side only are converted as their product.
+        report = convert_site(fused, plain, method, moments)
+        load_fused(new, fused)
+        return report
     report = SiteReport()
     own, theirs = new.state_dict(), old.state_dict()
     initial = {name: tensor.clone() for name, tensor in own.items()}

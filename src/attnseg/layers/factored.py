@@ -62,3 +62,15 @@ def fuse_factors(model: nn.Module) -> nn.Module:
             parent, _, child = name.rpartition(".")
             setattr(fused.get_submodule(parent), child, module.fused())
     return fused
+
+
+@torch.no_grad()
+def load_fused(model: nn.Module, fused: nn.Module) -> None:
+    """Give a model the weights of its copy by `fuse_factors`; first factors become the identity."""
+    state = dict(fused.state_dict())
+    for name, module in model.named_modules():
+        if isinstance(module, FactoredLinear) and f"{name}.weight" in state:
+            for part in dict(module.second.named_parameters()):
+                state[f"{name}.second.{part}"] = state.pop(f"{name}.{part}")
+            state[f"{name}.first.weight"] = torch.eye(module.in_features)
+    model.load_state_dict(state)
