@@ -19,8 +19,8 @@ RESULTS = {
     "attnseg train model=se": ["model=setr "],
     "attnseg train mod": ["model.", "model="],
     "attnseg train model.siz": ["model.size="],
-    "attnseg train attn=qkv,kv_": ["attn=qkv,kv_pos "],
-    "attnseg train attn@model.channel_attn=kv_": ["attn@model.channel_attn=kv_pos "],
+    "attnseg train attn=qkv,kv_r": ["attn=qkv,kv_relpos "],
+    "attnseg train attn@model.channel_attn=kv_r": ["attn@model.channel_attn=kv_relpos "],
     "attnseg train model=transunet model.n_": ["model.n_skip="],
     "attnseg train trainer.deterministic=": [
         f"trainer.deterministic={value} " for value in ("false", "true")
