@@ -145,7 +145,9 @@ def test_masks_of_a_picture_are_those_of_predict(page, capsule, tmp_path):
     saved = np.array(Image.open(io.BytesIO(page.get("/masks", side=0, case=0))))
     assert np.array_equal(saved, np.array(Image.open(expected)))
     assert saved.any()
-    assert json.loads(page.get("/case", case=0))["shape"] == [1, 40, 50]
+    facts = json.loads(page.get("/case", case=0))
+    assert facts["shape"] == [1, 40, 50]
+    assert not facts["oriented"]
 
 
 def slice_of(page, **values):
@@ -160,7 +162,8 @@ def test_slices_of_three_planes(page):
     image = np.zeros((8, 10, 12), np.int16)
     image[7, 1, 10:] = 100
     page.drop({"a.nii": nifti(image, np.diag([-1.0, 1, 1, 1]))})  # left, front, head
-    assert json.loads(page.get("/case", case=0))["shape"] == [12, 10, 8]
+    facts = json.loads(page.get("/case", case=0))
+    assert (facts["shape"], facts["oriented"]) == ([12, 10, 8], True)
     for axis, at, corner in ((0, 11, (1, 1)), (1, 8, (0, 1)), (2, 7, (0, 1))):
         drawn = slice_of(page, axis=axis, at=at, layer="none").mean(2) > 128
         places = np.argwhere(drawn)

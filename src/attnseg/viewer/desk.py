@@ -155,7 +155,7 @@ class Desk:
         first = next(iter(shown.values()))
         return {
             "shape": first.shape,
-            "oriented": first.shape[0] > 1,
+            "oriented": first.oriented,
             "low": first.low[0],
             "high": first.high[0],
             "uncertainty": all(each.uncertainty is not None for each in shown.values()),

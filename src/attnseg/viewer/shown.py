@@ -28,7 +28,8 @@ Layer = Literal["masks", "uncertainty", "none"]
 class Shown:
     """An image with its masks, whose axes run to the patient's head, back and left.
 
-    A picture is an image of one slice.
+    A picture is an image of one slice. Axes of files that do not say how the patient lies are as
+    they are.
 
     Attributes:
         image: `[Z, Y, X, C]`.
@@ -38,6 +39,7 @@ class Shown:
         low: intensity that becomes 0, per channel.
         high: intensity that becomes 1, per channel.
         labels: the classes.
+        oriented: whether the files say how the patient lies.
     """
 
     image: NDArray[Any]
@@ -47,6 +49,7 @@ class Shown:
     low: tuple[float, ...]
     high: tuple[float, ...]
     labels: Labels
+    oriented: bool = False
 
     @classmethod
     def from_slices(cls, item: Item, scan: Scan, segmented: Segmented, spec: InferenceSpec) -> Self:
@@ -67,6 +70,7 @@ class Shown:
             scan.low,
             scan.high,
             spec.labels,
+            scan.affine is not None,
         )
 
     @property

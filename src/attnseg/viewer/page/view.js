@@ -16,7 +16,7 @@
     say("");
   };
   const PLANES = ["Axial", "Coronal", "Sagittal"];
-  const COLOURS = 8;
+  const COLOURS = 8, TALLEST = 34; // pictures, in rem
 
   // The token in the address is exchanged, once, for a secret that lasts as long as this tab.
   if (location.hash.length > 1) {
@@ -223,6 +223,7 @@
       const before = image.src;
       image.src = URL.createObjectURL(await answer.blob());
       await image.decode();
+      image.parentElement.style.width = `min(100%, ${(TALLEST * image.naturalWidth) / image.naturalHeight}rem)`;
       image.dataset.at = at;
       if (before) URL.revokeObjectURL(before);
     } catch (error) {
