@@ -125,11 +125,12 @@ def main() -> None:
         rows += measure(given.folder, task, seed, given.epochs, given.surgeries, given.attentions)
         table = pd.DataFrame(rows)
         table.to_csv(given.folder / f"conversions-{given.task}.csv", index=False)
-    columns = [name for name in table if name not in ("attention", "surgery", "seed")]
+    columns = [c for c in map(str, table) if c not in ("attention", "surgery", "seed")]
     print(f"| attention | surgery | {' | '.join(columns)} |")
     print("|---" * (len(columns) + 2) + "|")
-    for key, group in table.groupby(["attention", "surgery"], sort=False):
-        print(f"| {' | '.join([*key, *(spread(group[name]) for name in columns)])} |")
+    for _, group in table.groupby(["attention", "surgery"], sort=False):
+        names = [str(group[column].iloc[0]) for column in ("attention", "surgery")]
+        print(f"| {' | '.join([*names, *(spread(group[column]) for column in columns)])} |")
 
 
 if __name__ == "__main__":

@@ -101,9 +101,11 @@ def measure_dice(model: SegmentationModel, setup: TrainingSetup) -> float:
     dice = CaseDice(len(setup.data.val), len(labels)).to(device)
     trained, dtype = model.training, AUTOCAST.get(str(options.precision))
     model.to(device).eval()
-    slices = setup.loaders.val
+    slices, size = setup.loaders.val, setup.loaders.batch_size
     keys = [(0, index) for index in range(len(slices))]
-    for batch in DataLoader(slices, setup.loaders.batch_size, sampler=keys):
+    if options.limit_batches is not None:  # It holds for validation, too.
+        keys = keys[: options.limit_batches * size * options.devices]
+    for batch in DataLoader(slices, size, sampler=keys):
         image, mask, case = (batch[name].to(device) for name in ("image", "mask", "case"))
         with torch.autocast(device.type, dtype, enabled=dtype is not None):
             logits = model(image)
