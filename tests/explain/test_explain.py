@@ -177,7 +177,8 @@ def check_weights(here, found, token, shared):
         torch.testing.assert_close(whole[:, token], found.weights, atol=1e-6, rtol=1e-4)
         found_symmetry = measure_symmetry(here)
         assert (found_symmetry is None) == (not here.same_tokens)
-        if found_symmetry is not None and shared is not None:
+        few = here.layout.key_tokens < 3  # Less their means, the scores of two are symmetric.
+        if found_symmetry is not None and shared is not None and not few:
             for measure in (found_symmetry.asymmetry, found_symmetry.beyond_kv):
                 assert shared == bool((measure < 1e-6).all()), here.name
 
