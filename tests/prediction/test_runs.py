@@ -18,6 +18,10 @@ from attnseg.data.readers import rle
 from attnseg.evaluation.evaluate import FinishedRun
 from attnseg.evaluation.options import Evaluate
 from attnseg.runs.run_folder import RunFolder
+from attnseg.viewer.options import View
+from attnseg.viewer.sides import open_sides
+from attnseg.viewer.uploads import Upload
+from attnseg.viewer.written import open_predictions
 from tests.prediction.made import TILTED, organ, spec
 
 CLASSES = ("large_bowel", "small_bowel", "stomach")
@@ -203,6 +207,27 @@ def test_onnx_predicts_without_torch(tmp_path):
         assert ("torch is not installed; use backend=onnx" in done.stderr) == bool(code)
     mask = np.asarray(nib.load(tmp_path / "out/masks/a.nii.gz").dataobj)
     assert np.array_equal(mask > 0, organ() > 100)
+
+
+def test_the_page_shows_the_masks_of_the_command(place, run, tmp_path):
+    """A scan that is dropped on the page of a run, and what the command has written of it."""
+    folder = sorted(scans(place).glob("case*/case*_day*"))[0]
+    assert command("predict", f"run={run}", f"input={folder}", "output=out") == 0
+    written = open_predictions(Path("out"))
+    upload = Upload(tmp_path / "dropped", 10_000_000)
+    for path in sorted(folder.rglob("*.png")):
+        with path.open("rb") as file:
+            upload.receive(f"{path.relative_to(folder.parent)}", file, path.stat().st_size)
+    options = dict.fromkeys(View.model_fields) | {"run": str(run), "device": "cpu"}
+    (side,) = open_sides(View.model_construct(**options))
+    side.segment(upload, tmp_path / "results", "nifti")
+    assert side.lines == []
+    (case,) = side.cases.values()
+    (earlier,) = written.cases.values()
+    assert case.name == earlier.name == folder.name
+    (mine,), (expected,) = case.masks.values(), earlier.masks.values()
+    assert mine.read_bytes() == expected.read_bytes()
+    assert np.array_equal(case.load().label_map, earlier.load().label_map)
 
 
 FAULTS = {
