@@ -124,6 +124,9 @@ def test_solving_gives_back_what_was_shared(bias):
     old.project["k"].load_state_dict(old.project["q"].state_dict())
     new, _ = convert("qk", "solve", old, bias)
     assert score_error(new, old, tokens(), centred=False) < 1e-10
+    # Of all projections with these scores, it is the same one, not a rotated one.
+    shared = new.project["qk"].linear.weight
+    torch.testing.assert_close(shared, old.project["q"].linear.weight, rtol=0, atol=1e-10)
     old.project["v"].load_state_dict(old.project["q"].state_dict())
     for sharing in ("k_v", "single"):
         new, _ = convert(sharing, "solve", old, bias)
