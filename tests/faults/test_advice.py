@@ -201,6 +201,8 @@ def test_options_and_commands_that_advice_names_exist():
         root = ["dataset.root=x"] if choices[:1] != [] and "dataset" in choices[0] else []
         raw = compose_raw(train.COMMAND, choices + root)
         keys |= set(flatten(raw)) | {key.rpartition(".")[2] for key in flatten(raw)}
+    converting = compose_raw(COMMANDS["convert"], ["convert.parent=x"])
+    keys |= {key.rpartition(".")[2] for key in flatten(converting)}
     keys |= {"search.report", "search.space", "postprocess.min_pixels"}  # of files read elsewhere
     named = re.compile(
         r"\b([a-z_]+(?:\.[a-z_]+)*)=|"
