@@ -79,26 +79,11 @@ def score_folders(
     both = dict(zip(pairs.values(), filter(None, found), strict=True))
     labels, meanings = define_labels(both, classes, ignore_label)
 
-    def score_pair(case: str) -> tuple[list[tuple[Any, ...]], set[str]]:
-        """Return the rows of a case, and the digests of its true masks."""
-        *maps, spacing = read_pair(*pairs[case])
-        own, mapped = Problems(), []
-        for path, label_map, meaning in zip(pairs[case], maps, meanings, strict=True):
-            with own.gathered():
-                mapped.append(map_labels(path, label_map, meaning))
-        own.stop()
-        true, predicted = mapped
-        masks = labels.split(true), labels.split(predicted)
-        rows = [
-            ("given", patients[case], case, *score, profile.name)
-            for profile in profiles
-            for score in score_known_voxels(
-                profile, *masks, spacing, labels.names, labels.find_ignored(true)
-            )
-        ]
-        return rows, set(digest_masks(masks[0])) if data is not None else set()
+    def score_case(case: str) -> tuple[list[tuple[Any, ...]], set[str]]:
+        scores, digests = score_pair(pairs[case], profiles, labels, meanings)
+        return [("given", patients[case], case, *score) for score in scores], digests
 
-    scored = work_on_files(score_pair, list(pairs), "Scoring", "cases", pred, problems)
+    scored = work_on_files(score_case, list(pairs), "Scoring", "cases", pred, problems)
     problems.stop()
     rows, digests = zip(*filter(None, scored), strict=True)
     if data is not None:
@@ -123,6 +108,36 @@ def list_labels(files: tuple[Path, Path]) -> tuple[set[int], set[int]]:
             found.append(set(map(int, values.tolist())))
     problems.stop()
     return found[0], found[1]
+
+
+def score_pair(
+    files: tuple[Path, Path],
+    profiles: Sequence[Profile],
+    labels: Labels,
+    meanings: Sequence[Mapping[int, int]],
+) -> tuple[list[tuple[Any, ...]], set[str]]:
+    """Score a prediction against the truth; arguments as returned by `define_labels`.
+
+    Returns:
+        Class, metric, value and profile of each score, and the digests of the true masks.
+
+    Raises:
+        DataError: a label has no meaning.
+    """
+    *maps, spacing = read_pair(*files)
+    problems, mapped = Problems(), []
+    for path, label_map, meaning in zip(files, maps, meanings, strict=True):
+        with problems.gathered():
+            mapped.append(map_labels(path, label_map, meaning))
+    problems.stop()
+    true, predicted = mapped
+    masks, ignored = (labels.split(true), labels.split(predicted)), labels.find_ignored(true)
+    scores = [
+        (*score, profile.name)
+        for profile in profiles
+        for score in score_known_voxels(profile, *masks, spacing, labels.names, ignored)
+    ]
+    return scores, set(digest_masks(masks[0]))
 
 
 def _record_opening(data: Path, digests: set[str], pred: Path, truth: Path) -> None:
