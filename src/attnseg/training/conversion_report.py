@@ -139,17 +139,17 @@ def name_comparison(run: RunFolder, parent: RunFolder, tested: bool) -> str:
     by, baseline = "attn", parent.facts.choices["attn"]
     words = ["attnseg", "compare", f"runs=[{parent},{run}]", f"baseline={baseline}"]
     if baseline == run.facts.choices["attn"]:
-        for by, value in _flatten(parent.raw_config["attn"], "attn"):
+        for by, value in _list_options(parent.raw_config["attn"], "attn"):
             if run.option(by) != value:
                 words[3:] = [f"baseline={value}", f"by=[{by}]"]
                 break
     return shlex.join([*words, *([] if tested else ["split=val"])])
 
 
-def _flatten(node: object, key: str) -> Iterator[tuple[str, object]]:
+def _list_options(node: object, key: str) -> Iterator[tuple[str, object]]:
     if isinstance(node, Mapping):
         for name, value in node.items():
-            yield from _flatten(value, f"{key}.{name}")
+            yield from _list_options(value, f"{key}.{name}")
     else:
         yield key, node
 

@@ -12,7 +12,7 @@ from typing import Any, get_args
 from attnseg.config.prediction import OutputType
 from attnseg.errors import AttnsegError
 from attnseg.viewer.shown import Layer, Shown, measure_agreement
-from attnseg.viewer.sides import Case, Predicting, Side
+from attnseg.viewer.sides import Predicting, SeenCase, Side
 from attnseg.viewer.uploads import Readable, Refusal, Upload
 
 Answer = tuple[bytes, str]  # body and its type
@@ -33,7 +33,7 @@ class Desk:
         self.sides, self.folder, self.most = sides, folder, most
         self._busy = threading.Lock()
         self._upload: Upload | None = None
-        self._loaded: dict[int, tuple[Case, Shown]] = {}
+        self._loaded: dict[int, tuple[SeenCase, Shown]] = {}
 
     def get(self, path: str, values: dict[str, str]) -> Answer:
         """Answer a question.
@@ -139,7 +139,7 @@ class Desk:
         return {
             "lines": list(dict.fromkeys(line for side in self.sides for line in side.lines)),
             "cases": [
-                {"name": name, "sides": [_summarise(side, name) for side in self.sides]}
+                {"name": name, "sides": [_fill_row(side, name) for side in self.sides]}
                 for name in self._names
             ],
         }
@@ -177,7 +177,7 @@ class Desk:
         index = _number(values, "at", shown.shape[axis])
         return shown.draw(axis, index, window, layer, hidden)
 
-    def _find(self, values: dict[str, str]) -> tuple[int, Case]:
+    def _find(self, values: dict[str, str]) -> tuple[int, SeenCase]:
         """Return the number of the side, and the case."""
         at = _number(values, "side", len(self.sides))
         name = self._names[_number(values, "case", len(self._names))]
@@ -185,7 +185,7 @@ class Desk:
             raise Refusal(404, "No such case")
         return at, self.sides[at].cases[name]
 
-    def _load(self, at: int, case: Case) -> Shown:
+    def _load(self, at: int, case: SeenCase) -> Shown:
         """Return a case, the last of each side from memory."""
         known = self._loaded.get(at)
         if known is None or known[0] is not case:
@@ -196,7 +196,7 @@ class Desk:
         return known[1]
 
 
-def pack_masks(case: Case) -> bytes:
+def pack_masks(case: SeenCase) -> bytes:
     """Return the file of a case's masks, or an archive if there are several."""
     if len(case.masks) == 1:
         return next(iter(case.masks.values())).read_bytes()
@@ -207,7 +207,7 @@ def pack_masks(case: Case) -> bytes:
     return buffer.getvalue()
 
 
-def _summarise(side: Side, name: str) -> dict[str, Any] | None:
+def _fill_row(side: Side, name: str) -> dict[str, Any] | None:
     """Return what the page's table has of a case; `None` if this side has no such case."""
     case = side.cases.get(name)
     if case is None:
@@ -218,7 +218,7 @@ def _summarise(side: Side, name: str) -> dict[str, Any] | None:
     return {key: facts[key] for key in ("ml", "voxels", "warnings", "seconds")} | {"file": file}
 
 
-def name_of_archive(case: Case) -> str:
+def name_of_archive(case: SeenCase) -> str:
     """Return the name under which several files of masks are saved."""
     return f"{next(iter(case.masks)).partition('_masks')[0]}_masks.zip"
 

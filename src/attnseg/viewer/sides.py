@@ -26,7 +26,7 @@ from attnseg.viewer.uploads import KINDS, Upload
 
 
 @dataclass(frozen=True)
-class Case:
+class SeenCase:
     """One segmented image.
 
     Attributes:
@@ -55,7 +55,7 @@ class Side:
 
     title: str
     spec: InferenceSpec
-    cases: dict[str, Case] = field(default_factory=dict)
+    cases: dict[str, SeenCase] = field(default_factory=dict)
     lines: list[str] = field(default_factory=list)
 
 
@@ -94,7 +94,7 @@ class Predicting(Side):
                 name += " (again)"
             masks = name_masks(entry, output, stem_of(name, entry))
             entry["warnings"] = [upload.original(line) for line in entry["warnings"]]
-            self.cases[name] = Case(name, entry, masks, partial(_same, shown))
+            self.cases[name] = SeenCase(name, entry, masks, partial(_same, shown))
 
 
 def _same(shown: Shown) -> Shown:

@@ -24,7 +24,7 @@ from attnseg.prediction.scan import Scan
 from attnseg.prediction.segment import Segmented
 from attnseg.prediction.spec import InferenceSpec
 from attnseg.viewer.shown import Shown
-from attnseg.viewer.sides import Case, Side, name_masks
+from attnseg.viewer.sides import SeenCase, Side, name_masks
 
 
 def open_predictions(folder: Path) -> Side:
@@ -43,7 +43,7 @@ def open_predictions(folder: Path) -> Side:
         for entry in facts["items"]:
             masks = name_masks(entry, folder, Path(entry["name"]).name)
             load = partial(read_case, entry, source, folder, spec)
-            side.cases[entry["name"]] = Case(entry["name"], entry, masks, load)
+            side.cases[entry["name"]] = SeenCase(entry["name"], entry, masks, load)
     except (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
         raise DataError(
             f"{path}: no manifest of a prediction; give the output folder of attnseg predict"
