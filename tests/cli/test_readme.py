@@ -48,7 +48,8 @@ def compose_command(monkeypatch, capfd, script, options):
     """Let a command show its configuration, which checks the options."""
     arguments = [word.strip("'") for word in options.split() if word != "-m"]
     # One value of each sweep: composing a sweep's first job composes them all.
-    first = [re.sub(r"^(model|attn|seed)=([^,]*),.*", r"\1=\2", word) for word in arguments]
+    swept = r"[\w.]+" if "-m" in options.split() else "model|attn|seed"
+    first = [re.sub(rf"^({swept})=([^,[{{]*),.*", r"\1=\2", word) for word in arguments]
     name = script.removeprefix("attnseg ").removesuffix(".py")
     monkeypatch.setattr(sys, "argv", ["attnseg", name, "--cfg", "job", *first])
     with pytest.raises(SystemExit) as ended:
