@@ -55,6 +55,8 @@ class RelativeSoftmax(Mixing):
 
     def biases(self, layout: Layout) -> Tensor:
         """Return the biases of the grid's queries and keys, `[B or 1, h, queries, keys]`."""
+        if not math.prod(layout.queries):  # A class token asks a context.
+            return self.table.new_zeros(1, len(self.table), 0, math.prod(layout.keys))
         queries = torch.cartesian_prod(*(_centres(n, self.table) / n for n in layout.queries))
         away = queries[:, None] - self._key_shares(layout)[:, :, None]  # [B, g, queries, keys, 2]
         rows, columns = (
