@@ -12,8 +12,15 @@ from attnseg.config.training import parse_config
 from attnseg.conversion.layer_search import search_layers
 from attnseg.conversion.sites import find_sites
 from attnseg.conversion.surgery import convert_model
+from attnseg.errors import ConfigError
 from attnseg.runs.run_folder import RunFolder
-from attnseg.training.layer_conversion import draw_curve, mixed, tabulate_search
+from attnseg.training.conversion_report import write_report
+from attnseg.training.layer_conversion import (
+    convert_found_layers,
+    draw_curve,
+    mixed,
+    tabulate_search,
+)
 from scripts.asymmetry_table import correlate, tabulate_blocks
 from tests.contracts.groups import compose
 from tests.contracts.test_models import SIZE, make
@@ -45,6 +52,28 @@ def test_a_mixed_network_is_that_of_by_layer():
             assert count_macs(old, (1, *SIZE)) == count_macs(by_layer, (1, *SIZE))
         assert torch.equal(old(image), before)
         assert not torch.equal(by_layer(image), before)
+
+
+def test_a_search_in_several_processes_is_refused():
+    config = parse_config(
+        compose(
+            "model=setr",
+            "trainer=ddp",
+            "trainer.devices=2",
+            "trainer.accelerator=cpu",
+            "trainer.precision=32",
+        )
+    )
+    with pytest.raises(ConfigError, match="in one process"):
+        convert_found_layers(lambda layers: config, 0.01, lambda folder: None)
+
+
+def test_a_dice_that_is_not_known_is_null_in_the_report(tmp_path):
+    folder = RunFolder(tmp_path)
+    nan = float("nan")
+    write_report(folder, {"dice": {"parent": 0.5, "surgery": nan, "epochs": [nan, 0.4]}})
+    written = json.loads(folder.conversion_file.read_text())["dice"]
+    assert written == {"parent": 0.5, "surgery": None, "epochs": [None, 0.4]}
 
 
 def test_the_curve():

@@ -70,6 +70,7 @@ EXCEPTED = {
         does not tell how much memory
         process that tried a batch
         set trainer.devices={}
+        layers: auto searches in one process
         processes is more than the {} training slices
         another process of this run has ended
         no batch came in time

@@ -223,6 +223,7 @@ REFUSED = {  # method, path, headers, status
     "another origin": ("GET", "/about", {"Origin": "http://evil.example"}, 403),
     "another port of this machine": ("GET", "/about", {"Origin": "http://127.0.0.1:1"}, 403),
     "a sandboxed page": ("GET", "/about", {"Origin": "null"}, 403),
+    "too many fields": ("GET", "/?" + "&".join(f"a{n}=1" for n in range(21)), {}, 400),
     "another site, as browsers say": ("GET", "/about", {"Sec-Fetch-Site": "cross-site"}, 403),
     "another port, as browsers say": ("GET", "/", {"Sec-Fetch-Site": "same-site"}, 403),
     "another host": ("GET", "/about", {"Host": "evil.example"}, 421),
@@ -252,6 +253,13 @@ REFUSED = {  # method, path, headers, status
     "a token again": ("POST", "/open", {}, 401),
     "a long token": ("POST", "/open", {"Content-Length": "1000"}, 413),
 }  # fmt: skip
+
+
+def test_a_link_of_another_page_may_be_followed(page):
+    headers = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}
+    for place, status in (("document", 200), ("iframe", 403)):
+        answer = page.ask("GET", "/", headers={**headers, "Sec-Fetch-Dest": place})
+        assert answer[0] == status
 
 
 def test_requests_that_are_refused(page):

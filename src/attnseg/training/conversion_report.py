@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
@@ -57,7 +58,7 @@ def start_report(run: ActiveRun, setup: TrainingSetup) -> None:
         "cost": {name: _count_cost(model, shape) for name, model in models.items()},
         "sites": {name: asdict(site) for name, site in conversion.sites.items()},
     }
-    _write(folder, report)
+    write_report(folder, report)
     log.info(
         "Validation Dice of the parent %.4f, after surgery %.4f",
         dice["parent"],
@@ -78,12 +79,11 @@ def finish_report(run: ActiveRun, setup: TrainingSetup) -> None:
     dice["epochs"] = [float(value) for value in history["val/dice"]] if len(history) else []
     command = name_comparison(folder, setup.conversion.parent, setup.config.trainer.open_test)
     report["compare"] = command
-    _write(folder, report)
+    write_report(folder, report)
     epochs = "".join(f", {value:.4f}" for value in dice["epochs"])
     log.info(
         "Validation Dice of the parent %.4f, after surgery %.4f%s",
-        dice["parent"],
-        dice["surgery"],
+        *(math.nan if dice[name] is None else dice[name] for name in ("parent", "surgery")),
         f", after each epoch{epochs.removeprefix(',')}" if epochs else "",
     )
     before, after = (report["cost"][name] for name in ("parent", "converted"))
@@ -95,7 +95,10 @@ def finish_report(run: ActiveRun, setup: TrainingSetup) -> None:
 
 @torch.no_grad()
 def measure_dice(model: SegmentationModel, setup: TrainingSetup) -> float:
-    """Return the validation Dice of a model as after an epoch of training: `val/dice`."""
+    """Return the validation Dice of a model as after an epoch of training: `val/dice`.
+
+    It is NaN if an output is not finite, as even NaN logits have a largest channel.
+    """
     options, labels = setup.config.trainer, setup.data.reader.labels
     device = torch.device("cuda" if options.accelerator == "gpu" else "cpu")
     dice = CaseDice(len(setup.data.val), len(labels)).to(device)
@@ -109,6 +112,9 @@ def measure_dice(model: SegmentationModel, setup: TrainingSetup) -> float:
         image, mask, case = (batch[name].to(device) for name in ("image", "mask", "case"))
         with torch.autocast(device.type, dtype, enabled=dtype is not None):
             logits = model(image)
+        if not logits.isfinite().all():
+            model.train(trained)
+            return math.nan
         dice.update(count_known_areas(logits, mask, labels), case)
     model.train(trained)
     return float(dice.compute().nanmean())
@@ -164,5 +170,15 @@ def _count_cost(model: SegmentationModel, shape: tuple[int, int, int]) -> dict[s
     }
 
 
-def _write(folder: RunFolder, report: Mapping[str, Any]) -> None:
-    write_text(folder.conversion_file, json.dumps(report, indent=1, allow_nan=False) + "\n")
+def write_report(folder: RunFolder, report: Mapping[str, Any]) -> None:
+    """Write the report of a conversion; a Dice that is NaN becomes `null`."""
+    dice = {
+        name: [_known(each) for each in value] if isinstance(value, list) else _known(value)
+        for name, value in report["dice"].items()
+    }
+    text = json.dumps({**report, "dice": dice}, indent=1, allow_nan=False)
+    write_text(folder.conversion_file, text + "\n")
+
+
+def _known(value: float | None) -> float | None:
+    return None if value is None or math.isnan(value) else value

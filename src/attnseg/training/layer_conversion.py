@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,10 +17,11 @@ from attnseg.config import cost
 from attnseg.config.training import Config
 from attnseg.conversion.layer_search import LayerSearch, search_layers
 from attnseg.conversion.sites import find_sites
+from attnseg.errors import ConfigError
 from attnseg.files import write_text
-from attnseg.processes.gpus import leased
+from attnseg.processes.gpus import VISIBLE, leased
 from attnseg.runs.run_folder import RunFolder
-from attnseg.training.conversion_report import measure_dice
+from attnseg.training.conversion_report import measure_dice, write_report
 from attnseg.training.precision import resolve_precision
 from attnseg.training.setup import TrainingSetup, network_input_shape, set_up_training
 from attnseg.training.train import train
@@ -48,23 +50,43 @@ def convert_found_layers(
     Raises:
         ConfigError: no layer can be converted within the budget.
     """
-    config = resolve_precision(derive(None).revise("trainer", devices=1))
+    config = resolve_precision(derive(None))
+    if config.trainer.devices > 1:
+        raise ConfigError(
+            "layers: auto searches in one process; find the blocks with trainer.devices=1 and "
+            "epochs=0, then give them as layers=[...]"
+        )
     with leased(config) as lease:
-        setup = set_up_training(config, lease)
         lease()
-        search, table = search_setup(setup)
+        search, table = search_setup(set_up_training(config, lease))
+        gpu = os.environ.get(VISIBLE)
     chosen = search.choose(budget)
     table["chosen"] = table["step"].between(1, len(chosen.layers))
     log.info("Converted within the loss of %g: blocks %s", budget, sorted(chosen.layers))
-    folder = RunFolder(train(derive(sorted(chosen.layers)), on_folder))
+    with _kept_visible(gpu):
+        folder = RunFolder(train(derive(sorted(chosen.layers)), on_folder))
     table_file, picture = (folder.conversion_file.with_suffix(end) for end in (".csv", ".png"))
     write_text(table_file, table.to_csv(index=False, lineterminator="\n"))
     draw_curve(table, budget).savefig(picture, metadata={"Software": None})
     report = json.loads(folder.conversion_file.read_text())
     report["layers"] = {"budget": budget, "blocks": sorted(chosen.layers), "dice": chosen.dice}
-    write_text(folder.conversion_file, json.dumps(report, indent=1, allow_nan=False) + "\n")
+    write_report(folder, report)
     log.info("Written: %s", picture)
     return folder.path
+
+
+@contextmanager
+def _kept_visible(gpu: str | None) -> Iterator[None]:
+    """Let the training reserve no GPU but the one of the search, which this process has opened."""
+    before = os.environ.get(VISIBLE)
+    if gpu is not None:
+        os.environ[VISIBLE] = gpu
+    try:
+        yield
+    finally:
+        os.environ.pop(VISIBLE, None)
+        if before is not None:
+            os.environ[VISIBLE] = before
 
 
 def search_setup(setup: TrainingSetup) -> tuple[LayerSearch, pd.DataFrame]:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import shutil
 import threading
 import zipfile
@@ -16,6 +17,7 @@ from attnseg.viewer.sides import Predicting, SeenCase, Side
 from attnseg.viewer.uploads import Readable, Refusal, Upload
 
 Answer = tuple[bytes, str]  # body and its type
+log = logging.getLogger(__name__)
 JSON, PNG, BYTES = "application/json", "image/png", "application/octet-stream"
 WIDEST = 3.0  # window, in widths of that of the network
 
@@ -86,10 +88,18 @@ class Desk:
             raise Refusal(409, "The images before are still being segmented")
         try:
             self._upload.receive(values.get("name", ""), source, size)
+        except TimeoutError:
+            raise  # The browser sends no more.
         except OSError as error:
             raise Refusal(507, f"Cannot be kept: {error.strerror or error}") from error
         finally:
             self._busy.release()
+
+    def finish(self) -> None:
+        """Wait for images that are being segmented: their results could not be removed before."""
+        if not self._busy.acquire(blocking=False):
+            log.info("Waiting for the images that are being segmented")
+            self._busy.acquire()
 
     @property
     def _drops(self) -> bool:

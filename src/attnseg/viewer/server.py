@@ -44,6 +44,7 @@ GRACE = 5.0  # seconds in which a page that was closed may be loaded again
 STALL = 60.0  # seconds that a request may stand still
 LINGER = 2.0  # seconds
 LONGEST_TOKEN = 100  # bytes
+MOST_FIELDS = 20  # of a query
 HEADERS = {
     "Content-Security-Policy": POLICY,
     "Cache-Control": "no-store",
@@ -164,7 +165,11 @@ class Handler(BaseHTTPRequestHandler):
         try:
             self._check_origin()
             path, _, query = self.path.partition("?")
-            values = {key: found[-1] for key, found in parse_qs(query, max_num_fields=20).items()}
+            try:
+                found = parse_qs(query, max_num_fields=MOST_FIELDS)
+            except ValueError as error:
+                raise Refusal(400, "Too many fields") from error
+            values = {key: each[-1] for key, each in found.items()}
             respond(path, values)
         except Refusal as refusal:
             self._send(refusal.status, str(refusal).encode(), "text/plain;charset=utf-8")
@@ -182,7 +187,12 @@ class Handler(BaseHTTPRequestHandler):
         origin = self.headers.get("Origin")
         if origin is not None and origin not in [f"http://{host}" for host in self.server.hosts]:
             raise Refusal(403, "Request of another page")
-        if self.headers.get("Sec-Fetch-Site", "none") not in ("same-origin", "none"):
+        # A person may follow a link to the page, which holds nothing without the secret.
+        follows = self.command == "GET" and self.headers.get("Sec-Fetch-Dest") == "document"
+        if (
+            self.headers.get("Sec-Fetch-Site", "none") not in ("same-origin", "none")
+            and not follows
+        ):
             raise Refusal(403, "Request of another page")
 
     def _check_secret(self) -> None:

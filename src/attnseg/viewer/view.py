@@ -32,7 +32,10 @@ def view(options: View) -> None:
     # The folder is readable by its owner only.
     with tempfile.TemporaryDirectory(prefix=PREFIX, ignore_cleanup_errors=True) as folder:
         desk = Desk(sides, Path(folder), options.upload_mb * 1_000_000)
-        serve_until_end(open_site(desk, options.port), 60 * options.idle_minutes)
+        try:
+            serve_until_end(open_site(desk, options.port), 60 * options.idle_minutes)
+        finally:
+            desk.finish()
 
 
 def open_site(desk: Desk, port: int) -> Site:
