@@ -29,15 +29,8 @@ TASKS = {
         "trainer.max_epochs=8",
     ),
 }  # fmt: skip
-TARGETS = {
-    "kv": ("attn=kv",),
-    "k_v": ("attn=qkv", "attn.sharing=k_v"),
-    "single": ("attn=qkv", "attn.sharing=single"),
-    "kv_pos": ("attn=kv_pos",),
-    "efficient": ("attn=efficient",),
-    "window": ("attn=window",),
-}
-TIED = ("kv", "k_v", "single", "kv_pos")  # of which the surgeries differ
+TARGETS = ("kv", "k_v", "single", "kv_pos", "qvv3", "efficient", "window")
+TIED = ("kv", "k_v", "single", "kv_pos", "qvv3")  # of which the surgeries differ
 ALWAYS = ("trainer.open_test=false", "logger=none")
 
 
@@ -71,7 +64,7 @@ def measure(
     epoch = parent.facts.seconds["fit"] / len(parent.history)
     rows = []
     for name in names:
-        raw = composed(folder, *own, *TARGETS[name])
+        raw = composed(folder, *own, f"attn={name}")
         choices = {"attn": raw["choices"]["attn"]}
         seconds = 0.0
         for surgery in surgeries if name in TIED else surgeries[:1]:
@@ -93,7 +86,7 @@ def measure(
                 }
             )
         length = f"trainer.max_epochs={max(1, math.ceil(seconds / epoch))}"
-        scratch = run(parse_config(composed(folder, *own, *TARGETS[name], length)))
+        scratch = run(parse_config(composed(folder, *own, f"attn={name}", length)))
         for row in rows:
             if row["attention"] == name:
                 row["scratch"] = best_dice(scratch)
@@ -116,7 +109,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--surgeries", nargs="+", default=["solve", "average", "key"])
-    parser.add_argument("--attentions", nargs="+", choices=TARGETS, default=list(TARGETS))
+    parser.add_argument("--attentions", nargs="+", choices=TARGETS, default=TARGETS)
     parser.add_argument("--options", nargs="*", default=[], help="of the trainings, KEY=VALUE")
     given = parser.parse_args()
     task = (*TASKS[given.task], *given.options)
