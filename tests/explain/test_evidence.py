@@ -92,7 +92,7 @@ def test_explain_measures_it_on_a_probe(call, tmp_path):
     assert call(*short).code == 0
     (run,) = (path.parent for path in tmp_path.glob("outputs/*/*/*/*/run.json"))
     answer = call(f"run={run}", command=cli.explain)
-    assert answer.code == 0 and "on evidence" in answer.out, answer.err
+    assert answer.code == 0 and "evidence," in answer.out, answer.err
     table = pd.read_csv(run / "attention/layers.csv")
     assert table["evidence_share"].between(0, 1).all() and len(table) == 2 * 4
     assert table["uniform_share"].nunique() == 1

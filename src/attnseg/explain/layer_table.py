@@ -89,7 +89,7 @@ def print_layers(attention: RunAttention, table: pd.DataFrame, title: str, unit:
     learned = sorted(
         {n for r in attention.records.values() for n in recorded_part(r).diagnostics()}
     )
-    for column in [*columns, *learned, *["on evidence,\nof uniform"] * has_truth]:
+    for column in [*columns, *learned, *["evidence,\nof uniform"] * has_truth]:
         printed.add_column(column, justify="right")
     for name, row in means.iterrows():
         entropy, highest = row["entropy_bits"], row["highest_entropy_bits"]
