@@ -1,10 +1,11 @@
 """Measures conversions of trained QKV networks: `python scripts/convert_table.py FOLDER`.
 
 Of each seed a QKV network is trained, and converted to each attention by each surgery; the same
-attention is trained from scratch for about as long as its conversion took. What is done is not done
-again: the command can be stopped and repeated. The table has the validation Dice of the parent,
-after surgery, after each epoch, and from scratch, averaged over seeds, with the range; the test set
-stays sealed.
+attention is trained from scratch for as many multiply-accumulates as its conversion took, rounded
+up to whole epochs. On an idle machine, this takes the same seconds; on a busy one, seconds would
+change the result. What is done is not done again: the command can be stopped and repeated. The
+table has the validation Dice of the parent, after surgery, after each epoch, and from scratch,
+averaged over seeds, with the range; the test set stays sealed.
 """
 
 import argparse
@@ -61,18 +62,17 @@ def measure(
     """Return a row for each attention and surgery of one seed."""
     own = (*task, f"seed={seed}")
     parent = run(parse_config(composed(folder, *own, "attn=qkv")))
-    epoch = parent.facts.seconds["fit"] / len(parent.history)
     rows = []
     for name in names:
         raw = composed(folder, *own, f"attn={name}")
         choices = {"attn": raw["choices"]["attn"]}
-        seconds = 0.0
+        share = 0.0  # multiply-accumulates of the new network, as a share of the parent's
         for surgery in surgeries if name in TIED else surgeries[:1]:
             options = Conversion.model_validate({"parent": str(parent), "surgery": surgery})
             changes = {"trainer": {"max_epochs": epochs}}
             converted = run(derive_config(options, raw["attn"], choices, changes))
             report = json.loads(converted.conversion_file.read_text())
-            seconds = converted.facts.seconds["fit"]
+            share = report["cost"]["converted"]["macs"] / report["cost"]["parent"]["macs"]
             rows.append(
                 {
                     "attention": name,
@@ -81,15 +81,17 @@ def measure(
                     "parent": report["dice"]["parent"],
                     "after surgery": report["dice"]["surgery"],
                     **{f"epoch {n}": dice for n, dice in enumerate(report["dice"]["epochs"], 1)},
-                    "seconds": seconds,
-                    "MACs": report["cost"]["converted"]["macs"] / report["cost"]["parent"]["macs"],
+                    "seconds": converted.facts.seconds["fit"],
+                    "MACs": share,
                 }
             )
-        length = f"trainer.max_epochs={max(1, math.ceil(seconds / epoch))}"
+        # A step is three forward passes; distillation adds one of the parent.
+        length = f"trainer.max_epochs={math.ceil(epochs * (1 + 1 / (3 * share)))}"
         scratch = run(parse_config(composed(folder, *own, f"attn={name}", length)))
         for row in rows:
             if row["attention"] == name:
                 row["scratch"] = best_dice(scratch)
+                row["scratch epochs"] = len(scratch.history)
                 row["scratch seconds"] = scratch.facts.seconds["fit"]
     return rows
 

@@ -71,6 +71,11 @@ def test_the_command_converts_and_reports(call, home):
     cost = report["cost"]
     assert cost["parent"]["parameters"] == before.facts.parameters["total"]
     assert cost["converted"]["macs"] == run.facts.macs < cost["parent"]["macs"]
+    for figures in cost.values():
+        assert figures["forward_ms"] > 0
+        assert figures["forward_mib"] > 0
+        assert figures["forward_joules"] is None or figures["forward_joules"] > 0
+    assert f"{cost['converted']['forward_ms']:.3g} ms per image instead of" in answer.out
     assert {tuple(site["tied"]) for site in report["sites"].values()} == {("qk",)}
     assert f"tied: qk of {next(iter(report['sites']))}" in answer.out
     assert f"As good as its parent? {report['compare']}" in answer.out
@@ -90,6 +95,7 @@ def test_the_command_converts_and_reports(call, home):
     assert "conversion.parent" not in compared.out
     again = call(*words, command=cli.convert)
     assert "Done before, not run again" in again.out
+    assert json.loads(run.conversion_file.read_text()) == report
 
 
 def test_surgery_alone_is_a_run_that_predicts_and_can_be_converted_back(call, home):

@@ -46,7 +46,7 @@ class ConvertOptions(Conversion):
 
 
 def run(options: ConvertOptions, invocation: Invocation) -> None:
-    """Compose the configuration of the conversion, and train it."""
+    """Compose the configuration of the conversion, train it, and measure the network."""
     overrides = list(invocation.overrides)
     keys = check_overrides(overrides)
     raw = invocation.compose(overrides)
@@ -63,10 +63,11 @@ def run(options: ConvertOptions, invocation: Invocation) -> None:
     derive = partial(derive_config, conversion, raw["attn"], names, changes)
     if options.layers == "auto":
         convert = deferred("attnseg.training.layer_conversion:convert_found_layers")
-        convert(derive, options.budget, invocation.on_folder)
+        folder = convert(derive, options.budget, invocation.on_folder)
     else:
         config = derive(options.layers)
-        deferred("attnseg.training.train:train")(config, invocation.on_folder)
+        folder = deferred("attnseg.training.train:train")(config, invocation.on_folder)
+    deferred("attnseg.benchmark.conversion:measure_conversion")(folder)
 
 
 def check_overrides(overrides: Sequence[str]) -> list[str]:

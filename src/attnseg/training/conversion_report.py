@@ -55,6 +55,7 @@ def start_report(run: ActiveRun, setup: TrainingSetup) -> None:
         "attn": setup.config.choices["attn"],
         "surgery": options.surgery,
         "dice": {"parent": dice["parent"], "surgery": dice["converted"], "epochs": []},
+        "image": shape,
         "cost": {name: _count_cost(model, shape) for name, model in models.items()},
         "sites": {name: asdict(site) for name, site in conversion.sites.items()},
     }
