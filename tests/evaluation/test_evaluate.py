@@ -1,6 +1,9 @@
 """Evaluation puts slices back where they were."""
 
+import threading
+
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -82,6 +85,42 @@ def test_profiles_score_the_same_prediction(cases):
     assert set(frame["profile"]) == {"strict", "transunet"}
     assert (frame["value"][frame["metric"] == "dice"] == 1).all()
     assert oracle.at == cases[0].shape[0]  # predicted once
+
+
+def test_a_case_is_scored_while_the_next_one_is_segmented(cases):
+    """As on a GPU, which must not wait for distances."""
+    segmenting_second, scoring_first = threading.Event(), threading.Event()
+    case, met = cases[0], []
+    truth, view = LABELS.split(case.mask), SliceView(case.shape[1:])
+
+    class Network(Oracle):
+        def forward(self, image):
+            if self.at == case.shape[0]:
+                segmenting_second.set()
+                met.append(scoring_first.wait(60))
+            return super().forward(image)
+
+    class Patient(Strict):
+        def score_case(self, *given):
+            met.append(segmenting_second.wait(60))
+            scoring_first.set()
+            return super().score_case(*given)
+
+    network = Network(np.concatenate([truth, truth], 1))
+    frame = score_cases(segmenter(network, view, 1), [case, case], [Patient()], "val")
+    assert met == [True] * 3
+    alone = score_cases(segmenter(Oracle(truth), view), [case], [Strict()], "val")
+    pd.testing.assert_frame_equal(frame, pd.concat([alone, alone], ignore_index=True))
+
+
+def test_an_error_in_a_metric_ends_the_scoring(cases):
+    class Broken(Strict):
+        def score_case(self, *given):
+            raise ZeroDivisionError
+
+    truth, view = LABELS.split(cases[0].mask), SliceView(cases[0].shape[1:])
+    with pytest.raises(ZeroDivisionError):
+        score_cases(segmenter(Oracle(truth), view), cases[:1], [Broken()], "val")
 
 
 @pytest.mark.parametrize("pipeline", ["native", "zoom", "network_size"])
