@@ -19,7 +19,7 @@ GROUPS = {
     "model": 4,
     "tokens": 3,
     "loss": 5,
-    "augment": 5,
+    "augment": 6,
     "optimizer": 2,
     "scheduler": 3,
     "profile": 8,

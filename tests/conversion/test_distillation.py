@@ -103,7 +103,9 @@ def test_the_distance_of_a_network_from_itself_is_zero():
 
 def test_a_module_keeps_no_teacher():
     student, teacher = pair()
-    components = SimpleNamespace(model=student, loss=DiceCE(False), optimizer=None, schedule=None)
+    components = SimpleNamespace(
+        model=student, loss=DiceCE(False), optimizer=None, schedule=None, transforms=[]
+    )
     distiller = Distiller(student, teacher, options(), False)
     module = SegmentationModule(
         components, Labels(("a", "b"), False), ["x"], [], 0.4, 0, distiller=distiller

@@ -36,6 +36,7 @@ def steps(tmp_path_factory):
 def simulate(folder, *pairs):
     file = folder / "steps.json"
     command = [sys.executable, "-m", "attnseg.gpu.simulation", *pairs, "--json", str(file)]
+    command += ["--options", "augment=gpu", "augment.warp=0.02"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     records = json.loads(file.read_text())

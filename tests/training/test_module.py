@@ -1,11 +1,13 @@
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
 
 from attnseg.config.components import optimizer_factory
 from attnseg.config.training import Trainer
+from attnseg.data.device_augment import DeviceAugment
 from attnseg.data.labels import Labels
 from attnseg.errors import ConfigError
 from attnseg.layers.norm import SharedBatchNorm2d
@@ -26,8 +28,10 @@ from tests.faults.runs import configured
 ALONE = SimpleNamespace(world_size=1, global_rank=0, global_step=3)
 
 
-def module_of(model):
-    components = SimpleNamespace(model=model, loss=DiceCE(False), optimizer=None, schedule=None)
+def module_of(model, transforms=()):
+    components = SimpleNamespace(
+        model=model, loss=DiceCE(False), optimizer=None, schedule=None, transforms=transforms
+    )
     return SegmentationModule(components, Labels(("a", "b"), False), ["x", "y"], [], 0.4, 0).train()
 
 
@@ -57,6 +61,15 @@ def test_a_batch_too_small_for_its_normalisation_is_refused():
 def batch_of(count=2):
     mask = torch.zeros(count, *SIZE, dtype=torch.uint8)
     return {"image": torch.randn(count, 1, *SIZE), "mask": mask, "case": torch.arange(count)}
+
+
+def test_training_slices_alone_are_augmented_on_the_device():
+    module, batch = module_of(make("setr", "qkv"), DeviceAugment()), batch_of()
+    assert module.on_after_batch_transfer(batch, 0) is batch  # of validation: nothing was drawn
+    drawn = torch.from_numpy(DeviceAugment().draw(np.random.default_rng(0))).expand(2, -1)
+    changed = module.on_after_batch_transfer({**batch, "draws": drawn}, 0)
+    assert changed.keys() == batch.keys()
+    assert not torch.equal(changed["image"], batch["image"])
 
 
 def test_a_loss_that_is_no_number_is_found_before_the_step_though_the_model_is_compiled():

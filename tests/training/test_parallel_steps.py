@@ -49,7 +49,9 @@ def build(model, attn, loss):
         if isinstance(layer, nn.Dropout) or type(layer).__name__ == "DropPath":
             layer.p = 0.0  # each process draws for itself
     make_smooth(network)
-    components = SimpleNamespace(model=network, loss=loss, optimizer=None, schedule=None)
+    components = SimpleNamespace(
+        model=network, loss=loss, optimizer=None, schedule=None, transforms=[]
+    )
     return SegmentationModule(components, LABELS, ["case"], ["case"], 0.4, 0)
 
 

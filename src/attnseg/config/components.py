@@ -16,6 +16,7 @@ from attnseg.config.folder import list_choices
 from attnseg.config.nodes import Component
 from attnseg.config.training import Config, Model
 from attnseg.data.augment import Transforms
+from attnseg.data.device_augment import BatchAugment
 from attnseg.data.reader import Reader
 from attnseg.errors import ConfigError
 from attnseg.losses.loss import SegmentationLoss
@@ -43,7 +44,7 @@ class Components:
     loss: SegmentationLoss
     optimizer: Callable[..., torch.optim.Optimizer]
     schedule: Schedule
-    transforms: Transforms
+    transforms: Transforms | BatchAugment
     profile: Profile
     loaded: LoadReport | None
 

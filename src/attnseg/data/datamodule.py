@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from attnseg.data.augment import Transforms
+from attnseg.data.device_augment import BatchAugment
 from attnseg.data.loader_processes import WatchedDataset, set_up_loader_process
 from attnseg.data.slices import EpochSampler, Sample, SliceDataset
 from attnseg.data.slicing import SliceView
@@ -47,7 +48,7 @@ class SliceDataModule(pl.LightningDataModule):
         train: Sequence[StoredCase],
         val: Sequence[StoredCase],
         view: SliceView,
-        transforms: Transforms,
+        transforms: Transforms | BatchAugment,
         batch_size: int,
         num_workers: int,
         seed: int,

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset, Sampler
 
 from attnseg.data.augment import Transforms
+from attnseg.data.device_augment import BatchAugment
 from attnseg.data.slicing import SliceView, network_input
 from attnseg.data.store import StoredCase
 
@@ -29,7 +30,7 @@ class SliceDataset(Dataset[Sample]):
     Args:
         cases: prepared cases; their order decides the indices.
         view: turns slices into the network's input.
-        transforms: augmentation; empty for none.
+        transforms: augmentation; empty for none. One of batches is only drawn here.
         seed: seed of the augmentation.
 
     Raises:
@@ -40,12 +41,13 @@ class SliceDataset(Dataset[Sample]):
         self,
         cases: Sequence[StoredCase],
         view: SliceView,
-        transforms: Transforms | None = None,
+        transforms: Transforms | BatchAugment | None = None,
         seed: int = 0,
     ) -> None:
         self.cases = cases
         self.view = view
-        self.augment = A.Compose(transforms) if transforms else None
+        self.later = transforms if isinstance(transforms, BatchAugment) else None
+        self.augment = A.Compose(transforms) if transforms and self.later is None else None
         self.seed = seed
         self.index = [(c, s) for c, case in enumerate(cases) for s in range(case.shape[0])]
         probe = np.zeros((*view.size, 1), np.float32)
@@ -65,7 +67,8 @@ class SliceDataset(Dataset[Sample]):
 
         Returns:
             `image` `[C, H, W]` float32; `mask`, the label map `[H, W]`; `case`, index
-            into `cases`; `slice`, its number in the case from 0.
+            into `cases`; `slice`, its number in the case from 0; `draws` `[n]` float32, if the
+            augmentation is of batches (see `device_augment`).
         """
         epoch, index = key
         at_case, at_slice = self.index[index]
@@ -73,11 +76,15 @@ class SliceDataset(Dataset[Sample]):
         image, mask = self.view.image(case, at_slice), self.view.mask(case.mask_slice(at_slice))
         if self.augment:
             image, mask = self._change(image, mask, epoch, index)
+        drawn = {}
+        if self.later is not None:
+            drawn["draws"] = torch.from_numpy(self.later.draw(self._random(epoch, index)))
         return {
             "image": torch.from_numpy(network_input(image)),
             "mask": torch.from_numpy(np.ascontiguousarray(mask)),
             "case": at_case,
             "slice": at_slice,
+            **drawn,
         }
 
     def foreground(self) -> NDArray[np.intp]:
@@ -91,10 +98,14 @@ class SliceDataset(Dataset[Sample]):
         assert self.augment is not None
         # `set_random_seed` would give every transform the same draws, which ties the rotation of an
         # image to its brightness.
-        rng = np.random.default_rng((self.seed, epoch, index))
+        rng = self._random(epoch, index)
         self.augment.set_random_state(rng, random.Random(int(rng.integers(2**63))))
         changed = self.augment(image=image, mask=mask)
         return np.clip(changed["image"], 0, 1), changed["mask"]
+
+    def _random(self, epoch: int, index: int) -> np.random.Generator:
+        """Return the random numbers of a sample."""
+        return np.random.default_rng((self.seed, epoch, index))
 
 
 class EpochSampler(Sampler[SampleKey]):

@@ -6,6 +6,7 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from attnseg.config.budget import build_model
@@ -13,6 +14,7 @@ from attnseg.config.build import build
 from attnseg.config.components import Components, optimizer_factory
 from attnseg.config.composition import compose, to_raw
 from attnseg.config.training import Config, parse_config
+from attnseg.data.device_augment import BatchAugment
 from attnseg.data.labels import Labels
 from attnseg.training.module import SegmentationModule
 from attnseg.training.precision import AUTOCAST_DTYPES, resolve_precision
@@ -69,7 +71,7 @@ class TrainingStep:
             loss=build("loss", config.loss, overlapping=False),
             optimizer=optimizer_factory(config),
             schedule=build("scheduler", config.scheduler),
-            transforms=None,  # type: ignore[arg-type]
+            transforms=build("augment", config.augment),
             profile=None,  # type: ignore[arg-type]
             loaded=None,
         )
@@ -105,6 +107,9 @@ class TrainingStep:
             "mask": torch.zeros(batch, side, side, dtype=torch.uint8, device=device),
             "case": torch.zeros(batch, dtype=torch.long, device=device),
         }
+        if isinstance(transforms := self.module.transforms, BatchAugment):
+            draws = torch.from_numpy(transforms.draw(np.random.default_rng(0)))
+            self.batch["draws"] = draws.expand(batch, -1).to(device)
 
     def fill_optimizer(self) -> None:
         """Make the optimizer's state by a step without gradients."""
@@ -116,8 +121,9 @@ class TrainingStep:
     def compute_gradients(self, autocast: AbstractContextManager[Any]) -> torch.Tensor:
         """Run the forward and the backward pass, scaled in float16, and return the plain loss."""
         self.module.train()
+        batch = self.module.on_after_batch_transfer(self.batch, 0)
         with autocast:
-            loss = self.module.training_step(self.batch, 0)
+            loss = self.module.training_step(batch, 0)
         self.optimizer.zero_grad()
         self.scaler.scale(loss).backward()
         return loss.detach()

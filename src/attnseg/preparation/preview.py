@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 
 from attnseg.config.build import build
@@ -43,6 +44,9 @@ def draw_contact_sheet(config: Config) -> Path:
     for row, index in zip(axes, rows, strict=True):
         for column, axis in enumerate(row):
             sample = plain[0, index] if column == 0 else augmented[column - 1, index]
+            if "draws" in sample:
+                batch = transforms({name: torch.as_tensor(v)[None] for name, v in sample.items()})
+                sample = {name: value[0] for name, value in batch.items()}
             image = sample["image"].numpy().transpose(1, 2, 0) / 2 + 0.5
             colours = image.shape[-1] == 3 and config.dataset.slices == 1
             shown = image if colours else image[..., image.shape[-1] // 2]

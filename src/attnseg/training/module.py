@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from attnseg.config.components import Components
 from attnseg.conversion.distillation import Distiller
+from attnseg.data.device_augment import BatchAugment
 from attnseg.data.labels import IGNORE, Labels
 from attnseg.data.slices import Sample
 from attnseg.errors import ConfigError
@@ -64,6 +65,7 @@ class SegmentationModule(pl.LightningModule):
         self.distiller = distiller
         self.model, self.loss = components.model, components.loss
         self.optimizer, self.schedule = components.optimizer, components.schedule
+        self.transforms = components.transforms
         self.labels = labels
         self.train_cases, self.val_cases = train_cases, val_cases
         self.auxiliary_weight = auxiliary_weight
@@ -100,6 +102,11 @@ class SegmentationModule(pl.LightningModule):
         """Seed dropout from the run's seed and the step alone, so that a resumed run repeats it."""
         text = f"{self.seed}:{self.global_step}:{batch_idx}:{self.global_rank}"
         torch.manual_seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1)
+
+    def on_after_batch_transfer(self, batch: Sample, dataloader_idx: int) -> Sample:
+        """Augment a batch of training slices on the device, if the augmentation is of batches."""
+        drawn = isinstance(self.transforms, BatchAugment) and "draws" in batch
+        return self.transforms(batch) if drawn else batch
 
     def training_step(self, batch: Sample, batch_idx: int) -> Tensor:
         """Return the loss of one batch."""
