@@ -4,9 +4,10 @@
 
 Makes the phantom of each dataset, prepares it, trains some batches of a tiny network with loader
 processes for two attentions, scores all cases, segments a part of the data and compares. Prints a
-table of what each command took: seconds, open files and memory. Ends with exit code 1 if a command
-failed or took more memory than `--parent-gib` and `--worker-gib` allow. Everything lies in a folder
-of its own, which is removed unless `--keep` is set; by estimate, it needs up to 20 GB.
+table of what each command took: seconds, processor seconds, open files and memory. Ends with exit
+code 1 if a command failed or took more memory than `--parent-gib` and `--worker-gib` allow.
+Everything lies in a folder of its own, which is removed unless `--keep` is set; by estimate, it
+needs up to 20 GB.
 """
 
 import argparse
@@ -47,6 +48,7 @@ class Usage:
     name: str
     code: int = 0
     seconds: float = 0.0
+    processor: float = 0.0  # seconds of it and all that it started
     open_files: int = 0  # at most, of any of its processes
     parent: int = 0  # bytes of resident memory that are its own, at most
     worker: int = 0  # the same of any process that it started
@@ -69,6 +71,12 @@ def own_memory(pid: int) -> int:
     """Return the memory of a process that is not of files, and not shared with its parent."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     return 1024 * sum(int(line.split()[1]) for line in lines if line.startswith("Private_Dirty"))
+
+
+def processor_seconds() -> float:
+    """Return the processor time of all commands that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def watch(used: Usage, pid: int, ended: threading.Event) -> None:
@@ -94,7 +102,7 @@ def run_command(name: str, arguments: Sequence[str], open_files: int, folder: Pa
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (open_files, open_files))
 
-    started = time.monotonic()
+    started, before = time.monotonic(), processor_seconds()
     with (folder / "output").open("w+") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "attnseg", name, *arguments],
@@ -104,6 +112,7 @@ def run_command(name: str, arguments: Sequence[str], open_files: int, folder: Pa
         watcher.start()
         used.code = process.wait()
         used.seconds = time.monotonic() - started
+        used.processor = processor_seconds() - before
         ended.set()
         watcher.join()
         output.seek(0)
@@ -166,7 +175,10 @@ def main() -> int:
     parser.add_argument("--keep", action="store_true")
     options = parser.parse_args()
     failed = False
-    print("dataset     command   code  seconds  open files  parent GiB  worker GiB  processes")
+    print(
+        "dataset     command   code  seconds  processor  open files  parent GiB  worker GiB  "
+        "processes"
+    )
     for dataset in options.datasets:
         folder = Path(tempfile.mkdtemp(prefix=f"{dataset}-", dir=options.folder))
         try:
@@ -174,8 +186,8 @@ def main() -> int:
                 memory = used.parent / GIB, used.worker / GIB
                 print(
                     f"{dataset:10}  {used.name:8}  {used.code:4}  {used.seconds:7.1f}  "
-                    f"{used.open_files:10}  {memory[0]:10.2f}  {memory[1]:10.2f}  "
-                    f"{len(used.processes):9}",
+                    f"{used.processor:9.1f}  {used.open_files:10}  {memory[0]:10.2f}  "
+                    f"{memory[1]:10.2f}  {len(used.processes):9}",
                     flush=True,
                 )
                 if used.code:

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from attnseg.system import name_user
+
 __all__ = [
     "compare",
     "create_attention",
@@ -13,6 +15,7 @@ __all__ = [
     "predict",
     "train",
 ]
+name_user()
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401

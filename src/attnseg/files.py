@@ -19,6 +19,7 @@ from attnseg.errors import ResourceError
 UNSUPPORTED = frozenset(
     {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOTTY}
 )
+FEW_FILES = 32  # Others may remove some between an error and the question for its cause.
 
 
 @contextmanager
@@ -91,6 +92,25 @@ def check_room(folder: Path, needed: int, content: str) -> None:
             f"{folder}: {needed / 1e9:.2g} GB are needed for {content} and {free / 1e9:.2g} GB "
             "are free; free space or set paths.outputs"
         )
+
+
+def explain_write_error(place: Path | str, error: OSError) -> ResourceError:
+    """Return the error for a file or folder that could not be written, or not be reached."""
+    reason = error.strerror or error
+    if error.errno == errno.ENOSPC and _is_out_of_inodes(Path(place)):
+        return ResourceError(
+            f"{place}: {reason}, not for bytes but for no more files (`df -i`); remove some there"
+        )
+    return ResourceError(f"{place}: {reason}; check the path, permissions and space")
+
+
+def _is_out_of_inodes(path: Path) -> bool:
+    """Return whether the file system of a path takes hardly any other file."""
+    for folder in (path, *path.absolute().parents):
+        with contextlib.suppress(OSError):
+            found = os.statvfs(folder)
+            return found.f_files > 0 and found.f_favail < FEW_FILES
+    return False
 
 
 def remove_unfinished(folder: Path) -> None:

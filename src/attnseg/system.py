@@ -1,6 +1,7 @@
-"""Asks the operating system for the cores of this process, and to end it with its parent."""
+"""Asks the operating system for cores, for an end with the parent, and for the user's name."""
 
 import ctypes
+import getpass
 import os
 import signal
 import sys
@@ -27,3 +28,11 @@ def die_with_parent(parent: int, number: int = signal.SIGTERM) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
     if os.getppid() != parent:  # The parent died before prctl was called.
         os.kill(os.getpid(), number)
+
+
+def name_user() -> None:
+    """Give a name to a user who has none, as in many containers: MONAI and PyTorch ask for it."""
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):
+        os.environ["LOGNAME"] = f"user{os.getuid()}"

@@ -28,4 +28,4 @@ def test_the_script_itself_on_a_tiny_dataset(tmp_path):
     assert ended.returncode == 0, ended.stdout + ended.stderr
     rows = [line.split() for line in ended.stdout.splitlines() if line.startswith("nnunet ")]
     assert [row[1] for row in rows] == "phantom prepare train train predict compare".split()
-    assert all(row[2] == "0" and 0 < int(row[4]) <= 256 for row in rows)
+    assert all(row[2] == "0" and 0 < int(row[5]) <= 256 for row in rows)

@@ -22,12 +22,23 @@ def main() -> NoReturn:
 
 
 def report_broken_installation(error: ImportError) -> NoReturn:
-    """Examine the machine if that was asked for, else name the library; exit with 2."""
+    """Examine the machine if that was asked for, else name the library; exit with 2.
+
+    The exit code is 5 where the library is there, but not the memory to load it.
+    """
     from attnseg.doctor.examine import FOLDERS, examine
+    from attnseg.memory import lacks_memory
 
     if sys.argv[1:2] == ["doctor"]:
         sys.exit(examine(FOLDERS, as_json="format=json" in sys.argv) or 2)
     reason = " ".join(str(error).split()) or type(error).__name__
+    if lacks_memory(error):
+        print(
+            f"error: memory: too little to load a library ({reason}); free some, or allow more "
+            "with `ulimit -v`",
+            file=sys.stderr,
+        )
+        sys.exit(5)
     print(
         f"error: {error.name or 'installation'}: cannot be imported ({reason}); run "
         "`attnseg doctor` to see what is missing and what to do",

@@ -21,13 +21,13 @@ from attnseg.config.composition import known_names
 from attnseg.config.errors import nearest
 from attnseg.config.folder import list_choices
 from attnseg.errors import AttnsegError, ConfigError, ResourceError, first_line
+from attnseg.files import explain_write_error
+from attnseg.memory import lacks_memory
 from attnseg.plugins import locate_failure
 
-NO_MEMORY = re.compile(
-    "out of memory|not enough memory|can't allocate memory"
-)  # as PyTorch words it
 # As the system words it, and PyTorch where a batch's memory cannot be passed on.
 TOO_MANY_FILES = re.compile("Too many open files|received 0 items of ancdata")
+TOO_MANY_PROCESSES = re.compile("can't start new thread|Resource temporarily unavailable")
 BROKEN_LIBRARY = re.compile("cannot open shared object|undefined symbol")  # as the loader says
 log = logging.getLogger("attnseg")
 
@@ -75,6 +75,8 @@ def translate_error(error: Exception) -> AttnsegError | None:
     """Return the error for the person at the terminal, or `None` for a bug of ours."""
     if isinstance(error, AttnsegError):
         return error
+    if lacks_memory(error):
+        return explain_lack_of_memory(error)
     if is_broken_library(error):
         library = getattr(error, "name", None) or "a library"
         return ConfigError(
@@ -87,17 +89,28 @@ def translate_error(error: Exception) -> AttnsegError | None:
             f"open files: {most} at once are allowed, and more are needed; lower "
             "trainer.num_workers, or allow more with `ulimit -n 4096` before the command"
         )
-    if isinstance(error, OSError) and error.errno and error.strerror:
-        place = error.filename or "disk"
-        return ResourceError(f"{place}: {error.strerror}; check the path, permissions and space")
-    if isinstance(error, MemoryError) or NO_MEMORY.search(str(error)):
+    if TOO_MANY_PROCESSES.search(str(error)):
         return ResourceError(
-            f"memory: {first_line(error)[:200]}; lower dataset.batch_size or dataset.image_size"
+            f"processes: no other process or thread may be started ({first_line(error)[:200]}); "
+            "lower trainer.num_workers, end other commands, or allow more with `ulimit -u`"
         )
+    if isinstance(error, OSError) and error.errno and error.strerror:
+        return explain_write_error(error.filename or "disk", error)
     if type(error).__module__.startswith("submitit."):
         text = " ".join(str(error).split())[:200].rstrip(".")
         return ResourceError(f"hydra/launcher: {text}; see its log, and run the command again")
     return None
+
+
+def explain_lack_of_memory(error: BaseException) -> ResourceError:
+    """Return the error for the person at the terminal."""
+    if isinstance(error, ImportError):
+        reason, advice = f"too little to load a library ({first_line(error)[:200]})", "free some"
+    else:
+        reason, advice = first_line(error)[:200], "lower dataset.batch_size or dataset.image_size"
+    if resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY:
+        advice += ", or allow more with `ulimit -v`"
+    return ResourceError(f"memory: {reason}; {advice}")
 
 
 def is_broken_library(error: Exception) -> bool:

@@ -80,6 +80,11 @@ def explain_loader_error(error: Exception, watched: list[WatchedDataset]) -> Att
     if isinstance(error, DataError) and "in DataLoader worker process" in text:
         line = [line for line in text.splitlines() if line.strip()][-1]
         return DataError(re.sub(r"^[\w.]+Error: ", "", line))
+    if "unable to allocate shared memory" in text:
+        return ResourceError(
+            "trainer.num_workers: no room in /dev/shm, through which loader processes pass their "
+            "batches; enlarge it (docker run --shm-size=8g) or set trainer.num_workers=0"
+        )
     if text.startswith("DataLoader timed out"):
         return ResourceError(
             f"trainer.loader_timeout: no batch came in time; loader processes hang at {names}; "

@@ -33,7 +33,13 @@ from attnseg.data.reader import Case, CaseRef, Reader, check_case
 from attnseg.data.readers.nifti import list_nifti_files
 from attnseg.data.slicing import scale_intensities
 from attnseg.errors import DataError, Problems, ResourceError
-from attnseg.files import file_digest, make_temporary_folder, remove_abandoned, write_text
+from attnseg.files import (
+    explain_write_error,
+    file_digest,
+    make_temporary_folder,
+    remove_abandoned,
+    write_text,
+)
 
 log = logging.getLogger(__name__)
 
@@ -348,9 +354,7 @@ def _write_case(
         (part / CASE_FILE).write_text(_format_case(stored))
         _replace_folder(part, stored.folder)
     except OSError as error:  # NumPy's own says neither the file nor the cause.
-        raise ResourceError(
-            f"{stored.folder}: {error.strerror or error}; check the path, permissions and space"
-        ) from error
+        raise explain_write_error(stored.folder, error) from error
     finally:
         if part is not None:
             shutil.rmtree(part, ignore_errors=True)
