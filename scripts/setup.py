@@ -2,7 +2,8 @@
 
 The Python is the newest supported one on this machine; PYTHON=<its path> names another. Without a
 GPU, PyTorch's CPU build is installed where the package index offers one, else the default build;
-TORCH=cpu or TORCH=cuda decides otherwise. An interrupted or failed call can be repeated.
+TORCH=cpu or TORCH=cuda decides otherwise. WHEELS=<a folder that has every package> makes a network
+unnecessary. An interrupted or failed call can be repeated.
 The syntax is that of Python 3.6, so that an older Python can run this file and name the versions
 that are needed.
 """
@@ -10,6 +11,7 @@ that are needed.
 import glob
 import hashlib
 import os
+import pathlib
 import re
 import shutil
 import subprocess
@@ -26,12 +28,14 @@ PY = os.path.join(VENV, "bin", "python")
 STATE = os.path.join(VENV, ".ready")  # "unfinished", "usable", or what was installed
 SUPPORTED = ("3.14", "3.13", "3.12", "3.11")
 PIP = [PY, "-I", "-m", "pip", "--disable-pip-version-check"]
-UV = shutil.which("uv")
+WHEELS = os.environ.get("WHEELS", "")
+UV = None if WHEELS else shutil.which("uv")
 LINUX = sys.platform == "linux"
 DISK = {"cpu": 2.2, "cuda": 6.1}  # GB of .venv with each build of PyTorch, on Linux
 AGAIN = "run the same command again"
 BROKEN = "a download broke off or was altered; " + AGAIN
 OFFLINE = "the package index cannot be reached; check the network and pip's settings, and " + AGAIN
+LACKING = "lacks {}, or has it for another Python or system only; add it, and " + AGAIN
 # Patterns of installers' messages, and what the error line says; the first match counts.
 REASONS = (
     (
@@ -64,6 +68,9 @@ def fail(code: int, message: str) -> None:
 
 def explain(printed: str) -> str:
     """Return why an installer failed and what to do, from its messages."""
+    lacking = re.search(r"No matching distribution found for (\S+)", printed)
+    if WHEELS and lacking:
+        return f"{WHEELS} {LACKING.format(lacking.group(1))}"
     for pattern, reason in REASONS:
         if re.search(pattern, printed):
             return reason
@@ -187,12 +194,21 @@ def install(name: str, *arguments: str, uv: bool = False, shown: bool = False) -
         print(f"{name}: a download broke off; trying once more.", flush=True)
 
 
+def use_folder() -> None:
+    """Let pip find all packages in the folder WHEELS, and nowhere else."""
+    if not os.path.isdir(WHEELS):
+        fail(2, f"WHEELS={WHEELS}: no such folder")
+    # As an address, since pip takes a space for the end of a path.
+    folder = pathlib.Path(WHEELS).resolve().as_uri()
+    os.environ.update(PIP_NO_INDEX="1", PIP_FIND_LINKS=folder)
+
+
 def offers_cpu_build(torch: str, version: str) -> bool:
     """Ask pip whether the package index has PyTorch's CPU build for a version of Python."""
     query = [*PIP, "install", "-q", "--dry-run", "--no-deps", "--only-binary=:all:", "--target"]
     offered, _, messages = call([*query, VENV, "--python-version", version, torch + "+cpu"])
     if not offered and "from versions: none" in messages:
-        fail(5, f"{torch}: {OFFLINE}")
+        fail(5, f"{torch}: {explain(messages)}")
     return offered
 
 
@@ -244,6 +260,8 @@ def main() -> None:
     asked = os.environ.get("TORCH", "")
     if asked not in ("", "cpu", "cuda"):
         fail(2, f"TORCH={asked}: not a build of PyTorch; use cpu or cuda")
+    if WHEELS:
+        use_folder()
     if not os.access(os.path.expanduser("~"), os.W_OK):
         os.environ["UV_NO_CACHE"] = "1"
     digest = hashlib.sha256()

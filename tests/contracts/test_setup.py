@@ -210,6 +210,28 @@ def test_the_cpu_build_is_taken_where_the_index_has_one(machine, tmp_path):
     assert machine.state().endswith("cpu")
 
 
+def test_a_folder_of_wheels_in_place_of_a_network(machine, tmp_path):
+    folder = machine.wheels.rename(tmp_path / "wheels of another machine")
+    (folder / "tiny-1-py3-none-any.whl").rename(tmp_path / "tiny-1-py3-none-any.whl")
+    uv = tmp_path / "bin" / "uv"
+    uv.parent.mkdir()
+    uv.write_text(f"#!/bin/sh\ntouch {uv}.asked\nexit 2\n")
+    uv.chmod(0o755)
+    offline = {"WHEELS": str(folder), "PATH": str(uv.parent)}
+    machine.refuses(2, "WHEELS=/no/folder: no such folder", WHEELS="/no/folder")
+    machine.refuses(5, f"packages.lock: {folder} lacks tiny==1", **offline)
+    (tmp_path / "tiny-1-py3-none-any.whl").rename(folder / "tiny-1-py3-none-any.whl")
+    (folder / "torch-2.13.0-py3-none-any.whl").rename(tmp_path / "torch-2.13.0-py3-none-any.whl")
+    shutil.rmtree(machine.root / ".venv")
+    machine.refuses(5, f"torch==2.13.0: {folder} lacks torch==2.13.0", **offline)
+    (tmp_path / "torch-2.13.0-py3-none-any.whl").rename(folder / "torch-2.13.0-py3-none-any.whl")
+    code, output, _ = machine.setup(**offline)
+    assert (code, machine.state().split()[-1]) == (0, "cuda")
+    assert "torch 2.13.0, " in output
+    assert not machine.log, "the index was asked"
+    assert not Path(f"{uv}.asked").exists()
+
+
 def test_pythons_that_no_lock_serves(machine, tmp_path):
     old = tmp_path / "python3.9"
     old.write_text("#!/bin/sh\necho 3.9\n")
