@@ -1,6 +1,7 @@
 """The page of `attnseg view` in a real browser, by mouse and keys."""
 
 import json
+import re
 import time
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from tests.browser.chromium import PATIENCE, PROGRAM, Chromium
 from tests.prediction.made import organ
 from tests.prediction.test_dicom import write as write_series
 from tests.viewer.made import program
-from tests.viewer.test_view import capsule, nifti, other, png  # noqa: F401 (fixtures)
+from tests.viewer.test_view import capsule, nifti, other, png, windowed  # noqa: F401 (fixtures)
 
 pytestmark = [
     pytest.mark.browser,
@@ -185,6 +186,23 @@ def test_a_series_and_a_picture_are_dropped(browser, capsule, tmp_path):  # noqa
         assert browser.complaints == []
         process.terminate()
         until(lambda: "has ended" in browser.ask(TEXT.format("ended")))
+
+
+def test_the_windows_of_two_networks(browser, capsule, windowed, tmp_path):  # noqa: F811
+    image = tmp_path / "a.nii"
+    image.write_bytes(nifti(organ((24, 20, 12))))
+    with program(tmp_path, f"capsule={capsule},{windowed}", "threads=1") as (_, address):
+        visit(browser, address)
+        drop(browser, image)
+        white = browser.ask(TEXT.format("white-value"))
+        assert re.fullmatch(r"[\d.]+ and 60", white)
+        assert not white.startswith("60 ")
+        browser.ask("document.getElementById('white').focus()")
+        browser.press("Home")
+        until(lambda: "and -100" in browser.ask(TEXT.format("white-value")))
+        browser.ask("document.getElementById('reset').click()")
+        assert browser.ask(TEXT.format("white-value")) == white
+        assert browser.ask(TEXT.format("reset")) == "As each network sees it"
 
 
 def test_an_address_works_once(browser, capsule, tmp_path):  # noqa: F811

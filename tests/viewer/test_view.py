@@ -58,6 +58,13 @@ def other(tmp_path_factory):
     return capsules.write(tmp_path_factory.mktemp("capsules") / "both.zip", **parts)
 
 
+@pytest.fixture(scope="module")
+def windowed(tmp_path_factory):
+    """A capsule whose network sees intensities from -20 to 60."""
+    own = {capsules.SPEC: capsules.spec(window=(-20.0, 60.0)).to_json().encode()}
+    return capsules.write(tmp_path_factory.mktemp("capsules") / "windowed.zip", **own)
+
+
 def sides_of(*files):
     return open_sides(View(**{**DEFAULTS, "capsule": [str(file) for file in files]}))
 
@@ -197,6 +204,16 @@ def test_two_capsules_side_by_side(capsule, other, tmp_path):
         assert page.get("/masks", side=0, case=0) != page.get("/masks", side=1, case=0)
         about = json.loads(page.get("/about"))
         assert [side["title"] for side in about["sides"]] == ["bright.zip", "both.zip"]
+
+
+def test_each_network_has_its_own_window(capsule, windowed, tmp_path):
+    with serving(sides_of(capsule, windowed), tmp_path / "own") as site:
+        page = Page(site)
+        page.drop({"a.nii": nifti()})
+        first, second = json.loads(page.get("/case", case=0))["windows"]
+        assert second == [-20, 60] != first
+        both = [slice_of(page, side=side, at=4, layer="none") for side in (0, 1)]
+        assert (both[0] != both[1]).any()
 
 
 def test_agreement():

@@ -166,8 +166,7 @@ class Desk:
         return {
             "shape": first.shape,
             "oriented": first.oriented,
-            "low": first.low[0],
-            "high": first.high[0],
+            "windows": [(each.low[0], each.high[0]) for each in shown.values()],
             "uncertainty": all(each.uncertainty is not None for each in shown.values()),
             "agreement": measure_agreement(*shown.values()) if len(shown) == 2 else {},
         }

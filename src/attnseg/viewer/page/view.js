@@ -192,14 +192,16 @@
   };
   const draw = () => {
     if (!state.facts) return;
-    const { shape, low, high } = state.facts;
+    const { shape, windows } = state.facts;
     for (const { axis, range, label } of ranges) {
       range.value = state.position[axis];
       label.textContent = `${state.position[axis] + 1} of ${shape[axis]}`;
     }
     ["black", "white"].forEach((name, at) => {
       byId(name).value = state.window[at];
-      byId(`${name}-value`).textContent = +(low + state.window[at] * (high - low)).toPrecision(4);
+      // Each network has its own window, so that one place of a slider may be two intensities.
+      const values = windows.map(([low, high]) => +(low + state.window[at] * (high - low)).toPrecision(4));
+      byId(`${name}-value`).textContent = [...new Set(values)].join(" and ");
     });
     pictures.forEach(fetchSlice);
   };
@@ -241,6 +243,7 @@
       draw();
     });
   }
+  byId("reset").textContent = about.sides.length > 1 ? "As each network sees it" : "As the network sees it";
   byId("reset").addEventListener("click", () => { state.window = [0, 1]; draw(); });
   byId("layers").addEventListener("change", draw);
 
