@@ -12,11 +12,30 @@ import pytest
 import yaml
 
 from scripts import build_site
+from tests.browser.chromium import PROGRAM, Chromium
 
 pytestmark = pytest.mark.full
 ROOT = Path(__file__).parents[2]
 OUTSIDE = ("http:", "https:", "mailto:")
 CHECKS = {"python": ast.parse, "yaml": yaml.safe_load, "toml": tomllib.loads, "json": json.loads}
+
+# What of a page ends outside of the screen, and of everything on the way there that scrolls.
+CUT = """(() => {
+    const wide = document.documentElement.clientWidth, found = [];
+    if (document.documentElement.scrollWidth > wide) found.push('the page scrolls sideways');
+    const parts = '.md-content :is(table, pre, img, p, li, h1, h2, h3)';
+    for (const part of document.querySelectorAll(parts)) {
+        let right = part.getBoundingClientRect().right;
+        for (let node = part.parentElement; node; node = node.parentElement) {
+            const edge = node.getBoundingClientRect().right;
+            const flow = getComputedStyle(node).overflowX;
+            if (flow === 'auto' || flow === 'scroll') right = Math.min(right, edge);
+            else if (flow !== 'visible' && right > edge + 1) right = Infinity;
+        }
+        if (right > wide + 1) found.push(`${part.tagName}: ${part.textContent.slice(0, 40)}`);
+    }
+    return found;
+})()"""
 
 
 class Page(HTMLParser):
@@ -70,6 +89,25 @@ def broken(site):
 def test_no_link_is_broken_and_nothing_comes_from_elsewhere(site):
     assert len(list(site.rglob("*.html"))) > 80
     assert list(broken(site)) == []
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(PROGRAM is None, reason="needs Chromium: apt-get install chromium")
+def test_nothing_is_cut_on_a_phone_or_a_desktop(site):
+    browser, cut, scrolled = Chromium(), {}, 0
+    try:
+        for width in (390, 1280):
+            for path in sorted(site.rglob("*.html")):
+                browser.open(path, width)
+                if found := browser.ask(CUT):
+                    cut[f"{path.relative_to(site)}, {width} pixels"] = found
+                tables = "[...document.querySelectorAll('.md-content table')]"
+                wide = f"{tables}.filter(t => t.scrollWidth > {width}).length"
+                scrolled += browser.ask(wide)
+    finally:
+        browser.close()
+    assert cut == {}
+    assert scrolled > 20, "no table was wide enough"
 
 
 def test_every_page_of_the_documentation_is_in_the_navigation(site):
