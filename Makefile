@@ -10,6 +10,7 @@
 # make bench-check  ratios against plain loops, within bounds; minutes
 # make audit  known weaknesses of the locked packages; needs a network
 # PYTHON=<path> and TORCH=cpu|cuda choose for the environment; scripts/setup.py says what is chosen without.
+# WHEELS=<folder> has all packages, for machines without a network; docs/hospital.md says how to fill it.
 
 PY := .venv/bin/python
 

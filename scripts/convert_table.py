@@ -5,7 +5,7 @@ attention is trained from scratch for as many multiply-accumulates as its conver
 up to whole epochs. On an idle machine, this takes the same seconds; on a busy one, seconds would
 change the result. What is done is not done again: the command can be stopped and repeated. The
 table has the validation Dice of the parent, after surgery, after each epoch, and from scratch,
-averaged over seeds, with the range; the test set stays sealed.
+averaged over seeds, with the range; the test set stays closed.
 """
 
 import argparse

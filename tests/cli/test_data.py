@@ -189,7 +189,7 @@ def test_training_never_reads_the_test_set_and_openings_are_counted(call, tmp_pa
     held = [case for case, role in drawn.items() if role == "test"]
     sealed = train(call, tree.root, "trainer.open_test=false")
     assert sealed.code == 0
-    assert "The test set stays sealed" in sealed.out
+    assert "The test set stays closed" in sealed.out
     assert not list(tmp_path.glob("outputs/*/test_openings.jsonl"))
     assert set(metrics_of(tmp_path)) == {"profile", "val"}
     shutil.rmtree(tmp_path / "outputs")

@@ -76,7 +76,7 @@ def test_a_ledger_that_cannot_be_written_is_warned_of(tmp_path, caplog):
 
 def test_without_a_ledger_the_seal_holds(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(ResourceError, match="stays sealed"):
+    with pytest.raises(ResourceError, match="stays closed"):
         SealedTest(prepared("a0"), tmp_path / "file" / "openings.jsonl", tmp_path / "file").open(
             "run", "scored"
         )

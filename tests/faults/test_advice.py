@@ -40,7 +40,7 @@ PROSE = re.compile(
     r"|^study/(caveats|tables|verdict|page|margins|null_control)"
     r"|^(preparation/fingerprint|commands/(demo|new_parts))"
     r"|: ; [^t]?|: ; $|: ; here|^explain/(attention_pictures|explain).*(up to|not linear)"
-    r"|TEST SET WATCHED|stays sealed|on record elsewhere|taken as|sealed with %s|%s the first"
+    r"|TEST SET WATCHED|stays closed|on record elsewhere|taken as|sealed with %s|%s the first"
     r"|orientation may be lost|MODEL\[/ATTENTION\]|pixels of a side"
     r"|only the first may vary|are written as NIfTI|^cli/[^:]*: \{\}; \{\}"
     r"|another seed gives up|where it was predicted otherwise|[Ww]here profiles|search continues"

@@ -1,4 +1,4 @@
-"""Pairs of variants over the same cases, missed and invented classes, and the null control."""
+"""Pairs of variants over the same cases, missed and spurious classes, and the null control."""
 
 import re
 
@@ -51,13 +51,13 @@ def test_an_invented_lesion_costs_where_the_other_was_silent(folder, inventor):
     assert only.difference == pytest.approx(sign * 5 / 21, abs=1e-12)
     assert not only.equivalent
     errors = {(e.variant, e.error): e for e in found.errors}
-    assert (errors[inventor, "invented"].count, errors[inventor, "invented"].of) == (6, 9)
+    assert (errors[inventor, "spurious"].count, errors[inventor, "spurious"].of) == (6, 9)
     assert errors["kv", "missed"].count == 0
-    invented = errors["kv", "invented"]
+    invented = errors["kv", "spurious"]
     assert (invented.more, invented.fewer) == ((5, 0) if inventor == "kv" else (0, 5))
-    # McNemar's exact test of 5 discordant patients, doubled by Holm for missed and invented.
+    # McNemar's exact test of 5 discordant patients, doubled by Holm for missed and spurious.
     assert invented.p == pytest.approx(2 * 2 * 0.5**5)
-    assert not any("invents" in doubt for doubt in found.warnings)
+    assert not any("spurious" in doubt for doubt in found.warnings)
     text = (folder.parent / "out" / "comparison.md").read_text()
     assert re.search(r"\| (qkv|kv) \| 0 of 15 \(0%\) \| [^|]+\| [^|]+\| 6 of 9 \(67%\)", text)
 
@@ -67,7 +67,7 @@ def test_many_inventions_are_a_reason_for_doubt(folder):
         values, voxels = healthy_and_ill(invented)
         make_run(folder, attn, values, voxels=voxels)
     doubts = run_compare(folder).warnings
-    assert any("kv invents classes more often than qkv in 9 patients" in doubt for doubt in doubts)
+    assert any("kv predicts spurious classes more often than qkv in 9 patients" in doubt for doubt in doubts)
 
 
 def test_silence_in_a_pair_is_the_perfect_score_of_the_metric(folder):

@@ -1,4 +1,4 @@
-r"""Softmax attention with the position term of KV+Pos, folded into two terms of negligible cost.
+r"""Softmax attention with the position term of KV+Pos, reduced to two terms of negligible cost.
 
 Borji, 2023, arXiv 2305.19129: the scores s_ij are copied to m channels, a sinusoidal code P_ij of
 the index pair (i, j) is added, and a linear map w returns to one channel, an n x n x m tensor:
@@ -12,8 +12,8 @@ from the published parameter w; the published bias has no effect and is left out
 
 The code of 2026 (https://github.com/Brainchip-Inc/Do-Transformers-Need-3-Projections) uses the
 index pair, too; the draft beside it writes P(row_i, column_i, row_j, column_j) instead. That code
-concatenates those of query and key, so it folds likewise: only b_j becomes a function of row and
-column. A code of the difference i - j does not fold: see `relative_softmax`.
+concatenates those of query and key, so it is reduced likewise: only b_j becomes a function of row
+and column. A code of the difference i - j cannot be reduced: see `relative_softmax`.
 """
 
 from typing import Any

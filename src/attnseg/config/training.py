@@ -160,7 +160,7 @@ class Trainer(Node):
         loader_timeout: seconds without a batch before the run fails; `None` to wait for ever.
         save_minutes: minutes between checkpoints within an epoch; `None` for one per epoch.
         deterministic: compute the same to the bit each time; a GPU refuses what it cannot repeat.
-        open_test: `False` leaves the test set sealed and scores the validation cases only.
+        open_test: `False` leaves the test set closed and scores the validation cases only.
         keep_pictures: of the scored cases, for the comparison's page; 15 to 60 KB per case.
         attempts: how often a run may fail before it is not tried again.
         co2_g_per_kwh: CO2 of the electricity here; with it, `run.json` states that of the run.

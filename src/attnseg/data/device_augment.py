@@ -93,11 +93,12 @@ class DeviceAugment(BatchAugment):
 
     def change(self, images: Tensor, masks: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
         """Move, then scale intensities; see `BatchAugment.change`. Masks are not interpolated."""
+        height, width = images.shape[-2:]
         numbers = draws[:, :8, None, None].unbind(1)
-        places = _find_places(numbers[:6], images.shape[-2:])
+        places = _find_places(numbers[:6], (height, width))
         if self.warp:
             moves = draws[:, 8:].unflatten(1, (2, KNOTS, KNOTS))
-            places = places + _interpolate_moves(moves, images.shape[-2:])
+            places = places + _interpolate_moves(moves, (height, width))
         # Places are in shares of the image, from its middle; `grid_sample` wants half shares.
         grid = 2 * places.movedim(1, -1)
         moved = F.grid_sample(images, grid, "bilinear", "zeros", align_corners=False)

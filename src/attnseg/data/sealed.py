@@ -105,7 +105,7 @@ def record_opening(digest: str, ledgers: Sequence[Path], run: str, purpose: str)
         except OSError as error:
             failures.append(f"{path}: cannot be written ({error.strerror})")
     if len(failures) == len(ledgers):
-        raise ResourceError(f"{failures[-1]}; the test set stays sealed")
+        raise ResourceError(f"{failures[-1]}; the test set stays closed")
     for failure in failures:
         log.warning("%s; this opening of the test set is on record elsewhere only", failure)
 

@@ -60,7 +60,7 @@ def score_folders(
         patient: regular expression whose group is the patient in a file's name; `None` for the
             whole name.
         ignore_label: value of the voxels in the truth that are not scored.
-        data: folder of `paths.data`, where an opening is recorded if masks of a sealed test set are
+        data: folder of `paths.data`, where an opening is recorded if masks of a closed test set are
             among the truth.
 
     Returns:
@@ -141,10 +141,10 @@ def score_pair(
 
 
 def _record_opening(data: Path, digests: set[str], pred: Path, truth: Path) -> None:
-    """Record an opening if any true mask, by its digest, is one of a sealed test set."""
+    """Record an opening if any true mask, by its digest, is one of a closed test set."""
     run, purpose = str(pred.resolve()), f"evaluate pred={pred} truth={truth}"
     if count := record_scored_masks(data, digests, run, purpose):
-        log.warning("%d of the true masks are of a sealed test set: its opening is recorded", count)
+        log.warning("%d of the true masks are of a closed test set: its opening is recorded", count)
 
 
 def define_labels(

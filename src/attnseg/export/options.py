@@ -15,7 +15,7 @@ class Export(Reopen):
 
     Attributes:
         formats: kinds of file that are written.
-        split: the cases on which exports are compared with PyTorch; the test set stays sealed.
+        split: the cases on which exports are compared with PyTorch; the test set stays closed.
         device: where they are compared.
     """
 
@@ -23,7 +23,7 @@ class Export(Reopen):
     run: Folder
     formats: Annotated[list[Literal["onnx", "torch", "safetensors"]], Field(min_length=1)]
     int8: bool
-    split: Literal["val"] = "val"  # the test set stays sealed
+    split: Literal["val"] = "val"  # the test set stays closed
     device: Literal["cpu"] = "cpu"
 
     @model_validator(mode="after")

@@ -21,7 +21,7 @@ class State:
     epoch: int = 0  # number of epochs done
     epochs: int | None = None  # number of epochs configured; `None` if not known yet
     left: float | None = None  # estimated seconds of training left; `None` if it is not training
-    score: str = ""  # of the test set, or of the validation cases if the test set is sealed
+    score: str = ""  # of the test set, or of the validation cases if the test set is closed
     measure: str = ""  # split, metric and profile of the score
     reason: str = ""  # cause of a failure
 

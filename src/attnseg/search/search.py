@@ -17,7 +17,7 @@ one trial; `shared_search.py` holds the locks. The processes share only the fold
 - *Reproducibility.* The sampler of a trial is seeded from the search's seed and the trial's number,
   so that neither interruptions nor the number of processes change these seeds.
 
-Validation scores decide; the test set stays sealed.
+Validation scores decide; the test set stays closed.
 """
 
 import logging

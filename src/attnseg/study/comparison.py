@@ -31,7 +31,7 @@ class Comparison:
     seed_means: pd.DataFrame  # means over patients by variant (rows) and seed (columns)
     splits: int  # number of splits (folds) that the runs were trained on
     patients: pd.DataFrame  # values by patient (rows) and variant (columns)
-    errors: list[ErrorCount]  # missed and invented classes of each variant
+    errors: list[ErrorCount]  # missed and spurious classes of each variant
     controls: list[str]  # variants without token mixing
     headline: str  # all verdicts in a sentence
     verdicts: list[str]  # one sentence per comparison with a baseline

@@ -1,6 +1,6 @@
-"""Missed and invented classes: image-level detection beside the quality of the masks.
+"""Missed and spurious classes: image-level detection beside the quality of the masks.
 
-A class of a case is missed if it is there and not predicted, and invented if it is not there and
+A class of a case is missed if it is there and not predicted, and spurious if it is not there and
 predicted. Both are counted over all runs of a variant. Two variants are compared patient by
 patient: a patient speaks for the variant that makes the error in fewer of its cases, classes and
 runs. With one case, class and run each, the test is McNemar's, exact (Q. McNemar, Psychometrika 12,
@@ -23,7 +23,7 @@ class ErrorCount:
     """One kind of error of one variant, and its test against the baseline."""
 
     variant: str
-    error: str  # `missed` or `invented`
+    error: str  # `missed` or `spurious`
     count: int  # of cases, classes and runs with the error
     of: int  # cases, classes and runs in which it was possible
     more: int  # patients in whom the variant makes it more often than its baseline
@@ -39,7 +39,7 @@ def count_errors(sheet: ScoreSheet, bases: Mapping[str, str]) -> list[ErrorCount
         truth, predicted = sheet.truth[numbers], sheet.predicted[numbers]
         known = predicted.notna()
         errors[name, "missed"] = (predicted == 0).where(known & (truth > 0))
-        errors[name, "invented"] = (predicted > 0).where(known & (truth == 0))
+        errors[name, "spurious"] = (predicted > 0).where(known & (truth == 0))
     if not any(made.notna().any(axis=None) for made in errors.values()):
         return []
     shares = {
@@ -74,11 +74,11 @@ def compare_patients(own: pd.Series, base: pd.Series) -> tuple[int, int, float]:
 
 
 def doubt_errors(errors: Sequence[ErrorCount], bases: Mapping[str, str], alpha: float) -> list[str]:
-    """Return a sentence for each variant that misses or invents more or less than its baseline."""
+    """Return a sentence for each variant that makes more or fewer errors than its baseline."""
     doubts = []
     for e in errors:
         if e.p <= alpha:
-            verb = "misses" if e.error == "missed" else "invents"
+            verb = "misses" if e.error == "missed" else "predicts spurious"
             doubts.append(
                 f"{e.variant} {verb} classes more often than {bases[e.variant]} in {e.more} "
                 f"patients and less often in {e.fewer} (exact McNemar test, Holm p "

@@ -160,7 +160,7 @@ def tabulate_classes(comparison: Comparison) -> ResultTable:
 
 
 def tabulate_errors(comparison: Comparison) -> ResultTable:
-    """Tabulate missed and invented classes with their tests against the baseline."""
+    """Tabulate missed and spurious classes with their tests against the baseline."""
     by_variant: dict[str, dict[str, str | TableCell]] = {}
     for e in comparison.errors:
         row = by_variant.setdefault(e.variant, {"variant": e.variant})
@@ -171,7 +171,7 @@ def tabulate_errors(comparison: Comparison) -> ResultTable:
         text = p_value_text(e.p) if compared else "-"
         row[f"p ({e.error})"] = TableCell(text, bold=e.p <= 1 - comparison.level)
     title = (
-        "Missed: there, but not predicted. Invented: predicted, but not there. Classes, cases and "
+        "Missed: there, but not predicted. Spurious: predicted, but not there. Classes, cases and "
         f"runs are counted; the exact test (McNemar) counts patients against "
         f"{comparison.baseline}, p by Holm. {comparison.title}"
     )
@@ -300,7 +300,7 @@ def write_tables(comparison: Comparison, folder: Path) -> None:
         "against": _contrast_frame(comparison.against),
         "pairs": _contrast_frame(comparison.pairs),
         "classes": _contrast_frame(comparison.classes),
-        "missed_invented": pd.DataFrame([asdict(error) for error in comparison.errors]),
+        "missed_spurious": pd.DataFrame([asdict(error) for error in comparison.errors]),
         "patients": comparison.patients.rename_axis("patient").reset_index(),
     }
     facts = {"metric": comparison.metric.name, "convention": comparison.title}

@@ -73,7 +73,7 @@ def evaluate_run(run: ActiveRun, setup: TrainingSetup, model: SegmentationModel)
     if config.trainer.open_test:
         log.info("Openings of these test cases so far: %d", openings)
     else:
-        log.info("The test set stays sealed (trainer.open_test=false)")
+        log.info("The test set stays closed (trainer.open_test=false)")
 
 
 def draw_previews(

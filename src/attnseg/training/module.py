@@ -105,8 +105,10 @@ class SegmentationModule(pl.LightningModule):
 
     def on_after_batch_transfer(self, batch: Sample, dataloader_idx: int) -> Sample:
         """Augment a batch of training slices on the device, if the augmentation is of batches."""
-        drawn = isinstance(self.transforms, BatchAugment) and "draws" in batch
-        return self.transforms(batch) if drawn else batch
+        transforms = self.transforms
+        if isinstance(transforms, BatchAugment) and "draws" in batch:
+            return transforms(batch)
+        return batch
 
     def training_step(self, batch: Sample, batch_idx: int) -> Tensor:
         """Return the loss of one batch."""

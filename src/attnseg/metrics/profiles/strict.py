@@ -1,4 +1,4 @@
-"""The profile `strict`, our default, which gives missed and invented organs the worst score."""
+"""The profile `strict`, our default, which gives missed and spurious organs the worst score."""
 
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
@@ -21,7 +21,7 @@ NAN = float("nan")
 
 @dataclass(frozen=True)
 class Strict(Profile):
-    """Scores missed and invented organs as the worst possible prediction.
+    """Scores missed and spurious organs as the worst possible prediction.
 
     Attributes:
         nsd_tolerance_mm: distance up to which surfaces agree. The default, 3 mm, is the slice

@@ -142,7 +142,7 @@
     }
     if (errors) {
       const sign = (name) => make("span", { className: `swatch ${name}` });
-      note.append(make("span", {}, sign("missed"), "missed"), make("span", {}, sign("invented"), "predicted, but not there"));
+      note.append(make("span", {}, sign("missed"), "missed"), make("span", {}, sign("spurious"), "predicted, but not there"));
       note.className = "note keys";
     } else {
       note.className = "note";
@@ -215,7 +215,7 @@
           const at = ((y / scale) | 0) * width + ((x / scale) | 0);
           const present = holds(truth[at], k), predicted = holds(mask[at], k);
           if (present && !predicted) paint(y * wide + x, colour("missed"), 190);
-          if (predicted && !present) paint(y * wide + x, colour("invented"), 190);
+          if (predicted && !present) paint(y * wide + x, colour("spurious"), 190);
         }
         return;
       }
