@@ -67,7 +67,8 @@ def test_many_inventions_are_a_reason_for_doubt(folder):
         values, voxels = healthy_and_ill(invented)
         make_run(folder, attn, values, voxels=voxels)
     doubts = run_compare(folder).warnings
-    assert any("kv predicts spurious classes more often than qkv in 9 patients" in doubt for doubt in doubts)
+    expected = "kv predicts spurious classes more often than qkv in 9 patients"
+    assert any(expected in doubt for doubt in doubts)
 
 
 def test_silence_in_a_pair_is_the_perfect_score_of_the_metric(folder):
