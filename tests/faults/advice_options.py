@@ -394,6 +394,7 @@ CONFIGURED = in_training(
             ),
         },
     ),
+    "trainer.gradient_checkpointing=true trainer.compile=blocks",
     "+conversion.parent=run trainer.compile=default",
     (
         "+conversion.parent=run trainer=fsdp",

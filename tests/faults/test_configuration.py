@@ -92,6 +92,8 @@ CONFIG_FAULTS = [
     (["trainer.precision=tf32"], "trainer.precision: tf32 needs a GPU; use bf16-mixed or 32"),
     (["trainer=gpu", "trainer.compile=reduce-overhead", "trainer.accumulate=2"],
      "trainer.accumulate: CUDA graphs (trainer.compile=reduce-overhead) overwrite the gradients"),
+    (["trainer.compile=blocks", "trainer.gradient_checkpointing=true"],
+     "trainer.gradient_checkpointing: blocks that are compiled alone would count"),
     (["trainer.devices=0"], "trainer.devices: 0 is not allowed"),
     (["trainer.devices=auto"], "trainer.devices: 'auto' is not allowed"),
     (["trainer.accelerator=cuda"], "input should be 'cpu' or 'gpu'"),

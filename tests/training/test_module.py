@@ -1,3 +1,4 @@
+import copy
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,12 +17,19 @@ from attnseg.processes.launch import ProcessGroup
 from attnseg.processes.signals import Stopping
 from attnseg.runs.run_folder import RunFolder
 from attnseg.training.callbacks.averaging import WeightAverage
-from attnseg.training.compiling import compile_model, computing_uncompiled, restore_plain_model
+from attnseg.training.compiling import (
+    compile_blocks,
+    compile_model,
+    computing_uncompiled,
+    list_compiled,
+    restore_plain_model,
+)
 from attnseg.training.fit import fit, prepare_model
 from attnseg.training.lightning_trainer import make_trainer
 from attnseg.training.module import SegmentationModule, parameter_groups
+from attnseg.training.recompute import list_blocks
 from attnseg.training.resume import ResumePoint
-from attnseg.training.setup import count_workers, set_up_training
+from attnseg.training.setup import count_workers, make_loaders, set_up_training
 from tests.contracts.test_models import SIZE, make
 from tests.faults.runs import configured
 
@@ -89,15 +97,17 @@ def test_a_loss_that_is_no_number_is_found_before_the_step_though_the_model_is_c
         module.on_before_optimizer_step(None)
 
 
-def test_scoring_does_not_compile_anew():
+@pytest.mark.parametrize("kind", ["default", "blocks"])
+def test_scoring_does_not_compile_anew(kind):
     model = make("setr", "qkv")
-    compile_model(model, Trainer(max_epochs=1, compile="default"))
-    compiled = model._compiled_call_impl
+    compile_model(model, Trainer(max_epochs=1, compile=kind))
+    compiled = {module: module._compiled_call_impl for module in list_compiled(model)}
+    assert list(compiled) == (list_blocks(model) if kind == "blocks" else [model])
     with computing_uncompiled(model):
-        assert model._compiled_call_impl is None
-    assert model._compiled_call_impl is compiled is not None
+        assert not list_compiled(model)
+    assert all(module._compiled_call_impl is call for module, call in compiled.items())
     restore_plain_model(model)
-    assert model._compiled_call_impl is None
+    assert not list_compiled(model)
     assert "training_outputs" not in vars(model)
     restore_plain_model(model)  # once more, without effect
 
@@ -199,6 +209,37 @@ def test_only_the_processes_of_one_machine_share_its_cores(monkeypatch, cores, l
         max_epochs=1, accelerator="gpu", devices=8, strategy="ddp", num_workers="auto"
     )
     assert count_workers(options) == workers
+
+
+@pytest.mark.parametrize("kind", ["cpu", "gpu"])
+def test_memory_is_pinned_for_gpus_alone(tmp_path, kind):
+    """To pin memory opens CUDA, on a GPU that may belong to another job."""
+    config = configured(tmp_path)
+    setup = set_up_training(config)
+    loaders = make_loaders(config.revise("trainer", accelerator=kind), setup.data, setup.components)
+    assert loaders.train_dataloader().pin_memory is (kind == "gpu")
+
+
+def test_blocks_of_one_kind_are_compiled_once():
+    """Of 12 blocks: training without and with stochastic depth, and evaluation. Numbers stay."""
+    torch.compiler.reset()
+    torch._dynamo.utils.counters.clear()
+    model = make("setr", "qkv", options=("model.depth=12",)).train()
+    plain = copy.deepcopy(model)
+    compile_blocks(model, backend="aot_eager")
+    image, mask = torch.randn(2, 1, *SIZE), torch.zeros(2, *SIZE, dtype=torch.uint8)
+    for network in (plain, model):
+        torch.manual_seed(0)
+        outputs = network.training_outputs(image)
+        sum(DiceCE(False)(output, mask.long()) for output in outputs).backward()
+        with torch.no_grad():
+            network.eval()(image)
+    named = dict(model.named_parameters())
+    for key, value in plain.named_parameters():
+        torch.testing.assert_close(named[key].grad, value.grad, rtol=1e-4, atol=1e-6, msg=key)
+    assert len(list_blocks(model)) >= 12
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 3
+    assert not torch._dynamo.utils.counters["graph_break"]
 
 
 def test_a_gpu_needs_a_c_compiler_to_compile(monkeypatch):

@@ -147,7 +147,8 @@ class Trainer(Node):
         auto_batch: set `dataset.batch_size` to the largest that fits.
         gradient_checkpointing: compute activations again instead of keeping them; the weights
             are the same to the bit.
-        compile: mode of torch.compile; `reduce-overhead` uses CUDA graphs.
+        compile: mode of torch.compile; `blocks` compiles each kind of block once, and nothing
+            else, `reduce-overhead` uses CUDA graphs.
         accumulate: batches per optimizer step.
         gradient_clip: largest norm; `None` for none.
         ema_decay: validate and keep averaged weights; 0.999, for example.
@@ -177,7 +178,7 @@ class Trainer(Node):
     precision: Precision | Literal["auto"] = 32
     auto_batch: Annotated[bool, Technical] = False  # the size it finds is in dataset.batch_size
     gradient_checkpointing: Annotated[bool, Technical] = False
-    compile: Literal["default", "reduce-overhead", "max-autotune"] | None = None
+    compile: Literal["default", "blocks", "reduce-overhead", "max-autotune"] | None = None
     accumulate: PositiveInt = 1
     gradient_clip: PositiveFloat | None = 1.0
     ema_decay: Fraction | None = None
@@ -221,6 +222,12 @@ class Trainer(Node):
                 "accumulate",
                 "CUDA graphs (trainer.compile=reduce-overhead) overwrite the gradients that are "
                 "added up; use trainer.compile=default or 1",
+            )
+        if self.compile == "blocks" and self.gradient_checkpointing:
+            raise OptionError(
+                "gradient_checkpointing",
+                "blocks that are compiled alone would count batch statistics twice; use "
+                "trainer.compile=default",
             )
         if self.devices > 1 and self.strategy == "auto":
             raise OptionError("devices", f"{self.devices} devices need trainer=ddp")

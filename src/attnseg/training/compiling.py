@@ -10,13 +10,17 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
+from torch import nn
 
 from attnseg.config.training import Trainer as TrainerOptions
 from attnseg.errors import ConfigError
 from attnseg.models.model import SegmentationModel
+from attnseg.training.recompute import list_blocks
 
+KINDS_OF_BLOCKS = 64
 log = logging.getLogger(__name__)
 
 
@@ -40,11 +44,27 @@ def compile_model(model: SegmentationModel, options: TrainerOptions) -> None:
             "trainer.deterministic=false, or trainer.compile=default, which starts faster"
         )
     log.info("trainer.compile=%s: the first steps take minutes", options.compile)
+    if options.compile == "blocks":
+        compile_blocks(model)
+        return
     assert options.compile is not None
     model.compile(mode=options.compile)
     # Training calls `training_outputs`, which `Module.compile` leaves uncompiled.
     compiled = torch.compile(model.training_outputs, mode=options.compile)
     setattr(model, "training_outputs", compiled)  # noqa: B010, mypy refuses to assign a method
+
+
+def compile_blocks(model: SegmentationModel, backend: str = "inductor") -> None:
+    """Compile each block of a model in place, and nothing between blocks.
+
+    Blocks of one class and shape are compiled once for all of them.
+    """
+    blocks = list_blocks(model)
+    # By default, the compiler gives up after eight kinds of blocks: stages, training, evaluation.
+    dynamo: Any = torch._dynamo.config
+    dynamo.recompile_limit = max(dynamo.recompile_limit, KINDS_OF_BLOCKS)
+    for block in blocks:
+        block.compile(backend=backend)
 
 
 @contextmanager
@@ -53,15 +73,23 @@ def computing_uncompiled(model: SegmentationModel) -> Iterator[None]:
 
     Inputs of another size or precision would be compiled anew, which takes minutes.
     """
-    compiled, model._compiled_call_impl = model._compiled_call_impl, None
+    compiled = {module: module._compiled_call_impl for module in list_compiled(model)}
+    for module in compiled:
+        module._compiled_call_impl = None
     try:
         yield
     finally:
-        model._compiled_call_impl = compiled
+        for module, call in compiled.items():
+            module._compiled_call_impl = call
 
 
 def restore_plain_model(model: SegmentationModel) -> None:
     """Let a model that may be compiled compute as it is from now on, and call hooks again."""
-    if model._compiled_call_impl is not None:
-        model._compiled_call_impl = None
-        del model.training_outputs  # the compiled one; that of the class remains
+    for module in list_compiled(model):
+        module._compiled_call_impl = None
+    vars(model).pop("training_outputs", None)  # the compiled one; that of the class remains
+
+
+def list_compiled(model: nn.Module) -> list[nn.Module]:
+    """Return the modules that are compiled: the model, its blocks, or none."""
+    return [module for module in model.modules() if module._compiled_call_impl is not None]

@@ -12,19 +12,24 @@ from torch.nn.modules.batchnorm import _BatchNorm  # also of SyncBatchNorm
 from torch.utils.checkpoint import checkpoint
 
 
-def recompute_blocks(model: nn.Module, compiled: bool = False) -> int:
-    """Make every block of a model keep its inputs only; return the number of blocks.
-
-    A block is an item of a `ModuleList` that contains no other list. If the model will be
-    `compiled`, the compiler recomputes, and updates running statistics once by itself.
-    """
-    blocks = [
+def list_blocks(model: nn.Module) -> list[nn.Module]:
+    """Return the blocks of a model: the items of each `ModuleList` that contains no other list."""
+    return [
         block
         for layers in model.modules()
         if isinstance(layers, nn.ModuleList)
         and not any(isinstance(m, nn.ModuleList) for m in layers.modules() if m is not layers)
         for block in layers
     ]
+
+
+def recompute_blocks(model: nn.Module, compiled: bool = False) -> int:
+    """Make every block of a model keep its inputs only; return the number of blocks.
+
+    If the model will be `compiled`, the compiler recomputes, and updates running statistics once by
+    itself.
+    """
+    blocks = list_blocks(model)
     for block in blocks:
         recomputed = partial(checkpoint, block.forward, use_reentrant=False)
         if not compiled:
