@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import pytest
 
@@ -33,15 +34,93 @@ def steps(tmp_path_factory):
     return simulate(folder, *MODELS, *OTHERS, *(f"{pair}:off" for pair in MODELS))
 
 
-def simulate(folder, *pairs):
+def run_simulation(*words):
+    return subprocess.run([sys.executable, *words], capture_output=True, text=True)
+
+
+def simulate(folder, *pairs, program=("-m", "attnseg.gpu.simulation")):
     file = folder / "steps.json"
-    command = [sys.executable, "-m", "attnseg.gpu.simulation", *pairs, "--json", str(file)]
-    command += ["--options", "augment=gpu", "augment.warp=0.02"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    options = ["--options", "augment=gpu", "augment.warp=0.02"]
+    done = run_simulation(*program, *pairs, "--json", str(file), *options)
     assert done.returncode == 0, done.stdout + done.stderr
     records = json.loads(file.read_text())
     assert len(records) == len(pairs)
     return {(f"{record['model']}/{record['attn']}", record["mode"]): record for record in records}
+
+
+SPOIL = """
+import os, sys
+from attnseg.gpu import fake_device, simulation
+fake_device.load_fake_device()
+simulation.load_fake_device = lambda: None
+import torch
+from attnseg.gpu import training_step
+from attnseg.layers import conv, vit
+from attnseg.training.module import SegmentationModule
+{}
+code = simulation.print_simulation(sys.argv[1:])
+sys.stdout.flush()
+os._exit(code)
+"""
+LOOP_OPTIMIZER = """
+training_step.optimizer_factory = lambda config: (
+    lambda groups: torch.optim.AdamW(groups, fused=False, foreach=False)
+)
+"""
+PYTORCHS_RESIZE = """
+class BilinearResize:
+    apply = lambda x, size, corners: torch.nn.functional.interpolate(
+        x, size=size, mode="bilinear", align_corners=corners
+    )
+conv.BilinearResize = BilinearResize
+"""
+READ_LOSS = """
+compute_loss = SegmentationModule.compute_loss
+def read(self, logits, mask):
+    loss = compute_loss(self, logits, mask)
+    loss.item()
+    return loss
+SegmentationModule.compute_loss = read
+"""
+CPU_CONSTANT = """
+forward = vit.Block.forward
+vit.Block.forward = lambda self, x, *more: forward(self, x, *more) * torch.ones(1)
+"""
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    ("fault", "checks"),
+    [
+        (LOOP_OPTIMIZER, ["test_the_optimizer_takes_all_weights_at_once"]),
+        (PYTORCHS_RESIZE, ["test_determinism_costs_no_memory"]),
+        (READ_LOSS, ["test_nothing_waits_for_the_gpu"]),
+        ("", []),
+    ],
+    ids=["loop optimizer", "PyTorch's resizing", "the loss is read", "no fault"],
+)
+def test_a_fault_fails_the_test_that_is_there_for_it(tmp_path, monkeypatch, fault, checks):
+    monkeypatch.setitem(globals(), "MODELS", MODELS[:1])
+    program = ("-c", SPOIL.format(fault))
+    steps = simulate(tmp_path, MODELS[0], f"{MODELS[0]}:off", program=program)
+    for check in (
+        test_every_weight_gets_its_gradient_on_the_gpu,
+        test_nothing_waits_for_the_gpu,
+        test_every_operation_of_strict_training_has_a_deterministic_kernel,
+        test_no_attention_computes_all_scores,
+        test_the_optimizer_takes_all_weights_at_once,
+        test_determinism_costs_no_memory,
+    ):
+        fails = pytest.raises(AssertionError) if check.__name__ in checks else nullcontext()
+        with fails:
+            check(steps)
+
+
+@pytest.mark.full
+def test_a_constant_on_the_cpu_ends_the_simulation():
+    done = run_simulation("-c", SPOIL.format(CPU_CONSTANT), MODELS[0])
+    assert done.returncode == 3
+    assert f"broken: {MODELS[0]}: encoder.py" in done.stdout
 
 
 @pytest.mark.full

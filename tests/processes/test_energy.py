@@ -1,5 +1,7 @@
 """Energy of CPUs, from counters as the kernel shows them."""
 
+import shutil
+import subprocess
 import time
 
 import pytest
@@ -65,3 +67,17 @@ def test_unknown_energy_has_a_reason(zones, monkeypatch):
     assert "energy_uj is readable for administrators only" in meter.reason
     monkeypatch.setattr(energy, "POWERCAP", zones / "nothing")
     assert EnergyMeter().reason.startswith("no RAPL counters in ")
+
+
+@pytest.mark.skipif(EnergyMeter().reason is not None, reason="no counter can be read here")
+def test_perf_reads_the_same_energy():
+    """`perf` counts packages alone."""
+    command = ["perf", "stat", "-x", ",", "-a", "-e", "power/energy-pkg/", "sleep", "2"]
+    if shutil.which("perf") is None:
+        pytest.skip("perf is not installed")
+    with EnergyMeter() as meter:
+        done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        pytest.skip(f"perf reads no energy here: {done.stderr}")
+    packages = [c.joules for c in meter._counters if c.name.startswith("package")]
+    assert float(done.stderr.split(",")[0]) == pytest.approx(sum(packages), rel=0.1)

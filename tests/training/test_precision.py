@@ -1,9 +1,12 @@
 """`trainer.precision=auto` chooses by what the machine has, and says why."""
 
+import numpy as np
 import pytest
 import torch
 import yaml
 
+from attnseg.processes.tf32 import tf32_products
+from attnseg.runs.reopen import TorchNetwork
 from attnseg.training.precision import fastest_precision, resolve_precision
 from tests.faults.runs import configured
 
@@ -28,3 +31,22 @@ def test_what_is_chosen_takes_the_place_of_auto_and_nothing_else_changes(tmp_pat
     assert new["trainer"]["precision"] == revised.trainer.precision
     assert new | {"trainer": 0} == old | {"trainer": 0}
     assert resolve_precision(revised) == revised
+
+
+def test_tf32_is_for_training_alone():
+    """Predictions and scores are computed in full 32 bits, whatever is allowed outside."""
+    allowed = []
+
+    class Network(torch.nn.Module):
+        def forward(self, image):
+            own = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+            allowed.append(own)
+            return image
+
+    network, image = TorchNetwork(Network()), np.zeros((1, 1, 2, 2), np.float32)
+    with tf32_products(True):
+        assert torch.backends.cuda.matmul.allow_tf32
+        network(image)
+        network.decide_on_device(image, (2, 2), True)
+        assert torch.backends.cuda.matmul.allow_tf32
+    assert allowed == [(False, False)] * 2

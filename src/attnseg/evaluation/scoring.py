@@ -43,8 +43,8 @@ def score_cases(
     """Segment each case once, and score it under each profile.
 
     A case is scored while the next one is segmented, so that a GPU does not wait for distances.
-    That takes a thread, no process: the metrics are computed outside of Python's lock, and masks
-    would be copied from process to process for longer than the GPU takes to predict them.
+    That takes a thread, no process: the metrics are computed outside of Python's lock, and a
+    process would need copies of the masks.
 
     `split` names the cases in the table and the progress; `on_case` receives each case and its
     masks, `[classes, S, H, W]` each; the pixels of all cases are added to `pooled`.
