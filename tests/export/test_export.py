@@ -15,12 +15,13 @@ from attnseg.config.nodes import Component
 from attnseg.config.training import Model
 from attnseg.errors import CheckpointError, ConfigError
 from attnseg.export import export as exporting
+from attnseg.export import monai_bundle
 from attnseg.export.export import make_images
 from attnseg.export.options import Export
 from attnseg.files import file_digest
 from attnseg.prediction.capsule import Capsule
 from attnseg.prediction.exported import Exported
-from attnseg.runs.reopen import load_network
+from attnseg.runs.reopen import load_network, read_spec
 from attnseg.runs.run_folder import RunFolder
 from tests.export import made
 from tests.faults.runs import attempt, run_of
@@ -132,6 +133,42 @@ def test_without_the_data(run, tmp_path, call):
     assert "compared on made-up images" in answer.out
     answer = call(*words, "int8=true", command=cli.export)
     assert answer.code == 2 and "root=DIR" in answer.err
+
+
+def test_a_monai_bundle_of_a_run(run, tmp_path, call):
+    copy = copy_of(run, tmp_path)
+    answer = call(f"run={copy}", "formats=monai", command=cli.export)
+    assert answer.code == 0, answer.err
+    facts = json.loads((copy / "export/export.json").read_text())
+    masks, name = facts["masks"], "monai_bundle/configs/metadata.json"
+    assert masks["differing"] == 0 < masks["voxels"]
+    assert masks["compared_on"].startswith("validation case")
+    assert facts["files"][name]["sha256"] == file_digest(copy / "export" / name)
+    metadata = json.loads((copy / "export" / name).read_text())
+    split, _, label = next(iter(metadata["eval_metrics"])).partition(": mean ")
+    means = json.loads((run / "metrics.json").read_text())[split]["mean"]
+    assert metadata["eval_metrics"][f"{split}: mean {label}"] == means[label.lower()]
+    assert "## Results" in (copy / "export/monai_bundle/docs/MODEL_CARD.md").read_text()
+    answer = call(f"run={copy}", "formats=monai", "root=missing", command=cli.export)
+    assert answer.code == 0, answer.err
+    masks = json.loads((copy / "export/export.json").read_text())["masks"]
+    assert masks["compared_on"] == "a made-up scan" and masks["differing"] == 0
+    assert call(f"run={copy}", "formats=safetensors", command=cli.export).code == 0
+    assert not (copy / "export/monai_bundle").exists()
+
+
+def test_a_monai_bundle_that_is_not_kept(run, tmp_path, monkeypatch, call):
+    copy = copy_of(run, tmp_path)
+    monkeypatch.setattr(monai_bundle, "PERCENTILES", (20.0, 80.0))
+    spec = read_spec(RunFolder(copy)).model_copy(update={"window": None})
+    monkeypatch.setattr(exporting, "read_spec", lambda run: spec)
+    answer = call(f"run={copy}", "formats=monai", command=cli.export)
+    assert answer.code == 4 and "voxels differ" in answer.err
+    assert not (copy / "export/monai_bundle").exists()
+    pictures = spec.model_copy(update={"volumetric": False})
+    monkeypatch.setattr(exporting, "read_spec", lambda run: pictures)
+    answer = call(f"run={copy}", "formats=monai", command=cli.export)
+    assert answer.code == 2 and "attnseg capsule" in answer.err and answer.err.count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,8 @@ from attnseg.export.export import (
     largest_difference,
     make_images,
     measure_latencies,
-    onnx_bytes,
-    trace_model,
 )
+from attnseg.export.tracing import onnx_bytes, trace_model
 from attnseg.prediction.onnx import OnnxNetwork, walk_messages
 from attnseg.runs.reopen import TorchNetwork
 from tests.export import made

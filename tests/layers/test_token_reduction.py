@@ -8,7 +8,7 @@ from attnseg.config import cost
 from attnseg.config.build import ATTENTION, factory
 from attnseg.config.components import attention_component
 from attnseg.errors import ConfigError
-from attnseg.export.export import onnx_bytes
+from attnseg.export.tracing import onnx_bytes
 from attnseg.layers.encoder import restore_tokens, run_blocks
 from attnseg.layers.matching import rank_descending
 from attnseg.layers.token_reduction import MergeTokens, PruneTokens

@@ -1,6 +1,7 @@
-"""Exports a finished run for other programs: ONNX, torch.export, safetensors.
+"""Exports a finished run for other programs: ONNX, torch.export, safetensors, MONAI.
 
 attnseg export run=DIR int8=true
+attnseg export run=DIR formats=monai
 """
 
 from attnseg.commands.command import Command, deferred

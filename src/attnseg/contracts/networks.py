@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from attnseg.config.cost import count_attention_macs, find_attentions
 from attnseg.explain.jacobian import derive_weights
 from attnseg.explain.recording import AttentionRecord, record_attentions
-from attnseg.export.export import TOLERANCE, onnx_bytes, trace_model
+from attnseg.export.export import TOLERANCE
+from attnseg.export.tracing import onnx_bytes, trace_model
 from attnseg.models.model import SegmentationModel
 
 IMAGE = (1, 32, 48)  # C, H, W

@@ -1,1 +1,1 @@
-"""Finished runs in other formats: ONNX, torch.export, safetensors, capsules."""
+"""Finished runs in other formats: ONNX, torch.export, safetensors, MONAI bundles, capsules."""

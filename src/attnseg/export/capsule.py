@@ -12,16 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from attnseg.config.build import build
 from attnseg.config.errors import parse_options
-from attnseg.config.nodes import Component
-from attnseg.data.splits import ROLES
 from attnseg.errors import AttnsegError, ConfigError
 from attnseg.export.export import export, make_images
-from attnseg.export.model_card import render_model_card
+from attnseg.export.model_card import NO_LICENCE, build_profile, render_model_card
 from attnseg.export.options import Capsule, Export
 from attnseg.files import replacing
-from attnseg.metrics.profiles.profile import Profile
 from attnseg.prediction.capsule import (
     GOLDEN_INPUT,
     GOLDEN_OUTPUT,
@@ -39,10 +35,6 @@ from attnseg.runs.run_folder import RunFolder
 log = logging.getLogger(__name__)
 
 GOLDEN = 2  # images whose logits are stored for verification
-NO_LICENCE = (
-    "These weights have no licence. Ask the makers of this capsule before you use the weights or "
-    "pass them on.\nThe data that the weights were trained on have terms of their own.\n"
-)
 
 
 def pack_run(config: Capsule) -> Path:
@@ -65,15 +57,13 @@ def pack_run(config: Capsule) -> Path:
     exported = open_export(run, spec)
     network = exported.network()
     images = make_images(spec, GOLDEN)
-    profile = profile_of(run.raw_config)
-    card = render_model_card(spec, run.facts, run.metrics, counts_of(run), profile, use)
     parts = {
         MODEL: exported.read(MODEL),
         SPEC: spec.to_json().encode(),
         "postprocessing.json": as_json(config.postprocess.model_dump()),
-        "profile.json": as_json(profile.describe()),
+        "profile.json": as_json(build_profile(run.raw_config).describe()),
         "metrics.json": as_json(run.metrics),
-        "MODEL_CARD.md": card.encode(),
+        "MODEL_CARD.md": render_model_card(run, spec, use).encode(),
         "LICENSE": (licence or NO_LICENCE).encode(),
         GOLDEN_INPUT: array_bytes(images),
         GOLDEN_OUTPUT: array_bytes(network(images)),
@@ -106,19 +96,6 @@ def read_text(key: str, path: str | None) -> str | None:
         return Path(path).read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{key}: {path} cannot be read as text; name a text file") from error
-
-
-def profile_of(raw_config: Mapping[str, Any]) -> Profile:
-    """Build the metric profile of a run."""
-    ((name, node),) = raw_config["profile"].items()
-    profile: Profile = build(f"profile.{name}", Component.model_validate(node))
-    return profile
-
-
-def counts_of(run: RunFolder) -> dict[str, tuple[int, int]]:
-    """Return the numbers of patients and cases of each role."""
-    by_role = {role: run.split[run.split["role"] == role] for role in ROLES}
-    return {role: (int(own["patient"].nunique()), len(own)) for role, own in by_role.items()}
 
 
 def as_json(values: Mapping[str, Any]) -> bytes:

@@ -1,17 +1,13 @@
-"""The `export` command: writes a run as ONNX, 8-bit ONNX, torch.export and safetensors files."""
+"""The `export` command: ONNX, 8-bit ONNX, torch.export and safetensors files, MONAI bundles."""
 
-import contextlib
 import importlib.util
-import io
 import json
 import logging
 import math
-import re
+import shutil
 import statistics
 import tempfile
 import time
-import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -24,15 +20,15 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 from torch import nn
-from torch.export import Dim, ExportedProgram
 
 from attnseg.data.slicing import network_input
-from attnseg.errors import AttnsegError, CheckpointError, ConfigError, first_line, require
+from attnseg.errors import AttnsegError, CheckpointError, ConfigError, require
 from attnseg.evaluation.evaluate import FinishedRun, build_profiles
 from attnseg.evaluation.scoring import score_cases
+from attnseg.export.monai_bundle import BUNDLE, bundle_run, check_expressible, compare_masks
 from attnseg.export.options import Export
+from attnseg.export.tracing import onnx_bytes, program_bytes, silenced_exporters, trace_model
 from attnseg.files import file_digest, replacing, write_text
-from attnseg.layers.factored import fuse_factors
 from attnseg.metrics.profiles.profile import Profile
 from attnseg.prediction.exported import FACTS, INT8, ONNX, SPEC
 from attnseg.prediction.network import Network
@@ -50,6 +46,7 @@ TOLERANCE = 1e-4  # largest difference of logits between PyTorch and an export
 SLICES = 8  # that the comparison uses
 REPEATS = 30  # of each timing
 TORCH, SAFETENSORS, ARGUMENTS = "model.pt2", "weights.safetensors", "weights.json"
+TRACED = {"torch", "monai", "onnx"}  # formats that hold the network as a graph
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
 
 
@@ -82,18 +79,21 @@ def export(config: Export) -> Path:
         require("formats", "export", *NEEDED, otherwise="leave onnx out")
     run = RunFolder(config.run)
     spec, model = read_spec(run), load_model(run)
+    if "monai" in config.formats:
+        check_expressible(spec)
     samples = choose_samples(run, spec, config)
     folder = run.export
     folder.mkdir(exist_ok=True)
     # An earlier export is removed, its facts first, so that they never describe missing files.
     for name in (FACTS, ONNX, INT8, TORCH, SAFETENSORS, ARGUMENTS):
         (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / BUNDLE, ignore_errors=True)
     write_text(folder / SPEC, spec.to_json())
     if "safetensors" in config.formats:
         write_safetensors(folder, run, spec, model)
-    steps = 1 + len({"torch", "onnx"} & set(config.formats)) + config.int8
+    steps = 1 + len(TRACED & set(config.formats)) + config.int8
     with Bar("Exporting", steps, "steps") as bar:
-        networks = write_networks(folder, spec, model, samples, config, bar)
+        networks = write_networks(run, spec, model, samples, config, bar)
     facts: dict[str, Any] = {
         "run": spec.run,
         "compared_on": samples.source,
@@ -106,6 +106,8 @@ def export(config: Export) -> Path:
         "milliseconds": measure_latencies(networks, samples.images[:1]),
         "threads": torch.get_num_threads(),
     }
+    if "monai" in config.formats:
+        facts["masks"] = check_bundle(folder / BUNDLE, spec, networks["PyTorch"], samples)
     if config.int8:
         (profile,) = build_profiles(config.profile)
         facts["validation"] = score_networks(networks, samples, profile, spec)
@@ -113,8 +115,12 @@ def export(config: Export) -> Path:
     installed = [name for name in packages if importlib.util.find_spec(name) is not None]
     facts["versions"] = {name: version(name) for name in installed}
     facts["files"] = {
-        path.name: {"sha256": file_digest(path), "bytes": path.stat().st_size}
-        for path in sorted(folder.iterdir())
+        path.relative_to(folder).as_posix(): {
+            "sha256": file_digest(path),
+            "bytes": path.stat().st_size,
+        }
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
     }
     print_export(facts, folder, list(networks))
     write_text(folder / FACTS, json.dumps(facts, indent=1, allow_nan=False) + "\n")
@@ -123,24 +129,34 @@ def export(config: Export) -> Path:
 
 
 def write_networks(
-    folder: Path, spec: InferenceSpec, model: nn.Module, samples: Samples, config: Export, bar: Bar
+    run: RunFolder,
+    spec: InferenceSpec,
+    model: nn.Module,
+    samples: Samples,
+    config: Export,
+    bar: Bar,
 ) -> dict[str, Network]:
-    """Write the network as torch.export and ONNX files, as configured; advance the bar.
+    """Write the network as torch.export and ONNX files and as a bundle; advance the bar.
 
     Returns:
         Every form of the network by name, PyTorch's own first.
     """
-    threads = torch.get_num_threads()
+    threads, folder = torch.get_num_threads(), run.export
     networks: dict[str, Network] = {"PyTorch": TorchNetwork(model)}
-    if not {"torch", "onnx"} & set(config.formats):
+    if not TRACED & set(config.formats):
         return networks
     program = trace_model(model, (spec.in_channels, *spec.size))
     bar.advance("traced")
-    if "torch" in config.formats:
+    for key in ("torch", "monai"):
+        if key not in config.formats:
+            continue
         networks["torch.export"] = TorchNetwork(program.module())
-        check_same_logits("torch", networks, "torch.export", samples)
-        write_bytes(folder / TORCH, program_bytes(program))
-        bar.advance("torch.export")
+        check_same_logits(key, networks, "torch.export", samples)
+        if key == "torch":
+            write_bytes(folder / TORCH, program_bytes(program))
+        else:
+            bundle_run(folder / BUNDLE, run, spec, program_bytes(program), program.state_dict)
+        bar.advance(key)
     if "onnx" in config.formats:
         data = onnx_bytes(program)
         networks["ONNX"] = OnnxNetwork(data, threads, spec, ONNX)
@@ -185,84 +201,6 @@ def make_images(spec: InferenceSpec, count: int) -> Images:
     distance = (y - centre_y) ** 2 + (x - centre_x) ** 2
     blobs = (light * np.exp(-distance / (0.02 + 0.1 * radius) ** 2)).sum(2)
     return np.asarray(np.clip(blobs, 0, 1) * 2 - 1, np.float32)
-
-
-def trace_model(model: nn.Module, image: tuple[int, int, int]) -> ExportedProgram:
-    """Trace a model into one graph that takes any number of images; `image` is C, H, W of one.
-
-    Gradients are enabled because KV+Pos then carries its bias as one more channel. Without them its
-    bias is a mask, which the exporter would store for every block, tokens times tokens.
-    """
-    example, model = torch.zeros(2, *image), fuse_factors(model)
-    try:
-        with torch.enable_grad(), silenced_exporters():
-            return torch.export.export(
-                model, (example,), dynamic_shapes=({0: Dim("batch")},), strict=False
-            )
-    except Exception as error:  # The tracer passes on whatever a model raises.
-        raise ConfigError(
-            f"formats: the model cannot be traced ({first_line(error)[:200]}); use "
-            "formats=safetensors"
-        ) from error
-
-
-def onnx_bytes(program: ExportedProgram) -> bytes:
-    """Translate a program to ONNX; an operator without a translation is named in the error."""
-    try:
-        with silenced_exporters():
-            translated = torch.onnx.export(
-                program,
-                (),
-                dynamo=True,
-                input_names=["images"],
-                output_names=["logits"],
-                external_data=False,
-                verbose=False,
-            )
-            assert translated is not None
-            return bytes(translated.model_proto.SerializeToString())
-    except Exception as error:  # Its errors have several base classes.
-        match = re.search(
-            r"(?:aten|prims|\w+)(?:\.|::)\w+(?:\.\w+)?(?=[\s'\"\],)>])", join_causes(error)
-        )
-        operator = match[0] if match else first_line(error)[:200]
-        raise ConfigError(
-            f"formats: onnx cannot express {operator} of this model; leave onnx out of formats"
-        ) from error
-
-
-def join_causes(error: BaseException) -> str:
-    """Return the messages of an exception and all its causes, the first cause first."""
-    messages: list[str] = []
-    cause: BaseException | None = error
-    while cause is not None:
-        messages.insert(0, str(cause))
-        cause = cause.__cause__ or cause.__context__
-    return "\n".join(messages)
-
-
-def program_bytes(program: ExportedProgram) -> bytes:
-    """Return a program as `torch.export.load` reads it."""
-    buffer = io.BytesIO()
-    with silenced_exporters():
-        torch.export.save(program, buffer)
-    return buffer.getvalue()
-
-
-@contextlib.contextmanager
-def silenced_exporters() -> Iterator[None]:
-    """Suppress the exporters' warnings about themselves."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
 
 
 def quantise_onnx(path: Path) -> bytes:
@@ -333,6 +271,36 @@ def check_same_logits(key: str, networks: dict[str, Network], name: str, samples
         )
 
 
+def check_bundle(
+    folder: Path, spec: InferenceSpec, network: Network, samples: Samples
+) -> dict[str, Any]:
+    """Compare a bundle's masks of one scan with those of `attnseg predict`.
+
+    The scan is the first validation case, or a made-up one that is larger than the network's input.
+
+    Raises:
+        CheckpointError: they differ, or MONAI cannot run the bundle; it is not kept.
+    """
+    if samples.finished is not None:
+        case = samples.finished.data.val[0]
+        image, source = np.array(case.image), f"validation case {case.case}"
+        affine = np.diag([*(case.spacing or (1.0, 1.0, 1.0))[::-1], 1.0])
+        if case.affine is not None:
+            affine = np.array(case.affine)
+    else:
+        size = (spec.size[0] * 5 // 4, spec.size[1] * 5 // 4)
+        image = make_images(spec.model_copy(update={"size": size}), SLICES)[:, : spec.channels]
+        low, high = spec.window or (0.0, 1000.0)
+        image = low + (np.moveaxis(image, 1, -1) + 1) / 2 * np.float32(high - low)
+        affine, source = np.diag([1.0, 1.0, 3.0, 1.0]), "a made-up scan"
+    try:
+        differing, voxels = compare_masks(folder, spec, network, image, affine)
+    except CheckpointError:
+        shutil.rmtree(folder)
+        raise
+    return {"compared_on": source, "voxels": voxels, "differing": differing}
+
+
 def measure_latencies(networks: dict[str, Network], image: Images) -> dict[str, float]:
     """Return the median milliseconds of each network for one image, measured in alternation."""
     spent: dict[str, list[float]] = {name: [] for name in networks}
@@ -399,3 +367,9 @@ def print_export(facts: dict[str, Any], folder: Path, names: list[str]) -> None:
             highlight=False,
         )
     console.print(table)
+    if masks := facts.get("masks"):
+        console.print(
+            f"{folder / BUNDLE}: {masks['differing']} of {masks['voxels']} voxels differ from the "
+            f"masks of attnseg predict, {masks['compared_on']}",
+            highlight=False,
+        )

@@ -1,52 +1,57 @@
-"""Writes the model card of a capsule from `templates/model_card.md.j2`."""
+"""Documents of capsules and bundles: the model card, and other templates of this folder."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from attnseg.config.build import build
+from attnseg.config.nodes import Component
+from attnseg.data.splits import ROLES
 from attnseg.evaluation.summary import format_interval, format_value
 from attnseg.metrics.profiles.profile import Profile
 from attnseg.prediction.spec import InferenceSpec
-from attnseg.runs.facts import RunFacts
+from attnseg.runs.run_folder import RunFolder
+
+NO_LICENCE = (
+    "These weights have no licence. Ask their makers before you use the weights or pass them on.\n"
+    "The data that the weights were trained on have terms of their own.\n"
+)
 
 
-def render_model_card(
-    spec: InferenceSpec,
-    facts: RunFacts,
-    metrics: Mapping[str, Any],
-    counts: Mapping[str, tuple[int, int]],
-    profile: Profile,
-    use: str | None,
-) -> str:
-    """Return the model card of a run as Markdown.
-
-    Args:
-        spec: inference spec of the network.
-        facts: content of `run.json`.
-        metrics: content of `metrics.json`.
-        counts: numbers of patients and cases by role.
-        profile: metric profile that the metrics follow.
-        use: the intended use, as Markdown; `None` if its makers have not stated one.
-    """
+def render_template(name: str, **values: object) -> str:
+    """Return a Markdown template of this room, filled in."""
     environment = Environment(
         loader=PackageLoader("attnseg.export"),
-        autoescape=True,  # Names of a run are text, not HTML for a page that shows the card.
+        autoescape=True,  # Names of a run are text, not HTML for a page that shows the file.
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    return environment.get_template(f"{name}.md.j2").render(**values)
+
+
+def render_model_card(run: RunFolder, spec: InferenceSpec, use: str | None) -> str:
+    """Return the model card of a run as Markdown.
+
+    Args:
+        run: the finished run.
+        spec: inference spec of its network.
+        use: the intended use, as Markdown; `None` if its makers have not stated one.
+    """
+    facts, metrics, profile = run.facts, run.metrics, build_profile(run.raw_config)
     split = "test" if "test" in metrics else "val"
     scored = metrics.get(split, {})
     smallest, largest = (
         " x ".join(f"{side:g}" for side in sides) for sides in spec.spacing or ((), ())
     )
-    return environment.get_template("model_card.md.j2").render(
+    return render_template(
+        "model_card",
         spec=spec,
         facts=facts,
         metrics={"watermark": None, **metrics},
-        counts=counts,
+        counts=_count_cases(run),
         profile=profile,
         use=use.strip() if use else None,
         size=f"{spec.size[0]}x{spec.size[1]}",
@@ -64,6 +69,19 @@ def render_model_card(
         commit=git["commit"] + ", modified" * git["modified"] if (git := facts.git) else "unknown",
         versions=", ".join(f"{name} {number}" for name, number in facts.versions.items()),
     )
+
+
+def build_profile(raw_config: Mapping[str, Any]) -> Profile:
+    """Build the metric profile of a run."""
+    ((name, node),) = raw_config["profile"].items()
+    profile: Profile = build(f"profile.{name}", Component.model_validate(node))
+    return profile
+
+
+def _count_cases(run: RunFolder) -> dict[str, tuple[int, int]]:
+    """Return the numbers of patients and cases of each role."""
+    by_role = {role: run.split[run.split["role"] == role] for role in ROLES}
+    return {role: (int(own["patient"].nunique()), len(own)) for role, own in by_role.items()}
 
 
 def _tabulate_split(split: str, summary: Mapping[str, Any], profile: Profile) -> dict[str, Any]:

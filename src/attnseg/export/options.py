@@ -21,7 +21,7 @@ class Export(Reopen):
 
     profile: dict[str, Component]
     run: Folder
-    formats: Annotated[list[Literal["onnx", "torch", "safetensors"]], Field(min_length=1)]
+    formats: Annotated[list[Literal["onnx", "torch", "safetensors", "monai"]], Field(min_length=1)]
     int8: bool
     split: Literal["val"] = "val"  # the test set stays closed
     device: Literal["cpu"] = "cpu"
