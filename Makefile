@@ -2,7 +2,7 @@
 # make test   set up if needed, then run the default tests; five and a half minutes on two idle cores
 # make test-all    the other tests: trainings, commands, exports, all pairs of models and attentions
 # make test-gpu    the tests that need a CUDA device
-# make test-slurm  sweeps on a SLURM of this machine alone (Debian, as root); minutes
+# make test-slurm  sweeps on a SLURM of two nodes, both on this machine (Debian, as root); half an hour
 # make chaos  kills, stops, floods of broken input at length; half an hour
 # make site   build the documentation into dist/site
 # make check  format, lint and types; make lock  re-resolve the dependencies
@@ -35,8 +35,8 @@ test-gpu: setup
 	$(PY) -m pytest -m gpu tests/gpu
 
 test-slurm: setup
-	scripts/slurm_node.sh start
-	SLURM_CONF=/run/attnseg-slurm/slurm.conf $(PY) -m pytest -m slurm tests/cluster; \
+	scripts/slurm_node.sh start 2
+	SLURM_CONF=/run/attnseg-slurm/slurm.conf $(PY) -m pytest -s -m slurm tests/cluster; \
 	  code=$$?; scripts/slurm_node.sh stop; exit $$code
 
 chaos: setup

@@ -1,12 +1,14 @@
-"""A sweep on a real SLURM whose jobs are requeued as they train; `make test-slurm` starts one."""
+"""Sweeps on a real SLURM whose jobs are requeued, killed and lost; `make test-slurm` starts one."""
 
 import hashlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -16,6 +18,8 @@ import torch
 ROOT = Path(__file__).parents[2]
 EPOCHS = 8
 OPTIONS = ("experiment=smoke", f"trainer.max_epochs={EPOCHS}")
+JOBS = int(os.environ.get("ATTNSEG_JOBS", "100"))  # of the long sweep
+LONG_SWEEP = ("attn=qkv,kv", f"seed={','.join(map(str, range(JOBS // 2)))}")
 SWEEP = ("-m", "hydra/launcher=submitit_slurm", "hydra.launcher.cpus_per_task=1")
 AXES = ("attn=qkv,kv", "seed=0,1")
 PATIENCE = 400  # seconds
@@ -127,6 +131,87 @@ def test_requeued_jobs_end_as_if_undisturbed(tmp_path, monkeypatch):
     )
     assert again.returncode == 0, again.stderr
     assert before == {run: (run / "run.json").stat().st_mtime_ns for run in runs.values()}
+
+
+def list_processes(node: str) -> Iterator[int]:
+    """Yield the processes of a node's jobs, and the daemons that keep them."""
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            inside = f"SLURMD_NODENAME={node}".encode() in (path / "environ").read_bytes()
+            parent = path.parent / (path / "stat").read_text().rsplit(")", 1)[1].split()[1]
+            keeper = (parent / "comm").read_text().startswith("slurmstepd")
+        except OSError:  # It has ended.
+            continue
+        if inside:
+            yield int(path.name)
+            if keeper:
+                yield int(parent.name)
+
+
+def lose_node(node: str) -> None:
+    """End a node as a power cut does: its daemon and all that runs on it."""
+    daemon = int((Path(os.environ["SLURM_CONF"]).parent / f"slurmd-{node}.pid").read_text())
+    for pid in (daemon, *set(list_processes(node))):
+        os.kill(pid, signal.SIGKILL)
+    slurm("scontrol", "update", f"nodename={node}", "state=down", "reason=lost")
+
+
+def running_on(node: str, outputs: Path) -> str | None:
+    """Return the id of a job on a node that has trained for an epoch."""
+    found = slurm("squeue", "-h", "-r", "-t", "running", "-w", node, "-o", "%i").split()
+    numbers = (int(name.rpartition("_")[2]) for name in found)
+    return next(filter(None, (training(outputs, number) for number in numbers)), None)
+
+
+def kill_training(outputs: Path, number: int) -> None:
+    """Kill the process that trains a job's run, which the run's lock names."""
+    path = next(outputs.glob(f".sweep/*/job-{number}.json"))
+    lock = path.parent / json.loads(path.read_text())["folder"] / "lock"
+    os.kill(int(lock.read_text().split()[1]), signal.SIGKILL)
+
+
+def test_of_many_jobs_killed_or_lost_with_their_node_each_is_done_once(tmp_path, monkeypatch):
+    """A hundred by default, on two nodes; ATTNSEG_JOBS sets another number."""
+    if "node2" not in slurm("sinfo", "-h", "-N", "-o", "%N"):
+        pytest.fail("needs a second node: scripts/slurm_node.sh start 2")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    outputs = tmp_path / "sweep"
+    words = command(outputs, *SWEEP, *LONG_SWEEP)
+    with (tmp_path / "log").open("w") as log:
+        sweep = subprocess.Popen(words, cwd=tmp_path, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        wait_for("job 0 trains", lambda: training(outputs, 0))
+        kill_training(outputs, 0)
+        wait_for("a job trains on node2", lambda: running_on("node2", outputs))
+        lose_node("node2")
+        lost = wait_for("jobs of node2 are requeued", list_requeued)
+        subprocess.run(["slurmd", "-N", "node2"], check=True)
+        while sweep.poll() is None:
+            for name in list_requeued():
+                start_again(name)
+            time.sleep(1)
+    finally:
+        if sweep.poll() is None:
+            slurm("scancel", "--name=attnseg")
+            sweep.kill()
+            sweep.wait()
+    text = (tmp_path / "log").read_text()
+    assert sweep.returncode == 5, text
+    assert re.search(rf"^{JOBS - 1} done, 1 killed$", text, re.MULTILINE), text[-2000:]
+    again = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    runs = [json.loads(path.read_text()) for path in outputs.glob("*/*/*/*/run.json")]
+    ends = [[attempt["status"] for attempt in run["attempts"]] for run in runs]
+    assert len(ends) == JOBS
+    assert all(end[-1] == "done" and end.count("done") == 1 for end in ends)
+    assert sum(len(end) > 1 for end in ends) >= 2  # the killed one, and those of the lost node
+    print(f"{JOBS} jobs, {len(lost)} lost with their node; attempts:", sorted(map(len, ends))[-5:])
+
+
+def list_requeued() -> list[str]:
+    """Return the ids of the jobs that SLURM holds back after their node was lost."""
+    lines = slurm("squeue", "-h", "-r", "-t", "pending", "-o", "%i %r").splitlines()
+    return [line.split()[0] for line in lines if line.endswith(" BeginTime")]
 
 
 @pytest.fixture(autouse=True)

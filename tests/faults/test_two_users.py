@@ -1,0 +1,110 @@
+"""Whole commands of two users who share folders, and on file systems that refuse things."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from attnseg.errors import DataError, ResourceError
+from attnseg.training.module import SegmentationModule
+from tests.faults.runs import attempt
+from tests.faults.test_shared_machines import shim  # noqa: F401
+
+SMOKE = ("experiment=smoke", "trainer.max_epochs=1", "trainer.limit_batches=1", "logger=none")
+FIRST, SECOND = 61234, 61235  # user ids
+pytestmark = pytest.mark.full
+
+
+@pytest.fixture
+def commons() -> Iterator[Path]:
+    """A folder of the first user, outside of pytest's own, which is private."""
+    if os.geteuid() != 0 or shutil.which("setpriv") is None:
+        pytest.skip("only root may become other users")
+    folder = Path(tempfile.mkdtemp(prefix="commons-"))
+    os.chown(folder, FIRST, FIRST)
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder)
+
+
+def train_as(user: int, folder: Path, *options: str, mask: int = 0o022):
+    """Train as a user who reads all files, since Python may lie where others cannot read."""
+    caps = "+dac_read_search"
+    command = ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups"]
+    command += [f"--inh-caps={caps}", f"--ambient-caps={caps}"]
+    command += [sys.executable, "-m", "attnseg", "train", *SMOKE, *options]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "HOME": str(folder)}
+    return subprocess.run(
+        command, env=environment, cwd=folder, umask=mask, capture_output=True, text=True,
+        timeout=300,
+    )  # fmt: skip
+
+
+def test_a_second_user_trains_on_what_the_first_prepared(commons):
+    shared = f"paths.data={commons}/data", f"paths.outputs={commons}/outputs"
+    first = train_as(FIRST, commons, *shared)
+    assert first.returncode == 0, first.stderr
+    before = {path: path.stat().st_mtime_ns for path in commons.rglob("*") if path.is_file()}
+
+    own = Path(tempfile.mkdtemp(prefix="own-", dir=commons))
+    os.chown(own, SECOND, SECOND)
+    second = train_as(SECOND, own, shared[0], f"paths.outputs={own}/outputs", "seed=1")
+    assert second.returncode == 0, second.stderr
+    denied = train_as(SECOND, own, *shared, "seed=2")
+    assert denied.returncode == ResourceError.exit_code, denied.stderr
+    assert denied.stderr.count("\n") == 1 and str(commons / "outputs") in denied.stderr
+    after = {path: path.stat().st_mtime_ns for path in before}
+    assert after == before
+
+
+def test_a_group_that_shares_all(commons):
+    """With umask 002 and a folder with the bit that hands its group on."""
+    os.chown(commons, FIRST, 61300)
+    commons.chmod(0o2777)  # The group of both, for want of one in this system's tables.
+    shared = f"paths.data={commons}/data", f"paths.outputs={commons}/outputs"
+    assert train_as(FIRST, commons, *shared, mask=0).returncode == 0
+    second = train_as(SECOND, commons, *shared, "seed=1", mask=0)
+    assert second.returncode == 0, second.stderr
+    runs = list(commons.glob("outputs/*/*/*/*/run.json"))
+    assert {path.stat().st_uid for path in runs} == {FIRST, SECOND}
+    assert {path.stat().st_gid for path in commons.rglob("*")} == {61300}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_prepared_cases_that_another_deletes_while_a_run_trains(tmp_path, workers):
+    def delete() -> None:
+        begin = SegmentationModule.on_validation_epoch_start
+
+        def faulty(self):
+            shutil.rmtree(tmp_path / "data")
+            begin(self)
+
+        SegmentationModule.on_validation_epoch_start = faulty
+
+    options = (*SMOKE[1:], f"trainer.num_workers={workers}")
+    assert attempt(tmp_path, *options, fault=delete) == DataError.exit_code
+    output = (tmp_path / "output").read_text()
+    line = output[output.rindex("error: ") :]
+    assert "deleted or prepared anew while this command used it" in line
+    assert line.count("\n") == 1 and "Traceback" not in output
+    assert attempt(tmp_path, *options) == 0
+
+
+@pytest.mark.parametrize("refused", ["lock sync chmod", "rename"])
+def test_a_run_on_a_file_system_that_refuses(shim, tmp_path, refused):  # noqa: F811
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-m", "attnseg", "train", *SMOKE],
+        env=environment | {"LD_PRELOAD": str(shim), "REFUSED": refused},
+        cwd=tmp_path, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    if refused != "rename":
+        assert done.returncode == 0, done.stderr
+        return
+    assert done.returncode == ResourceError.exit_code, done.stderr
+    assert done.stderr.count("\n") == 1 and "Operation not permitted" in done.stderr
