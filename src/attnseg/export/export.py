@@ -84,10 +84,7 @@ def export(config: Export) -> Path:
     samples = choose_samples(run, spec, config)
     folder = run.export
     folder.mkdir(exist_ok=True)
-    # An earlier export is removed, its facts first, so that they never describe missing files.
-    for name in (FACTS, ONNX, INT8, TORCH, SAFETENSORS, ARGUMENTS):
-        (folder / name).unlink(missing_ok=True)
-    shutil.rmtree(folder / BUNDLE, ignore_errors=True)
+    remove_earlier(folder)
     write_text(folder / SPEC, spec.to_json())
     if "safetensors" in config.formats:
         write_safetensors(folder, run, spec, model)
@@ -126,6 +123,13 @@ def export(config: Export) -> Path:
     write_text(folder / FACTS, json.dumps(facts, indent=1, allow_nan=False) + "\n")
     log.info("Written: %s", folder)
     return folder
+
+
+def remove_earlier(folder: Path) -> None:
+    """Remove an earlier export, its facts first, so that they never describe missing files."""
+    for name in (FACTS, ONNX, INT8, TORCH, SAFETENSORS, ARGUMENTS):
+        (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / BUNDLE, ignore_errors=True)
 
 
 def write_networks(

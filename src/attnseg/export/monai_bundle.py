@@ -325,7 +325,9 @@ def compare_masks(
         expected = Segmenter(spec.labels, [Member(network, spec.view)], SLICES)(scan).masks
         try:
             run_bundle(folder, file.parent, Path(temporary, "masks"))
-            answer = read_masks(Path(temporary, "masks", f"scan_{POSTFIX}.nii.gz"), spec, scan)
+            answer = read_bundle_masks(
+                Path(temporary, "masks", f"scan_{POSTFIX}.nii.gz"), spec, scan
+            )
         except Exception as error:  # MONAI passes on whatever a transform raises.
             raise CheckpointError(
                 f"formats: monai: MONAI cannot run the bundle ({first_line(error)[:200]}); nothing "
@@ -361,7 +363,7 @@ def run_bundle(folder: Path, images: Path, output: Path) -> None:
         log.setLevel(level)
 
 
-def read_masks(path: Path, spec: InferenceSpec, scan: Scan) -> Masks:
+def read_bundle_masks(path: Path, spec: InferenceSpec, scan: Scan) -> Masks:
     """Return a scan's masks `[classes, S, H, W]` from a label map, or from a volume per class."""
     count = len(spec.classes)
     assert scan.affine is not None
