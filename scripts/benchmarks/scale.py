@@ -34,6 +34,7 @@ from attnseg.data.readers.uw_madison import UWMadison  # noqa: E402
 from attnseg.data.slices import EpochSampler, SliceDataset  # noqa: E402
 from attnseg.data.slicing import SliceView  # noqa: E402
 from attnseg.data.store import StoredCase, prepare_cases  # noqa: E402
+from attnseg.metrics.profiles.strict import Strict  # noqa: E402
 from attnseg.runs.status import print_status  # noqa: E402
 from attnseg.study.compare import compare_runs  # noqa: E402
 from tests.data.uw_tree import Tree  # noqa: E402
@@ -147,6 +148,32 @@ def open_prepared(count: int, folder: Path) -> Prepared:
     return lambda: prepare_cases(reader, reader.cases(), folder / "store"), lambda: ""
 
 
+def make_balls(classes: int) -> np.ndarray:
+    """Return masks `[classes, 24, 48, 48]`, a ball each, at random places."""
+    rng = np.random.default_rng(0)
+    places = np.indices((24, 48, 48)).reshape(3, 1, 24, 48, 48)
+    centres = rng.uniform((6, 12, 12), (18, 36, 36), (classes, 3)).T[..., None, None, None]
+    return np.asarray(((places - centres) ** 2).sum(0) < 25)
+
+
+def score(count: int, folder: Path) -> Prepared:
+    """Score three classes of `count` cases under the default profile, with all distances."""
+    truth, prediction = make_balls(3), np.roll(make_balls(3), 1, -1)
+
+    def work() -> None:
+        for _ in range(count):
+            Strict().score_case(truth, prediction, (1.0, 1.0, 1.0), ("a", "b", "c"))
+
+    return work, lambda: ""
+
+
+def score_classes(count: int, folder: Path) -> Prepared:
+    """Score a case of `count` classes, as `score` does."""
+    truth, prediction = make_balls(count), np.roll(make_balls(count), 1, -1)
+    names = tuple(map(str, range(count)))
+    return lambda: Strict().score_case(truth, prediction, (1.0, 1.0, 1.0), names), lambda: ""
+
+
 def show_status(count: int, folder: Path) -> Prepared:
     """Show the state of finished runs."""
     for number in range(count):
@@ -184,6 +211,8 @@ STEPS: dict[str, tuple[Callable[[int, Path], Prepared], str, tuple[int, ...]]] =
     "epoch start": (start_epoch, "slices", (12500, 25000, 50000, 100000)),
     "prepare": (prepare, "cases", (25, 50, 100)),
     "open prepared": (open_prepared, "cases", (100, 200, 400)),
+    "score": (score, "cases", (10, 20, 40)),
+    "score classes": (score_classes, "classes", (12, 25, 50, 100)),
     "status": (show_status, "runs", (100, 200, 400)),
     "compare and page": (compare, "patients", (100, 300, 900)),
 }

@@ -40,7 +40,7 @@ TINY = (
     "experiment=smoke", "trainer.max_epochs=1", "trainer.limit_batches=1", "logger=none",
     "dataset.limit_cases=3", "trainer.keep_pictures=false", "attn=qkv,kv",
 )  # fmt: skip
-SETTLED = 3  # jobs of a parent after which its memory should stay as it is
+SETTLED = 1  # jobs of a parent after which its memory should stay as it is
 # The largest slopes by job that count as flat; a leak of one array, file or child exceeds them.
 BOUNDS = {"memory_mb": 0.5, "open_files": 0.02, "processes": 0.02, "disk_mb_per_run": 0.05}
 KINDS = (
@@ -75,9 +75,9 @@ def list_descendants(pid: int) -> Iterator[int]:
 
 
 def own_memory(pid: int) -> float:
-    """Return the megabytes of a process that are neither files' nor shared."""
+    """Return the megabytes of a process that are not files', shared with its forks or not."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_Dirty")) / 1024
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Anonymous:")) / 1024
 
 
 def disk_use(folder: Path) -> float:
@@ -192,10 +192,10 @@ def list_remains(soak: Soak) -> list[str]:
 
 
 def slope(points: list[tuple[int, float]]) -> float:
-    """Return the slope of a line through the median of each job's values."""
+    """Return the slope of a line through the median of each job's values; NaN for two jobs."""
     jobs = sorted({job for job, _ in points})
     if len(jobs) < 3:
-        return 0.0
+        return float("nan")
     medians = [float(np.median([value for j, value in points if j == job])) for job in jobs]
     return float(np.polyfit(jobs, medians, 1)[0])
 
@@ -203,13 +203,14 @@ def slope(points: list[tuple[int, float]]) -> float:
 def fit_slopes(samples: list[Sample]) -> dict[str, float]:
     """Return how much each quantity grows by job, or run.
 
-    The parents of memory, files and processes are taken together, each less its own first median.
+    Memory, files and processes are those of all parents while a job runs, each less its own first
+    median. A value is NaN if there were too few jobs to tell.
     """
     slopes = {}
     for name in ("memory_mb", "open_files", "processes"):
         points: list[tuple[int, float]] = []
         for parent in {sample.parent for sample in samples}:
-            own = [s for s in samples if s.parent == parent and s.jobs >= SETTLED]
+            own = [s for s in samples if s.parent == parent and s.jobs >= SETTLED and s.processes]
             if own:
                 first = np.median([getattr(s, name) for s in own if s.jobs == own[0].jobs])
                 points += [(s.jobs, getattr(s, name) - float(first)) for s in own]
@@ -258,7 +259,8 @@ def main() -> int:
     done = count_done(folder / "outputs")
     print(f"{done} runs done; disturbed {dict(soak.disturbed)}; exit codes {dict(soak.codes)}")
     for name, value in slopes.items():
-        print(f"{name}: grows by {value:.3g} by job, of {BOUNDS[name]} allowed")
+        known = "too few jobs to tell" if np.isnan(value) else f"grows by {value:.3g} by job"
+        print(f"{name}: {known}; {BOUNDS[name]} is allowed")
     for remain in remains:
         print(f"left behind: {remain}")
     grown = any(value > BOUNDS[name] for name, value in slopes.items())
