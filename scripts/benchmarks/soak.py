@@ -158,13 +158,18 @@ class Soak:
     def run(self, minutes: float) -> None:
         """Run sweeps until the time is over, and the last one to its end."""
         until = self.started + 60 * minutes
-        while True:
-            process = self.start()
+        failures = 0  # one after another, of sweeps that nothing disturbed
+        while failures < 3:
+            process, disturbed = self.start(), self.disturbed.total()
             self.follow(process, until)
             if process.returncode == 0:
+                failures = 0
                 if time.monotonic() >= until:
                     return
                 self.sweep += 1
+            elif self.disturbed.total() == disturbed:
+                failures += 1
+        raise SystemExit(f"error: the sweep ends by itself with exit code {process.returncode}")
 
 
 def list_remains(soak: Soak) -> list[str]:

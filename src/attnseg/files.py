@@ -97,7 +97,7 @@ def check_room(folder: Path, needed: int, content: str) -> None:
 def explain_write_error(place: Path | str, error: OSError) -> ResourceError:
     """Return the error for a file or folder that could not be written, or not be reached."""
     reason = error.strerror or error
-    if error.errno == errno.ENOSPC and _is_out_of_inodes(Path(place)):
+    if error.errno == errno.ENOSPC and _is_out_of_inodes(Path(place).absolute()):
         return ResourceError(
             f"{place}: {reason}, not for bytes but for no more files (`df -i`); remove some there"
         )

@@ -1,4 +1,4 @@
-"""Asks the operating system for cores, for an end with the parent, and for the user's name."""
+"""Cores of this process, its end together with its parent, and a name for its user."""
 
 import ctypes
 import getpass

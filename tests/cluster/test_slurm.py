@@ -186,7 +186,8 @@ def test_of_many_jobs_killed_or_lost_with_their_node_each_is_done_once(tmp_path,
         lose_node("node2")
         lost = wait_for("jobs of node2 are requeued", list_requeued)
         subprocess.run(["slurmd", "-N", "node2"], check=True)
-        while sweep.poll() is None:
+        until = time.monotonic() + 1800
+        while sweep.poll() is None and time.monotonic() < until:
             for name in list_requeued():
                 start_again(name)
             time.sleep(1)

@@ -64,7 +64,11 @@ def test_two_hosts_give_what_two_processes_of_one_give(hosts, tmp_path, monkeypa
         inside = ["ip", "netns", "exec", name, "unshare", "--uts", "sh", "-c"]
         inside += [f'hostname {name} && exec "$@"', "sh", *command]
         running.append(subprocess.Popen(inside, cwd=tmp_path))
-    assert [process.wait(timeout=400) for process in running] == [0, 0]
+    try:
+        assert [process.wait(timeout=400) for process in running] == [0, 0]
+    finally:
+        for process in running:
+            process.kill()
     for file in ("cases.csv", "metrics.json"):
         found = [
             path.read_bytes()

@@ -16,7 +16,7 @@ from tests.faults.runs import attempt
 from tests.faults.test_shared_machines import shim  # noqa: F401
 
 SMOKE = ("experiment=smoke", "trainer.max_epochs=1", "trainer.limit_batches=1", "logger=none")
-FIRST, SECOND = 61234, 61235  # user ids
+FIRST, SECOND, GROUP = 61236, 61237, 61300  # ids that no user and no group has
 pytestmark = pytest.mark.full
 
 
@@ -32,10 +32,12 @@ def commons() -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
-def train_as(user: int, folder: Path, *options: str, mask: int = 0o022):
+def train_as(
+    user: int, folder: Path, *options: str, mask: int = 0o022, groups: str = "--clear-groups"
+):
     """Train as a user who reads all files, since Python may lie where others cannot read."""
     caps = "+dac_read_search"
-    command = ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups"]
+    command = ["setpriv", f"--reuid={user}", f"--regid={user}", groups]
     command += [f"--inh-caps={caps}", f"--ambient-caps={caps}"]
     command += [sys.executable, "-m", "attnseg", "train", *SMOKE, *options]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "HOME": str(folder)}
@@ -64,15 +66,17 @@ def test_a_second_user_trains_on_what_the_first_prepared(commons):
 
 def test_a_group_that_shares_all(commons):
     """With umask 002 and a folder with the bit that hands its group on."""
-    os.chown(commons, FIRST, 61300)
-    commons.chmod(0o2777)  # The group of both, for want of one in this system's tables.
+    os.chown(commons, FIRST, GROUP)
+    commons.chmod(0o2775)
     shared = f"paths.data={commons}/data", f"paths.outputs={commons}/outputs"
-    assert train_as(FIRST, commons, *shared, mask=0).returncode == 0
-    second = train_as(SECOND, commons, *shared, "seed=1", mask=0)
+    both = {"mask": 0o002, "groups": f"--groups={GROUP}"}
+    first = train_as(FIRST, commons, *shared, **both)
+    assert first.returncode == 0, first.stderr
+    second = train_as(SECOND, commons, *shared, "seed=1", **both)
     assert second.returncode == 0, second.stderr
     runs = list(commons.glob("outputs/*/*/*/*/run.json"))
     assert {path.stat().st_uid for path in runs} == {FIRST, SECOND}
-    assert {path.stat().st_gid for path in commons.rglob("*")} == {61300}
+    assert {path.stat().st_gid for path in commons.rglob("*")} == {GROUP}
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +14,10 @@ from torch import Tensor, nn
 from attnseg.benchmark.cost import measure_joules
 from attnseg.benchmark.timing import alternate
 from attnseg.config import cost
+from attnseg.errors import AttnsegError, first_line
 from attnseg.files import write_text
 from attnseg.layers.factored import fuse_factors
+from attnseg.processes.gpus import leased
 from attnseg.runs.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -25,13 +28,27 @@ def measure_conversion(folder: Path) -> None:
     """Add to the report of a conversion what a forward pass of one image takes, in float32.
 
     Parent and converted network take turns, on the device of the training. The report is left as
-    it is if it has these figures, or if several processes trained the network.
+    it is if it has these figures, and if several processes trained the network. A network that
+    cannot be measured is no failure of its conversion: a warning says why.
     """
     run = RunFolder(folder)
+    if not run.conversion_file.exists():
+        return  # of several processes, not the first
     report = json.loads(run.conversion_file.read_text())
-    before, after = (report["cost"][name] for name in ("parent", "converted"))
-    if "forward_ms" in after or run.config.trainer.devices > 1:
+    if "forward_ms" in report["cost"]["converted"] or "image" not in report:
         return
+    if run.config.trainer.devices > 1:
+        return
+    try:
+        with leased(run.config) as lease:
+            lease()
+            _measure(run, report)
+    except (AttnsegError, OSError, MemoryError, torch.OutOfMemoryError) as error:
+        log.warning("Time and memory of the networks are not measured: %s", first_line(error))
+
+
+def _measure(run: RunFolder, report: dict[str, Any]) -> None:
+    """Measure both networks, write the figures into the report, and print them."""
     device = torch.device("cuda" if run.config.trainer.accelerator == "gpu" else "cpu")
     image = torch.zeros(1, *report["image"], device=device)
     parent = RunFolder(report["parent"]["run"])
@@ -39,6 +56,7 @@ def measure_conversion(folder: Path) -> None:
         name: _forward(each.model(), image) for name, each in (("parent", parent), ("run", run))
     }
     timed = alternate(works, REPEATS)
+    before, after = (report["cost"][name] for name in ("parent", "converted"))
     for name, figures in (("parent", before), ("run", after)):
         held = cost.transient_memory(works[name], device.type == "cuda")
         figures["forward_ms"] = 1e3 * median(sample.seconds for sample in timed[name])

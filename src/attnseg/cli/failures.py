@@ -1,6 +1,7 @@
 """Errors of Hydra, the system and this package, each as one line on the terminal."""
 
 import contextlib
+import errno
 import logging
 import os
 import re
@@ -27,7 +28,7 @@ from attnseg.plugins import locate_failure
 
 # As the system words it, and PyTorch where a batch's memory cannot be passed on.
 TOO_MANY_FILES = re.compile("Too many open files|received 0 items of ancdata")
-TOO_MANY_PROCESSES = re.compile("can't start new thread|Resource temporarily unavailable")
+THREAD_REFUSED = "can't start new thread"  # as Python says it
 BROKEN_LIBRARY = re.compile("cannot open shared object|undefined symbol")  # as the loader says
 log = logging.getLogger("attnseg")
 
@@ -89,17 +90,27 @@ def translate_error(error: Exception) -> AttnsegError | None:
             f"open files: {most} at once are allowed, and more are needed; lower "
             "trainer.num_workers, or allow more with `ulimit -n 4096` before the command"
         )
-    if TOO_MANY_PROCESSES.search(str(error)):
+    if THREAD_REFUSED in str(error) or is_refused_process(error):
         return ResourceError(
             f"processes: no other process or thread may be started ({first_line(error)[:200]}); "
             "lower trainer.num_workers, end other commands, or allow more with `ulimit -u`"
         )
     if isinstance(error, OSError) and error.errno and error.strerror:
-        return explain_write_error(error.filename or "disk", error)
+        return explain_write_error(str(error.filename or "disk"), error)
     if type(error).__module__.startswith("submitit."):
         text = " ".join(str(error).split())[:200].rstrip(".")
         return ResourceError(f"hydra/launcher: {text}; see its log, and run the command again")
     return None
+
+
+def is_refused_process(error: Exception) -> bool:
+    """Return whether the system started no process; a file that is locked has the same number."""
+    return (
+        isinstance(error, OSError)
+        and error.errno == errno.EAGAIN
+        and error.filename is None
+        and "lock" not in str(error)
+    )
 
 
 def explain_lack_of_memory(error: BaseException) -> ResourceError:

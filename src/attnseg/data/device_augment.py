@@ -44,7 +44,7 @@ class BatchAugment(ABC):
 class DeviceAugment(BatchAugment):
     """Shifts, rotations, zooms, warps, and changes of brightness and contrast.
 
-    By default these are those of the preset `light`, of as many slices.
+    By default they are as in the preset `light`, for the same share of slices.
 
     Args:
         shift: largest shift, share of the image.
@@ -69,6 +69,8 @@ class DeviceAugment(BatchAugment):
     ) -> None:
         if not 0 <= scale < 1:
             raise ValueError(f"scale is {scale}; it must be at least 0 and below 1")
+        if min(shift, rotate, warp, brightness, contrast) < 0:
+            raise ValueError("shift, rotate, warp, brightness and contrast must be at least 0")
         self.shift, self.scale, self.rotate, self.warp = shift, scale, rotate, warp
         self.brightness, self.contrast, self.flip = brightness, contrast, flip
 

@@ -30,7 +30,7 @@ class SliceDataset(Dataset[Sample]):
     Args:
         cases: prepared cases; their order decides the indices.
         view: turns slices into the network's input.
-        transforms: augmentation; empty for none. One of batches is only drawn here.
+        transforms: augmentation; empty for none. Of a `BatchAugment`, only numbers are drawn here.
         seed: seed of the augmentation.
 
     Raises:

@@ -45,7 +45,8 @@ SCHEMA = (
 VERSION = "1.0.0"
 POSTFIX = "mask"
 SLICES = 8  # at a time, as `attnseg predict` takes them
-LARGEST_SHARE = 1e-3  # of voxels whose masks may differ from those of `attnseg predict`
+# Voxels whose masks may differ from those of `attnseg predict`, by rounding: a share, and a floor.
+LARGEST_SHARE, FEWEST = 1e-5, 10
 UNSTATED = "not stated; fill it in before you pass the bundle on"
 
 
@@ -312,7 +313,8 @@ def compare_masks(
         Numbers of voxels whose masks differ, and of all voxels.
 
     Raises:
-        CheckpointError: more than a share of `LARGEST_SHARE` differ, or MONAI cannot run it.
+        CheckpointError: more than a share of `LARGEST_SHARE`, and more than `FEWEST`, differ; or
+            MONAI cannot run it.
     """
     with tempfile.TemporaryDirectory(prefix="attnseg-") as temporary:
         file = Path(temporary, "images", "scan.nii.gz")
@@ -328,16 +330,18 @@ def compare_masks(
             answer = read_bundle_masks(
                 Path(temporary, "masks", f"scan_{POSTFIX}.nii.gz"), spec, scan
             )
+        except (OSError, MemoryError):
+            raise
         except Exception as error:  # MONAI passes on whatever a transform raises.
             raise CheckpointError(
-                f"formats: monai: MONAI cannot run the bundle ({first_line(error)[:200]}); nothing "
-                "was kept, leave monai out of formats"
+                f"formats: monai: MONAI cannot run the bundle ({first_line(error)[:200]}); the "
+                "bundle was not kept, leave monai out of formats"
             ) from error
     differing = int((expected != answer).any(0).sum())
-    if differing > LARGEST_SHARE * answer[0].size:
+    if differing > max(FEWEST, LARGEST_SHARE * answer[0].size):
         raise CheckpointError(
             f"formats: monai: {differing} of {answer[0].size} voxels differ from the masks of "
-            "attnseg predict; nothing was kept, leave monai out of formats"
+            "attnseg predict; the bundle was not kept, leave monai out of formats"
         )
     return differing, answer[0].size
 
