@@ -151,3 +151,28 @@ def test_a_zoom_to_nothing_is_refused(tmp_path):
     config = configured(tmp_path, "augment=gpu", "augment.scale=1.0")
     with pytest.raises(ConfigError, match=r"^augment: scale is 1\.0; it must be at least 0"):
         build("augment", config.augment)
+
+
+def test_a_training_augments_every_batch(call, tmp_path, monkeypatch):
+    sizes = []
+    change = DeviceAugment.change
+
+    def counted(self, images, masks, draws):
+        sizes.append(len(images))
+        return change(self, images, masks, draws)
+
+    monkeypatch.setattr(DeviceAugment, "change", counted)
+    weights = []
+    for workers in (0, 2):
+        sizes.clear()
+        answer = call(
+            "experiment=smoke", "augment=gpu", f"trainer.num_workers={workers}", "logger=none",
+            f"paths.outputs={tmp_path}/{workers}",
+        )  # fmt: skip
+        assert answer.code == 0, answer.err
+        (run,) = (tmp_path / f"{workers}").glob("*/*/*/*")
+        state = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
+        assert len(sizes) == state["global_step"] > 1
+        weights.append(state["state_dict"])
+    for name, values in weights[0].items():
+        assert torch.equal(values, weights[1][name]), name
