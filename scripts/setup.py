@@ -244,12 +244,14 @@ def install_torch(torch: str, pythons: "list[tuple[str, str]]", asked: str) -> N
         install(torch, "--no-deps", torch + "+cpu")
         return
     if asked == "cpu" and LINUX:
-        where = "name an index that has it in PIP_EXTRA_INDEX_URL or leave TORCH=cpu out"
-        fail(5, f"{torch}: the package index has no CPU build; {where}")
+        where = "add it" if WHEELS else "name an index that has it in PIP_EXTRA_INDEX_URL"
+        source = WHEELS or "the package index"
+        fail(5, f"{torch}: {source} has no CPU build; {where} or leave TORCH=cpu out")
     if LINUX:
         require_disk("cuda")
-        why = "The index has no CPU build of it" if wants_cpu else "For the GPU"
-        sizes = "about 2.7 GB to download, 5 GB on disk"
+        lacks = f"The {'folder' if WHEELS else 'index'} has no CPU build of it"
+        why = lacks if wants_cpu else "For the GPU"
+        sizes = "5 GB on disk" if WHEELS else "about 2.7 GB to download, 5 GB on disk"
         print(f"{torch}: {why}; installing the default build, {sizes}.", flush=True)
     install(torch, "--no-deps", "--require-hashes", "-r", LOCKS[1], shown=LINUX)
 
