@@ -77,7 +77,7 @@ def test_perf_reads_the_same_energy():
         pytest.skip("perf is not installed")
     with EnergyMeter() as meter:
         done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode != 0:
+    if done.returncode != 0 or "<not" in done.stderr:
         pytest.skip(f"perf reads no energy here: {done.stderr}")
     packages = [c.joules for c in meter._counters if c.name.startswith("package")]
     assert float(done.stderr.split(",")[0]) == pytest.approx(sum(packages), rel=0.1)
