@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 import attnseg
 from attnseg.errors import CheckpointError
-from attnseg.models.pretrained import load_file_into, load_tensors
+from attnseg.models.pretrained import from_flax, load_file_into, load_tensors
 
 
 class Bomb:
@@ -120,6 +120,23 @@ def test_what_still_applies_is_loaded_into_another_attention(tmp_path, attn, kep
     assert sum("attn.query" in name for name in report.dropped) == 8
     fresh = [name for name in report.fresh if "encoder" in name]
     assert fresh == ([f"encoder.{i}.attn.mix.weight" for i in range(4)] if attn == "kv_pos" else [])
+
+
+def test_two_factors_begin_as_the_published_matrix():
+    file = {name: torch.from_numpy(value) for name, value in flax_vit().items()}
+    whole, factored = setr(), setr("qvv3")
+    load_tensors(whole, from_flax(file))
+    load_tensors(factored, from_flax(file))
+    for ours, theirs in zip(factored.encoder, whole.encoder, strict=True):
+        queries, published = ours.attn.project["q"].linear, theirs.attn.project["q"].linear
+        assert torch.equal(queries.first.weight, torch.eye(192))
+        assert torch.equal(queries.second.weight, published.weight)
+        assert torch.equal(queries.second.bias, published.bias)
+    # Weights of the same network are loaded as they are.
+    factored.encoder[0].attn.project["q"].linear.first.weight.data.mul_(2)
+    again = setr("qvv3")
+    assert load_tensors(again, factored.state_dict()).fresh == []
+    torch.testing.assert_close(again.state_dict(), factored.state_dict(), rtol=0, atol=0)
 
 
 def test_flax_hybrid_into_transunet(tmp_path):

@@ -7,9 +7,12 @@ both, are ours.
 """
 
 import copy
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 class FactoredLinear(nn.Module):
@@ -49,7 +52,7 @@ class FactoredLinear(nn.Module):
         return fused
 
 
-def fuse_factors(model: nn.Module) -> nn.Module:
+def fuse_factors(model: Network) -> Network:
     """Return a copy of a model in which factors are multiplied; the model itself if it has none.
 
     The copy is for inference: its state no longer fits the original.

@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from attnseg.errors import CheckpointError, first_line, join_names
+from attnseg.layers.factored import fuse_factors, load_fused
 from attnseg.layers.vit import PatchTokens, resize_positions
 from attnseg.models.model import PublishedModule
 
@@ -163,15 +164,21 @@ def load_tensors(
 
     Where the attention differs, all weights that still apply are loaded: a projection shared by
     several roles takes the weights of the last of them (K of Q and K, V of K and V), and gives its
-    own to each of them. Learned positions, taken to be those of a square grid, are interpolated to
-    the model's grid. The first convolution's channels are summed for images of one channel, and
-    repeated and scaled for more. A classifier of another number of classes keeps its
-    initialisation.
+    own to each of them; of two factors, the last one takes the weights of the matrix for which they
+    stand, and the first becomes the identity. Learned positions, taken to be those of a square
+    grid, are interpolated to the model's grid. The first convolution's channels are summed for
+    images of one channel, and repeated and scaled for more. A classifier of another number of
+    classes keeps its initialisation.
 
     Raises:
         ValueError: any other tensor does not fit, values are not finite, or the tensors are not
             those of this model.
     """
+    plain = fuse_factors(model)
+    if plain is not model and not any(name.endswith(".first.weight") for name in state_dict):
+        report = load_tensors(plain, state_dict)
+        load_fused(model, plain)
+        return report
     report = LoadReport()
     own = {n: t for n, t in model.state_dict().items() if not n.endswith("num_batches_tracked")}
     grids = {
