@@ -115,13 +115,12 @@ def is_refused_process(error: Exception) -> bool:
 
 def explain_lack_of_memory(error: BaseException) -> ResourceError:
     """Return the error for the person at the terminal."""
+    limited = resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
+    more = ", or allow more with `ulimit -v`" if limited else ""
+    reason = first_line(error)[:200]
     if isinstance(error, ImportError):
-        reason, advice = f"too little to load a library ({first_line(error)[:200]})", "free some"
-    else:
-        reason, advice = first_line(error)[:200], "lower dataset.batch_size or dataset.image_size"
-    if resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY:
-        advice += ", or allow more with `ulimit -v`"
-    return ResourceError(f"memory: {reason}; {advice}")
+        return ResourceError(f"memory: too little to load a library ({reason}); free some{more}")
+    return ResourceError(f"memory: {reason}; lower dataset.batch_size or dataset.image_size{more}")
 
 
 def is_broken_library(error: Exception) -> bool:
