@@ -45,6 +45,7 @@ PROSE = re.compile(
     r"|only the first may vary|are written as NIfTI|^cli/[^:]*: \{\}; \{\}"
     r"|another seed gives up|where it was predicted otherwise|[Ww]here profiles|search continues"
     r"|results may differ|training starts over|this epoch has no Dice|nothing to score"
+    r"|^export/monai_bundle[^:]*: (not stated|research|\{\})"
     r"|were trained anew|winner \{\}|weights have none|: \{\} and \{\}: \{\}; \{\}|throughout; \{\}"
 )
 # Advice that no test follows, by the reason; each line is part of one text at least.
@@ -80,6 +81,18 @@ EXCEPTED = {
         another process writes to it
         jobs are missing; the same
         run the command again to go on""",
+    "the machine has to lack something, as in the tests of scarcity": """
+        too little to load a library
+        no other process or thread may be started
+        no room in /dev/shm
+        not for bytes but for no more files""",
+    "MONAI has to fail, or the network to be of a kind, as in the tests of bundles": """
+        MONAI cannot run the bundle
+        voxels differ from the masks of
+        takes the class name
+        the run segments pictures""",
+    "the tests of augmentation give it": """
+        scale is {}; it must be""",
     "the same command goes on, which the tests of stops, kills and sweeps show": """
         error: stopped by
         Stopped after %d steps

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -20,7 +20,8 @@ from tests.data.uw_tree import Tree
 from tests.faults.runs import attempt, run_of
 from tests.faults.test_limits import small_disk
 
-FORK = multiprocessing.get_context("fork")
+# A process of its own begins without memory that earlier tests have freed, which no limit counts.
+SPAWN = multiprocessing.get_context("spawn")
 NOBODY = 61234  # a user without a name
 SMOKE = ("experiment=smoke", "trainer.max_epochs=1", "trainer.limit_batches=1")
 pytestmark = pytest.mark.full
@@ -72,12 +73,33 @@ def test_which_errors_are_for_want_of_memory(error, lacks):
     assert memory.lacks_memory(error) == lacks
 
 
+def run_alone(target: Callable[..., None], *arguments: object) -> int | None:
+    """Return the exit code of a function in a new process."""
+    child = SPAWN.Process(target=target, args=arguments)
+    child.start()
+    child.join(240)
+    return child.exitcode
+
+
+def train_with_little_memory(folder: Path) -> None:
+    more = ("model=setr", "model.size=base", "seed=1")
+    sys.exit(attempt(folder, *SMOKE[1:], *more, fault=lambda: allow_memory(64 << 20)))
+
+
+def prepare_with_little_memory(root: Path, store: Path) -> None:
+    reader = UWMadison(root)
+    refs = reader.cases()
+    allow_memory(48 << 20)
+    try:
+        prepare_cases(reader, refs, store)
+    except Exception as error:
+        os._exit(7 if memory.lacks_memory(error) else 1)
+
+
 def test_too_little_memory_to_train(tmp_path):
     assert attempt(tmp_path, *SMOKE[1:]) == 0
     before = (run_of(tmp_path) / "checkpoints/last.ckpt").read_bytes()
-    more = ("model=setr", "model.size=base", "seed=1")
-    code = attempt(tmp_path, *SMOKE[1:], *more, fault=lambda: allow_memory(64 << 20))
-    assert code == ResourceError.exit_code
+    assert run_alone(train_with_little_memory, tmp_path) == ResourceError.exit_code
     assert_one_line((tmp_path / "output").read_text(), "memory: ")
     assert (run_of(tmp_path) / "checkpoints/last.ckpt").read_bytes() == before
 
@@ -86,23 +108,12 @@ def test_too_little_memory_to_prepare_leaves_nothing_half_written(tmp_path):
     tree = Tree(tmp_path / "root")
     tree.files = {name: pixels.repeat(900, 0).repeat(900, 1) for name, pixels in tree.files.items()}
     tree.files = {name.replace("_5_4_", "_4500_3600_"): px for name, px in tree.files.items()}
-    reader = UWMadison(tree.write())
-    refs = reader.cases()
-
-    def prepare() -> None:
-        allow_memory(48 << 20)
-        try:
-            prepare_cases(reader, refs, tmp_path / "store")
-        except Exception as error:
-            os._exit(7 if memory.lacks_memory(error) else 1)
-
-    child = FORK.Process(target=prepare)
-    child.start()
-    child.join(120)
-    assert child.exitcode == 7
+    root = tree.write()
+    assert run_alone(prepare_with_little_memory, root, tmp_path / "store") == 7
     left = {path.name for path in (tmp_path / "store").rglob("*")}
     assert not [name for name in left if name.startswith(("case-", ".part"))], left
-    assert len(prepare_cases(reader, refs, tmp_path / "store")) == 1
+    reader = UWMadison(root)
+    assert len(prepare_cases(reader, reader.cases(), tmp_path / "store")) == 1
 
 
 @pytest.fixture
