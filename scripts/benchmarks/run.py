@@ -18,6 +18,7 @@ MAINTAINERS_SUITES = {
     "volume": OurSuite("A whole volume", (DAE_FORMER,)),
     "scaling": OurSuite("Scaling", (DAE_FORMER,)),
     "loading": OurSuite("Loading"),
+    "loader": OurSuite("The loader, by processes and image size", in_all=False),
     "overhead": OurSuite("The training loop against a bare loop"),
     "safety": OurSuite("What safety costs"),
     "startup": OurSuite("Start-up"),
