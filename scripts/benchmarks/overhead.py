@@ -9,6 +9,7 @@ loop's.
 
 import contextlib
 import dataclasses
+import itertools
 import logging
 import tempfile
 import time
@@ -42,6 +43,7 @@ COLUMNS = {
     "loop": "loop",
     "steps": "steps",
     "ms": "step, ms",
+    "waiting": "waiting for data, ms per step",
     "overhead": "beyond the bare loop, %",
 }
 
@@ -52,14 +54,16 @@ class Clock:
     def __init__(self) -> None:
         self.steps: list[float] = []  # of the epoch so far
         self.epochs: list[list[float]] = []  # seconds of each step but an epoch's first
+        self.waits: list[float] = []  # for the next batch, seconds per step, of each epoch
 
     def tick(self, *ignored: object) -> None:
         """Note the time."""
         wait()
         self.steps.append(time.perf_counter())
 
-    def end_epoch(self) -> None:
-        """Keep the times between the epoch's steps."""
+    def end_epoch(self, waited: float) -> None:
+        """Keep the times between the epoch's steps, and the seconds that it waited for batches."""
+        self.waits.append(waited / len(self.steps))
         pairs = zip(self.steps, self.steps[1:], strict=False)
         self.epochs.append([after - before for before, after in pairs])
         self.steps = []
@@ -78,26 +82,26 @@ def measure_overhead(
     plain = BareLoop(config, bare_setup.components, bare_setup.loaders, reader.labels, device)
 
     def end_epoch(rows: Sequence[HistoryRow]) -> None:
-        engine.end_epoch()
+        engine.end_epoch(float(rows[-1]["waiting"]))
         with nondeterministic_algorithms():
-            plain.epoch(len(rows) - 1)
-        bare.end_epoch()
+            bare.end_epoch(plain.epoch(len(rows) - 1))
 
     with tempfile.TemporaryDirectory() as folder:
         fit(setup, RunFolder(folder), ProcessGroup(1), Stopping(), on_epoch=end_epoch)
-    names = {"training loop": engine.epochs[1:], "bare": bare.epochs[1:]}
+    loops = {"training loop": engine, "bare": bare}
     ratios = [
         100 * (median(ours) / median(theirs) - 1)
-        for ours, theirs in zip(*names.values(), strict=True)
+        for ours, theirs in zip(engine.epochs[1:], bare.epochs[1:], strict=True)
     ]
     rows: list[Row] = [
         {
             "label": f"{config.choices['model']}, {config.dataset_name}",
             "loop": name,
-            "steps": sum(map(len, epochs)),
-            "ms": median_and_range(1e3 * taken for epoch in epochs for taken in epoch),
+            "steps": sum(map(len, clock.epochs[1:])),
+            "ms": median_and_range(1e3 * taken for epoch in clock.epochs[1:] for taken in epoch),
+            "waiting": median_and_range(1e3 * wait for wait in clock.waits[1:]),
         }
-        for name, epochs in names.items()
+        for name, clock in loops.items()
     ]
     rows[0]["overhead"] = median_and_range(ratios)
     return rows
@@ -157,12 +161,14 @@ class BareLoop:
         self.loader = datamodule.train_dataloader()
         self.labels = labels
 
-    def epoch(self, number: int) -> None:
-        """Train as many batches as the training loop does."""
+    def epoch(self, number: int) -> float:
+        """Train as many batches as the training loop; return the seconds of waiting for them."""
         assert self.options.limit_batches is not None
         self.model.train()
         self.loader.sampler.set_epoch(number)  # type: ignore[attr-defined]
-        for _, batch in zip(range(self.options.limit_batches), self.loader, strict=False):
+        waited, idle_since = 0.0, time.perf_counter()
+        for batch in itertools.islice(self.loader, self.options.limit_batches):
+            waited += time.perf_counter() - idle_since
             image, mask = (
                 batch[key].to(self.device, non_blocking=True) for key in ("image", "mask")
             )
@@ -177,6 +183,8 @@ class BareLoop:
             if self.options.gradient_clip is not None:
                 nn.utils.clip_grad_norm_(self.model.parameters(), self.options.gradient_clip)
             self.optimizer.step()
+            idle_since = time.perf_counter()
+        return waited
 
     def autocast(self) -> torch.autocast:
         """Return the context of the configured precision."""
