@@ -258,8 +258,10 @@ def main() -> int:
     folder = Path(tempfile.mkdtemp(prefix="soak-", dir=options.folder))
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     soak = Soak(folder, options.jobs, options.seed)
-    soak.run(options.minutes)
-    write_results(soak.samples)
+    try:
+        soak.run(options.minutes)
+    finally:
+        write_results(soak.samples)
     slopes, remains = fit_slopes(soak.samples), list_remains(soak)
     done = count_done(folder / "outputs")
     print(f"{done} runs done; disturbed {dict(soak.disturbed)}; exit codes {dict(soak.codes)}")
