@@ -1,10 +1,10 @@
-"""Cost of the training loop beyond a bare PyTorch loop on the same data and model.
+"""Cost of the training loop beyond a bare PyTorch loop, and beyond Lightning as it comes.
 
-One process trains the same model twice, epoch by epoch in turn: attnseg's training loop with its
-default callbacks trains an epoch, then the bare loop does. Both are timed by the same clock, from
-the end of one optimizer step to the end of the next, loading included. The first step of an epoch,
-which follows validation and checkpoints, is left out, and so are the first epoch and the bare
-loop's.
+One process trains the same model on the same data three times, epoch by epoch in turn: attnseg's
+training loop with its default callbacks trains an epoch, then the bare loop, then a `Trainer` with
+a module of ten lines. All are timed by the same clock, from the end of one optimizer step to the
+end of the next, loading included. The first step of an epoch, which follows validation and
+checkpoints, is left out, and so is the first epoch of each.
 """
 
 import contextlib
@@ -13,9 +13,10 @@ import itertools
 import logging
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from statistics import median
 
+import pytorch_lightning as pl
 import torch
 from torch import nn
 
@@ -61,9 +62,10 @@ class Clock:
         wait()
         self.steps.append(time.perf_counter())
 
-    def end_epoch(self, waited: float) -> None:
+    def end_epoch(self, waited: float | None = None) -> None:
         """Keep the times between the epoch's steps, and the seconds that it waited for batches."""
-        self.waits.append(waited / len(self.steps))
+        if waited is not None:
+            self.waits.append(waited / len(self.steps))
         pairs = zip(self.steps, self.steps[1:], strict=False)
         self.epochs.append([after - before for before, after in pairs])
         self.steps = []
@@ -76,35 +78,47 @@ def measure_overhead(
     config = shorten(config, device)
     reader = open_reader(config)
     data = load_dataset(config, reader)
-    engine, bare = Clock(), Clock()
+    engine, bare, stock = Clock(), Clock(), Clock()
     setup = set_up_with_clock(config, reader, data, engine)
     bare_setup = set_up_with_clock(config, reader, data, bare)
+    stock_setup = set_up_with_clock(config, reader, data, stock)
     plain = BareLoop(config, bare_setup.components, bare_setup.loaders, reader.labels, device)
+    lightning = StockLightning(
+        config, stock_setup.components, stock_setup.loaders, reader.labels, device
+    )
 
     def end_epoch(rows: Sequence[HistoryRow]) -> None:
         engine.end_epoch(float(rows[-1]["waiting"]))
         with nondeterministic_algorithms():
             bare.end_epoch(plain.epoch(len(rows) - 1))
+            lightning.epoch(len(rows) - 1)
+        stock.end_epoch()
 
     with tempfile.TemporaryDirectory() as folder:
         fit(setup, RunFolder(folder), ProcessGroup(1), Stopping(), on_epoch=end_epoch)
-    loops = {"training loop": engine, "bare": bare}
-    ratios = [
-        100 * (median(ours) / median(theirs) - 1)
-        for ours, theirs in zip(engine.epochs[1:], bare.epochs[1:], strict=True)
-    ]
+    loops = {"training loop": engine, "bare": bare, "Lightning as it comes": stock}
     rows: list[Row] = [
         {
             "label": f"{config.choices['model']}, {config.dataset_name}",
             "loop": name,
             "steps": sum(map(len, clock.epochs[1:])),
             "ms": median_and_range(1e3 * taken for epoch in clock.epochs[1:] for taken in epoch),
-            "waiting": median_and_range(1e3 * wait for wait in clock.waits[1:]),
         }
         for name, clock in loops.items()
     ]
-    rows[0]["overhead"] = median_and_range(ratios)
+    for row, clock in zip(rows, (engine, bare), strict=False):
+        row["waiting"] = median_and_range(1e3 * wait for wait in clock.waits[1:])
+    for row, clock in zip(rows[::2], (engine, stock), strict=True):
+        row["overhead"] = median_and_range(beyond(clock, bare))
     return rows
+
+
+def beyond(loop: Clock, bare: Clock) -> list[float]:
+    """Return how much longer a loop's median step is than the bare loop's, % by epoch."""
+    return [
+        100 * (median(ours) / median(theirs) - 1)
+        for ours, theirs in zip(loop.epochs[1:], bare.epochs[1:], strict=True)
+    ]
 
 
 def shorten(config: Benchmark, device: torch.device, **options: object) -> Benchmark:
@@ -190,6 +204,58 @@ class BareLoop:
         """Return the context of the configured precision."""
         mixed = self.options.precision == "bf16-mixed"
         return torch.autocast(self.device.type, torch.bfloat16, enabled=mixed)
+
+
+class StockLightning(pl.LightningModule):
+    """The same training as a plain module in a `Trainer` without callbacks, loggers or checkpoints.
+
+    The arguments are those of `BareLoop`.
+    """
+
+    def __init__(
+        self,
+        config: Benchmark,
+        parts: Components,
+        datamodule: SliceDataModule,
+        labels: Labels,
+        device: torch.device,
+    ) -> None:
+        super().__init__()
+        self.options, self.labels, self.accelerator = config.trainer, labels, device.type
+        self.model, self.loss, self.make_optimizer = parts.model, parts.loss, parts.optimizer
+        self.loader = datamodule.train_dataloader()
+
+    def epoch(self, number: int) -> None:
+        """Train as many batches as the other loops do."""
+        self.loader.sampler.set_epoch(number)  # type: ignore[attr-defined]
+        pl.Trainer(
+            max_epochs=1,
+            limit_train_batches=self.options.limit_batches,
+            accelerator=self.accelerator,
+            devices=1,
+            precision="bf16-mixed" if self.options.precision == "bf16-mixed" else "32-true",
+            gradient_clip_val=self.options.gradient_clip,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+        ).fit(self, self.loader)
+
+    def training_step(self, batch: Mapping[str, torch.Tensor], index: int) -> torch.Tensor:
+        """Return the loss of a batch."""
+        target = self.labels.target(batch["mask"])
+        main, *auxiliary = self.model.training_outputs(batch["image"])
+        loss: torch.Tensor = self.loss(main, target)
+        for output in auxiliary:
+            loss = loss + self.options.auxiliary_weight * self.loss(output, target)
+        return loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Return the optimizer of the first epoch again, with its state."""
+        if not hasattr(self, "kept"):
+            self.kept = self.make_optimizer(parameter_groups(self.model))
+        return self.kept
 
 
 @contextlib.contextmanager

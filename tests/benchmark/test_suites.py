@@ -3,6 +3,7 @@
 import importlib
 import itertools
 import json
+import sys
 import time
 
 import hydra
@@ -16,7 +17,7 @@ from attnseg.config.budget import build_model
 from attnseg.config.errors import parse_options
 from attnseg.config.folder import configs_folder
 from attnseg.errors import ConfigError
-from scripts.benchmarks import check, safety, scaling, startup, volume
+from scripts.benchmarks import check, loader, safety, scaling, startup, volume
 from scripts.benchmarks.run import MAINTAINERS_SUITES
 from tests.contracts.groups import names
 from tests.contracts.pairs import bare, product
@@ -121,9 +122,80 @@ def test_loading(rows):
     assert 0 <= found["training setr"]["waiting"] < 100
 
 
+def test_loader(rows, monkeypatch):
+    monkeypatch.setattr(loader, "PROCESSES", (0, 2))
+    monkeypatch.setattr(loader, "SIZES", (16, 128))
+    *found, files = rows("loader", "augment=strong")
+    assert [(row["size"], row["processes"]) for row in found] == [
+        ("16x16", 0), ("16x16", 2), ("128x128", 0), ("128x128", 2),
+    ]  # fmt: skip
+    small, large = found[0]["rate"], found[2]["rate"]
+    assert small["min"] > large["max"]  # a sixty-fourth of the pixels to augment
+    assert files["bytes"]["median"] > 0
+
+
+CODE = """
+import torch
+from torch import nn
+
+
+class Network(nn.Module):
+    def __init__(self, classes, factor=1):
+        super().__init__()
+        self.layer = nn.Conv2d(3, classes, 1, stride=factor)
+
+    def forward(self, images):
+        return self.layer(images), self.layer(images)
+
+
+def broken():
+    raise RuntimeError("no weights")
+"""
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    (tmp_path / "code" / "networks").mkdir(parents=True)
+    (tmp_path / "code" / "networks" / "published.py").write_text(CODE)
+    yield f"checkout.folder={tmp_path / 'code'}"
+    for name in ("networks.published", "networks"):
+        sys.modules.pop(name, None)
+
+
+def test_checkout(rows, checkout):
+    network = "checkout.network=networks.published:Network"
+    ours, theirs = rows("checkout", checkout, network, "checkout.options={classes: 9}")
+    assert theirs["parameters"] == 3 * 9 + 9
+    assert theirs["macs"] == 2 * 3 * 9 * 32 * 32  # the network computes its layer twice
+    assert ours["parameters"] > 1000
+    assert ours["step_ratio"] > 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "checkout: names no published code"),
+        (["network=networks.published:broken"], "fails with RuntimeError: no weights"),
+        (["network=networks.absent:Network"], "fails with ModuleNotFoundError"),
+        (["network=networks.published:torch.Size"], "makes a Size, no network"),
+        (
+            ["network=networks.published:Network", "options={classes: 9, factor: 2}"],
+            "the logits of an image have shape (1, 9, 16, 16) in place of (1, 9, 32, 32)",
+        ),
+    ],
+)
+def test_wrong_checkouts_are_refused(bench, checkout, options, message):
+    options = [f"checkout.{option}" for option in options]
+    code, _, err = bench("suite=checkout", checkout, *options)
+    assert code == 2
+    assert message in err
+
+
 def test_overhead(rows):
-    engine, bare = rows("overhead", "trainer.limit_batches=4")
-    assert engine["steps"] == bare["steps"] == 2 * 3  # of each epoch, all but the first
+    engine, bare, stock = rows("overhead", "trainer.limit_batches=4")
+    # Of each epoch, all steps but the first.
+    assert engine["steps"] == bare["steps"] == stock["steps"] == 2 * 3
+    assert 0.3 < stock["ms"]["median"] / bare["ms"]["median"] < 3
     ratio = engine["ms"]["median"] / bare["ms"]["median"]
     assert 0.3 < ratio < 3
     assert -70 < engine["overhead"]["median"] < 200

@@ -1,6 +1,6 @@
 """Options of benchmarks."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt
 
@@ -26,6 +26,22 @@ class Published(Node):
     latency: float
 
 
+class Checkout(Node):
+    """Published code on this machine.
+
+    Attributes:
+        folder: from which its modules are imported, as if it were the working directory.
+        network: module and callable that makes the network, such as `networks.unet:UNet`. The
+            network maps images `[B, C, H, W]` to logits of this height and width, alone or the
+            first of several, and is trained on all of them.
+        options: arguments of the callable, by name.
+    """
+
+    folder: Folder | None
+    network: Annotated[str, Field(pattern=r"^[\w.]+:[\w.]+$")] | None
+    options: dict[str, Any] | None
+
+
 class Benchmark(Config):
     """The measured workload and the options of its measurement.
 
@@ -38,11 +54,13 @@ class Benchmark(Config):
         outputs: folder with a folder for each suite.
         suite: what is measured.
         against: another attention, measured in alternation.
+        checkout: published code, measured in alternation by `suite=checkout`.
         threads: of PyTorch; `None` is its own choice.
     """
 
     suite: str
     against: str | None
+    checkout: Checkout
     image_size: ImageSize
     in_channels: PositiveInt
     num_classes: Annotated[int, Field(ge=2)]

@@ -49,6 +49,7 @@ SUITES = {
     "latency": Suite("One image", (WORKLOADS,)),
     "memory": Suite("Memory", (WORKLOADS, PRECISIONS)),
     "cost": Suite("Variants", (VARIANTS,)),
+    "checkout": Suite("Published code on this machine", in_all=False),
 }
 
 

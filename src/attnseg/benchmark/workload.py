@@ -12,6 +12,7 @@ from attnseg.config.build import build
 from attnseg.config.components import optimizer_factory
 from attnseg.config.nodes import Component
 from attnseg.layers.factored import fuse_factors
+from attnseg.models.model import SegmentationModel
 from attnseg.training.module import parameter_groups
 
 
@@ -23,6 +24,7 @@ class Workload:
         device: CPU or GPU.
         attn: replaces the configured attention.
         batch_size: replaces the configured one.
+        model: replaces the configured one.
     """
 
     def __init__(
@@ -31,18 +33,20 @@ class Workload:
         device: torch.device,
         attn: Component | None = None,
         batch_size: int | None = None,
+        model: SegmentationModel | None = None,
     ) -> None:
         torch.manual_seed(0)
         self.device = device
         self.image = (config.in_channels, *config.image_size)
         self.batch_size = batch_size or config.batch_size
-        self.model = build_model(
+        model = model or build_model(
             config.model,
             attn or config.attn,
             config.in_channels,
             config.num_classes,
             config.image_size,
-        ).to(device)
+        )
+        self.model = model.to(device)
         self.loss: nn.Module = build("loss", config.loss, overlapping=False).to(device)
         self.optimizer = optimizer_factory(config)(params=parameter_groups(self.model))
         self.images = torch.randn(self.batch_size, *self.image, device=device)
