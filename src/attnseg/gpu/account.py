@@ -32,8 +32,9 @@ STRICT_ONLY = {
 }
 # With `accumulate`, they sort the indices, and move the values twice.
 SORTED = {"index_put", "index_put_", "_unsafe_index_put", "_index_put_impl_"}
+# `_unsafe_view` is a view, too, though its schema does not say so.
 FREE = {"empty", "empty_strided", "empty_like", "new_empty", "detach", "lift_fresh",
-        "_reshape_alias"}  # fmt: skip
+        "_reshape_alias", "_unsafe_view"}  # fmt: skip
 WRITERS = ("zeros", "ones", "full", "arange", "fill_", "zero_", "new_ones", "new_zeros", "eye")
 
 

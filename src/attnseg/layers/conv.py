@@ -53,10 +53,11 @@ class BilinearResize(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # noqa: ANN401
         """Return `R^T G C` for the matrices R and C that resize rows and columns."""
-        rows, columns = (
-            interpolation_matrix(old, new, ctx.align_corners, gradient)
-            for old, new in zip(ctx.size, gradient.shape[2:], strict=True)
-        )
+        (height, width), (new_height, new_width) = ctx.size, gradient.shape[2:]
+        rows = interpolation_matrix(height, new_height, ctx.align_corners, gradient)
+        columns = rows
+        if (width, new_width) != (height, new_height):
+            columns = interpolation_matrix(width, new_width, ctx.align_corners, gradient)
         if gradient.stride(1) != 1:
             return rows.mT @ (gradient @ columns), None, None
         by_row = gradient.permute(0, 2, 3, 1).flatten(2)  # [B, H, W C], a view: channels come last
