@@ -254,7 +254,8 @@ class StockLightning(pl.LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return the optimizer of the first epoch again, with its state."""
         if not hasattr(self, "kept"):
-            self.kept = self.make_optimizer(parameter_groups(self.model))
+            # With 16-bit precision, Lightning refuses to clip gradients of a fused optimizer.
+            self.kept = self.make_optimizer(parameter_groups(self.model), fused=None)
         return self.kept
 
 
