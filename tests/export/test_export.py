@@ -137,8 +137,10 @@ def test_without_the_data(run, tmp_path, call):
 
 def test_a_monai_bundle_of_a_run(run, tmp_path, call):
     copy = copy_of(run, tmp_path)
-    answer = call(f"run={copy}", "formats=monai", command=cli.export)
+    answer = call(f"run={copy}", "formats=torch,monai", command=cli.export)
     assert answer.code == 0, answer.err
+    programs = [copy / "export" / name for name in ("model.pt2", "monai_bundle/models/model.pt2")]
+    assert programs[0].read_bytes() == programs[1].read_bytes()
     facts = json.loads((copy / "export/export.json").read_text())
     masks, name = facts["masks"], "monai_bundle/configs/metadata.json"
     assert masks["differing"] == 0 < masks["voxels"]

@@ -151,16 +151,16 @@ def write_networks(
         return networks
     program = trace_model(model, (spec.in_channels, *spec.size))
     bar.advance("traced")
-    for key in ("torch", "monai"):
-        if key not in config.formats:
-            continue
+    if exported := [key for key in ("torch", "monai") if key in config.formats]:
         networks["torch.export"] = TorchNetwork(program.module())
-        check_same_logits(key, networks, "torch.export", samples)
-        if key == "torch":
-            write_bytes(folder / TORCH, program_bytes(program))
-        else:
-            bundle_run(folder / BUNDLE, run, spec, program_bytes(program), program.state_dict)
-        bar.advance(key)
+        check_same_logits(", ".join(exported), networks, "torch.export", samples)
+        data = program_bytes(program)
+        for key in exported:
+            if key == "torch":
+                write_bytes(folder / TORCH, data)
+            else:
+                bundle_run(folder / BUNDLE, run, spec, data, program.state_dict)
+            bar.advance(key)
     if "onnx" in config.formats:
         data = onnx_bytes(program)
         networks["ONNX"] = OnnxNetwork(data, threads, spec, ONNX)
