@@ -1,8 +1,10 @@
 """Shared by all tests: one thread each, a tiny phantom, and commands called in this process."""
 
 import os
+import shutil
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -39,6 +41,17 @@ def phantom(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("phantom") / "uw"
     make_uw_madison(root, "tiny")
     return root
+
+
+@pytest.fixture
+def commons() -> Iterator[Path]:
+    """A folder that every user may write to, outside of pytest's own, which is private."""
+    if os.geteuid() != 0:
+        pytest.skip("only root may become other users")
+    folder = Path(tempfile.mkdtemp(prefix="commons-"))
+    folder.chmod(0o777)
+    yield folder
+    shutil.rmtree(folder)
 
 
 @dataclass

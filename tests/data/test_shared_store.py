@@ -7,7 +7,6 @@ import shutil
 import signal
 import stat
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -21,7 +20,6 @@ from attnseg.phantoms.phantom import make_once
 from tests.data.uw_tree import Tree
 
 FORK = multiprocessing.get_context("fork")
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may become other users")
 
 
 def make_tree(root, count=3):
@@ -55,15 +53,6 @@ def run_as(user, action):
     return child.exitcode
 
 
-@pytest.fixture
-def commons():
-    """A folder that every user may write to, outside of pytest's own, which is private."""
-    folder = Path(tempfile.mkdtemp(prefix="commons-"))
-    folder.chmod(0o777)
-    yield folder
-    shutil.rmtree(folder)
-
-
 @pytest.mark.parametrize("mask", [0o022, 0o002, 0o077])
 def test_modes_follow_the_umask(tmp_path, mask):
     make_tree(tmp_path / "root")
@@ -80,7 +69,6 @@ def test_modes_follow_the_umask(tmp_path, mask):
     assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o666 & ~mask}
 
 
-@as_root
 def test_what_one_user_prepares_another_reads_and_cannot_replace(commons, capfd):
     tree = make_tree(commons / "root")
 
@@ -102,7 +90,6 @@ def test_what_one_user_prepares_another_reads_and_cannot_replace(commons, capfd)
     assert run_as(1001, read) == 0
 
 
-@as_root
 def test_two_users_prepare_one_dataset_at_once(commons):
     """In a folder that both may write, as with a common group."""
     make_tree(commons / "root", 8)

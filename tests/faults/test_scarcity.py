@@ -6,8 +6,7 @@ import resource
 import shutil
 import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -116,17 +115,6 @@ def test_too_little_memory_to_prepare_leaves_nothing_half_written(tmp_path):
     assert len(prepare_cases(reader, reader.cases(), tmp_path / "store")) == 1
 
 
-@pytest.fixture
-def commons() -> Iterator[Path]:
-    """A folder that another user may write to, outside of pytest's own, which is private."""
-    if os.geteuid() != 0 or shutil.which("setpriv") is None:
-        pytest.skip("only root may become other users")
-    folder = Path(tempfile.mkdtemp(prefix="commons-"))
-    os.chown(folder, NOBODY, NOBODY)
-    yield folder
-    shutil.rmtree(folder)
-
-
 def run_as_nobody(folder: Path, *arguments: str, processes: int):
     """Run a command as a user without a name, who may have so many processes and threads.
 
@@ -141,6 +129,7 @@ def run_as_nobody(folder: Path, *arguments: str, processes: int):
     )
 
 
+@pytest.mark.skipif(shutil.which("setpriv") is None, reason="needs setpriv")
 def test_a_user_without_a_name_who_may_start_few_processes(commons):
     """As in a container with `--user`; libraries ask for the name as they are imported."""
     done = run_as_nobody(commons, "train", *SMOKE, processes=100)

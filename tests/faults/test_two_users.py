@@ -5,7 +5,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,18 +17,7 @@ from tests.faults.test_shared_machines import shim  # noqa: F401
 SMOKE = ("experiment=smoke", "trainer.max_epochs=1", "trainer.limit_batches=1", "logger=none")
 FIRST, SECOND, GROUP = 61236, 61237, 61300  # ids that no user and no group has
 pytestmark = pytest.mark.full
-
-
-@pytest.fixture
-def commons() -> Iterator[Path]:
-    """A folder of the first user, outside of pytest's own, which is private."""
-    if os.geteuid() != 0 or shutil.which("setpriv") is None:
-        pytest.skip("only root may become other users")
-    folder = Path(tempfile.mkdtemp(prefix="commons-"))
-    os.chown(folder, FIRST, FIRST)
-    folder.chmod(0o755)
-    yield folder
-    shutil.rmtree(folder)
+needs_setpriv = pytest.mark.skipif(shutil.which("setpriv") is None, reason="needs setpriv")
 
 
 def train_as(
@@ -47,6 +35,7 @@ def train_as(
     )  # fmt: skip
 
 
+@needs_setpriv
 def test_a_second_user_trains_on_what_the_first_prepared(commons):
     shared = f"paths.data={commons}/data", f"paths.outputs={commons}/outputs"
     first = train_as(FIRST, commons, *shared)
@@ -64,6 +53,7 @@ def test_a_second_user_trains_on_what_the_first_prepared(commons):
     assert after == before
 
 
+@needs_setpriv
 def test_a_group_that_shares_all(commons):
     """With umask 002 and a folder with the bit that hands its group on."""
     os.chown(commons, FIRST, GROUP)
