@@ -151,8 +151,18 @@ def test_a_monai_bundle_of_a_run(run, tmp_path, call):
     means = json.loads((run / "metrics.json").read_text())[split]["mean"]
     assert metadata["eval_metrics"][f"{split}: mean {label}"] == means[label.lower()]
     assert "## Results" in (copy / "export/monai_bundle/docs/MODEL_CARD.md").read_text()
-    answer = call(f"run={copy}", "formats=monai", "root=missing", command=cli.export)
+    words = [f"run={copy}", "formats=monai", "root=missing", "license=terms.txt"]
+    words += ['authors="A. Author, B. Author"', "copyright='2026 Our Hospital'"]
+    answer = call(*words, command=cli.export)
+    assert answer.code == 2 and "terms.txt cannot be read as text" in answer.err
+    assert programs[1].is_file()  # of the earlier export
+    (tmp_path / "terms.txt").write_text("Do as you like.\n")
+    answer = call(*words, command=cli.export)
     assert answer.code == 0, answer.err
+    assert (copy / "export/monai_bundle/LICENSE").read_text() == "Do as you like.\n"
+    metadata = json.loads((copy / "export" / name).read_text())
+    assert metadata["authors"] == "A. Author, B. Author"
+    assert metadata["copyright"] == "2026 Our Hospital"
     masks = json.loads((copy / "export/export.json").read_text())["masks"]
     assert masks["compared_on"] == "a made-up scan" and masks["differing"] == 0
     assert call(f"run={copy}", "formats=safetensors", command=cli.export).code == 0
@@ -181,6 +191,8 @@ def test_a_monai_bundle_that_is_not_kept(run, tmp_path, monkeypatch, call):
         (["run=missing", "formats=onxx"], "onxx"),
         (["run=missing", "formats=[]"], "formats"),
         (["run=missing", "formats=torch", "int8=true"], "add onnx to formats"),
+        (["run=missing", "formats=torch", "authors=me"], "add monai to formats"),
+        (["run=missing", "formats=monai", "copyright='@me'"], "copyright: MONAI takes it for"),
     ],
 )
 def test_wrong_commands(call, words, said):
@@ -191,10 +203,11 @@ def test_wrong_commands(call, words, said):
 
 def test_only_8_bit_weights_need_a_profile():
     """A capsule exports a run that was not exported before, without a profile."""
-    plain = {"choices": {}, "profile": {}, "run": "r", "formats": ["onnx"], "root": None}
-    assert parse_options(Export, {**plain, "data": None, "int8": False}).profile == {}
+    plain = {"choices": {}, "profile": {}, "run": "r", "formats": ["onnx"]}
+    plain |= dict.fromkeys(("license", "authors", "copyright", "root", "data"))
+    assert parse_options(Export, {**plain, "int8": False}).profile == {}
     with pytest.raises(ConfigError, match="profile: ; give one"):
-        parse_options(Export, {**plain, "data": None, "int8": True})
+        parse_options(Export, {**plain, "int8": True})
 
 
 def test_a_capsule_of_a_run(run, folder, tmp_path, call):

@@ -21,6 +21,7 @@ from attnseg.export.monai_bundle import (
     METADATA,
     PROGRAM,
     WEIGHTS,
+    Terms,
     check_expressible,
     compare_masks,
     make_inference_config,
@@ -74,7 +75,7 @@ def bundled(folder: Path, spec: InferenceSpec) -> nn.Module:
     network = Small(spec).eval()
     program = trace_model(network, (spec.in_channels, *spec.size))
     scores = {"val: mean Dice": 0.5}
-    write_bundle(folder, program_bytes(program), program.state_dict, spec, {}, scores)
+    write_bundle(folder, program_bytes(program), program.state_dict, spec, {}, scores, Terms())
     return network
 
 

@@ -65,6 +65,14 @@ COMMAND_LINES = typed(
         "run=x int8=true formats=[torch]",
         {"add onnx to formats": "run=x int8=true formats=[torch,onnx]"},
     ),
+    (
+        "run=x formats=[torch] authors=me",
+        {"add monai to formats": "run=x authors=me formats=[torch,monai]"},
+    ),
+    (
+        "run=x formats=[monai] authors=$me",
+        {"begin it with a letter": "run=x formats=[monai] authors=me"},
+    ),
     ("run=x int8=true profile=strict,monai", {"give one": "run=x int8=true profile=strict"}),
 ) | typed(
     parse_command("predict"),

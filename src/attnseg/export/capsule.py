@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from attnseg.config.errors import parse_options
 from attnseg.errors import AttnsegError, ConfigError
 from attnseg.export.export import export, make_images
-from attnseg.export.model_card import NO_LICENCE, build_profile, render_model_card
+from attnseg.export.model_card import NO_LICENCE, build_profile, read_text, render_model_card
 from attnseg.export.options import Capsule, Export
 from attnseg.files import replacing
 from attnseg.prediction.capsule import (
@@ -83,19 +83,10 @@ def open_export(run: RunFolder, spec: InferenceSpec) -> Exported:
         if exported.spec == spec:
             return exported
     log.info("Exporting to ONNX first")
-    plain = {"choices": {}, "profile": {}, "run": str(run), "formats": ["onnx"]}
-    export(parse_options(Export, {**plain, "int8": False, "root": None, "data": None}))
+    plain = {"choices": {}, "profile": {}, "run": str(run), "formats": ["onnx"], "int8": False}
+    unset = dict.fromkeys(("license", "authors", "copyright", "root", "data"))
+    export(parse_options(Export, {**plain, **unset}))
     return Exported(run.export)
-
-
-def read_text(key: str, path: str | None) -> str | None:
-    """Return the content of the text file that an option names, if it names one."""
-    if path is None:
-        return None
-    try:
-        return Path(path).read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{key}: {path} cannot be read as text; name a text file") from error
 
 
 def as_json(values: Mapping[str, Any]) -> bytes:

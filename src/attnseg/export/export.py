@@ -25,7 +25,14 @@ from attnseg.data.slicing import network_input
 from attnseg.errors import AttnsegError, CheckpointError, ConfigError, require
 from attnseg.evaluation.evaluate import FinishedRun, build_profiles
 from attnseg.evaluation.scoring import score_cases
-from attnseg.export.monai_bundle import BUNDLE, bundle_run, check_expressible, compare_masks
+from attnseg.export.model_card import read_text
+from attnseg.export.monai_bundle import (
+    BUNDLE,
+    Terms,
+    bundle_run,
+    check_expressible,
+    compare_masks,
+)
 from attnseg.export.options import Export
 from attnseg.export.tracing import onnx_bytes, program_bytes, silenced_exporters, trace_model
 from attnseg.files import file_digest, replacing, write_text
@@ -72,7 +79,8 @@ def export(config: Export) -> Path:
         The folder.
 
     Raises:
-        ConfigError: not a finished run, or an operator that cannot be exported.
+        ConfigError: not a finished run, an operator that cannot be exported, or a text file that
+            cannot be read.
         CheckpointError: an exported network computes other logits; its file is not kept.
     """
     if "onnx" in config.formats:
@@ -81,6 +89,7 @@ def export(config: Export) -> Path:
     spec, model = read_spec(run), load_model(run)
     if "monai" in config.formats:
         check_expressible(spec)
+    terms = Terms(read_text("license", config.license), config.authors, config.copyright)
     samples = choose_samples(run, spec, config)
     folder = run.export
     folder.mkdir(exist_ok=True)
@@ -90,7 +99,7 @@ def export(config: Export) -> Path:
         write_safetensors(folder, run, spec, model)
     steps = 1 + len(TRACED & set(config.formats)) + config.int8
     with Bar("Exporting", steps, "steps") as bar:
-        networks = write_networks(run, spec, model, samples, config, bar)
+        networks = write_networks(run, spec, model, samples, config, terms, bar)
     facts: dict[str, Any] = {
         "run": spec.run,
         "compared_on": samples.source,
@@ -138,6 +147,7 @@ def write_networks(
     model: nn.Module,
     samples: Samples,
     config: Export,
+    terms: Terms,
     bar: Bar,
 ) -> dict[str, Network]:
     """Write the network as torch.export and ONNX files and as a bundle; advance the bar.
@@ -159,7 +169,7 @@ def write_networks(
             if key == "torch":
                 write_bytes(folder / TORCH, data)
             else:
-                bundle_run(folder / BUNDLE, run, spec, data, program.state_dict)
+                bundle_run(folder / BUNDLE, run, spec, data, program.state_dict, terms)
             bar.advance(key)
     if "onnx" in config.formats:
         data = onnx_bytes(program)

@@ -1,6 +1,7 @@
 """Documents of capsules and bundles: the model card, and other templates of this folder."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -8,6 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from attnseg.config.build import build
 from attnseg.config.nodes import Component
 from attnseg.data.splits import ROLES
+from attnseg.errors import ConfigError
 from attnseg.evaluation.summary import format_interval, format_value
 from attnseg.metrics.profiles.profile import Profile
 from attnseg.prediction.spec import InferenceSpec
@@ -17,6 +19,16 @@ NO_LICENCE = (
     "These weights have no licence. Ask their makers before you use the weights or pass them on.\n"
     "The data that the weights were trained on have terms of their own.\n"
 )
+
+
+def read_text(key: str, path: str | None) -> str | None:
+    """Return the content of the text file that an option names, if it names one."""
+    if path is None:
+        return None
+    try:
+        return Path(path).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{key}: {path} cannot be read as text; name a text file") from error
 
 
 def render_template(name: str, **values: object) -> str:

@@ -5,6 +5,7 @@ import logging
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from attnseg.export.model_card import (
     render_model_card,
     render_template,
 )
+from attnseg.export.options import EXPRESSION
 from attnseg.files import replacing, write_text
 from attnseg.prediction.images import read_item
 from attnseg.prediction.inputs import Item
@@ -50,6 +52,21 @@ LARGEST_SHARE, FEWEST = 1e-5, 10
 UNSTATED = "not stated; fill it in before you pass the bundle on"
 
 
+@dataclass(frozen=True)
+class Terms:
+    """The terms on which a bundle is passed on; `None` for what is not stated.
+
+    Attributes:
+        license: text of the licence of the weights.
+        authors: who made the network.
+        copyright: who holds the rights in it.
+    """
+
+    license: str | None = None
+    authors: str | None = None
+    copyright: str | None = None
+
+
 def check_expressible(spec: InferenceSpec) -> None:
     """Refuse a run that MONAI would read otherwise.
 
@@ -62,7 +79,7 @@ def check_expressible(spec: InferenceSpec) -> None:
             "leave monai out and use attnseg capsule"
         )
     for name in spec.classes:
-        if name.startswith(("$", "@", "%")):
+        if name.startswith(EXPRESSION):
             raise ConfigError(
                 f"formats: monai: MONAI takes the class name {name!r} for an expression; leave "
                 "monai out and use attnseg capsule"
@@ -76,6 +93,7 @@ def write_bundle(
     spec: InferenceSpec,
     documents: Mapping[str, str],
     scores: Mapping[str, float],
+    terms: Terms,
 ) -> None:
     """Write a MONAI bundle.
 
@@ -86,6 +104,7 @@ def write_bundle(
         spec: inference spec of the network, which `check_expressible` has accepted.
         documents: further texts, by their paths in the bundle.
         scores: results by name, for the metadata.
+        terms: on which it is passed on.
     """
     for name in ("configs", "models", "docs"):
         (folder / name).mkdir(parents=True)
@@ -93,11 +112,11 @@ def write_bundle(
         file.write(program)
     with replacing(folder / WEIGHTS) as file:
         torch.save({name: value.detach().clone() for name, value in weights.items()}, file)
-    nodes = {CONFIG: make_inference_config(spec), METADATA: make_metadata(spec, scores)}
+    nodes = {CONFIG: make_inference_config(spec), METADATA: make_metadata(spec, scores, terms)}
     texts = {name: json.dumps(node, indent=1, allow_nan=False) for name, node in nodes.items()}
     texts["docs/README.md"] = render_template("bundle_readme", spec=spec, postfix=POSTFIX)
     texts[RECIPE] = spec.to_json()
-    texts["LICENSE"] = NO_LICENCE
+    texts["LICENSE"] = terms.license or NO_LICENCE
     for name, text in {**texts, **documents}.items():
         write_text(folder / name, text.rstrip("\n") + "\n")
 
@@ -108,6 +127,7 @@ def bundle_run(
     spec: InferenceSpec,
     program: bytes,
     weights: Mapping[str, torch.Tensor],
+    terms: Terms,
 ) -> None:
     """Write the bundle of a run, with its model card and its mean results; see `write_bundle`."""
     profile, metrics = build_profile(run.raw_config), run.metrics
@@ -119,7 +139,7 @@ def bundle_run(
         if metric.shown and means.get(metric.name) is not None
     }
     card = render_model_card(run, spec, None)
-    write_bundle(folder, program, weights, spec, {"docs/MODEL_CARD.md": card}, scores)
+    write_bundle(folder, program, weights, spec, {"docs/MODEL_CARD.md": card}, scores, terms)
 
 
 def make_inference_config(spec: InferenceSpec) -> Node:
@@ -250,7 +270,7 @@ def _transform(name: str, key: str = "image", **options: object) -> Node:
     return {"_target_": name, "keys": key, **options}
 
 
-def make_metadata(spec: InferenceSpec, scores: Mapping[str, float]) -> Node:
+def make_metadata(spec: InferenceSpec, scores: Mapping[str, float], terms: Terms) -> Node:
     """Return the content of `configs/metadata.json`, as MONAI's schema of 25 July 2024 asks."""
     classes = ", ".join(spec.classes)
     shape = {"spatial_shape": list(spec.size), "dtype": "float32", "is_patch_data": False}
@@ -274,8 +294,8 @@ def make_metadata(spec: InferenceSpec, scores: Mapping[str, float]) -> Node:
             f"{spec.model} with {spec.attn} attention, trained on {spec.dataset}; see "
             "docs/MODEL_CARD.md"
         ),
-        "authors": UNSTATED,
-        "copyright": UNSTATED,
+        "authors": terms.authors or UNSTATED,
+        "copyright": terms.copyright or UNSTATED,
         "data_source": spec.dataset,
         "data_type": "nibabel",
         "image_classes": f"{', '.join(channels)}; intensities scaled to [-1, 1]",
