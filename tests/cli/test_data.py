@@ -187,9 +187,9 @@ def test_a_split_file_is_taken_back_and_refused_with_a_patient_on_two_sides(call
 def test_training_never_reads_the_test_set_and_openings_are_counted(call, tmp_path, split):
     drawn, tree = split
     held = [case for case, role in drawn.items() if role == "test"]
-    sealed = train(call, tree.root, "trainer.open_test=false")
-    assert sealed.code == 0
-    assert "The test set stays closed" in sealed.out
+    closed = train(call, tree.root, "trainer.open_test=false")
+    assert closed.code == 0
+    assert "The test set stays closed" in closed.out
     assert not list(tmp_path.glob("outputs/*/test_openings.jsonl"))
     assert set(metrics_of(tmp_path)) == {"profile", "val"}
     shutil.rmtree(tmp_path / "outputs")

@@ -1,4 +1,4 @@
-"""A conversion is a run like any other: exact, with a parent, a report and a sealed test set."""
+"""A conversion is a run like any other: exact, with a parent, a report and a closed test set."""
 
 import json
 import shutil
@@ -15,7 +15,7 @@ from attnseg.commands.convert import ConvertOptions, _changed_trainer, to_option
 from attnseg.config.composition import compose, to_raw
 from attnseg.config.identity import affects_comparison, run_id
 from attnseg.config.training import Conversion, parse_config
-from attnseg.data.sealed import SealedTest
+from attnseg.data.closed_test import ClosedTest
 from attnseg.runs.run_folder import RunFolder
 from tests.contracts.groups import FOLDER
 from tests.faults.runs import assert_same_end, attempt, attempts, equal, send_at
@@ -150,7 +150,7 @@ def test_the_test_patients_are_not_seen(trained, tmp_path, monkeypatch):
     """Neither surgery nor distillation opens the test set."""
     (tmp_path / "data").symlink_to(trained / "data")
     options = training(trained, find_run(trained, "qkv"), "trainer.open_test=false")
-    monkeypatch.setattr(SealedTest, "open", lambda *a: 1 / 0)
+    monkeypatch.setattr(ClosedTest, "open", lambda *a: 1 / 0)
     assert attempt(tmp_path, *options, "trainer.limit_batches=2", "trainer.max_epochs=1") == 0
 
 

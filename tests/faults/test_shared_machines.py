@@ -24,7 +24,7 @@ WORK = """
 import json, subprocess, sys
 from pathlib import Path
 from attnseg.data.readers.uw_madison import UWMadison
-from attnseg.data.sealed import record_opening
+from attnseg.data.closed_test import record_opening
 from attnseg.data.store import prepare_cases
 from attnseg.errors import AttnsegError
 from attnseg.files import write_text

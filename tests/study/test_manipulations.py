@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from attnseg.data.sealed import digest_test_set, record_opening, record_scored_masks
+from attnseg.data.closed_test import digest_test_set, record_opening, record_scored_masks
 from attnseg.errors import DataError
 from attnseg.runs.facts import RunFacts
 from attnseg.runs.run_folder import RunFolder

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 from numpy.typing import NDArray
 
+from attnseg.data.closed_test import record_scored_masks
 from attnseg.data.folders import (
     compile_patient_pattern,
     find_ending,
@@ -27,7 +28,6 @@ from attnseg.data.reader import shape_text
 from attnseg.data.readers.nifti import ENDINGS as VOLUMES
 from attnseg.data.readers.nifti import check_same_grid, find_labels, map_labels, read_nifti
 from attnseg.data.readers.pictures import SUFFIXES, read_label_picture
-from attnseg.data.sealed import record_scored_masks
 from attnseg.errors import ConfigError, DataError, Problems, join_names
 from attnseg.evaluation.scoring import COLUMNS
 from attnseg.metrics.profiles.profile import Profile, score_known_voxels

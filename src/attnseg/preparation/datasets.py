@@ -16,8 +16,8 @@ from attnseg.config.build import build
 from attnseg.config.errors import nearest
 from attnseg.config.training import Config
 from attnseg.data import duplicates, guard, splits
+from attnseg.data.closed_test import OPENINGS, ClosedTest
 from attnseg.data.reader import CaseRef, Reader
-from attnseg.data.sealed import OPENINGS, SealedTest
 from attnseg.data.slicing import SliceView
 from attnseg.data.store import STORE_VERSION, StoredCase, intensity_window, prepare_cases
 from attnseg.errors import ConfigError, DataError, join_names
@@ -40,7 +40,7 @@ class PreparedData:
     reader: Reader
     train: list[StoredCase]
     val: list[StoredCase]  # the test cases if `split.watch_test` is set
-    test: SealedTest
+    test: ClosedTest
     split: str  # text of the split file
     digest: str  # of all cases
     watermark: str | None  # a warning that must accompany every result, if any
@@ -117,13 +117,13 @@ def load_dataset(config: Config, reader: Reader) -> PreparedData:
         log.warning("No test cases: the results are those of the cases that choose the weights")
     digest = hashlib.sha256("".join(case.digest for case in cases).encode()).hexdigest()
     openings = Path(config.paths.outputs, config.dataset_name, OPENINGS)
-    sealed = SealedTest(by_role["test"], openings, Path(config.paths.data))
-    sealed.register_masks()
+    closed = ClosedTest(by_role["test"], openings, Path(config.paths.data))
+    closed.register_masks()
     return PreparedData(
         reader,
         by_role["train"],
         by_role["val"],
-        sealed,
+        closed,
         splits.format_split(cases, roles),
         digest,
         WATERMARK if watched else None,

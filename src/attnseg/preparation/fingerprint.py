@@ -10,8 +10,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from attnseg.data.closed_test import count_cases
 from attnseg.data.reader import Reader, shape_text
-from attnseg.data.sealed import count_cases
 from attnseg.data.store import PERCENTILES, StoredCase
 
 Fingerprint = dict[str, Any]

@@ -29,9 +29,9 @@ def draw_fingerprint(
     reader: Reader,
     cases: Sequence[StoredCase],
     facts: Fingerprint,
-    sealed: Collection[str] = (),
+    closed: Collection[str] = (),
 ) -> None:
-    """Write the plots of a fingerprint to a PNG file; of `sealed` cases no slices are shown."""
+    """Write the plots of a fingerprint to a PNG file; of `closed` cases no slices are shown."""
     figure = Figure(figsize=(13, 12.5), dpi=90, layout="constrained")
     figure.suptitle(f"{title}\n{describe_counts(facts)}", fontsize=13)
     grid = figure.add_gridspec(4, 12, height_ratios=(1, 1, 1.05, 1.05))
@@ -41,7 +41,7 @@ def draw_fingerprint(
     _draw_intensities(figure.add_subplot(grid[1, :4]), cases, reader.channels)
     _draw_volumes(figure.add_subplot(grid[1, 4:8]), reader, cases)
     _draw_positions(figure.add_subplot(grid[1, 8:]), reader, cases)
-    open_cases = [case for case in cases if case.case not in sealed]
+    open_cases = [case for case in cases if case.case not in closed]
     chosen = np.linspace(0, len(open_cases) - 1, min(SAMPLES, len(open_cases))).astype(int)
     for at, case in enumerate(open_cases[i] for i in chosen):
         axis = figure.add_subplot(grid[2 + at // 4, 3 * (at % 4) : 3 * (at % 4) + 3])

@@ -48,9 +48,9 @@ def prepare_dataset(config: Config) -> Path:
     facts = fingerprint.compute_fingerprint(reader, kept, roles, len(pairs))
     write_text(folder / "fingerprint.json", json.dumps(facts, indent=1) + "\n")
     title = f"{config.dataset_name} at {dataset_root(config)}"
-    sealed = [case for case, role in roles.items() if role == "test"]
+    closed = [case for case, role in roles.items() if role == "test"]
     picture = folder / "fingerprint.png"
-    fingerprint_page.draw_fingerprint(picture, title, reader, kept, facts, sealed)
+    fingerprint_page.draw_fingerprint(picture, title, reader, kept, facts, closed)
     fingerprint.print_fingerprint(facts)
     log.info("Written: %s", picture)
     if refusal is not None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from attnseg.data.sealed import OPENINGS, read_openings
+from attnseg.data.closed_test import OPENINGS, read_openings
 from attnseg.metrics.bounds import VOLUMES
 from attnseg.runs.run_folder import RunFolder
 from attnseg.runs.variants import Variant

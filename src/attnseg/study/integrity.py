@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from attnseg.data.sealed import digest_test_set
+from attnseg.data.closed_test import digest_test_set
 from attnseg.files import file_digest
 from attnseg.metrics.bounds import VOLUMES
 from attnseg.runs.facts import keeps_seal

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from attnseg.config import cost
 from attnseg.config.identity import short_digest
-from attnseg.data.sealed import count_cases
+from attnseg.data.closed_test import count_cases
 from attnseg.files import write_text
 from attnseg.models.model import SegmentationModel
 from attnseg.preparation.datasets import describe_input

@@ -1,4 +1,4 @@
-"""The sealed test set: its cases can be read only after the access has been recorded.
+"""The closed test set: its cases can be read only after the access has been recorded.
 
 Every opening is a line of JSON in two ledgers: one beside the prepared data, which all runs on
 these data share wherever they write, and one beside the runs. No line is ever removed, and an
@@ -39,7 +39,7 @@ def digest_test_set(digests: Iterable[str]) -> str:
     return hashlib.sha256("".join(sorted(digests)).encode()).hexdigest()
 
 
-class SealedTest:
+class ClosedTest:
     """Holds the test cases, which anybody may count but only `open` returns.
 
     Args:
