@@ -163,6 +163,7 @@ def test_variants_are_tuned_alike_and_their_winners_compared(call, monkeypatch, 
 
     def win(config, **_):
         assert config.trainer.open_test
+        assert config.compare.margin == 0.02
         name = f"{config.choices['attn']}-{config.seed}-{config.optimizer.lr:.9f}"
         (tmp_path / "winners").mkdir(exist_ok=True)
         (tmp_path / "winners" / name).touch()

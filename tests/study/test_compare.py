@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 from scipy import stats
 
+from attnseg.config.identity import short_digest
 from attnseg.errors import DataError
 from attnseg.study.compare import compare_runs
 from attnseg.study.contrasts import Decision, contrast_family
@@ -78,12 +79,15 @@ def test_equivalence_needs_the_margin(folder):
 
 
 def test_the_margin_is_declared_before_the_runs(folder):
-    declared = {"baseline": "qkv", "margin": {"dice": 0.07, "nsd": 0.1}, "digest": "5eed"}
+    declared = {"baseline": "qkv", "margin": {"dice": 0.07, "nsd": 0.1}}
+    declared["digest"] = digest = short_digest(declared)
     for seed, attn in enumerate(("qkv", "kv")):
         make_run(folder, attn, scores(seed, noise=0.02), declared=declared)
     found = run_compare(folder)
     assert found.margin == 0.07
-    assert any("which the study declared before its runs (5eed)" in note for note in found.notes)
+    assert any(
+        f"which the study declared before its runs ({digest})" in note for note in found.notes
+    )
     assert not any("declared" in doubt for doubt in found.warnings)
     later = run_compare(folder, margin=0.08)
     assert "the margin of 0.08 Dice was not declared before the runs; the runs declare 0.07" in (

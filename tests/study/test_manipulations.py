@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import yaml
 
+from attnseg.config.identity import short_digest
 from attnseg.data.closed_test import digest_test_set, record_opening, record_scored_masks
 from attnseg.errors import DataError
 from attnseg.runs.facts import RunFacts
@@ -22,6 +23,8 @@ from attnseg.study.doubts import collect_doubts
 PROFILE = {"name": "strict", "digest": "94e58393", "nsd_tolerance_mm": 3.0}
 CASES = [(f"p{i}", f"p{i}_d{scan}") for i in range(6) for scan in range(2)]
 METRICS = ("dice", "hd95_mm", "truth_voxels")
+STUDY = {"baseline": "qkv", "by": ["model", "attn"], "metrics": [], "margin": 0.02}
+DECLARED = {**STUDY, "digest": short_digest(STUDY)}
 SPLIT = [(p, c, "test", hashlib.sha256(c.encode()).hexdigest()) for p, c in CASES]
 SPLIT.append(("p9", "p9_d0", "val", hashlib.sha256(b"val").hexdigest()))
 
@@ -72,7 +75,7 @@ def make_sealed_run(place, attn, seed):
         checkpoints={"best.ckpt": hashlib.sha256(folder.name.encode()).hexdigest()},
         test_set={"digest": digest, "openings": len(ledger.read_text().splitlines()),
                   "ledger": str(ledger)},
-        results=folder.digest_results(),
+        results=folder.digest_results(), declared=DECLARED,
     )  # fmt: skip
     folder.facts_file.write_text(facts.to_json())
     return folder
@@ -283,6 +286,10 @@ REFUSED = {
 }  # fmt: skip
 NAMED = {
     "digests and seal removed": (unseal, "4 of 4 runs have no digests of their results"),
+    "the declared margin widened in all old runs": (
+        lambda p: [edit_facts(f, reseal=True, declared={**DECLARED, "margin": 0.1})
+                   for f in folders(p)],
+        "the comparison that it declares was changed after the run began"),
     "a copy with a few other scores": (copy_with_a_few_changes, "equal to the last digit"),
     "the scores of another variant, everything else forgotten": (
         lambda p: copy_run(p, "mine", 1, attn="qkv2", id="mine", checkpoints={}),

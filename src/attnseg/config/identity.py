@@ -38,9 +38,9 @@ def run_id(config: Config, data_digest: str, split_digest: str) -> str:
     return short_digest([described, data_digest, split_digest])
 
 
-def short_digest(described: object) -> str:
+def short_digest(described: object, version: int = VERSION) -> str:
     """Return ten hexadecimal digits of plain containers and the version of the defaults."""
-    text = json.dumps([VERSION, described], sort_keys=True)
+    text = json.dumps([version, described], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 

@@ -19,7 +19,7 @@ from optuna.trial import TrialState
 from rich.console import Console
 from rich.table import Table
 
-from attnseg.config.training import Config
+from attnseg.config.training import Config, Study
 from attnseg.errors import ConfigError, InUseError
 from attnseg.files import write_text
 from attnseg.processes.fork import run_in_child
@@ -87,7 +87,9 @@ def run_tuned_study(
     if options.report or min(ended) < options.trials:
         return 0
     for variant, seed in product(variants, study.seeds):
-        code = run_in_child(partial(train_winner, variant, seed, compose_winner, report_error))
+        code = run_in_child(
+            partial(train_winner, variant, seed, study.compare, compose_winner, report_error)
+        )
         if code:
             return abs(code)
     winners = [variant.winner_file(seed) for variant, seed in product(variants, study.seeds)]
@@ -139,13 +141,21 @@ def open_variants(
 
 
 def train_winner(
-    variant: TunedVariant, seed: int, compose: Compose, report_error: Callable[[Exception], int]
+    variant: TunedVariant,
+    seed: int,
+    declared: Study,
+    compose: Compose,
+    report_error: Callable[[Exception], int],
 ) -> int:
-    """Train a variant's best trial with a seed, in this process; return the exit code."""
+    """Train a variant's best trial with a seed, in this process; return the exit code.
+
+    The run records the comparison that is declared, as those of a sweep do.
+    """
     best = trial_overrides(best_trial(variant))
     log.info("== Winner of %s, seed %d: %s", variant.name, seed, " ".join(best))
     try:
-        folder = train(compose([*variant.choices, *best, f"seed={seed}"]))
+        config = compose([*variant.choices, *best, f"seed={seed}"])
+        folder = train(config.model_copy(update={"compare": declared}))
     except InUseError as error:
         log.info("In another process: %s", str(error).partition(";")[0])
         return 0

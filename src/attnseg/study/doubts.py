@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from attnseg.config.identity import VERSION, short_digest
 from attnseg.data.closed_test import OPENINGS, read_openings
 from attnseg.metrics.bounds import VOLUMES
 from attnseg.runs.run_folder import RunFolder
@@ -25,6 +26,7 @@ def collect_doubts(variants: Sequence[Variant], split: str) -> list[str]:
         *_doubt_data(runs),
         *_doubt_split(runs, split),
         *_doubt_origin(runs),
+        *_doubt_declarations(runs),
         *_doubt_scores(variants, split),
         *_doubt_code(runs),
     ]
@@ -122,6 +124,18 @@ def _doubt_origin(runs: Sequence[RunFolder]) -> Iterator[str]:
             f"{len(unsealed)} of {len(runs)} runs have no digests of their results, as those of "
             "version 0.1.0: changes by hand would not be noticed"
         )
+
+
+def _doubt_declarations(runs: Sequence[RunFolder]) -> Iterator[str]:
+    """Doubt a declared comparison, with its margin, that does not have the digest beside it."""
+    for run in runs:
+        study = {key: value for key, value in run.facts.declared.items() if key != "digest"}
+        digests = {short_digest(study, version) for version in range(1, VERSION + 1)}
+        if study and run.facts.declared.get("digest") not in digests:
+            yield (
+                f"{run.facts_file}: the comparison that it declares was changed after the run "
+                "began: its digest is another"
+            )
 
 
 def _doubt_scores(variants: Sequence[Variant], split: str) -> Iterator[str]:
