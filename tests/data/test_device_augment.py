@@ -1,11 +1,14 @@
 """Augmentation of batches on the device: samples are functions of seed, epoch and index."""
 
+import inspect
+
 import numpy as np
 import pytest
 import torch
 
 from attnseg.config.build import build
 from attnseg.data import store
+from attnseg.data.augment import light
 from attnseg.data.datamodule import SliceDataModule
 from attnseg.data.device_augment import KNOTS, DeviceAugment, _interpolate_moves
 from attnseg.data.readers.uw_madison import UWMadison
@@ -145,6 +148,13 @@ def test_shares_of_slices_and_sizes_of_changes():
     assert (drawn[:, 0] < 0).mean() == pytest.approx(0.5, abs=0.03)  # mirrored
     unmirrored = np.stack([DeviceAugment().draw(np.random.default_rng(i)) for i in range(100)])
     assert (unmirrored[:, [0, 3]] > 0.8).all()
+
+
+def test_the_defaults_are_those_of_light():
+    ours, theirs = (inspect.signature(each).parameters for each in (DeviceAugment, light))
+    assert {name: ours[name].default for name in theirs} == {
+        name: option.default for name, option in theirs.items()
+    }
 
 
 def test_a_zoom_to_nothing_is_refused(tmp_path):
