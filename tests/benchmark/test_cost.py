@@ -181,19 +181,38 @@ def test_against_reports_ratios(bench):
     assert "kv_pos against kv, in alternation: forward" in out
 
 
-@pytest.mark.parametrize("budget", ["params", "macs"])
-@pytest.mark.parametrize("model", attending_models())
-def test_matched_variants_cost_what_qkv_does(bench, tmp_path, model, budget):
-    attn = {"params": "kv", "macs": "efficient"}[budget]
-    assert bench(f"model={model}", "attn=qkv")[0] == 0
-    assert bench(f"model={model}", f"attn={attn}", f"model.match={budget}")[0] == 0
+MATCHED = [("kv", "params"), ("efficient", "macs")]
+
+
+def test_matched_variants_in_the_table(bench, tmp_path):
     folder = tmp_path / "outputs" / "benchmark" / "cost"
-    qkv, variant = (
-        json.loads((folder / f"{model}-tiny-{name}.json").read_text())["rows"][0]
-        for name in ("qkv", f"{attn}-{budget}")
+    assert bench("attn=qkv", "precisions=[float32]")[0] == 0
+    (qkv,) = json.loads((folder / "setr-tiny-qkv.json").read_text())["rows"]
+    for attn, budget in MATCHED:
+        assert bench(f"attn={attn}", f"model.match={budget}", "precisions=[float32]")[0] == 0
+        (row,) = json.loads((folder / f"setr-tiny-{attn}-{budget}.json").read_text())["rows"]
+        key = {"params": "parameters", "macs": "macs"}[budget]
+        assert row[key] == pytest.approx(qkv[key], rel=0.01)
+
+
+def measure_size(model, attn, match, budget):
+    """Parameters or MACs of a tiny model, by the budget."""
+    config = parse_config(
+        compose(f"model={model}", f"attn={attn}", "model.size=tiny", f"model.match={match}")
     )
-    key = {"params": "parameters", "macs": "macs"}[budget]
-    assert variant[key] == pytest.approx(qkv[key], rel=0.01)
+    net = build_model(config.model, config.attn, 1, 3, (64, 96))
+    if budget == "params":
+        return cost.count_parameters(net)["total"]
+    return cost.count_macs(net, (1, 64, 96))
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(("attn", "budget"), MATCHED)
+@pytest.mark.parametrize("model", attending_models())
+def test_matched_variants_cost_what_qkv_does(model, attn, budget):
+    wanted = measure_size(model, "qkv", "null", budget)
+    assert measure_size(model, attn, "null", budget) != wanted
+    assert measure_size(model, attn, budget, budget) == pytest.approx(wanted, rel=0.01)
 
 
 @pytest.mark.parametrize(
@@ -207,21 +226,9 @@ def test_matched_variants_cost_what_qkv_does(bench, tmp_path, model, budget):
 )
 def test_any_attention_is_matched_against_qkv(attn, budget):
     """Whatever its class and its options: the baseline is built anew."""
-
-    def size(name, match):
-        config = parse_config(
-            compose("model=setr", f"attn={name}", "model.size=tiny", f"model.match={match}")
-        )
-        net = build_model(config.model, config.attn, 1, 3, (64, 96))
-        image = (1, 64, 96)
-        return (
-            cost.count_parameters(net)["total"]
-            if budget == "params"
-            else cost.count_macs(net, image)
-        )
-
-    assert size(attn, "null") != pytest.approx(size("qkv", "null"), rel=0.01)
-    assert size(attn, budget) == pytest.approx(size("qkv", "null"), rel=0.01)
+    wanted = measure_size("setr", "qkv", "null", budget)
+    assert measure_size("setr", attn, "null", budget) != pytest.approx(wanted, rel=0.01)
+    assert measure_size("setr", attn, budget, budget) == pytest.approx(wanted, rel=0.01)
 
 
 @pytest.mark.parametrize(
