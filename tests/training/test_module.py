@@ -242,6 +242,22 @@ def test_blocks_of_one_kind_are_compiled_once():
     assert not torch._dynamo.utils.counters["graph_break"]
 
 
+def test_the_last_batch_of_validation_may_be_short():
+    """It is compiled once more, for any number of images; so is one of a single image."""
+    torch.compiler.reset()
+    torch._dynamo.utils.counters.clear()
+    model = make("setr", "qkv").eval()
+    plain = copy.deepcopy(model)
+    compile_blocks(model, backend="aot_eager")
+    graphs = []
+    for count in (4, 3, 2, 5, 1):
+        images = torch.randn(count, 1, *SIZE)
+        with torch.no_grad():
+            torch.testing.assert_close(model(images), plain(images), rtol=1e-4, atol=1e-5)
+        graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    assert graphs == [1, 2, 2, 2, 3]
+
+
 def test_a_gpu_needs_a_c_compiler_to_compile(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
     monkeypatch.setattr("shutil.which", lambda name: None)
