@@ -1,6 +1,7 @@
 """The layers that a budget allows: mixed networks, their curve, and the run that has them."""
 
 import json
+import signal
 
 import pandas as pd
 import pytest
@@ -14,7 +15,8 @@ from attnseg.conversion.sites import find_sites
 from attnseg.conversion.surgery import convert_model
 from attnseg.errors import ConfigError
 from attnseg.runs.run_folder import RunFolder
-from attnseg.training.conversion_report import write_report
+from attnseg.training import layer_conversion
+from attnseg.training.conversion_report import measure_dice, write_report
 from attnseg.training.layer_conversion import (
     convert_found_layers,
     draw_curve,
@@ -25,7 +27,7 @@ from scripts.asymmetry_table import correlate, tabulate_blocks
 from tests.contracts.groups import compose
 from tests.contracts.test_models import SIZE, make
 from tests.conversion.test_convert import find_run, home, trained  # noqa: F401
-from tests.faults.runs import equal
+from tests.faults.runs import assert_same_end, attempt_command, equal, send_at
 
 
 def test_sites_are_those_that_attn_decides():
@@ -136,3 +138,84 @@ def test_correlation_of_ranks():
     assert found["asymmetry"][0] == pytest.approx(1)
     assert found["beyond_kv"][0] == pytest.approx(-1)
     assert found["asymmetry"][2] == 4
+
+
+def needing_block_1(*faults):
+    """Return a fault: no network does without its block 1, and then whatever else goes wrong."""
+
+    def measure(model, setup):
+        return measure_dice(model, setup) - 0.5 * ("qk" in model.encoder[1].attn.project)
+
+    def arrange():
+        layer_conversion.measure_dice = measure
+        for fault in faults:
+            fault()
+
+    return arrange
+
+
+def kill_at_the_picture():
+    """Kill the process when the network is trained and its table written, but nothing more."""
+    layer_conversion.draw_curve = lambda *arguments: signal.raise_signal(signal.SIGKILL)
+
+
+def test_found_layers_learn_and_killed_end_the_same(trained, tmp_path, call):  # noqa: F811
+    parent = find_run(trained, "qkv")
+    first, other = tmp_path / "first", tmp_path / "other"
+
+    def convert(folder, *faults):
+        paths = (f"paths.data={folder}/data", f"paths.outputs={folder}/outputs")
+        words = (f"run={parent}", "attn=kv", "layers=auto", "budget=0.1", "epochs=2", *paths)
+        # The masks teach nothing: all is learned from the parent.
+        return attempt_command(
+            folder, cli.convert, *words, "task=0", fault=needing_block_1(*faults)
+        )
+
+    for folder in (first, other):
+        folder.mkdir()
+        (folder / "data").symlink_to(trained / "data")
+    assert convert(first) == 0, (first / "output").read_text()
+    assert convert(other, send_at("step", 5, signal.SIGKILL)) == -signal.SIGKILL
+    assert not list(other.glob("**/conversion.csv"))
+    assert convert(other, kill_at_the_picture) == -signal.SIGKILL
+    # What is trained is not trained again.
+    assert convert(other, send_at("step", 1, signal.SIGKILL)) == 0, (other / "output").read_text()
+    one, two = (find_run(folder, "by_layer") for folder in (first, other))
+    assert one.name == two.name
+    assert_same_end(one, two)
+    for name in ("conversion.csv", "conversion.png"):
+        assert (one / name).read_bytes() == (two / name).read_bytes()
+    reports = [json.loads((run / "conversion.json").read_text()) for run in (one, two)]
+    for report in reports:
+        del report["compare"]  # It has the folder.
+        for figures in report["cost"].values():
+            for name in [name for name in figures if name.startswith("forward_")]:
+                del figures[name]
+    assert reports[0] == reports[1]
+    # The mixed network has learned, in the blocks that were converted and in the other one.
+    report, run = reports[0], RunFolder(one)
+    assert report["layers"]["blocks"] == [0, 2, 3]
+    assert report["dice"]["surgery"] == pytest.approx(report["layers"]["dice"], abs=1e-6)
+    assert len(report["dice"]["epochs"]) == 2
+    losses = run.history["train/loss"]
+    assert 0 < losses[1] < losses[0]
+    model = run.model()
+    converted = ["qk" in block.attn.project for block in model.encoder]
+    assert converted == [True, False, True, True]
+    start, end = RunFolder(parent).model().state_dict(), model.state_dict()
+    name = "encoder.{}.attn.project.{}.linear.weight"
+    assert all(
+        not torch.equal(start[name.format(n, "v")], end[name.format(n, "v")]) for n in range(4)
+    )
+    # It is a run like any other.
+    scored = call(f"run={one}", "split=val", command=cli.evaluate)
+    assert scored.code == 0, scored.err
+    own, again = (
+        pd.read_csv(path).query("split == 'val'").reset_index()["value"]
+        for path in (run.cases_file, run.evaluation / "val/cases.csv")
+    )
+    pd.testing.assert_series_equal(own, again)
+    (scans,) = trained.glob("data/phantoms/*/train")
+    answer = call(f"run={one}", f"input={scans}/case1", "output=out", command=cli.predict)
+    assert answer.code == 0, answer.err
+    assert len(list(tmp_path.glob("out/masks/*.csv"))) == 1

@@ -8,6 +8,7 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import pandas as pd
 import torch
@@ -80,6 +81,31 @@ def attempts(
     return [child.exitcode for child in children]
 
 
+def attempt_command(
+    folder: Path,
+    command: Callable[[], NoReturn],
+    *arguments: str,
+    fault: Callable[[], None] = lambda: None,
+    timeout: float = 120,
+) -> int:
+    """Call a command in a fork, from `folder`, its output in `folder/output`; see `attempt`."""
+
+    def called() -> None:
+        os.chdir(folder)
+        sys.argv = ["attnseg", *arguments]
+        command()
+
+    child = multiprocessing.get_context("fork").Process(target=_work, args=(folder, called, fault))
+    child.start()
+    child.join(timeout)
+    hangs = child.is_alive()
+    child.kill()
+    child.join()
+    assert not hangs, f"the command hangs: {(folder / 'output').read_text()}"
+    assert child.exitcode is not None
+    return child.exitcode
+
+
 def _run(
     folder: Path,
     config: Config,
@@ -87,6 +113,10 @@ def _run(
     environment: Mapping[str, object],
 ) -> None:
     os.environ.update({name: str(value) for name, value in environment.items()})
+    _work(folder, lambda: train(config), fault)
+
+
+def _work(folder: Path, work: Callable[[], object], fault: Callable[[], None]) -> NoReturn:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
     LastCheckpoint.share = 1.0  # keep one as often as asked
@@ -98,11 +128,11 @@ def _run(
     code = 0
     try:
         fault()
-        train(config)
+        work()
     except KeyboardInterrupt:
         code = 130
     except SystemExit as ended:
-        code = ended.code
+        code = ended.code or 0
     except Exception as error:
         code = report_error(error)
         if code == 1:
