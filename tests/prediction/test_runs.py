@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 
 from attnseg import cli
+from attnseg.config.folder import NO_ATTENTION, attentions_of
 from attnseg.data.readers import rle
 from attnseg.evaluation.evaluate import FinishedRun
 from attnseg.evaluation.options import Evaluate
@@ -22,6 +23,8 @@ from attnseg.viewer.options import View
 from attnseg.viewer.sides import open_sides
 from attnseg.viewer.uploads import Upload
 from attnseg.viewer.written import open_predictions
+from tests.contracts.groups import names
+from tests.faults.runs import attempt, run_of
 from tests.prediction.made import TILTED, organ, spec
 
 CLASSES = ("large_bowel", "small_bowel", "stomach")
@@ -173,6 +176,36 @@ def test_an_export_and_a_capsule_predict_the_same(place, run):
         masks[name] = read_codes(path, (60, 72))
     assert np.array_equal(masks["onnx"], masks["capsule"])
     assert (masks["onnx"] != masks["torch"]).mean() < 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", names("model"))
+def test_a_capsule_of_any_model_predicts_the_same_without_torch(model, trained, tmp_path):
+    """Of networks after a single step, probability by probability."""
+    (tmp_path / "data").symlink_to(trained / "data")
+    size = ("model.size=tiny", "dataset.image_size=[64,64]", "dataset.limit_cases=6")
+    short = ("trainer.max_epochs=1", "trainer.limit_batches=1", "logger=none")
+    attn = "kv" if "kv" in attentions_of(model) else NO_ATTENTION
+    options = (f"model={model}", f"attn={attn}", *size, *short)
+    assert attempt(tmp_path, *options) == 0, (tmp_path / "output").read_text()
+    case = f"{scans(tmp_path)}/case1"
+    words = ("probabilities=true", f"input={tmp_path / case}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        assert command("capsule", f"run={run_of(tmp_path)}", "output=made.zip") == 0
+        assert command("predict", f"run={run_of(tmp_path)}", *words, "output=torch") == 0
+    barrier = "import sys; sys.modules['torch'] = None; from attnseg.cli import main; main()"
+    for line in (["verify", "made.zip"], ["predict", "capsule=made.zip", *words, "output=capsule"]):
+        done = subprocess.run(
+            [sys.executable, "-c", barrier, *line], cwd=tmp_path, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+    (expected,), (found,) = (
+        [np.asarray(nib.load(path).dataobj) for path in tmp_path.glob(f"{way}/probabilities/*")]
+        for way in ("torch", "capsule")
+    )
+    assert np.ptp(expected) > 0.01
+    assert np.abs(found - expected).max() < 1e-4
 
 
 def test_onnx_predicts_without_torch(tmp_path):
