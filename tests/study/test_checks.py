@@ -6,7 +6,7 @@ import pytest
 
 from attnseg.config.identity import affects_comparison
 from attnseg.errors import DataError
-from attnseg.runs.variants import group_by_variant, open_finished_runs
+from attnseg.runs.variants import group_by_variant, match_baselines, open_finished_runs
 from attnseg.study import patient_scores
 from attnseg.study.checks import check_comparable, warn_of_differences
 from tests.study.folders import PROFILE, make_run
@@ -15,8 +15,8 @@ BY = ("model", "attn")
 DICE = {"007": 0.8, "7": 0.6, "NA": 0.7}
 
 
-def group_runs(folders):
-    return group_by_variant(open_finished_runs(folders), BY)
+def group_runs(folders, by=BY):
+    return group_by_variant(open_finished_runs(folders), by)
 
 
 def problems(folders, split="test"):
@@ -53,6 +53,36 @@ def test_all_problems_are_named_at_once(tmp_path):
     assert len(found) == 4
     assert f"{honest} and {again}: both qkv with seed 0" in found[3]
     assert all(str(other) in problem for problem in found[:3])
+
+
+def vary(number):
+    return {patient: value + number / 100 for patient, value in DICE.items()}
+
+
+def test_converted_networks_are_a_variant_of_their_own(tmp_path):
+    """Each has a parent of its own, and the seed of a network that was trained from scratch."""
+    trained = [
+        make_run(tmp_path, attn, vary(seed), seed=seed, config={"conversion": None})
+        for attn in ("qkv", "kv")
+        for seed in (0, 1)
+    ]
+    converted = [
+        make_run(
+            tmp_path, "kv", vary(seed + 2), seed=seed, name=f"of-{seed}",
+            config={"conversion": {"parent": str(trained[seed]), "surgery": "solve"}},
+        )
+        for seed in (0, 1)
+    ]  # fmt: skip
+    folders = [*trained, *converted]
+    assert "both kv with seed 0 on one split" in problems(folders)[0]
+    by = ("attn", "conversion")
+    variants = group_runs(folders, by)
+    check_comparable(variants, "test")
+    names = ["qkv/scratch", "kv/scratch", "kv/converted"]
+    assert [(v.name, v.seeds) for v in variants] == [(name, {0, 1}) for name in names]
+    others = {"kv/scratch": "qkv/scratch", "kv/converted": "qkv/scratch"}
+    assert match_baselines(variants, "qkv") == others
+    assert not any("conversion" in warning for warning in warn_of_differences(variants, by))
 
 
 def test_a_split_without_scores_is_refused(tmp_path):

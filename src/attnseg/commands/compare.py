@@ -19,7 +19,8 @@ class Compare(CommandOptions):
     Attributes:
         runs: run folders, or patterns of them.
         baseline: the variant that the others are compared with.
-        by: options whose values distinguish the variants, such as `model` and `attn`.
+        by: options whose values distinguish the variants, such as `model` and `attn`; `conversion`
+            tells converted networks from those that were trained from scratch.
         split: the cases that are compared.
         metric: of the runs' profile; by default its first.
         margin: the largest difference that does not matter, in the metric's unit; by default the

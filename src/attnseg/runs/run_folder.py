@@ -205,9 +205,13 @@ class RunFolder(os.PathLike[str]):
     def option(self, key: str) -> object:
         """Return the name chosen in a group, or the value of a dotted key of the configuration.
 
+        That of `conversion` is `converted` or `scratch`, as no two parents are the same.
+
         Raises:
             ConfigError: there is neither.
         """
+        if key == "conversion":
+            return "converted" if self.raw_config.get(key) else "scratch"
         choices = self.facts.choices
         if key in choices:
             return choices[key]
