@@ -28,6 +28,7 @@ from tests.contracts.pairs import attending_models, cover, product
 from tests.contracts.test_models import SIZE, make
 
 CLASSES, BATCH, STEPS = 3, 4, 2
+KINDS = ("ddp", "fsdp")
 LABELS = Labels(("a", "b"), overlapping=False)
 
 
@@ -90,59 +91,70 @@ def draw_batch():
     }
 
 
-def differences(kind, cases, recompute):
-    """Return the cases whose two processes end elsewhere than one, or fail, and how."""
+def differences(cases, recompute):
+    """Return the cases whose two processes end elsewhere than one, or fail, and how.
+
+    The first process alone knows where one would end, and so returns them.
+    """
     alone = SimpleNamespace(world_size=1, global_rank=0, global_step=0)
     trainer = SimpleNamespace(world_size=2, global_rank=torch.distributed.get_rank(), global_step=0)
     mesh = init_device_mesh("cpu", (2,))
     found = {}
     for model, attn, loss in cases:
         module = build(model, attn, loss)
-        together = copy.deepcopy(module)
-        module.trainer, together.trainer = alone, trainer
+        copies = {kind: copy.deepcopy(module) for kind in KINDS}
         batch = draw_batch()
         own = {name: value[trainer.global_rank :: 2] for name, value in batch.items()}
-        wanted = train(module, Step(module), batch)
-        try:
-            blocks = list_called_blocks(together.model, (1, *SIZE)) if kind == "fsdp" else []
-            share_batch_norm(together.model)
-            if recompute:
-                recompute_blocks(together.model)
-            step = Step(together)
-            if kind == "fsdp":
-                shard_model(together.model, blocks, mesh)
-            else:
-                step = DistributedDataParallel(
-                    step, gradient_as_bucket_view=True, static_graph=True
-                )
-            ours = train(together, step, own)
-        except Exception as error:
-            found[model, attn, type(loss).__name__] = f"{type(error).__name__}: {error}"
-            continue
-        assert ours.keys() == wanted.keys()
-        worst = max(((ours[n] - w).abs().max().item(), n) for n, w in wanted.items())
-        if worst[0] > 1e-5:
-            found[model, attn, type(loss).__name__] = worst
+        wanted = {}
+        if trainer.global_rank == 0:
+            module.trainer = alone
+            wanted = train(module, Step(module), batch)
+        for kind, together in copies.items():
+            together.trainer = trainer
+            case = kind, model, attn, type(loss).__name__
+            try:
+                ours = train(together, divide(together, kind, mesh, recompute), own)
+            except Exception as error:
+                found[case] = f"{type(error).__name__}: {error}"
+                continue
+            if trainer.global_rank == 0:
+                assert ours.keys() == wanted.keys()
+                worst = max(((ours[n] - w).abs().max().item(), n) for n, w in wanted.items())
+                if worst[0] > 1e-5:
+                    found[case] = worst
     return found
 
 
-def run_rank(rank, port, kind, cases, recompute, connection):
+def divide(module, kind, mesh, recompute):
+    """Share a module between the processes by DDP or FSDP; return its training step."""
+    blocks = list_called_blocks(module.model, (1, *SIZE)) if kind == "fsdp" else []
+    share_batch_norm(module.model)
+    if recompute:
+        recompute_blocks(module.model)
+    step = Step(module)
+    if kind == "fsdp":
+        shard_model(module.model, blocks, mesh)
+        return step
+    return DistributedDataParallel(step, gradient_as_bucket_view=True, static_graph=True)
+
+
+def run_rank(rank, port, cases, recompute, connection):
     store = torch.distributed.TCPStore("127.0.0.1", port, 2, rank == 0)
     torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
-    found = differences(kind, cases, recompute)
+    found = differences(cases, recompute)
     if rank == 0:
         connection.send(found)
     torch.distributed.barrier()
 
 
-def in_two_processes(kind, cases, recompute=False, timeout=1800):
+def in_two_processes(cases, recompute=False, timeout=1800):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe()
     children = [
-        context.Process(target=run_rank, args=(rank, port, kind, cases, recompute, theirs))
+        context.Process(target=run_rank, args=(rank, port, cases, recompute, theirs))
         for rank in range(2)
     ]
     for child in children:
@@ -162,26 +174,20 @@ def unattending_models():
     ]
 
 
-KINDS = pytest.mark.parametrize("kind", ["ddp", "fsdp"])
-
-
 @pytest.mark.full
-@KINDS
-def test_every_model_and_every_attention(kind):
+def test_every_model_and_every_attention():
     pairs = [*cover(), *unattending_models()]
-    assert in_two_processes(kind, [(*pair, DiceCE(False)) for pair in pairs]) == {}
+    assert in_two_processes([(*pair, DiceCE(False)) for pair in pairs]) == {}
 
 
 @pytest.mark.slow
-@KINDS
-def test_every_attention_in_every_model(kind):
+def test_every_attention_in_every_model():
     pairs = [pair for pair in product() if pair not in cover()]
-    assert in_two_processes(kind, [(*pair, DiceCE(False)) for pair in pairs]) == {}
+    assert in_two_processes([(*pair, DiceCE(False)) for pair in pairs]) == {}
 
 
 @pytest.mark.full
-@KINDS
-def test_every_loss_and_gradient_checkpointing(kind):
+def test_every_loss_and_gradient_checkpointing():
     """A Dice over the batch is a function of sums, and so are means; Tversky's is not."""
     weights = [0.5, 1.0, 2.0]
     losses = [
@@ -193,7 +199,7 @@ def test_every_loss_and_gradient_checkpointing(kind):
     ]
     assert [loss.adds_sums for loss in losses] == [True, True, True, True, False]
     cases = [("cvt", "qkv", loss) for loss in losses]
-    assert in_two_processes(kind, cases, recompute=True) == {}
+    assert in_two_processes(cases, recompute=True) == {}
 
 
 def test_blocks_that_are_not_called_are_not_sharded_on_their_own():
