@@ -1,14 +1,17 @@
 """Pairs of models and attentions: a cover for the usual tiers, the product for the slow one."""
 
 import importlib
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
 from attnseg.attention import attention
 from attnseg.attention.mixing import Mixing
-from attnseg.config.folder import NO_ATTENTION, attentions_of, list_attentions
+from attnseg.config.folder import NO_ATTENTION, attentions_of, list_attentions, read_defaults
 from tests.contracts.groups import names
+
+LIGHT = ("cvt", "setr")  # models that are traced and translated the fastest
 
 
 def product() -> list[tuple[str, str]]:
@@ -46,6 +49,20 @@ def cover() -> list[tuple[str, str]]:
     return pairs
 
 
+def light_cover() -> list[tuple[str, str]]:
+    """Every attention in one of the light models, and every other model with its own attention."""
+    pairs = [(LIGHT[at % len(LIGHT)], attn) for at, attn in enumerate(attentions())]
+    others = [model for model in attending_models() if model not in LIGHT]
+    return [*pairs, *((model, own_attention(model)) for model in others)]
+
+
+def own_attention(model: str) -> str:
+    """The attention that a model has unless another one is chosen."""
+    key = "override /attn@_global_.attn"
+    (attn,) = (entry[key] for entry in read_defaults("model", model) if key in entry)
+    return attn
+
+
 def mixings() -> list[str]:
     """The files of `attention/` that hold a mixing."""
     stems = sorted(path.stem for path in Path(attention.__file__).parent.glob("*.py"))
@@ -60,19 +77,19 @@ def _holds_mixing(stem: str) -> bool:
     return issubclass(candidate, Mixing)
 
 
-_COVER = frozenset([*cover(), *bare()])
-
-
-def _each_pair(covered: tuple[pytest.MarkDecorator, ...]) -> pytest.MarkDecorator:
+def _each_pair(
+    cover: Iterable[tuple[str, str]], covered: tuple[pytest.MarkDecorator, ...]
+) -> pytest.MarkDecorator:
+    usual = {*cover, *bare()}
     return pytest.mark.parametrize(
         ("model", "attn"),
         [
-            pytest.param(*p, id="-".join(p), marks=covered if p in _COVER else pytest.mark.slow)
+            pytest.param(*p, id="-".join(p), marks=covered if p in usual else pytest.mark.slow)
             for p in [*product(), *bare()]
         ],
     )
 
 
 # These decorate a test of (model, attn); pairs beyond the cover need `-m slow`.
-each_pair = _each_pair(())
-each_pair_in_full = _each_pair((pytest.mark.full,))  # for what takes seconds
+each_pair = _each_pair(cover(), ())
+each_pair_in_full = _each_pair(light_cover(), (pytest.mark.full,))  # for what takes seconds
