@@ -62,24 +62,6 @@ def test_killed_and_repeated_until_done(tmp_path):
     assert before == {path: path.stat().st_mtime_ns for path in run.rglob("*")}
 
 
-def test_ctrl_c_on_the_command_line(tmp_path):
-    with subprocess.Popen(
-        command("trainer.max_epochs=50"), cwd=tmp_path, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    ) as process:  # fmt: skip
-        for text in process.stdout:
-            if text.startswith("Epoch 1/50: "):
-                process.send_signal(signal.SIGINT)
-                break
-        process.stdout.read()
-        assert process.wait(timeout=60) == 130
-        assert process.stderr.read().count("\n") == 1
-    run = run_of(tmp_path)
-    assert json.loads((run / "run.json").read_text())["status"] == "stopped"
-    assert is_whole(run / "checkpoints/last.ckpt")
-
-
 def test_a_damaged_checkpoint_is_noticed_and_training_starts_over(call, tmp_path):
     options = ("experiment=smoke", "trainer.max_epochs=2")
     assert call(*options).code == 0

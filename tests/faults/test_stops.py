@@ -28,7 +28,11 @@ WORKERS = (*PLAIN, "trainer.num_workers=4")
 
 @pytest.mark.parametrize(
     "options",
-    [PLAIN, EVERYTHING, pytest.param(WORKERS, marks=pytest.mark.slow)],
+    [
+        pytest.param(PLAIN, marks=pytest.mark.slow),  # `test_kills.py` stops such a run, too.
+        EVERYTHING,
+        pytest.param(WORKERS, marks=pytest.mark.slow),
+    ],
     ids=["plain", "everything", "four workers"],
 )
 def test_stopped_at_every_kind_of_place(tmp_path, options):
