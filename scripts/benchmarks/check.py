@@ -11,6 +11,7 @@ import json
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import median
 
 import torch
 
@@ -20,7 +21,7 @@ from attnseg.benchmark.report import Row, format_number
 from attnseg.benchmark.step import measure_step
 from attnseg.errors import AttnsegError
 from scripts.benchmarks.loading import measure_loading
-from scripts.benchmarks.overhead import measure_overhead
+from scripts.benchmarks.overhead import BARE, OURS, beyond, time_loops
 from scripts.benchmarks.volume import measure_volume
 
 log = logging.getLogger("attnseg.benchmark")  # the one whose messages are printed
@@ -34,7 +35,8 @@ COLUMNS = {"label": "model", "what": "ratio", "ratio": "measured", "bound": "at 
 
 def engine_over_bare_loop(config: Benchmark, device: torch.device) -> float:
     """Return a step of the training loop over one of the bare loop."""
-    return 1 + median_of(measure_overhead(config, device, FLOAT32)[0], "overhead") / 100
+    clocks = time_loops(config, device, with_lightning=False)
+    return 1 + median(beyond(clocks[OURS], clocks[BARE])) / 100
 
 
 def volume_over_slice_by_slice(config: Benchmark, device: torch.device) -> float:

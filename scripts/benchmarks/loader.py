@@ -20,6 +20,7 @@ from attnseg.benchmark.report import Row
 from attnseg.benchmark.timing import median_and_range
 from attnseg.config.components import build_components
 from attnseg.data.datamodule import SliceDataModule
+from attnseg.errors import ConfigError
 from attnseg.preparation.datasets import load_dataset, open_reader
 from attnseg.training.setup import make_loaders
 
@@ -54,8 +55,8 @@ def measure_loader(config: Benchmark, device: torch.device, precisions: Sequence
     for number in range(config.repeats):
         for key in list(loaders) if number % 2 == 0 else reversed(loaders):
             drop_from_page_cache(files)
-            cold[key].append(epoch_rate(loaders[key], 2 * number))
-            warm[key].append(epoch_rate(loaders[key], 2 * number))
+            cold[key].append(epoch_rate(loaders[key], number))
+            warm[key].append(epoch_rate(loaders[key], number))
         drop_from_page_cache(files)
         fetched.append(reading_rate(files))
         copied.append(reading_rate(files))
@@ -89,7 +90,11 @@ def drop_from_page_cache(files: Iterable[Path]) -> None:
 
 
 def epoch_rate(datamodule: SliceDataModule, epoch: int) -> float:
-    """Return the augmented training samples per second, once no batch is left from the start."""
+    """Return the augmented training samples per second, once no batch is left from the start.
+
+    Raises:
+        ConfigError: an epoch has no batch after those.
+    """
     loader = datamodule.train_dataloader()
     loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
     batches = iter(loader)
@@ -99,7 +104,13 @@ def epoch_rate(datamodule: SliceDataModule, epoch: int) -> float:
     started, samples = time.perf_counter(), 0
     for batch in itertools.islice(batches, BATCHES):
         samples += len(batch["image"])
-    return samples / (time.perf_counter() - started)
+    taken = time.perf_counter() - started
+    del batches, loader  # Ends the processes, which would go on while the next are timed.
+    if not samples:
+        raise ConfigError(
+            "dataset.batch_size: the epoch has too few batches to measure; use a smaller one"
+        )
+    return samples / taken
 
 
 def reading_rate(files: Iterable[Path]) -> float:

@@ -1,10 +1,10 @@
-"""Cost of the training loop beyond a bare PyTorch loop, and beyond Lightning as it comes.
+"""Cost of the training loop, and of plain Lightning, beyond a bare PyTorch loop.
 
 One process trains the same model on the same data three times, epoch by epoch in turn: attnseg's
 training loop with its default callbacks trains an epoch, then the bare loop, then a `Trainer` with
-a module of ten lines. All are timed by the same clock, from the end of one optimizer step to the
-end of the next, loading included. The first step of an epoch, which follows validation and
-checkpoints, is left out, and so is the first epoch of each.
+a module that has no more than the training step. All are timed by the same clock, from the end of
+one optimizer step to the end of the next, loading included. The first step of an epoch, which
+follows validation and checkpoints, is left out, and so is the first epoch of each.
 """
 
 import contextlib
@@ -38,6 +38,7 @@ from attnseg.training.setup import TrainingSetup, make_loaders
 
 log = logging.getLogger("attnseg.benchmark")  # the one whose messages are printed
 
+OURS, BARE, LIGHTNING = "training loop", "bare", "plain Lightning"
 BATCHES = 10  # per epoch, if the data has as many
 COLUMNS = {
     "label": "model and data",
@@ -74,43 +75,49 @@ class Clock:
 def measure_overhead(
     config: Benchmark, device: torch.device, precisions: Sequence[str]
 ) -> list[Row]:
-    """Train with the training loop and with the bare loop, an epoch each in turn."""
-    config = shorten(config, device)
-    reader = open_reader(config)
-    data = load_dataset(config, reader)
-    engine, bare, stock = Clock(), Clock(), Clock()
-    setup = set_up_with_clock(config, reader, data, engine)
-    bare_setup = set_up_with_clock(config, reader, data, bare)
-    stock_setup = set_up_with_clock(config, reader, data, stock)
-    plain = BareLoop(config, bare_setup.components, bare_setup.loaders, reader.labels, device)
-    lightning = StockLightning(
-        config, stock_setup.components, stock_setup.loaders, reader.labels, device
-    )
-
-    def end_epoch(rows: Sequence[HistoryRow]) -> None:
-        engine.end_epoch(float(rows[-1]["waiting"]))
-        with nondeterministic_algorithms():
-            bare.end_epoch(plain.epoch(len(rows) - 1))
-            lightning.epoch(len(rows) - 1)
-        stock.end_epoch()
-
-    with tempfile.TemporaryDirectory() as folder:
-        fit(setup, RunFolder(folder), ProcessGroup(1), Stopping(), on_epoch=end_epoch)
-    loops = {"training loop": engine, "bare": bare, "Lightning as it comes": stock}
-    rows: list[Row] = [
-        {
+    """Train with the training loop, the bare loop and plain Lightning, an epoch each in turn."""
+    clocks = time_loops(config, device, with_lightning=True)
+    rows: dict[str, Row] = {
+        name: {
             "label": f"{config.choices['model']}, {config.dataset_name}",
             "loop": name,
             "steps": sum(map(len, clock.epochs[1:])),
             "ms": median_and_range(1e3 * taken for epoch in clock.epochs[1:] for taken in epoch),
         }
-        for name, clock in loops.items()
-    ]
-    for row, clock in zip(rows, (engine, bare), strict=False):
-        row["waiting"] = median_and_range(1e3 * wait for wait in clock.waits[1:])
-    for row, clock in zip(rows[::2], (engine, stock), strict=True):
-        row["overhead"] = median_and_range(beyond(clock, bare))
-    return rows
+        for name, clock in clocks.items()
+    }
+    for name in (OURS, BARE):
+        rows[name]["waiting"] = median_and_range(1e3 * wait for wait in clocks[name].waits[1:])
+    for name in (OURS, LIGHTNING):
+        rows[name]["overhead"] = median_and_range(beyond(clocks[name], clocks[BARE]))
+    return list(rows.values())
+
+
+def time_loops(config: Benchmark, device: torch.device, with_lightning: bool) -> dict[str, Clock]:
+    """Train the same model with each loop, an epoch each in turn; return their clocks by name."""
+    config = shorten(config, device)
+    reader = open_reader(config)
+    data = load_dataset(config, reader)
+    clocks = {name: Clock() for name in (OURS, BARE, *([LIGHTNING] if with_lightning else []))}
+    setups = {
+        name: set_up_with_clock(config, reader, data, clock) for name, clock in clocks.items()
+    }
+    loops = {BARE: BareLoop, LIGHTNING: PlainLightning}
+    others: dict[str, BareLoop | PlainLightning] = {
+        name: loop(config, setups[name].components, setups[name].loaders, reader.labels, device)
+        for name, loop in loops.items()
+        if name in setups
+    }
+
+    def end_epoch(rows: Sequence[HistoryRow]) -> None:
+        clocks[OURS].end_epoch(float(rows[-1]["waiting"]))
+        with nondeterministic_algorithms():
+            for name, loop in others.items():
+                clocks[name].end_epoch(loop.epoch(len(rows) - 1))
+
+    with tempfile.TemporaryDirectory() as folder:
+        fit(setups[OURS], RunFolder(folder), ProcessGroup(1), Stopping(), on_epoch=end_epoch)
+    return clocks
 
 
 def beyond(loop: Clock, bare: Clock) -> list[float]:
@@ -206,7 +213,7 @@ class BareLoop:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=mixed)
 
 
-class StockLightning(pl.LightningModule):
+class PlainLightning(pl.LightningModule):
     """The same training as a plain module in a `Trainer` without callbacks, loggers or checkpoints.
 
     The arguments are those of `BareLoop`.
@@ -224,6 +231,7 @@ class StockLightning(pl.LightningModule):
         self.options, self.labels, self.accelerator = config.trainer, labels, device.type
         self.model, self.loss, self.make_optimizer = parts.model, parts.loss, parts.optimizer
         self.loader = datamodule.train_dataloader()
+        self.kept: torch.optim.Optimizer | None = None  # the optimizer, with its state
 
     def epoch(self, number: int) -> None:
         """Train as many batches as the other loops do."""
@@ -253,7 +261,7 @@ class StockLightning(pl.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return the optimizer of the first epoch again, with its state."""
-        if not hasattr(self, "kept"):
+        if self.kept is None:
             # With 16-bit precision, Lightning refuses to clip gradients of a fused optimizer.
             self.kept = self.make_optimizer(parameter_groups(self.model), fused=None)
         return self.kept

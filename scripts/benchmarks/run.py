@@ -19,7 +19,7 @@ MAINTAINERS_SUITES = {
     "scaling": OurSuite("Scaling", (DAE_FORMER,)),
     "loading": OurSuite("Loading"),
     "loader": OurSuite("The loader, by processes and image size", in_all=False),
-    "overhead": OurSuite("The training loop against a bare loop, and Lightning as it comes"),
+    "overhead": OurSuite("The training loop and plain Lightning against a bare loop"),
     "safety": OurSuite("What safety costs"),
     "startup": OurSuite("Start-up"),
     "check": OurSuite("Ratios within their bounds", in_all=False),

@@ -129,6 +129,7 @@ def test_loader(rows, monkeypatch):
     assert [(row["size"], row["processes"]) for row in found] == [
         ("16x16", 0), ("16x16", 2), ("128x128", 0), ("128x128", 2),
     ]  # fmt: skip
+    assert all(row[rate]["min"] > 0 for row in found for rate in ("rate", "cold"))
     small, large = found[0]["rate"], found[2]["rate"]
     assert small["min"] > large["max"]  # a sixty-fourth of the pixels to augment
     assert files["bytes"]["median"] > 0
@@ -150,6 +151,23 @@ class Network(nn.Module):
 
 def broken():
     raise RuntimeError("no weights")
+
+
+class Named(Network):
+    def forward(self, images):
+        return {"logits": self.layer(images)}
+
+
+class OfOneSize(Network):
+    def forward(self, images):
+        assert images.shape[-1] == 224, "not 224 pixels"
+"""
+OPTIONS = """
+import argparse
+
+arguments = argparse.ArgumentParser()
+arguments.add_argument("data")
+arguments.parse_args()
 """
 
 
@@ -157,8 +175,9 @@ def broken():
 def checkout(tmp_path):
     (tmp_path / "code" / "networks").mkdir(parents=True)
     (tmp_path / "code" / "networks" / "published.py").write_text(CODE)
+    (tmp_path / "code" / "networks" / "options.py").write_text(OPTIONS)
     yield f"checkout.folder={tmp_path / 'code'}"
-    for name in ("networks.published", "networks"):
+    for name in ("networks.published", "networks.options", "networks"):
         sys.modules.pop(name, None)
 
 
@@ -178,9 +197,19 @@ def test_checkout(rows, checkout):
         (["network=networks.published:broken"], "fails with RuntimeError: no weights"),
         (["network=networks.absent:Network"], "fails with ModuleNotFoundError"),
         (["network=networks.published:torch.Size"], "makes a Size, no network"),
+        (["network=networks.options:Network"], "fails with SystemExit"),
+        (["network=json:JSONDecoder"], "json is a module of"),
         (
             ["network=networks.published:Network", "options={classes: 9, factor: 2}"],
-            "the logits of an image have shape (1, 9, 16, 16) in place of (1, 9, 32, 32)",
+            "an output of 2 images is (2, 9, 16, 16) in place of (2, 9, 32, 32)",
+        ),
+        (
+            ["network=networks.published:Named", "options={classes: 9}"],
+            "an output of 2 images is str in place of (2, 9, 32, 32)",
+        ),
+        (
+            ["network=networks.published:OfOneSize", "options={classes: 9}"],
+            "fails with AssertionError: not 224 pixels",
         ),
     ],
 )

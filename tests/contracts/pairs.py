@@ -78,9 +78,9 @@ def _holds_mixing(stem: str) -> bool:
 
 
 def _each_pair(
-    cover: Iterable[tuple[str, str]], covered: tuple[pytest.MarkDecorator, ...]
+    pairs: Iterable[tuple[str, str]], covered: tuple[pytest.MarkDecorator, ...]
 ) -> pytest.MarkDecorator:
-    usual = {*cover, *bare()}
+    usual = {*pairs, *bare()}
     return pytest.mark.parametrize(
         ("model", "attn"),
         [

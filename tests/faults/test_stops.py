@@ -29,7 +29,7 @@ WORKERS = (*PLAIN, "trainer.num_workers=4")
 @pytest.mark.parametrize(
     "options",
     [
-        pytest.param(PLAIN, marks=pytest.mark.slow),  # `test_kills.py` stops such a run, too.
+        pytest.param(PLAIN, marks=pytest.mark.slow),  # SIGKILL and SIGTERM: `test_kills.py`.
         EVERYTHING,
         pytest.param(WORKERS, marks=pytest.mark.slow),
     ],

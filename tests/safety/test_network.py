@@ -56,7 +56,7 @@ def test_a_process_can_leave_its_network(tmp_path):
 
 
 def test_a_run_connects_to_nothing_and_needs_no_network(tmp_path):
-    """Without a network where the machine lets it do without, and watched in any case."""
+    """Isolated from the network where the machine allows it, and watched in any case."""
     code = FORBID + "from attnseg.cli import train\ntrain()\n"
     done = run(tmp_path, *unshare(), sys.executable, "-c", code, *SMOKE)
     assert done.returncode == 0, done.stderr

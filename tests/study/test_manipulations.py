@@ -289,7 +289,7 @@ NAMED = {
     "the declared margin widened in all old runs": (
         lambda p: [edit_facts(f, reseal=True, declared={**DECLARED, "margin": 0.1})
                    for f in folders(p)],
-        "the comparison that it declares was changed after the run began"),
+        "the comparison that it declares does not match the digest"),
     "a copy with a few other scores": (copy_with_a_few_changes, "equal to the last digit"),
     "the scores of another variant, everything else forgotten": (
         lambda p: copy_run(p, "mine", 1, attn="qkv2", id="mine", checkpoints={}),

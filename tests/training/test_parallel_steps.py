@@ -94,7 +94,7 @@ def draw_batch():
 def differences(cases, recompute):
     """Return the cases whose two processes end elsewhere than one, or fail, and how.
 
-    The first process alone knows where one would end, and so returns them.
+    Only rank 0 trains alone for comparison, so only it returns differences.
     """
     alone = SimpleNamespace(world_size=1, global_rank=0, global_step=0)
     trainer = SimpleNamespace(world_size=2, global_rank=torch.distributed.get_rank(), global_step=0)

@@ -1,20 +1,22 @@
 """A model beside published code on this machine: arithmetic, time and memory, in alternation."""
 
 import importlib
+import logging
 import sys
-from collections.abc import Sequence
-from statistics import median
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from attnseg.benchmark.options import Benchmark, Checkout
 from attnseg.benchmark.report import Row
-from attnseg.benchmark.timing import alternate, median_and_range
-from attnseg.benchmark.workload import Workload
-from attnseg.config import cost
-from attnseg.errors import ConfigError
+from attnseg.benchmark.workload import Workload, measure_in_alternation
+from attnseg.errors import AttnsegError, ConfigError, first_line
 from attnseg.models.model import SegmentationModel
+
+log = logging.getLogger(__name__)
 
 COLUMNS = {
     "label": "model",
@@ -53,31 +55,46 @@ def measure_checkout(
     """Measure the configured model and the published network in float32.
 
     Raises:
-        ConfigError: no published code is named, it cannot be imported, or its logits do not fit.
+        ConfigError: no published code is named, it fails, or its outputs do not fit.
     """
-    theirs = PublishedNetwork(load_network(config.checkout)).to(device)
-    check_logits(theirs, config, device)
-    loads = {"ours": Workload(config, device), "published": Workload(config, device, model=theirs)}
-    samples = {
-        kind: alternate({name: getattr(load, kind) for name, load in loads.items()}, config.repeats)
-        for kind in ("forward", "step")
-    }
-    rows: list[Row] = []
+    checkout = config.checkout
+    ours = Workload(config, device)
+    with running_published(checkout):
+        theirs = PublishedNetwork(load_network(checkout)).to(device)
+        check_outputs(theirs, ours)
+        loads = {"ours": ours, str(checkout.network): Workload(config, device, model=theirs)}
+        rows = measure_in_alternation(loads, config.repeats)
     for name, load in loads.items():
-        row: Row = {
-            "network": config.checkout.network if name == "published" else name,
+        rows[name] |= {
+            "network": name,
             "parameters": sum(parameter.numel() for parameter in load.model.parameters()),
-            "macs": load.macs(),
+            "macs": count_macs(load),
+            "code": f"{checkout.folder}, {checkout.options or 'no options'}",
+            "images": f"{load.batch_size} of {'x'.join(map(str, load.image))}",
         }
-        for kind, timed in samples.items():
-            row[f"{kind}_ms"] = median_and_range(1e3 * sample.seconds for sample in timed[name])
-            held = cost.transient_memory(getattr(load, kind), device.type == "cuda")
-            row[f"{kind}_mib"] = held / 2**20
-        rows.append(row)
-    for kind, timed in samples.items():
-        pairs = zip(*timed.values(), strict=True)
-        rows[0][f"{kind}_ratio"] = median(own.seconds / other.seconds for own, other in pairs)
-    return rows
+    return list(rows.values())
+
+
+@contextmanager
+def running_published(checkout: Checkout) -> Iterator[None]:
+    """Import from the published code's folder, and report whatever the code raises as its error."""
+    path, arguments = list(sys.path), sys.argv
+    writes_bytecode = sys.dont_write_bytecode
+    sys.path.insert(0, str(checkout.folder))
+    # Some code reads its options on import; none of ours are for it.
+    sys.argv, sys.dont_write_bytecode = [str(checkout.network)], True
+    try:
+        yield
+    except AttnsegError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise ConfigError(
+            f"checkout: {checkout.network} of {checkout.folder} fails with "
+            f"{type(error).__name__}: {first_line(error)}"
+        ) from error
+    finally:
+        sys.path[:] = path
+        sys.argv, sys.dont_write_bytecode = arguments, writes_bytecode
 
 
 def load_network(checkout: Checkout) -> nn.Module:
@@ -87,20 +104,17 @@ def load_network(checkout: Checkout) -> nn.Module:
             "checkout: names no published code; use checkout.folder=DIR "
             "checkout.network=MODULE:CALLABLE"
         )
-    module, _, path = checkout.network.partition(":")
-    sys.path.insert(0, str(checkout.folder))
-    try:
-        found = importlib.import_module(module)
-        for name in path.split("."):
-            found = getattr(found, name)
-        network = found(**(checkout.options or {}))  # type: ignore[operator]
-    except Exception as error:  # whatever the code of others raises
+    name, _, path = checkout.network.partition(":")
+    module = importlib.import_module(name)
+    folder = Path(checkout.folder).resolve()
+    if not Path(module.__file__ or "/").resolve().is_relative_to(folder):
         raise ConfigError(
-            f"checkout: {checkout.network} of {checkout.folder} fails with "
-            f"{type(error).__name__}: {error}"
-        ) from error
-    finally:
-        sys.path.remove(str(checkout.folder))
+            f"checkout.network: {name} is a module of {module.__file__}, not of {folder}"
+        )
+    found = module
+    for part in path.split("."):
+        found = getattr(found, part)
+    network: object = found(**(checkout.options or {}))  # type: ignore[operator]
     if not isinstance(network, nn.Module):
         raise ConfigError(
             f"checkout.network: {checkout.network} makes a {type(network).__name__}, no network"
@@ -108,13 +122,24 @@ def load_network(checkout: Checkout) -> nn.Module:
     return network
 
 
-def check_logits(network: nn.Module, config: Benchmark, device: torch.device) -> None:
-    """Refuse a network whose logits the loss cannot compare with masks."""
-    images = torch.randn(1, config.in_channels, *config.image_size, device=device)
+def check_outputs(network: PublishedNetwork, ours: Workload) -> None:
+    """Refuse a network with an output that the loss cannot compare with masks."""
     with torch.inference_mode():
-        shape = tuple(network.eval()(images).shape)
-    expected = (1, config.num_classes, *config.image_size)
-    if shape != expected:
-        raise ConfigError(
-            f"checkout.network: the logits of an image have shape {shape} in place of {expected}"
-        )
+        outputs = network.train().training_outputs(ours.images)
+    expected = tuple(ours.model(ours.images).shape)
+    for output in outputs or [None]:
+        shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        if shape != expected:
+            raise ConfigError(
+                f"checkout.network: an output of {ours.batch_size} images is {shape} in place of "
+                f"{expected}"
+            )
+
+
+def count_macs(load: Workload) -> int | None:
+    """Return the multiply-accumulates of a forward pass; `None` if the code cannot be counted."""
+    try:
+        return load.macs()
+    except Exception as error:  # such as code that moves its input to a device of its own
+        log.warning("Multiply-accumulates are not counted: %s", first_line(error))
+        return None

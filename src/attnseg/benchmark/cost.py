@@ -5,7 +5,6 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
@@ -13,8 +12,8 @@ from matplotlib.figure import Figure
 
 from attnseg.benchmark.options import Benchmark
 from attnseg.benchmark.report import Row
-from attnseg.benchmark.timing import alternate, median_and_range, wait
-from attnseg.benchmark.workload import Workload
+from attnseg.benchmark.timing import wait
+from attnseg.benchmark.workload import Workload, measure_in_alternation
 from attnseg.config import cost
 from attnseg.config.components import attention_component
 from attnseg.energy import EnergyMeter
@@ -23,6 +22,7 @@ from attnseg.processes.gpus import name_open_gpu
 log = logging.getLogger(__name__)
 
 ENERGY_SECONDS = 2.0  # of steps: GPUs count their energy about every tenth of a second
+KINDS = ("forward", "step")
 MARKERS = "ovDPX^*<>"
 COLUMNS = {
     "model": "model",
@@ -44,7 +44,8 @@ COLUMNS = {
 
 def measure_cost(config: Benchmark, device: torch.device, precisions: Sequence[str]) -> list[Row]:
     """Measure a variant in float32, in alternation with another if `against` names one."""
-    name, base = config.choices["attn"], config.against
+    name = config.choices["attn"]
+    base = None if config.against == name else config.against
     loads = {name: Workload(config, device)}
     if base is not None:
         loads[base] = Workload(config, device, attention_component(base))
@@ -60,19 +61,8 @@ def measure_cost(config: Benchmark, device: torch.device, precisions: Sequence[s
         "attention_macs_counted": counted,
         "against": base,
     }
-    memory = {}
-    for kind in ("forward", "step"):
-        works = {key: getattr(each, kind) for key, each in loads.items()}
-        samples = alternate(works, config.repeats)
-        memory[kind] = {
-            key: cost.transient_memory(work, device.type == "cuda") / 2**20
-            for key, work in works.items()
-        }
-        row[f"{kind}_ms"] = median_and_range(1e3 * sample.seconds for sample in samples[name])
-        row[f"{kind}_mib"] = memory[kind][name]
-        if base is not None:
-            pairs = zip(samples[name], samples[base], strict=True)
-            row[f"{kind}_ratio"] = median(ours.seconds / theirs.seconds for ours, theirs in pairs)
+    measured = measure_in_alternation(loads, config.repeats)
+    row |= measured[name]
     row["step_joules"] = measure_joules(load.step, device)
     if base is not None:
         log.info(
@@ -82,7 +72,7 @@ def measure_cost(config: Benchmark, device: torch.device, precisions: Sequence[s
             base,
             row["forward_ratio"],
             row["step_ratio"],
-            *(mib[name] / mib[base] for mib in memory.values()),
+            *(measured[name][f"{kind}_mib"] / measured[base][f"{kind}_mib"] for kind in KINDS),
         )
     return [row]
 

@@ -105,11 +105,14 @@ def _workloads_with(values: Choice) -> list[Choice]:
 
 
 def subject_name(config: Benchmark) -> str:
-    """Return the name of the measured workload or variant."""
+    """Return the name of the measured workload or variant, and of published code beside it."""
     choices = config.choices
     match = f"-{config.model.match}" if config.model.match else ""
     size = config.model.options.get("size", "")
-    return choices.get("workload") or f"{choices['model']}-{size}-{choices['attn']}{match}"
+    name = choices.get("workload") or f"{choices['model']}-{size}-{choices['attn']}{match}"
+    if config.suite == "checkout" and config.checkout.network:
+        name += f"-{config.checkout.network.replace(':', '.')}"
+    return name
 
 
 def run_suite(config: Benchmark) -> None:

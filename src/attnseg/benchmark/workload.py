@@ -1,11 +1,15 @@
 """A configured model with a batch of noise, whose training step and forward pass are measured."""
 
+from collections.abc import Mapping
 from functools import cached_property
+from statistics import median
 
 import torch
 from torch import nn
 
 from attnseg.benchmark.options import Benchmark
+from attnseg.benchmark.report import Row
+from attnseg.benchmark.timing import alternate, median_and_range
 from attnseg.config import cost
 from attnseg.config.budget import build_model
 from attnseg.config.build import build
@@ -81,3 +85,26 @@ class Workload:
     def macs(self) -> int:
         """Return the multiply-accumulates of one image's forward pass."""
         return cost.count_macs(self.model, self.image)
+
+
+def measure_in_alternation(loads: Mapping[str, Workload], repeats: int) -> dict[str, Row]:
+    """Time passes and steps of workloads by turns, in float32, and measure their memory.
+
+    Returns:
+        For each workload, milliseconds (`forward_ms`, `step_ms`) and the memory that each holds at
+        most, MiB. If there are two, the first has its times as multiples of the other's, too
+        (`forward_ratio`, `step_ratio`).
+    """
+    rows: dict[str, Row] = {name: {} for name in loads}
+    for kind in ("forward", "step"):
+        works = {name: getattr(load, kind) for name, load in loads.items()}
+        samples = alternate(works, repeats)
+        for name, work in works.items():
+            held = cost.transient_memory(work, loads[name].device.type == "cuda")
+            rows[name][f"{kind}_ms"] = median_and_range(1e3 * s.seconds for s in samples[name])
+            rows[name][f"{kind}_mib"] = held / 2**20
+        if len(loads) == 2:
+            first, _ = loads
+            pairs = zip(*samples.values(), strict=True)
+            rows[first][f"{kind}_ratio"] = median(a.seconds / b.seconds for a, b in pairs)
+    return rows

@@ -246,7 +246,8 @@ class Study(Node):
 
     Attributes:
         baseline: the variant that the others are compared with.
-        by: options whose values distinguish the variants.
+        by: options whose values distinguish the variants; `conversion` tells converted networks
+            from those that were trained from scratch.
         metrics: those that are compared; by default the first of the runs' profile.
         margin: the largest difference that does not matter, in the metric's unit, or one for each
             metric; declared before the runs.

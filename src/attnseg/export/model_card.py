@@ -26,9 +26,12 @@ def read_text(key: str, path: str | None) -> str | None:
     if path is None:
         return None
     try:
-        return Path(path).read_text()
+        text = Path(path).read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{key}: {path} cannot be read as text; name a text file") from error
+    if not text.strip():
+        raise ConfigError(f"{key}: {path} is empty")
+    return text
 
 
 def render_template(name: str, **values: object) -> str:

@@ -133,8 +133,8 @@ def _doubt_declarations(runs: Sequence[RunFolder]) -> Iterator[str]:
         digests = {short_digest(study, version) for version in range(1, VERSION + 1)}
         if study and run.facts.declared.get("digest") not in digests:
             yield (
-                f"{run.facts_file}: the comparison that it declares was changed after the run "
-                "began: its digest is another"
+                f"{run.facts_file}: the comparison that it declares does not match the digest that "
+                "was recorded with it"
             )
 
 
