@@ -155,6 +155,9 @@ def test_a_monai_bundle_of_a_run(run, tmp_path, call):
     words += ['authors="A. Author, B. Author"', "copyright='2026 Our Hospital'"]
     answer = call(*words, command=cli.export)
     assert answer.code == 2 and "terms.txt cannot be read as text" in answer.err
+    (tmp_path / "terms.txt").write_text("\n")
+    answer = call(*words, command=cli.export)
+    assert answer.code == 2 and "terms.txt is empty" in answer.err
     assert programs[1].is_file()  # of the earlier export
     (tmp_path / "terms.txt").write_text("Do as you like.\n")
     answer = call(*words, command=cli.export)
