@@ -60,7 +60,7 @@ def measure_checkout(
     checkout = config.checkout
     ours = Workload(config, device)
     with running_published(checkout):
-        theirs = PublishedNetwork(load_network(checkout)).to(device)
+        theirs = PublishedNetwork(import_network(checkout)).to(device)
         check_outputs(theirs, ours)
         loads = {"ours": ours, str(checkout.network): Workload(config, device, model=theirs)}
         rows = measure_in_alternation(loads, config.repeats)
@@ -68,7 +68,7 @@ def measure_checkout(
         rows[name] |= {
             "network": name,
             "parameters": sum(parameter.numel() for parameter in load.model.parameters()),
-            "macs": count_macs(load),
+            "macs": try_to_count_macs(load),
             "code": f"{checkout.folder}, {checkout.options or 'no options'}",
             "images": f"{load.batch_size} of {'x'.join(map(str, load.image))}",
         }
@@ -97,7 +97,7 @@ def running_published(checkout: Checkout) -> Iterator[None]:
         sys.argv, sys.dont_write_bytecode = arguments, writes_bytecode
 
 
-def load_network(checkout: Checkout) -> nn.Module:
+def import_network(checkout: Checkout) -> nn.Module:
     """Import the published code, which runs it, and return its network."""
     if checkout.folder is None or checkout.network is None:
         raise ConfigError(
@@ -136,7 +136,7 @@ def check_outputs(network: PublishedNetwork, ours: Workload) -> None:
             )
 
 
-def count_macs(load: Workload) -> int | None:
+def try_to_count_macs(load: Workload) -> int | None:
     """Return the multiply-accumulates of a forward pass; `None` if the code cannot be counted."""
     try:
         return load.macs()
