@@ -127,7 +127,8 @@ def check_outputs(network: PublishedNetwork, ours: Workload) -> None:
     with torch.inference_mode():
         outputs = network.train().training_outputs(ours.images)
     expected = tuple(ours.model(ours.images).shape)
-    for output in outputs or [None]:
+    found: list[object] = [*outputs] or ["nothing"]
+    for output in found:
         shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         if shape != expected:
             raise ConfigError(

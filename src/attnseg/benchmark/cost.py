@@ -22,7 +22,7 @@ from attnseg.processes.gpus import name_open_gpu
 log = logging.getLogger(__name__)
 
 ENERGY_SECONDS = 2.0  # of steps: GPUs count their energy about every tenth of a second
-KINDS = ("forward", "step")
+RATIOS = ("forward_ratio", "step_ratio", "forward_mib_ratio", "step_mib_ratio")
 MARKERS = "ovDPX^*<>"
 COLUMNS = {
     "model": "model",
@@ -61,8 +61,7 @@ def measure_cost(config: Benchmark, device: torch.device, precisions: Sequence[s
         "attention_macs_counted": counted,
         "against": base,
     }
-    measured = measure_in_alternation(loads, config.repeats)
-    row |= measured[name]
+    row |= measure_in_alternation(loads, config.repeats)[name]
     row["step_joules"] = measure_joules(load.step, device)
     if base is not None:
         log.info(
@@ -70,9 +69,7 @@ def measure_cost(config: Benchmark, device: torch.device, precisions: Sequence[s
             "memory of forward %.3fx, of step %.3fx",
             name,
             base,
-            row["forward_ratio"],
-            row["step_ratio"],
-            *(measured[name][f"{kind}_mib"] / measured[base][f"{kind}_mib"] for kind in KINDS),
+            *(row[key] for key in RATIOS),
         )
     return [row]
 

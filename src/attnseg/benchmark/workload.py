@@ -92,19 +92,23 @@ def measure_in_alternation(loads: Mapping[str, Workload], repeats: int) -> dict[
 
     Returns:
         For each workload, milliseconds (`forward_ms`, `step_ms`) and the memory that each holds at
-        most, MiB. If there are two, the first has its times as multiples of the other's, too
-        (`forward_ratio`, `step_ratio`).
+        most (`forward_mib`, `step_mib`). If there are two, the first has its times and memory as
+        multiples of the other's, too (`forward_ratio`, `forward_mib_ratio` and so on).
     """
     rows: dict[str, Row] = {name: {} for name in loads}
     for kind in ("forward", "step"):
         works = {name: getattr(load, kind) for name, load in loads.items()}
         samples = alternate(works, repeats)
-        for name, work in works.items():
-            held = cost.transient_memory(work, loads[name].device.type == "cuda")
-            rows[name][f"{kind}_ms"] = median_and_range(1e3 * s.seconds for s in samples[name])
-            rows[name][f"{kind}_mib"] = held / 2**20
+        held = {
+            name: cost.transient_memory(work, loads[name].device.type == "cuda")
+            for name, work in works.items()
+        }
+        for name, row in rows.items():
+            row[f"{kind}_ms"] = median_and_range(1e3 * s.seconds for s in samples[name])
+            row[f"{kind}_mib"] = held[name] / 2**20
         if len(loads) == 2:
-            first, _ = loads
-            pairs = zip(*samples.values(), strict=True)
+            first, second = loads
+            pairs = zip(samples[first], samples[second], strict=True)
             rows[first][f"{kind}_ratio"] = median(a.seconds / b.seconds for a, b in pairs)
+            rows[first][f"{kind}_mib_ratio"] = held[first] / held[second]
     return rows
