@@ -1,6 +1,7 @@
 """The commands of the documentation are ones that can be typed."""
 
 import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -46,7 +47,7 @@ def test_command_composes(monkeypatch, capfd, script, options):
 
 def compose_command(monkeypatch, capfd, script, options):
     """Let a command show its configuration, which checks the options."""
-    arguments = [word.strip("'") for word in options.split() if word != "-m"]
+    arguments = [word for word in shlex.split(options) if word != "-m"]
     # One value of each sweep: composing a sweep's first job composes them all.
     swept = r"[\w.]+" if "-m" in options.split() else "model|attn|seed"
     first = [re.sub(rf"^({swept})=([^,[{{]*),.*", r"\1=\2", word) for word in arguments]
