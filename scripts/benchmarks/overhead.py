@@ -24,9 +24,11 @@ from attnseg.benchmark.options import Benchmark
 from attnseg.benchmark.report import Row
 from attnseg.benchmark.timing import median_and_range, wait
 from attnseg.config.components import Components, build_components
+from attnseg.config.training import Trainer
 from attnseg.data.datamodule import SliceDataModule
 from attnseg.data.labels import Labels
 from attnseg.data.reader import Reader
+from attnseg.models.model import SegmentationModel
 from attnseg.preparation.datasets import PreparedData, load_dataset, open_reader
 from attnseg.processes.launch import ProcessGroup
 from attnseg.processes.signals import Stopping
@@ -156,6 +158,21 @@ def set_up_with_clock(
     return TrainingSetup(config, data, parts, make_loaders(config, data, parts))
 
 
+def add_losses(
+    model: SegmentationModel,
+    loss: nn.Module,
+    image: torch.Tensor,
+    target: torch.Tensor,
+    options: Trainer,
+) -> torch.Tensor:
+    """Return the loss of the logits, and of auxiliary ones by their weight."""
+    main, *auxiliary = model.training_outputs(image)
+    total: torch.Tensor = loss(main, target)
+    for output in auxiliary:
+        total = total + options.auxiliary_weight * loss(output, target)
+    return total
+
+
 class BareLoop:
     """The same training as plain PyTorch: no callbacks, no checks, no files.
 
@@ -195,10 +212,7 @@ class BareLoop:
             )
             target = self.labels.target(mask)
             with self.autocast():
-                main, *auxiliary = self.model.training_outputs(image)
-                loss = self.loss(main, target)
-                for output in auxiliary:
-                    loss = loss + self.options.auxiliary_weight * self.loss(output, target)
+                loss = add_losses(self.model, self.loss, image, target, self.options)
             self.optimizer.zero_grad()
             loss.backward()
             if self.options.gradient_clip is not None:
@@ -253,11 +267,7 @@ class PlainLightning(pl.LightningModule):
     def training_step(self, batch: Mapping[str, torch.Tensor], index: int) -> torch.Tensor:
         """Return the loss of a batch."""
         target = self.labels.target(batch["mask"])
-        main, *auxiliary = self.model.training_outputs(batch["image"])
-        loss: torch.Tensor = self.loss(main, target)
-        for output in auxiliary:
-            loss = loss + self.options.auxiliary_weight * self.loss(output, target)
-        return loss
+        return add_losses(self.model, self.loss, batch["image"], target, self.options)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return the optimizer of the first epoch again, with its state."""

@@ -61,17 +61,18 @@ def measure_checkout(
     ours = Workload(config, device)
     with running_published(checkout):
         theirs = PublishedNetwork(import_network(checkout)).to(device)
-        check_outputs(theirs, ours)
+        expected = (config.batch_size, config.num_classes, *config.image_size)
+        check_outputs(theirs, ours.images, expected)
         loads = {"ours": ours, str(checkout.network): Workload(config, device, model=theirs)}
         rows = measure_in_alternation(loads, config.repeats)
-    for name, load in loads.items():
-        rows[name] |= {
-            "network": name,
-            "parameters": sum(parameter.numel() for parameter in load.model.parameters()),
-            "macs": try_to_count_macs(load),
-            "code": f"{checkout.folder}, {checkout.options or 'no options'}",
-            "images": f"{load.batch_size} of {'x'.join(map(str, load.image))}",
-        }
+        for name, load in loads.items():
+            rows[name] |= {
+                "network": name,
+                "parameters": sum(parameter.numel() for parameter in load.model.parameters()),
+                "macs": try_to_count_macs(load),
+                "code": f"{checkout.folder}, {checkout.options or 'no options'}",
+                "images": f"{load.batch_size} of {'x'.join(map(str, load.image))}",
+            }
     return list(rows.values())
 
 
@@ -122,17 +123,16 @@ def import_network(checkout: Checkout) -> nn.Module:
     return network
 
 
-def check_outputs(network: PublishedNetwork, ours: Workload) -> None:
+def check_outputs(network: PublishedNetwork, images: Tensor, expected: tuple[int, ...]) -> None:
     """Refuse a network with an output that the loss cannot compare with masks."""
     with torch.inference_mode():
-        outputs = network.train().training_outputs(ours.images)
-    expected = tuple(ours.model(ours.images).shape)
+        outputs = network.train().training_outputs(images)
     found: list[object] = [*outputs] or ["nothing"]
     for output in found:
         shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         if shape != expected:
             raise ConfigError(
-                f"checkout.network: an output of {ours.batch_size} images is {shape} in place of "
+                f"checkout.network: an output of {len(images)} images is {shape} in place of "
                 f"{expected}"
             )
 
