@@ -108,7 +108,18 @@ def test_limits(monkeypatch):
         assert machine.examine_memory().level == level
 
 
+def test_load(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    for load, levels in ((2.0, []), (7.0, ["note"])):
+        monkeypatch.setattr(os, "getloadavg", lambda load=load: (load, 0.0, 0.0))
+        assert [finding.level for finding in machine.examine_load()] == levels
+    monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
+    assert not list(machine.examine_load())
+
+
 def test_threads(monkeypatch):
+    monkeypatch.setattr(machine, "examine_load", lambda: iter(()))
     monkeypatch.setattr(machine, "count_usable_cores", lambda: 8)
     monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

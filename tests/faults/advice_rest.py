@@ -227,6 +227,10 @@ def compile_without(trial: Trial) -> None:
                 "find_spec",
                 lambda name: options.get("installed", options.get("triton")),
             )
+            if "headers" in options:
+                patch.setattr(compiling.sysconfig, "get_path", lambda name: str(trial.root))
+                if options["headers"]:
+                    (trial.root / "Python.h").touch()
             patch.setattr(torch, "compile", lambda function, mode: function)
             model = torch.nn.Linear(1, 1)
             model.training_outputs = lambda image: image
@@ -335,6 +339,14 @@ OTHERS = {
         follow={
             "install gcc": "gpu=true installed=1",
             "use (trainer.compile)=(null)": "gpu=true triton=1 {1}={2}",
+        },
+    ),
+    "headers": Trial(
+        compile_without,
+        "gpu=false installed=1 headers=false",
+        follow={
+            "install python": "gpu=false installed=1 headers=true",
+            "use (trainer.compile)=(null)": "gpu=false installed=1 headers=false {1}={2}",
         },
     ),
     "another user": Trial(

@@ -1,5 +1,6 @@
 """Shells that are poorer than usual."""
 
+import json
 import os
 import subprocess
 import sys
@@ -11,8 +12,9 @@ ROOT = Path(__file__).parents[2]
 SMOKE = ("experiment=smoke", "trainer.max_epochs=1", "trainer.limit_batches=1")
 
 
-def start(folder, *options, **keywords):
+def start(folder, *options, variables=(), **keywords):
     environment = {"PATH": os.environ["PATH"], "LANG": "C", "OMP_NUM_THREADS": "1"}
+    environment.update(variables)
     return subprocess.Popen(
         [sys.executable, ROOT / "train.py", *SMOKE, *options],
         cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **keywords,
@@ -34,6 +36,21 @@ def test_nobody_reads_the_output(tmp_path):
         err = process.stderr.read().decode()
     assert process.wait(timeout=120) == 141
     assert err == "error: stopped by SIGPIPE; the same command goes on\n"
+
+
+def test_a_compiler_that_fails(tmp_path):
+    """Its many lines of messages become one, in the terminal and in the run's record."""
+    compiler = tmp_path / "c++"
+    compiler.write_text('#!/bin/sh\n[ "$1" = --version ] && exec g++ --version\nexit 1\n')
+    compiler.chmod(0o755)
+    variables = {"CXX": str(compiler), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "kernels")}
+    with start(tmp_path, "trainer.compile=blocks", variables=variables) as process:
+        _, err = process.communicate(timeout=120)
+    (line,) = err.decode().splitlines()
+    assert line.startswith("error: trainer.compile: PyTorch cannot compile this network here (")
+    assert (process.returncode, line[-28:]) == (2, "); use trainer.compile=null")
+    (facts,) = tmp_path.rglob("run.json")
+    assert "\n" not in json.loads(facts.read_text())["reason"]
 
 
 @pytest.mark.parametrize("argument", ["", "--help"])

@@ -30,6 +30,7 @@ from attnseg.plugins import locate_failure
 TOO_MANY_FILES = re.compile("Too many open files|received 0 items of ancdata")
 THREAD_REFUSED = "can't start new thread"  # as Python says it
 BROKEN_LIBRARY = re.compile("cannot open shared object|undefined symbol")  # as the loader says
+COMPILER = "torch._inductor."  # the module of its errors
 log = logging.getLogger("attnseg")
 
 
@@ -97,6 +98,11 @@ def translate_error(error: Exception) -> AttnsegError | None:
         )
     if isinstance(error, OSError) and error.errno and error.strerror:
         return explain_write_error(str(error.filename or "disk"), error)
+    if type(error).__module__.startswith(COMPILER):
+        return ConfigError(
+            "trainer.compile: PyTorch cannot compile this network here "
+            f"({first_line(error)[:200]}); use trainer.compile=null"
+        )
     if type(error).__module__.startswith("submitit."):
         text = " ".join(str(error).split())[:200].rstrip(".")
         return ResourceError(f"hydra/launcher: {text}; see its log, and run the command again")

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from attnseg.config.errors import parse_options
 from attnseg.config.training import Study
-from attnseg.errors import InUseError, ResourceError
+from attnseg.errors import InUseError, ResourceError, first_line
 from attnseg.processes.fork import run_in_child
 from attnseg.runs.status import job_state, print_states
 from attnseg.runs.sweep_jobs import Ledger
@@ -90,7 +90,7 @@ def run_job(perform: Callable[[OnFolder], None], report: Callable[[Exception], i
             return report(error)
         except Exception as error:
             code = report(error)
-            note("failed", reason=str(error), code=code)
+            note("failed", reason=first_line(error), code=code)
             return code
         except BaseException:
             note("stopped")

@@ -19,6 +19,7 @@ LEAST_MEMORY, ENOUGH_MEMORY = 1.2 * GB, 4 * GB  # The demo takes 1 GB.
 LEAST_DISK, ENOUGH_DISK = 0.2 * GB, 5 * GB  # The demo leaves 0.1 GB, SETR-Base 3 GB.
 LEAST_FILES, ENOUGH_FILES = 64, 1024  # Training with two loaders was run with 64.
 ENOUGH_SHARED = 1 * GB  # Batches pass from loaders to the main process through /dev/shm.
+CROWDED = 0.75  # of all cores in use
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -36,6 +37,7 @@ def examine_processors() -> Iterator[Finding]:
     """Yield the findings on processors and the number of threads."""
     cores = count_usable_cores()
     yield Finding("CPU", f"{processor_name()}, {cores} cores")
+    yield from examine_load()
     given = {name: os.environ[name] for name in THREADS if os.environ.get(name)}
     low = [name for name, value in given.items() if value.isdigit() and 0 < int(value) < cores]
     quota = container_quota()
@@ -49,6 +51,15 @@ def examine_processors() -> Iterator[Finding]:
     else:
         settings = ", ".join(f"{name}={value}" for name, value in given.items())
         yield Finding("threads", settings or "one per core")
+
+
+def examine_load() -> Iterator[Finding]:
+    """Yield a note if programs have kept most cores of the machine busy for the last minute."""
+    cores, load = os.cpu_count() or 1, os.getloadavg()[0]
+    if load > CROWDED * cores and not os.environ.get("OMP_WAIT_POLICY"):
+        text = f"{load:.1f} threads share the {cores} cores, and a training's wait for each other"
+        advice = "end other programs, or export OMP_WAIT_POLICY=passive, which shortens such waits"
+        yield Finding("load", text, advice, "note")
 
 
 def container_quota() -> float | None:

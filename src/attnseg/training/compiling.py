@@ -8,8 +8,11 @@ import importlib.util
 import logging
 import os
 import shutil
+import sys
+import sysconfig
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -37,6 +40,12 @@ def compile_model(model: SegmentationModel, options: TrainerOptions) -> None:
     if gpu and not any(map(shutil.which, (os.environ.get("CC", "gcc"), "clang"))):
         raise ConfigError(
             "trainer.compile: needs a C compiler; install gcc or use trainer.compile=null"
+        )
+    if not Path(sysconfig.get_path("include"), "Python.h").is_file():
+        version = f"{sys.version_info.major}.{sys.version_info.minor}"
+        raise ConfigError(
+            f"trainer.compile: needs the C headers of Python; install python{version}-dev or use "
+            "trainer.compile=null"
         )
     if options.compile == "max-autotune" and options.deterministic:
         log.warning(

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from attnseg.config import cost
 from attnseg.config.identity import short_digest
 from attnseg.data.closed_test import count_cases
+from attnseg.errors import first_line
 from attnseg.files import write_text
 from attnseg.models.model import SegmentationModel
 from attnseg.preparation.datasets import describe_input
@@ -83,7 +84,7 @@ def recorded_outcome(run: ActiveRun, loggers: RunLoggers) -> Iterator[None]:
         raise
     except BaseException as error:
         loggers.finish("failed")
-        run.end("failed", f"{type(error).__name__}: {error}")
+        run.end("failed", f"{type(error).__name__}: {first_line(error)}")
         log.debug("The run failed", exc_info=True)
         raise
     finally:
