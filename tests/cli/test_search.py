@@ -194,6 +194,9 @@ def test_variants_are_tuned_alike_and_their_winners_compared(call, monkeypatch, 
     again = call(*SMOKE, *options[:-1], "search.name=two", "attn=kv", command=cli.search)
     assert again.code == 2
     assert "attn: set, and in search.study.variants" in again.err
+    other = call(*SMOKE, *options[:-1], "compare={baseline:kv}", command=cli.search)
+    assert (other.code, other.err.count("\n")) == (2, 1)
+    assert "compare: the study declares its own; use search.study.compare instead" in other.err
 
 
 def test_trials_behind_the_others_are_pruned(search):

@@ -323,7 +323,14 @@ SEARCHES = typed(
     ("search=optimizer dataset.split.watch_test=true", {"leave it": drop}),
     ("search=optimizer search.report=true", {"leave search.report out": drop}),
     ("search=optimizer optimizer.lr=1", {"leave it out of one": drop}),
-) | typed(tune, ("search=tuned_attention attn=kv", {"leave it out of one": drop}))
+) | typed(
+    tune,
+    ("search=tuned_attention attn=kv", {"leave it out of one": drop}),
+    (
+        "search=tuned_attention compare={baseline:kv}",
+        {"use (search.study.compare)": "search=tuned_attention {1}={{baseline:kv}}"},
+    ),
+)
 
 
 def convert(trial: Trial) -> None:

@@ -218,7 +218,8 @@ def test_options_and_commands_that_advice_names_exist():
         keys |= set(flatten(raw)) | {key.rpartition(".")[2] for key in flatten(raw)}
     converting = compose_raw(COMMANDS["convert"], ["convert.parent=x"])
     keys |= {key.rpartition(".")[2] for key in flatten(converting)}
-    keys |= {"search.report", "search.space", "postprocess.min_pixels"}  # of files read elsewhere
+    # of files read elsewhere, or null by default
+    keys |= {"search.report", "search.space", "search.study.compare", "postprocess.min_pixels"}
     named = re.compile(
         r"\b([a-z_]+(?:\.[a-z_]+)*)=|"
         r"\b((?:dataset|trainer|paths|search|optimizer|model|loss|postprocess)(?:\.[a-z_]+)+)"

@@ -6,11 +6,9 @@ attnseg search experiment=demo 'search.space={optimizer.lr:{low:1e-4,high:1e-2,l
 """  # noqa: E501
 
 from collections.abc import Sequence
-from functools import partial
-from pathlib import Path
 
 from attnseg.commands.command import Command, Invocation, deferred
-from attnseg.config.training import Config, Study, parse_config
+from attnseg.config.training import Config, parse_config
 from attnseg.errors import require
 from attnseg.search.options import Search
 
@@ -31,19 +29,12 @@ def run(options: Search, invocation: Invocation) -> None:
         run_search = deferred("attnseg.search.search:run_search")
         code = run_search(options, compose_trial, overrides, invocation.report)
     else:
-        compare = partial(_compare_winners, options.study.compare)
         run_study = deferred("attnseg.search.tuned_study:run_tuned_study")
+        compare = deferred("attnseg.study.compare:compare_study")
         composers = (compose_trial, compose_training)
         code = run_study(options, options.study, *composers, overrides, invocation.report, compare)
     if code:
         raise SystemExit(code)
-
-
-def _compare_winners(study: Study, runs: Sequence[str], folder: Path, notes: Sequence[str]) -> None:
-    """Compare runs as configured, with notes on their tuning."""
-    from attnseg.study.compare import compare_study  # imports pandas and matplotlib
-
-    compare_study(runs, study, folder, notes)
 
 
 COMMAND = Command("search", __doc__, Search, run_invocation=run, part="search")

@@ -48,7 +48,7 @@ class TuningCost:
     winner: str  # its options
 
 
-Compare = Callable[[Sequence[str], Path, Sequence[str]], object]
+Compare = Callable[[Sequence[str], Study, Path, Sequence[str]], object]
 
 
 @dataclass(frozen=True)
@@ -75,9 +75,8 @@ def run_tuned_study(
 ) -> int:
     """Search for each variant, train the winners, compare them; return the exit code.
 
-    Repeated, the command goes on; several processes share the work. `compare` takes run folders,
-    the folder for the comparison, and notes on the cost of tuning. For the other arguments, see
-    `run_search`; `compose_winner` leaves the test set to be opened.
+    Repeated, the command goes on; several processes share the work. `compare` is `compare_study`.
+    For the other arguments, see `run_search`; `compose_winner` leaves the test set to be opened.
     """
     variants = open_variants(options, study, compose_trial, overrides, report_error)
     for variant in variants:
@@ -100,7 +99,8 @@ def run_tuned_study(
     print_costs(costs)
     outputs = variants[0].search.base.paths.outputs
     folder = Path(outputs, "comparisons", options.name or "tuned")
-    compare([winner.read_text() for winner in winners], folder, write_cost_notes(costs))
+    runs = [winner.read_text() for winner in winners]
+    compare(runs, study.compare, folder, write_cost_notes(costs))
     pd.DataFrame(costs).to_csv(folder / "tuning.csv", index=False, lineterminator="\n")
     return 0
 
@@ -115,8 +115,10 @@ def open_variants(
     """Return the variants with their searches, which differ in the variants' choices alone.
 
     Raises:
-        ConfigError: a key of the variants is searched or set, too.
+        ConfigError: a key of the variants is searched or set, too, or another comparison is set.
     """
+    if compose(()).compare is not None:
+        raise ConfigError("compare: the study declares its own; use search.study.compare instead")
     overridden = {override.lstrip("+~").partition("=")[0] for override in overrides}
     for key in study.variants:
         for place, keys in (("in search.space", options.space), ("set", overridden)):
