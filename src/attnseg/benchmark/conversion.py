@@ -49,7 +49,7 @@ def measure_conversion(folder: Path) -> None:
 
 def _measure(run: RunFolder, report: dict[str, Any]) -> None:
     """Measure both networks, write the figures into the report, and print them."""
-    device = torch.device("cuda" if run.config.trainer.accelerator == "gpu" else "cpu")
+    device = torch.device(run.config.trainer.device_type)
     image = torch.zeros(1, *report["image"], device=device)
     parent = RunFolder(report["parent"]["run"])
     works = {

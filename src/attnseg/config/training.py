@@ -233,6 +233,11 @@ class Trainer(Node):
             raise OptionError("devices", f"{self.devices} devices need trainer=ddp")
         return self
 
+    @property
+    def device_type(self) -> Literal["cpu", "cuda"]:
+        """The accelerator as PyTorch calls it."""
+        return "cuda" if self.accelerator == "gpu" else "cpu"
+
 
 class Paths(Node):
     """Folders: prepared cases and phantoms, and everything that commands write."""

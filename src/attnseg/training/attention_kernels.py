@@ -11,7 +11,7 @@ from attnseg.config.training import Trainer
 from attnseg.errors import ConfigError
 from attnseg.models.model import SegmentationModel
 from attnseg.training.lightning_trainer import deterministic_algorithms
-from attnseg.training.precision import AUTOCAST_DTYPES
+from attnseg.training.precision import autocast
 
 
 def find_attention_kernels(
@@ -25,26 +25,20 @@ def find_attention_kernels(
         ConfigError: the device has no kernel of the name in `attn.backend`, or the kernel does not
             take this attention.
     """
-    gpu = options.accelerator == "gpu"
+    device = options.device_type
     mixings = [module for module in model.modules() if isinstance(module, Mixing)]
     asked = {mixing.backend for mixing in mixings} - {AUTO}
     for name in sorted(asked):
-        if not gpu and name not in ON_CPU:
+        if device == "cpu" and name not in ON_CPU:
             raise ConfigError(
                 f"attn.backend: {name} is a kernel of GPUs; use one of {', '.join(ON_CPU)}"
             )
-    device = torch.device("cuda" if gpu else "cpu")
-    dtype = AUTOCAST_DTYPES.get(str(options.precision))
     training, home = model.training, next(model.parameters()).device
     model.to(device).eval()  # Batch normalisation and dropout are left as they are.
     # A compiled function, as FlexAttention is, cannot be observed.
     observed = nullcontext(Counter[str]()) if FLEX in asked else observe_kernels()
     try:
-        with (
-            deterministic_algorithms(options),
-            torch.autocast(device.type, dtype, enabled=dtype is not None),
-            observed as counts,
-        ):
+        with deterministic_algorithms(options), autocast(options), observed as counts:
             model(torch.zeros(1, *image, device=device))
     except RuntimeError as error:
         if "No available kernel" not in str(error):

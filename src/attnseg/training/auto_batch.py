@@ -27,7 +27,7 @@ from attnseg.errors import ResourceError
 from attnseg.memory import free_memory
 from attnseg.training.lightning_trainer import deterministic_algorithms
 from attnseg.training.module import parameter_groups
-from attnseg.training.precision import AUTOCAST_DTYPES
+from attnseg.training.precision import autocast
 from attnseg.training.recompute import recompute_blocks
 
 log = logging.getLogger(__name__)
@@ -97,10 +97,9 @@ def _train_on_zeros(
 
     On a GPU, a copy of the model takes it. On a CPU, this process is a fork and ends with the step.
     """
-    gpu = options.accelerator == "gpu"
-    device = torch.device("cuda" if gpu else "cpu")
-    dtype = AUTOCAST_DTYPES.get(str(options.precision))
-    model = copy.deepcopy(components.model).to(device) if gpu else components.model
+    device, model = options.device_type, components.model
+    if device == "cuda":
+        model = copy.deepcopy(model).to(device)
     model.train()
     average = copy.deepcopy(model) if options.ema_decay else None
     if options.gradient_checkpointing:
@@ -110,7 +109,7 @@ def _train_on_zeros(
     pixels = torch.zeros(batch, *image, device=device)
     mask = torch.zeros(batch, *image[1:], dtype=torch.uint8, device=device)
     with deterministic_algorithms(options):
-        with torch.autocast(device.type, dtype, enabled=dtype is not None):
+        with autocast(options):
             outputs = model.training_outputs(pixels)
             target = labels.target(mask)
             loss = torch.stack([loss_function(output, target) for output in outputs]).sum()

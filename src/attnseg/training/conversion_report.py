@@ -20,10 +20,10 @@ from attnseg.models.model import SegmentationModel
 from attnseg.runs.active_run import ActiveRun
 from attnseg.runs.run_folder import RunFolder
 from attnseg.training.module import count_known_areas
+from attnseg.training.precision import autocast
 from attnseg.training.setup import TrainingSetup, network_input_shape
 
 log = logging.getLogger(__name__)
-AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
 def start_report(run: ActiveRun, setup: TrainingSetup) -> None:
@@ -101,9 +101,9 @@ def measure_dice(model: SegmentationModel, setup: TrainingSetup) -> float:
     It is NaN if an output is not finite, as even NaN logits have a largest channel.
     """
     options, labels = setup.config.trainer, setup.data.reader.labels
-    device = torch.device("cuda" if options.accelerator == "gpu" else "cpu")
+    device = options.device_type
     dice = CaseDice(len(setup.data.val), len(labels)).to(device)
-    trained, dtype = model.training, AUTOCAST.get(str(options.precision))
+    trained = model.training
     model.to(device).eval()
     slices, size = setup.loaders.val, setup.loaders.batch_size
     keys = [(0, index) for index in range(len(slices))]
@@ -111,7 +111,7 @@ def measure_dice(model: SegmentationModel, setup: TrainingSetup) -> float:
         keys = keys[: options.limit_batches * size * options.devices]
     for batch in DataLoader(slices, size, sampler=keys):
         image, mask, case = (batch[name].to(device) for name in ("image", "mask", "case"))
-        with torch.autocast(device.type, dtype, enabled=dtype is not None):
+        with autocast(options):
             logits = model(image)
         if not logits.isfinite().all():
             model.train(trained)

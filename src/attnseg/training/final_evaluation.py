@@ -4,7 +4,6 @@ import logging
 from typing import Any
 
 import pandas as pd
-import torch
 
 from attnseg.data.labels import Masks
 from attnseg.data.store import StoredCase
@@ -27,8 +26,7 @@ def evaluate_run(run: ActiveRun, setup: TrainingSetup, model: SegmentationModel)
     The model has its best weights and is moved to the run's device.
     """
     config, data, profile = setup.config, setup.data, setup.components.profile
-    device = torch.device("cuda" if config.trainer.accelerator == "gpu" else "cpu")
-    model.to(device).eval()
+    model.to(config.trainer.device_type).eval()
     cases_by_split = {} if data.watermark else {"val": data.val}
     if (config.trainer.open_test and len(data.test)) or data.watermark:
         cases_by_split["test"] = data.test.open(str(run.folder), "scored after training")

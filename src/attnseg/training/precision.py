@@ -8,7 +8,7 @@ import logging
 
 import torch
 
-from attnseg.config.training import Config, Precision
+from attnseg.config.training import Config, Precision, Trainer
 from attnseg.nvml import list_gpus
 from attnseg.processes.gpus import find_visible_gpus
 
@@ -24,15 +24,22 @@ def fastest_precision(accelerator: str) -> tuple[Precision, str]:
         # A job of a sweep has not reserved a GPU yet. NVML does not know shortened UUIDs.
         if gpus := find_visible_gpus() or list_gpus():
             oldest = min(gpus, key=lambda gpu: gpu.capability)
-            if oldest.capability >= BF16_SINCE:
-                return "bf16-mixed", f"{oldest.name} has bfloat16 units"
-            return "16-mixed", f"{oldest.name} has no bfloat16 units"
-        if torch.cuda.is_bf16_supported(including_emulation=False):
-            return "bf16-mixed", f"{torch.cuda.get_device_name()} has bfloat16 units"
-        return "16-mixed", f"{torch.cuda.get_device_name()} has no bfloat16 units"
+            name, able = oldest.name, oldest.capability >= BF16_SINCE
+        else:
+            name = torch.cuda.get_device_name()
+            able = torch.cuda.is_bf16_supported(including_emulation=False)
+        if able:
+            return "bf16-mixed", f"{name} has bfloat16 units"
+        return "16-mixed", f"{name} has no bfloat16 units"
     if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported():
         return "bf16-mixed", "this CPU multiplies bfloat16 matrices (AVX512_BF16 or AMX)"
     return 32, "this CPU has no instructions for bfloat16 matrices, and would only emulate them"
+
+
+def autocast(options: Trainer) -> torch.autocast:
+    """Return the context that computes on the device and in the precision of the options."""
+    dtype = AUTOCAST_DTYPES.get(str(options.precision))
+    return torch.autocast(options.device_type, dtype, enabled=dtype is not None)
 
 
 def resolve_precision(config: Config) -> Config:
