@@ -152,7 +152,7 @@ def test_a_gradient_that_is_nan_is_the_worst(spoilt):
 def test_float16_is_scaled_and_an_overflow_changes_no_weight():
     options = ["trainer.precision=16-mixed", "trainer.gradient_clip=null"]
     training = TrainingStep(compose_run("setr", "kv", "tiny", Shape(), options), Shape())
-    training.move_to(torch.device("cpu"))
+    training.move_to("cpu")
     weight = next(training.module.model.parameters())
     before, scale = weight.detach().clone(), training.scaler.get_scale()
     for value, moves in ((math.inf, False), (scale, True)):

@@ -8,6 +8,8 @@ import sys
 from contextlib import nullcontext
 
 import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from attnseg.errors import ConfigError
 from attnseg.gpu import fake_device
@@ -141,6 +143,18 @@ def test_the_rate_of_products_is_that_of_their_precision():
         assert Account(card).find_rate(4) == card.single
     with tf32_products(True):
         assert Account(card).find_rate(4) == card.tf32
+
+
+def test_views_cost_nothing():
+    """The product of tokens and a matrix is one kernel between two views."""
+    with FakeTensorMode(), Account(CARDS["h100"]) as account:
+        tokens, matrix = torch.zeros(2, 3, 4, device="cuda"), torch.zeros(4, 5, device="cuda")
+        account.reset()
+        torch.ops.aten._unsafe_view(tokens, [6, 4])
+        tokens.view(4, 6).t()
+        assert (account.kernels, account.moved, account.peak) == (0, 0, 4 * (24 + 20))
+        product = tokens @ matrix
+        assert (account.kernels, account.peak) == (1, 4 * (24 + 20 + product.numel()))
 
 
 def test_the_fake_device_lies_in_a_folder_of_the_users_own(tmp_path, monkeypatch):

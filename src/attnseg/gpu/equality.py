@@ -4,7 +4,7 @@ import copy
 import hashlib
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from attnseg.files import file_digest
 from attnseg.gpu.settings import Row, Settings
-from attnseg.gpu.training_step import Shape, TrainingStep, autocast_as_configured, compose_run
+from attnseg.gpu.training_step import Shape, TrainingStep, compose_run
 from attnseg.processes.tf32 import tf32_products
 from attnseg.runs.run_folder import RunFolder
 from attnseg.training.callbacks.history import EndedEarly
@@ -113,10 +113,8 @@ def repeat_and_resume(settings: Settings) -> Iterator[Row]:
             own = [*settings.options, *options, f"paths.outputs={settings.folder}/{name}"]
             config = compose_run(model, attn, "tiny", Shape(), own)
             if name == "resumed":
-                try:
+                with suppress(EndedEarly):
                     train(config, on_epoch=stop_training)
-                except EndedEarly:
-                    pass
             digests[name] = digest_run(RunFolder(train(config)))
         row: Row = {"name": f"{model}/{attn}", **{k: v[:12] for k, v in digests.items()}}
         if len(set(digests.values())) > 1:
@@ -160,7 +158,7 @@ def train_in_each_precision(settings: Settings) -> Iterator[Row]:
         config = compose_run("setr", "", "tiny", shape, options)
         torch.manual_seed(0)
         training = TrainingStep(config, shape)
-        training.move_to(torch.device(settings.device))
+        training.move_to(settings.device)
         across = torch.arange(shape.side, device=settings.device)
         mask = (across[:, None] + across) * (shape.classes + 1) // (2 * shape.side)
         training.batch["mask"] = mask.to(torch.uint8).expand(4, -1, -1).contiguous()
@@ -168,9 +166,7 @@ def train_in_each_precision(settings: Settings) -> Iterator[Row]:
         losses[name] = []
         for number in range(steps):
             torch.manual_seed(number)
-            loss = training.compute_gradients(autocast_as_configured(config, settings.device))
-            training.update_weights()
-            losses[name] += [float(loss)] * (number % 10 == 9)
+            losses[name] += [training.step()] * (number % 10 == 9)
         row: Row = {"name": name, "losses": " ".join(f"{loss:.3f}" for loss in losses[name])}
         apart = abs(losses[name][-1] - losses["32"][-1]) / losses["32"][-1]
         yield row if apart <= APART else {**row, "problem": f"{apart:.0%} from float32's loss"}

@@ -14,13 +14,7 @@ from attnseg.config.training import Config
 from attnseg.errors import first_line
 from attnseg.gpu.published import CARDS, find_card
 from attnseg.gpu.settings import Row, Settings
-from attnseg.gpu.training_step import (
-    PRODUCTS,
-    Shape,
-    TrainingStep,
-    autocast_as_configured,
-    compose_run,
-)
+from attnseg.gpu.training_step import PRODUCTS, Shape, TrainingStep, compose_run
 from attnseg.nvml import find_driver
 from attnseg.training.setup import set_up_training
 
@@ -112,10 +106,9 @@ def find_peak(config: Config, shape: Shape, settings: Settings) -> float:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     training = TrainingStep(config, shape)
-    training.move_to(torch.device(settings.device))
+    training.move_to(settings.device)
     for _ in range(2):
-        training.compute_gradients(autocast_as_configured(config, settings.device))
-        training.update_weights()
+        training.step()
     return float(torch.cuda.max_memory_allocated()) if settings.on_gpu else 0.0
 
 

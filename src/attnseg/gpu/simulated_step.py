@@ -52,7 +52,7 @@ def simulate_step(config: Config, shape: Shape, card: str, deterministic: str) -
     training = TrainingStep(config, shape)
     try:
         with FakeTensorMode(allow_non_fake_inputs=True), account, determinism(deterministic):
-            training.move_to(torch.device("cuda"))
+            training.move_to("cuda")
             training.fill_optimizer()
             account.reset()
             with tf32_products(config.trainer.precision == "tf32"):

@@ -3,8 +3,7 @@
 import math
 import statistics
 import time
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Callable, Iterator
 
 import torch
 from torch._dynamo.utils import counters
@@ -13,17 +12,11 @@ from attnseg.attention.fused import observe_kernels
 from attnseg.benchmark.machine import Gemm
 from attnseg.benchmark.timing import seconds
 from attnseg.config import cost
-from attnseg.config.training import Config
 from attnseg.gpu.settings import Row, Settings
-from attnseg.gpu.training_step import (
-    PRODUCTS,
-    Shape,
-    TrainingStep,
-    autocast_as_configured,
-    compose_run,
-)
+from attnseg.gpu.training_step import PRODUCTS, Shape, TrainingStep, compose_run
 from attnseg.runs.run_folder import RunFolder
 from attnseg.training.lightning_trainer import deterministic_algorithms
+from attnseg.training.precision import autocast
 from attnseg.training.train import train
 
 COMPILED = (
@@ -34,13 +27,6 @@ LOSS_APART = 0.01  # share, compiled and not
 DETERMINISM = 1.15  # the most that it may cost
 
 
-def run_step(training: TrainingStep, config: Config, device: str) -> float:
-    """Train on the batch once, and return the loss."""
-    loss = training.compute_gradients(autocast_as_configured(config, device))
-    training.update_weights()
-    return float(loss)
-
-
 def step_every_pair(settings: Settings) -> Iterator[Row]:
     """Yield loss and attention kernels of every tiny pair's first step, the time of its second."""
     for model, attn in settings.pairs:
@@ -48,10 +34,10 @@ def step_every_pair(settings: Settings) -> Iterator[Row]:
             options = [*settings.options, f"trainer.precision={precision}"]
             config = compose_run(model, attn, "tiny", Shape(), options)
             training = TrainingStep(config, Shape())
-            training.move_to(torch.device(settings.device))
+            training.move_to(settings.device)
             with observe_kernels() as kernels:
-                loss = run_step(training, config, settings.device)
-            taken = seconds(partial(run_step, training, config, settings.device))
+                loss = training.step()
+            taken = seconds(training.step)
             row: Row = {"name": f"{model}/{attn}, {precision}", "ms": 1e3 * taken, "loss": loss}
             row["kernels"] = " ".join(kernels) or "none"
             if not math.isfinite(loss) or "math" in kernels:
@@ -68,15 +54,15 @@ def compile_models(settings: Settings) -> Iterator[Row]:
         counters.clear()
         torch.manual_seed(0)
         training = TrainingStep(config, Shape())
-        training.move_to(torch.device(settings.device))
+        training.move_to(settings.device)
         net = training.module.model
         torch.manual_seed(1)
-        plain = float(training.compute_gradients(autocast_as_configured(config, settings.device)))
+        plain = float(training.compute_gradients(autocast(config.trainer)))
         compiled = torch.compile(net.training_outputs, backend=backend)
         setattr(net, "training_outputs", compiled)  # noqa: B010, mypy refuses to assign a method
         torch.manual_seed(1)
         started = time.perf_counter()
-        loss = float(training.compute_gradients(autocast_as_configured(config, settings.device)))
+        loss = float(training.compute_gradients(autocast(config.trainer)))
         taken = time.perf_counter() - started
         for name in ("image", "mask", "case"):  # a shorter batch at the end
             training.batch[name] = training.batch[name][:1].repeat(
@@ -106,15 +92,14 @@ def measure_throughput(settings: Settings) -> Iterator[Row]:
         times: dict[str, float] = {}
         for mode in ("plain", "strict", "compiled") if settings.on_gpu else ("plain", "strict"):
             training = TrainingStep(config, settings.shape)
-            training.move_to(torch.device(settings.device))
+            training.move_to(settings.device)
             net = training.module.model
             work = 6 * settings.shape.batch * cost.count_macs(net, settings.shape.image)
             if mode == "compiled":
                 setattr(net, "training_outputs", torch.compile(net.training_outputs))  # noqa: B010
-            step = partial(run_step, training, config, settings.device)
             asked = config.trainer.model_copy(update={"deterministic": mode == "strict"})
             with deterministic_algorithms(asked):
-                times[mode] = time_step(step, settings)
+                times[mode] = time_step(training.step, settings)
             row: Row = {"name": f"{model}, {mode}", "ms": 1e3 * times[mode]}
             row["images/s"] = settings.shape.batch / times[mode]
             row["share of the product's rate, %"] = work / times[mode] / gemm.rate(half) / 1e7
@@ -128,12 +113,12 @@ def measure_throughput(settings: Settings) -> Iterator[Row]:
             ):
                 row["problem"] = f"{times['strict'] / times['plain']:.2f} times as long as without"
             yield row
-            del training, net, step
+            del training, net
             if settings.on_gpu:
                 torch.cuda.empty_cache()
 
 
-def time_step(step: partial[float], settings: Settings) -> float:
+def time_step(step: Callable[[], float], settings: Settings) -> float:
     """Return the median time of a step after some to warm up, in seconds."""
     for _ in range(3 if settings.on_gpu else 1):
         step()

@@ -17,7 +17,7 @@ from attnseg.config.training import Config, parse_config
 from attnseg.data.device_augment import BatchAugment
 from attnseg.data.labels import Labels
 from attnseg.training.module import SegmentationModule
-from attnseg.training.precision import AUTOCAST_DTYPES, resolve_precision
+from attnseg.training.precision import autocast, resolve_precision
 
 PRODUCTS = {"bf16-mixed": "bf16", "16-mixed": "float16"}  # as `Gemm` names them
 
@@ -49,12 +49,6 @@ def compose_run(
     return resolve_precision(parse_config(to_raw(composed)))
 
 
-def autocast_as_configured(config: Config, device: str) -> torch.autocast:
-    """Return the autocast context of a run's precision."""
-    dtype = AUTOCAST_DTYPES.get(str(config.trainer.precision))
-    return torch.autocast(device, dtype, enabled=dtype is not None)
-
-
 class TrainingStep:
     """The module that Lightning would train, with one batch and a stand-in for its Trainer.
 
@@ -76,8 +70,7 @@ class TrainingStep:
             loaded=None,
         )
         self.shape = shape
-        self.clip = config.trainer.gradient_clip
-        self.scaled = config.trainer.precision == "16-mixed"
+        self.options = config.trainer
         self.module = SegmentationModule(components, labels, ["a"], ["a"], 0.4, 0)
         trainer = SimpleNamespace(
             world_size=1,
@@ -96,12 +89,12 @@ class TrainingStep:
         self.module.__class__ = type("LoneModule", (SegmentationModule,), members)
         self.module.log = lambda *arguments, **more: None  # type: ignore[method-assign]
 
-    def move_to(self, device: torch.device) -> None:
+    def move_to(self, device: str) -> None:
         """Put the weights on a device, make the optimizer, and make a batch of empty slices."""
         batch, channels, side, _ = self.shape
         self.module.to(device)
         ((self.optimizer,), _) = self.module.configure_optimizers()
-        self.scaler = torch.amp.GradScaler(device.type, enabled=self.scaled)
+        self.scaler = torch.amp.GradScaler(device, enabled=self.options.precision == "16-mixed")
         self.batch: Any = {
             "image": torch.zeros(batch, channels, side, side, device=device),
             "mask": torch.zeros(batch, side, side, dtype=torch.uint8, device=device),
@@ -118,11 +111,17 @@ class TrainingStep:
         self.optimizer.step()
         self.optimizer.zero_grad()
 
-    def compute_gradients(self, autocast: AbstractContextManager[Any]) -> torch.Tensor:
-        """Run the forward and the backward pass, scaled in float16, and return the plain loss."""
+    def step(self) -> float:
+        """Train on the batch once, and return the loss."""
+        loss = self.compute_gradients(autocast(self.options))
+        self.update_weights()
+        return float(loss)
+
+    def compute_gradients(self, context: AbstractContextManager[Any]) -> torch.Tensor:
+        """Run both passes, the forward one in a context, and return the loss before its scaling."""
         self.module.train()
         batch = self.module.on_after_batch_transfer(self.batch, 0)
-        with autocast:
+        with context:
             loss = self.module.training_step(batch, 0)
         self.optimizer.zero_grad()
         self.scaler.scale(loss).backward()
@@ -132,15 +131,15 @@ class TrainingStep:
         """Check the loss, clip the gradients and step, in the order of Lightning."""
         self.scaler.unscale_(self.optimizer)
         self.module.on_before_optimizer_step(self.optimizer)
-        self.module.configure_gradient_clipping(self.optimizer, self.clip, "norm")
+        self.module.configure_gradient_clipping(self.optimizer, self.options.gradient_clip, "norm")
         self.scaler.step(self.optimizer)
         self.scaler.update()
 
-    def validate(self, autocast: AbstractContextManager[Any]) -> None:
-        """Validate the batch."""
+    def validate(self, context: AbstractContextManager[Any]) -> None:
+        """Validate the batch in a context."""
         self.module.eval()
         self.module.on_validation_start()
-        with torch.no_grad(), autocast:
+        with torch.no_grad(), context:
             self.module.validation_step(self.batch, 0)
 
     def list_weights_without_gradient(self) -> list[str]:
