@@ -3,6 +3,7 @@
 import importlib
 import itertools
 import json
+import subprocess
 import sys
 import time
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from attnseg.benchmark import machine, report, step, suites, timing
+from attnseg.benchmark import machine, report, step, suites, timing, workload
 from attnseg.benchmark.options import Benchmark
 from attnseg.config.budget import build_model
 from attnseg.config.errors import parse_options
@@ -181,9 +182,29 @@ def checkout(tmp_path):
         sys.modules.pop(name, None)
 
 
-def test_checkout(rows, checkout):
-    network = "checkout.network=networks.published:Network"
-    ours, theirs = rows("checkout", checkout, network, "checkout.options={classes: 9}")
+NETWORK = ("checkout.network=networks.published:Network", "checkout.options={classes: 9}")
+
+
+def test_checkout(rows, checkout, tmp_path):
+    def git(*words):
+        command = [
+            "git",
+            "-C",
+            tmp_path / "code",
+            "-c",
+            "user.name=a",
+            "-c",
+            "user.email=a",
+            *words,
+        ]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "code")
+    (tmp_path / "code/networks/options.py").write_text("")
+    ours, theirs = rows("checkout", checkout, *NETWORK)
+    assert theirs["commit"] == f"{git('rev-parse', 'HEAD')}, modified"
     assert theirs["parameters"] == 3 * 9 + 9
     assert theirs["macs"] == 2 * 3 * 9 * 32 * 32  # the network computes its layer twice
     assert ours["parameters"] > 1000
@@ -218,6 +239,16 @@ def test_wrong_checkouts_are_refused(bench, checkout, options, message):
     code, _, err = bench("suite=checkout", checkout, *options)
     assert code == 2
     assert message in err
+
+
+def test_a_failure_of_our_model_is_not_that_of_a_checkout(bench, checkout, monkeypatch):
+    def fail(load, precision="float32"):
+        raise RuntimeError("ours fails first")
+
+    monkeypatch.setattr(workload.Workload, "forward", fail)
+    code, _, err = bench("suite=checkout", checkout, *NETWORK)
+    assert code == 1
+    assert err.startswith("error: RuntimeError: ours fails first; this is a bug of ours")
 
 
 def test_overhead(rows):

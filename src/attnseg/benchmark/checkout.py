@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from attnseg.benchmark.options import Benchmark, Checkout
 from attnseg.benchmark.report import Row
 from attnseg.benchmark.workload import Workload, measure_in_alternation
+from attnseg.config import cost
 from attnseg.errors import AttnsegError, ConfigError, first_line
 from attnseg.models.model import SegmentationModel
+from attnseg.runs.active_run import read_git_state
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +51,32 @@ class PublishedNetwork(SegmentationModel):
         return self.training_outputs(image)[0]
 
 
+class PublishedWorkload(Workload):
+    """The published network with a batch of noise; a failure of it is the published code's.
+
+    Raises:
+        ConfigError: no published code is named, it fails, or its outputs do not fit.
+    """
+
+    def __init__(self, config: Benchmark, device: torch.device) -> None:
+        self.checkout = config.checkout
+        with running_published(self.checkout):
+            network = PublishedNetwork(import_network(self.checkout))
+            super().__init__(config, device, model=network)
+            expected = (config.batch_size, config.num_classes, *config.image_size)
+            check_outputs(network, self.images, expected)
+
+    def step(self, precision: str = "float32") -> None:
+        """Train on the batch, as `Workload` does."""
+        with running_published(self.checkout):
+            super().step(precision)
+
+    def forward(self, precision: str = "float32") -> None:
+        """Segment the batch, as `Workload` does."""
+        with running_published(self.checkout):
+            super().forward(precision)
+
+
 def measure_checkout(
     config: Benchmark, device: torch.device, precisions: Sequence[str]
 ) -> list[Row]:
@@ -58,21 +86,20 @@ def measure_checkout(
         ConfigError: no published code is named, it fails, or its outputs do not fit.
     """
     checkout = config.checkout
-    ours = Workload(config, device)
-    with running_published(checkout):
-        theirs = PublishedNetwork(import_network(checkout)).to(device)
-        expected = (config.batch_size, config.num_classes, *config.image_size)
-        check_outputs(theirs, ours.images, expected)
-        loads = {"ours": ours, str(checkout.network): Workload(config, device, model=theirs)}
-        rows = measure_in_alternation(loads, config.repeats)
-        for name, load in loads.items():
-            rows[name] |= {
-                "network": name,
-                "parameters": sum(parameter.numel() for parameter in load.model.parameters()),
-                "macs": try_to_count_macs(load),
-                "code": f"{checkout.folder}, {checkout.options or 'no options'}",
-                "images": f"{load.batch_size} of {'x'.join(map(str, load.image))}",
-            }
+    loads = {"ours": Workload(config, device)}
+    loads[str(checkout.network)] = PublishedWorkload(config, device)
+    rows = measure_in_alternation(loads, config.repeats)
+    git = read_git_state(Path(str(checkout.folder)))
+    commit = git and git["commit"] + ", modified" * git["modified"]
+    for name, load in loads.items():
+        rows[name] |= {
+            "network": name,
+            "parameters": cost.count_parameters(load.model)["total"],
+            "macs": try_to_count_macs(load),
+            "code": f"{checkout.folder}, {checkout.options or 'no options'}",
+            "commit": commit,
+            "images": f"{load.batch_size} of {'x'.join(map(str, load.image))}",
+        }
     return list(rows.values())
 
 

@@ -210,15 +210,15 @@ def _new_folder(parent: Path, identity: str) -> Path:
             folder = parent / f"{identity}-{number}"
 
 
-def read_git_state() -> GitState | None:
-    """Return the code's commit and whether the tree differs from it; `None` outside a clone."""
+def read_git_state(folder: Path = Path(__file__).parent) -> GitState | None:
+    """Return the commit of the code in a folder, and whether its tree differs; `None` without."""
 
     def git(*arguments: str) -> str:
-        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        command = ["git", "-C", str(folder), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        git("ls-files", "--error-unmatch", Path(__file__).name)
+        git("ls-files", "--error-unmatch", ".")
         changes = git("status", "--porcelain", "--untracked-files=no")
         return {"commit": git("rev-parse", "HEAD"), "modified": bool(changes)}
     except (OSError, subprocess.CalledProcessError):
