@@ -454,3 +454,11 @@ def test_from_runs_to_pictures(call, tmp_path):
         assert unpacked(shown["truth"], shape).any()
         assert unpacked(prediction, shape).shape == shape
         assert none is None
+
+
+def test_one_patient_is_counted_as_one(tmp_path):
+    for attn, shift in (("qkv", 0.0), ("kv", 0.01)):
+        make_run(tmp_path / "runs", attn, values(1, shift, patients=1))
+    page_text = made(tmp_path)
+    assert "mean of 2 classes, 1 patient, profile" in page_text
+    assert not re.search(r"\b1 patients", page_text)

@@ -33,7 +33,7 @@ from attnseg.study.metric import ComparedMetric, choose_metric
 from attnseg.study.null_control import doubt_attentions, find_null_controls
 from attnseg.study.score_sheet import ScoreSheet
 from attnseg.study.trainings import average_seeds, deviate_seeds
-from attnseg.study.verdict import write_headline, write_verdict
+from attnseg.study.verdict import count_text, write_headline, write_verdict
 
 log = logging.getLogger(__name__)
 SEED_SD = ("seed_sd", "seed_sd_low", "seed_sd_high")  # columns: of the seeds' means, and interval
@@ -260,7 +260,7 @@ def _shared_name(bases: Mapping[str, str], variants: Sequence[Variant]) -> str:
 def _write_title(run: RunFolder, settings: ComparisonSettings, classes: int, patients: int) -> str:
     return (
         f"{run.facts.choices['dataset']}, {settings.split}: {settings.metric.label}, mean of "
-        f"{classes} class{'' if classes == 1 else 'es'}, {patients} patients, "
+        f"{classes} class{'' if classes == 1 else 'es'}, {count_text(patients, 'patient')}, "
         f"profile {profile_title(run)}"
     )
 

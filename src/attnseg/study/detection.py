@@ -16,6 +16,7 @@ from scipy import stats
 
 from attnseg.study.score_sheet import ScoreSheet
 from attnseg.study.statistics import holm
+from attnseg.study.verdict import count_text, p_value_text
 
 
 @dataclass(frozen=True)
@@ -80,8 +81,8 @@ def doubt_errors(errors: Sequence[ErrorCount], bases: Mapping[str, str], alpha: 
         if e.p <= alpha:
             verb = "misses" if e.error == "missed" else "predicts spurious"
             doubts.append(
-                f"{e.variant} {verb} classes more often than {bases[e.variant]} in {e.more} "
-                f"patients and less often in {e.fewer} (exact McNemar test, Holm p "
-                f"{'< 0.001' if e.p < 0.001 else f'{e.p:.3f}'}): a mean does not show that"
+                f"{e.variant} {verb} classes more often than {bases[e.variant]} in "
+                f"{count_text(e.more, 'patient')} and less often in {e.fewer} (exact McNemar test, "
+                f"Holm p {p_value_text(e.p)}): a mean does not show that"
             )
     return doubts

@@ -13,6 +13,7 @@ from attnseg.metrics.bounds import VOLUMES
 from attnseg.runs.run_folder import RunFolder
 from attnseg.runs.variants import Variant
 from attnseg.study.integrity import ROW, digest_scores, has_telling_values, select_rows
+from attnseg.study.verdict import count_text
 
 INVENTED = ("phantom", "situs")  # datasets that are always generated
 PHANTOM_FILE = "phantom.json"  # at the root of a generated dataset
@@ -63,8 +64,8 @@ def _doubt_split(runs: Sequence[RunFolder], split: str) -> Iterator[str]:
         if count > len(own):
             after = f", {later} of them after the last of these runs" if later else ""
             yield (
-                f"the test set was opened {count} times, for {len(own)} runs in this comparison"
-                f"{after}: whoever chose among results on it has fitted it"
+                f"the test set was opened {count} times, for {count_text(len(own), 'run')} in this "
+                f"comparison{after}: whoever chose among results on it has fitted it"
             )
 
 

@@ -25,7 +25,7 @@ from attnseg.study.canvas import (
 )
 from attnseg.study.comparison import Comparison
 from attnseg.study.contrasts import ATTENTION, Claim, Contrast
-from attnseg.study.verdict import ABOUT, interval_text
+from attnseg.study.verdict import ABOUT, count_text, interval_text
 
 AXIS_LABEL_LENGTH = 48  # characters of a line below an axis
 VARIANT_COLOURS = 6  # in the style sheet; further variants reuse them with other dashes
@@ -94,7 +94,7 @@ def draw_patients(comparison: Comparison) -> Figure:
         heights = at + 0.3 * np.random.default_rng(0).uniform(-1, 1, len(differences))
         text = comparison.metric.text
         ends = f"{text(differences.min())} to {text(differences.max())}"
-        tooltip = f"{c.variant}: {len(differences)} patients, from {ends}"
+        tooltip = f"{c.variant}: {count_text(len(differences), 'patient')}, from {ends}"
         draw_points(axes, differences, heights, "accent", tooltip)
         mean = [(c.difference, at - 0.4), (c.difference, at + 0.4)]
         draw_line(axes, mean, "ink", 2.2, f"{c.variant}: mean {text(c.difference)}", cap="butt")

@@ -17,6 +17,7 @@ from attnseg.study.metric import choose_metric
 from attnseg.study.power import Variation, power_to_differ, power_to_equal
 from attnseg.study.score_sheet import ScoreSheet
 from attnseg.study.trainings import average_seeds, deviate_seeds
+from attnseg.study.verdict import count_text
 
 log = logging.getLogger(__name__)
 MOST_PATIENTS = 10_000
@@ -65,7 +66,7 @@ def plan_comparison(
     print(
         f"Standard deviations: {variation.patients:.4g} between patients, {variation.seeds:.4g} "
         f"between seeds, {variation.rest:.4g} of their interaction. Power {power:g}, "
-        f"{comparisons} comparison{'' if comparisons == 1 else 's'}."
+        f"{count_text(comparisons, 'comparison')}."
     )
     needed = {text: _print_needs(text, chance, seeds, power) for text, chance in questions.items()}
     folder = Path(outputs)

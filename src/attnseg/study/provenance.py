@@ -6,6 +6,7 @@ from typing import Any
 
 from attnseg.runs.run_folder import RunFolder
 from attnseg.runs.variants import Variant
+from attnseg.study.verdict import count_text
 
 DIGEST_LENGTH = 10  # shown characters of a digest or commit
 
@@ -96,7 +97,10 @@ def list_splits(variants: Sequence[Variant]) -> list[dict[str, Any]]:
             continue
         by_role = run.split.groupby("role", sort=False)
         patients, cases = by_role["patient"].nunique(), by_role.size()
-        texts = [f"{role}: {patients[role]} patients, {cases[role]} cases" for role in cases.index]
+        texts = [
+            f"{role}: {count_text(patients[role], 'patient')}, {count_text(cases[role], 'case')}"
+            for role in cases.index
+        ]
         ends = (480 * patients.cumsum() / patients.sum()).to_list()
         bars = [
             {"x": f"{start:.1f}", "width": f"{max(1.0, end - start - 2):.1f}", "text": text}

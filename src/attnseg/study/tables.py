@@ -14,7 +14,7 @@ from rich.markup import escape
 from attnseg.study.comparison import Comparison
 from attnseg.study.contrasts import ATTENTION, NOTHING_SHOWN, Claim, Contrast
 from attnseg.study.metric import ComparedMetric
-from attnseg.study.verdict import ABOUT, interval_text
+from attnseg.study.verdict import ABOUT, interval_text, p_value_text
 
 LATEX_ESCAPES = {character: f"\\{character}" for character in "&%$#_{}"} | {
     "\\": r"\textbackslash{}",
@@ -250,11 +250,6 @@ def _cost_text(value: float, digits: int, change: float | None) -> str:
     if math.isnan(value):
         return "-"
     return f"{value:.{digits}f}" + ("" if change is None else f" ({change:+.1f} %)")
-
-
-def p_value_text(p: float) -> str:
-    """Return a p-value as tables show it."""
-    return "-" if math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def share_text(share: float) -> str:

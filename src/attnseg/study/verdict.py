@@ -169,9 +169,9 @@ def failure_text(c: Contrast, metric: ComparedMetric) -> str:
     seen = "none" if f.seen == 0 else str(f.seen)
     share = f"{100 * f.upper:.1f} %"
     return (
-        f"{seen} of {f.patients} patients failed under {c.variant} alone; at most {share} of all "
-        f"patients do (95 % limit), which would {'lower' if metric.up else 'raise'} the mean by "
-        f"{metric.text(f.effect)} {metric.unit}"
+        f"{seen} of {count_text(f.patients, 'patient')} failed under {c.variant} alone; at most "
+        f"{share} of all patients do (95 % limit), which would {'lower' if metric.up else 'raise'} "
+        f"the mean by {metric.text(f.effect)} {metric.unit}"
     )
 
 
@@ -186,11 +186,21 @@ def _interval(c: Contrast, claim: Claim, metric: ComparedMetric) -> str:
 
 
 def _draws_text(c: Contrast, claim: Claim) -> str:
-    patients = f"{c.patients} patient{'' if c.patients == 1 else 's'}"
+    patients = count_text(c.patients, "patient")
     if claim.of == NETWORKS:
         return patients
     own, base = c.seeds
     return f"{patients}, {own} seeds each" if own == base else f"{patients}, {own} and {base} seeds"
+
+
+def count_text(count: int, noun: str) -> str:
+    """Return a number of things, such as `1 patient` or `2 patients`."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def p_value_text(p: float) -> str:
+    """Return a p-value as tables show it."""
+    return "-" if math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def difference_text(value: float, metric: ComparedMetric) -> str:
