@@ -1,5 +1,6 @@
 """Building blocks of every command's options: nodes, components, and types of single values."""
 
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt
@@ -25,6 +26,15 @@ Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 ImageSize = Annotated[tuple[PositiveInt, PositiveInt], BeforeValidator(_as_pair)]
 Names = Annotated[list[str], BeforeValidator(_as_list)]  # one name stands for a list of one
 AsTuple = BeforeValidator(_as_tuple)
+
+
+def flatten_options(node: object, key: str = "") -> Iterator[tuple[str, object]]:
+    """Yield the dotted key and the value of each option in nested mappings."""
+    if isinstance(node, Mapping) and node:
+        for name, value in node.items():
+            yield from flatten_options(value, f"{key}.{name}" if key else str(name))
+    else:
+        yield key, node
 
 
 class Node(BaseModel):

@@ -1,9 +1,10 @@
-"""Differences between the stop of a run and its resumption, and those that could change results."""
+"""Changes since a run stopped, and those by which the results of the resumed run could differ."""
 
 import logging
 from collections.abc import Iterator, Mapping
 
 from attnseg.config.identity import affects_rounding
+from attnseg.config.nodes import flatten_options
 from attnseg.config.training import Config
 from attnseg.errors import ConfigError, DataError
 from attnseg.runs.facts import GitState, RunFacts
@@ -59,18 +60,10 @@ def check_resumption(
 def _list_changed_options(folder: RunFolder, config: Config) -> Iterator[tuple[str, str]]:
     """Yield key and text of each option, places aside, that is not as before."""
     try:
-        before = dict(_flat_options(folder.raw_config))
+        before = dict(flatten_options(folder.raw_config))
     except DataError:  # It is written anew.
         return
-    now = dict(_flat_options(config.model_dump(mode="json", by_alias=True, exclude={"choices"})))
+    now = dict(flatten_options(config.model_dump(mode="json", by_alias=True, exclude={"choices"})))
     for key in sorted(before.keys() & now.keys()):
         if before[key] != now[key] and not key.startswith("paths."):
             yield key, f"{key}={before[key]}, now {now[key]}"
-
-
-def _flat_options(node: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
-    for name, value in node.items():
-        if isinstance(value, Mapping):
-            yield from _flat_options(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value

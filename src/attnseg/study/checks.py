@@ -1,9 +1,10 @@
 """Checks that runs are comparable, and warnings about what else differs between them."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import combinations
 
 from attnseg.config.identity import affects_comparison
+from attnseg.config.nodes import flatten_options
 from attnseg.errors import DataError
 from attnseg.runs.run_folder import RunFolder
 from attnseg.runs.variants import Variant
@@ -131,7 +132,7 @@ def find_other_differences(runs: Sequence[RunFolder], by: Sequence[str]) -> list
 
     Options below a key of `by` are compared only among runs with the same value of that key.
     """
-    options = {run.path: dict(_flatten(run.raw_config)) for run in runs}
+    options = {run.path: dict(flatten_options(run.raw_config)) for run in runs}
     differences = []
     for key in dict.fromkeys(key for flat in options.values() for key in flat):
         if not affects_comparison(key):
@@ -148,19 +149,10 @@ def find_other_differences(runs: Sequence[RunFolder], by: Sequence[str]) -> list
 def list_differing_options(variants: Sequence[Variant]) -> dict[str, list[str]]:
     """Return each option in which any two runs differ, with its values for each variant."""
     by_seed = [sorted(variant.runs, key=lambda run: run.seed) for variant in variants]
-    options = [[dict(_flatten(run.raw_config)) for run in runs] for runs in by_seed]
+    options = [[dict(flatten_options(run.raw_config)) for run in runs] for runs in by_seed]
     differing = {}
     for key in dict.fromkeys(key for runs in options for flat in runs for key in flat):
         values = [list(dict.fromkeys(str(flat.get(key, "-")) for flat in runs)) for runs in options]
         if len({value for own in values for value in own}) > 1:
             differing[key] = [", ".join(own) for own in values]
     return differing
-
-
-def _flatten(node: object, key: str = "") -> Iterator[tuple[str, object]]:
-    """Yield the dotted key and the value of each leaf of a nested mapping."""
-    if isinstance(node, Mapping) and node:
-        for name, value in node.items():
-            yield from _flatten(value, f"{key}.{name}" if key else str(name))
-    else:
-        yield key, node

@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from attnseg.config import cost
+from attnseg.config.nodes import flatten_options
 from attnseg.conversion.surgery import SiteReport
 from attnseg.errors import join_names
 from attnseg.files import file_digest, write_text
@@ -146,19 +147,11 @@ def name_comparison(run: RunFolder, parent: RunFolder, tested: bool) -> str:
     by, baseline = "attn", parent.facts.choices["attn"]
     words = ["attnseg", "compare", f"runs=[{parent},{run}]", f"baseline={baseline}"]
     if baseline == run.facts.choices["attn"]:
-        for by, value in _list_options(parent.raw_config["attn"], "attn"):
+        for by, value in flatten_options(parent.raw_config["attn"], "attn"):
             if run.option(by) != value:
                 words[3:] = [f"baseline={value}", f"by=[{by}]"]
                 break
     return shlex.join([*words, *([] if tested else ["split=val"])])
-
-
-def _list_options(node: object, key: str) -> Iterator[tuple[str, object]]:
-    if isinstance(node, Mapping):
-        for name, value in node.items():
-            yield from _list_options(value, f"{key}.{name}")
-    else:
-        yield key, node
 
 
 def _count_cost(model: SegmentationModel, shape: tuple[int, int, int]) -> dict[str, int]:

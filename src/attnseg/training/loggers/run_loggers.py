@@ -12,6 +12,7 @@ from typing import Any
 from pytorch_lightning.loggers import Logger
 
 from attnseg.config.build import build
+from attnseg.config.nodes import flatten_options
 from attnseg.config.training import Config
 from attnseg.errors import ResourceError, first_line
 from attnseg.runs.run_folder import RunFolder
@@ -30,7 +31,7 @@ class RunLoggers:
         ]
         self.title = f"{config.dataset_name}/{config.choices['model']}/{config.choices['attn']}"
         options = config.model_dump(by_alias=True, exclude={"logger", "paths"})
-        self.parameters = flatten_options(options)
+        self.parameters = list_parameters(options)
         self.opened: dict[Tracker, Logger] = {}
         self.epoch = 0
 
@@ -82,17 +83,13 @@ class RunLoggers:
             self.opened.pop(tracker, None)
 
 
-def flatten_options(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested options under dotted keys, with lists as text."""
-    flat: dict[str, Any] = {}
-    for name, value in node.items():
-        key = f"{prefix}{name}"
-        if isinstance(value, Mapping):
-            flat |= flatten_options(value, f"{key}.")
-        else:
-            scalar = value is None or isinstance(value, bool | int | float | str)
-            flat[key] = value if scalar else str(list(value))
-    return flat
+def list_parameters(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested options under dotted keys, with lists as text and without empty mappings."""
+    return {
+        key: str(list(value)) if isinstance(value, list | tuple) else value
+        for key, value in flatten_options(options)
+        if value != {}
+    }
 
 
 def final_scores(metrics: Mapping[str, Any]) -> dict[str, float]:
