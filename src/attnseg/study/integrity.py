@@ -1,4 +1,4 @@
-"""Signs that the files of runs are not what the runs wrote: what a comparison refuses.
+"""Signs that the files of a run were changed after it wrote them; a comparison refuses such runs.
 
 A run notes the digests of its results, and a seal of all its facts. Runs of version 0.1.0 have
 neither: their scores are held against `split.csv`, against each other, and against the range of
@@ -9,7 +9,6 @@ import hashlib
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -129,15 +128,15 @@ def _compare_with_split(run: RunFolder, split: str) -> Iterator[str]:
         yield f"{run.split_file}: not the split that run.json describes; {REMEDY}"
         return
     expected = _list_cases(table[table["role"] == split])
-    for what, cases in (
-        ("lacks", expected - _list_cases(select_rows(run, split))),
-        ("has", _list_cases(select_rows(run, split)) - expected),
+    scored = _list_cases(select_rows(run, split))
+    for verb, cases, relation in (
+        ("lacks", expected - scored, "of"),
+        ("has", scored - expected, "that is not in the"),
     ):
         if cases:
             patient, case = min(cases)
-            relation = "of" if what == "lacks" else "that is not in the"
             yield (
-                f"{run.cases_file}: {what} {split} case {case} of patient {patient} {relation} "
+                f"{run.cases_file}: {verb} {split} case {case} of patient {patient} {relation} "
                 f"split.csv{_count_more(len(cases))}; {REMEDY}"
             )
 
@@ -179,15 +178,14 @@ def _count_more(count: int) -> str:
 def _find_copies(variants: Sequence[Variant], split: str) -> Iterator[str]:
     """Yield a problem for each two runs with one identity, one checkpoint or one set of scores."""
     advice = "one is a copy of the other; leave it out"
-    known: dict[Any, RunFolder] = {}
+    known: dict[tuple[str, str], RunFolder] = {}
     for run in (run for variant in variants for run in variant.runs):
-        weights, identity = run.facts.checkpoints.get("best.ckpt"), run.facts.id
-        for key, what in (
-            ((weights, "weights") if weights else None, "the same weights"),
-            ((identity, "identity") if identity else None, "the same run id"),
+        for what, digest in (
+            ("the same weights", run.facts.checkpoints.get("best.ckpt")),
+            ("the same run id", run.facts.id),
         ):
-            other = run if key is None else known.setdefault(key, run)
-            repeated = key is not None and key[1] == "identity" and other.seed == run.seed
+            other = known.setdefault((what, digest), run) if digest else run
+            repeated = what == "the same run id" and other.seed == run.seed
             if other is not run and not repeated:  # Seeds that occur twice are refused elsewhere.
                 yield f"{other.path} and {run.path}: {what}; {advice}"
                 break

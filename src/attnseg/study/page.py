@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from attnseg.runs.variants import Variant
 from attnseg.study import cases, checks, figures, provenance, tables
-from attnseg.study.canvas import to_svg
+from attnseg.study.canvas import CSS, to_svg
 from attnseg.study.comparison import Comparison
 from attnseg.study.metric import ComparedMetric
 from attnseg.study.verdict import ABOUT, failure_text, write_claim
@@ -27,10 +27,7 @@ def render_page(
     comparison: Comparison, variants: Sequence[Variant], split: str, max_cases: int, command: str
 ) -> str:
     """Return the page's HTML; `command` is the line that repeats this comparison."""
-    css, script = (
-        files("attnseg.study").joinpath(f"templates/comparison.{kind}").read_text()
-        for kind in ("css", "js")
-    )
+    script = files("attnseg.study").joinpath("templates/comparison.js").read_text()
     browser = cases.build_case_browser(variants, split, comparison.metric, max_cases)
     names = [variant.name for variant in variants]
     made = tables.build_tables(comparison)
@@ -38,8 +35,8 @@ def render_page(
         comparison=comparison,
         names=names,
         headline=use_minus_signs(comparison.headline),
-        policy=security_policy(css, script),
-        css=Markup(css),
+        policy=security_policy(CSS, script),
+        css=Markup(CSS),
         script=Markup(script),
         # Not every comparison has these tables.
         tables={"pairs": None, "errors": None} | {t.name: t for t in made},
