@@ -1,4 +1,4 @@
-"""The machine that is measured: its device, and its rates of matrix products and copies."""
+"""The measured machine: its device, and its rates of matrix products and copies."""
 
 import logging
 import platform

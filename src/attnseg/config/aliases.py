@@ -1,4 +1,4 @@
-"""Refusal of YAML files whose aliases, by standing for one another, multiply beyond all memory."""
+"""Refuses YAML files whose aliases expand to more values than fit into memory."""
 
 import yaml
 

@@ -1,4 +1,4 @@
-"""The only place where a configuration becomes objects.
+"""Builds the objects that a configuration names; no other module does.
 
 A `_target_` is a class of this package, of a plugin, or one of a few others, which are named here:
 a configuration cannot make the program run code of its author's choice.

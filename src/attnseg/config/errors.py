@@ -1,4 +1,4 @@
-"""Checks options by pydantic; its first complaint becomes a line with the key and the remedy."""
+"""Checks options with pydantic, and states the first mistake in one line with key and remedy."""
 
 import difflib
 import math

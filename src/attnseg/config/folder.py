@@ -41,10 +41,15 @@ def list_choices(group: str) -> list[str]:
     return sorted({p.stem for f in _choice_folders() for p in (f / group).glob("[!_]*.yaml")})
 
 
+def _read_choice(group: str, name: str) -> str:
+    """Return the text of the file of a choice that exists."""
+    paths = (folder / group / f"{name}.yaml" for folder in _choice_folders())
+    return next(path for path in paths if path.is_file()).read_text(encoding="utf-8")
+
+
 def read_about(group: str, name: str) -> str:
     """Return the comment in the first line of a choice's file, or nothing."""
-    path = next(p for f in _choice_folders() if (p := f / group / f"{name}.yaml").is_file())
-    first = path.read_text(encoding="utf-8").partition("\n")[0]
+    first = _read_choice(group, name).partition("\n")[0]
     return first.lstrip("# ") if first.startswith("#") else ""
 
 
@@ -55,8 +60,7 @@ def list_attentions() -> list[str]:
 
 def read_defaults(group: str, name: str) -> list[str | dict[str, str]]:
     """Return the defaults list of a choice's file: the choices that it makes itself."""
-    path = next(p for f in _choice_folders() if (p := f / group / f"{name}.yaml").is_file())
-    options = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    options = yaml.safe_load(_read_choice(group, name)) or {}
     return list(options.get("defaults", []))
 
 

@@ -1,4 +1,4 @@
-"""Markers at the fields of a configuration: their role for the identity and comparison of runs."""
+"""Markers of configuration fields: their role in the identity and the comparison of runs."""
 
 from dataclasses import dataclass
 

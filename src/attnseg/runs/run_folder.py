@@ -1,4 +1,4 @@
-"""Run folders: where one training leaves everything, and the only place that reads it."""
+"""The folder of a training run: its files, and the only code that reads them."""
 
 import io
 import json
