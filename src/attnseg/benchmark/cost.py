@@ -50,13 +50,13 @@ def measure_cost(config: Benchmark, device: torch.device, precisions: Sequence[s
     if base is not None:
         loads[base] = Workload(config, device, attention_component(base))
     load = loads[name]
-    closed, counted = cost.count_attention_macs(load.model, load.image)
+    macs, closed, counted = cost.count_all_macs(load.model, load.image)
     row: Row = {
         "model": config.choices["model"],
         "size": config.model.options.get("size", ""),
         "attn": name,
         "parameters": cost.count_parameters(load.model)["total"],
-        "macs": load.macs(),
+        "macs": macs,
         "attention_macs": closed,
         "attention_macs_counted": counted,
         "against": base,

@@ -46,7 +46,7 @@ def write_report(search: SharedSearch, study: optuna.Study, overrides: Sequence[
     """
     trials = study.get_trials(deepcopy=False)
     done = [trial for trial in trials if trial.state == TrialState.COMPLETE]
-    order = sorted(done, key=lambda trial: -_score(trial) if search.maximize else _score(trial))
+    order = sorted(done, key=_score, reverse=search.maximize)
     rest = [trial for trial in trials if trial.state != TrialState.COMPLETE]
     write_csv(search, trials)
     importance = parameter_importance(study, done, list(search.options.space))

@@ -202,9 +202,9 @@ class SegmentationModule(pl.LightningModule):
 
         From `[B, ...]` of this process, which alone carry a gradient, to `[B * processes, ...]`.
         """
-        if self.trainer.world_size == 1:
-            return own
         world = self.trainer.world_size
+        if world == 1:
+            return own
         gathered = own.new_empty(world * own.shape[0], *own.shape[1:])
         torch.distributed.all_gather_into_tensor(gathered, own.detach().contiguous())
         by_rank: Tensor = gathered.unflatten(0, (world, -1))
