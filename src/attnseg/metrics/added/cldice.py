@@ -1,11 +1,12 @@
 """The centreline Dice (clDice) of tubes such as vessels and ducts."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import ndimage
 
-from attnseg.metrics.overlap import Mask, ratio
+from attnseg.metrics.overlap import Mask
 from attnseg.metrics.profiles.profile import Metric, SingleMetric, Spacing
 from attnseg.metrics.surface import bounding_box
 
@@ -27,14 +28,18 @@ class CentrelineDice(SingleMetric):
         """See `SingleMetric.score`."""
         true, predicted = bool(truth.any()), bool(prediction.any())
         if not (true and predicted):
-            return 0.0 if true or predicted else float("nan")
-        box = bounding_box(truth | prediction)
+            return 0.0 if true or predicted else math.nan
+        # With a margin, which keeps what lies in one slice of several from being taken for 2D.
+        box = tuple(
+            slice(max(0, side.start - 1), side.stop + 1)
+            for side in bounding_box(truth | prediction)
+        )
         truth, prediction = truth[box], prediction[box]
         true_line, predicted_line = skeletonise(truth), skeletonise(prediction)
         precision = np.count_nonzero(predicted_line & truth) / np.count_nonzero(predicted_line)
         sensitivity = np.count_nonzero(true_line & prediction) / np.count_nonzero(true_line)
         together = precision + sensitivity
-        return ratio(2 * precision * sensitivity, together) if together else 0.0
+        return 2 * precision * sensitivity / together if together else 0.0
 
 
 def skeletonise(mask: Mask) -> Mask:
