@@ -22,7 +22,6 @@ from attnseg.metrics.surface import (
     surface_distances,
     surface_elements,
 )
-from attnseg.metrics.volume import score_classes
 
 
 def box(shape, *ranges):
@@ -283,31 +282,3 @@ def test_brute_force_agrees():
 
 def test_monai_agrees():
     assert not disagreements(range(50), measure_by_monai)
-
-
-# Several classes
-
-
-def test_classes_from_label_maps_and_from_masks():
-    rng = np.random.default_rng(0)
-    truth, prediction = rng.integers(0, 4, (2, 3, 4, 5), dtype=np.uint8)
-    masks = [np.stack([m == k for k in (1, 2, 3)]) for m in (truth, prediction)]
-
-    def score(at, true, predicted):
-        assert true.dtype == bool
-        return at, true.shape, np.count_nonzero(true), np.count_nonzero(predicted)
-
-    sums = [((truth == k).sum(), (prediction == k).sum()) for k in (1, 2, 3)]
-    expected = [(at, (3, 4, 5), *both) for at, both in enumerate(sums)]
-    assert score_classes(truth, prediction, score, 3) == expected
-    assert score_classes(*masks, score, 3) == expected
-    assert score_classes(masks[0], prediction, score, 3) == expected
-
-
-def test_an_error_in_one_class_is_raised():
-    def score(at, true, predicted):
-        raise ValueError("broken")
-
-    labels = np.ones((1, 2, 2), np.uint8)
-    with pytest.raises(ValueError, match="broken"):
-        score_classes(labels, labels, score, 1)

@@ -201,7 +201,7 @@ def _nearest(points: Floats, others: Floats) -> Floats:
     # 100 x 250 x 300 voxels takes 0.2 s against 1.3 s, two organs far apart 0.6 s against 12 s, but
     # noise that fills its box 0.7 s against 0.4 s. Cells split in the middle and left loose are
     # built faster than SciPy's default and answer far points three times as fast. One thread,
-    # because classes are scored side by side (see `volume`), which gains more.
+    # because classes are scored side by side (see `Profile.score_case`), which gains more.
     tree = cKDTree(others, leafsize=32, balanced_tree=False, compact_nodes=False)
     return np.asarray(tree.query(points)[0], dtype=np.float64)
 

@@ -1,14 +1,16 @@
 """The base of metric profiles: named conventions that score cases and average the scores.
 
 Scores are rows of class, metric and value; a value is NaN where the profile leaves it undefined.
-Averaging takes a weight for each case, so that the same code computes a mean and, with resampled
-patients, its confidence interval.
+Averaging takes a weight for each case, so that the same code computes a mean and, leaving out one
+patient at a time, its confidence interval.
 """
 
 import hashlib
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
@@ -19,7 +21,6 @@ from numpy.typing import NDArray
 from attnseg.metrics.bounds import VOLUMES, usual_bounds
 from attnseg.metrics.intervals import count_patients, interval_of_average, leave_out_patients
 from attnseg.metrics.overlap import Overlap
-from attnseg.metrics.volume import score_classes
 
 Mask = NDArray[np.bool_]
 Values = NDArray[np.float64]
@@ -176,16 +177,21 @@ class Profile:
     def score_case(
         self, truth: Mask, prediction: Mask, spacing: Spacing, classes: Sequence[str]
     ) -> list[Score]:
-        """Score a case, given as masks `[classes, S, H, W]` and the names of the classes."""
+        """Score a case, given as masks `[classes, S, H, W]` and the names of the classes.
 
-        def score_class(at: int, true: Mask, predicted: Mask) -> dict[str, float]:
-            scores = self.of_class(classes[at]).score(true, predicted, spacing)
+        Each class has a thread. Masks are not cropped, because the score of a missed organ may
+        depend on the size of the image.
+        """
+
+        def score_class(name: str, true: Mask, predicted: Mask) -> dict[str, float]:
+            scores = self.of_class(name).score(true, predicted, spacing)
             for single in self.added.values():
                 scores[single.metric.name] = single.score(true, predicted, spacing)
             voxels = (np.count_nonzero(true), np.count_nonzero(predicted))
             return {**scores, **dict(zip(VOLUMES, map(float, voxels), strict=True))}
 
-        by_class = score_classes(truth, prediction, score_class, len(classes))
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            by_class = list(pool.map(score_class, classes, truth, prediction))
         return [
             (name, metric, float(value))
             for name, scores in zip(classes, by_class, strict=True)
