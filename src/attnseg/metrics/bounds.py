@@ -1,4 +1,4 @@
-"""The bounds of metrics, and the columns of any profile, for readers of scores without its code."""
+"""Bounds of metrics and columns common to all profiles, without the code of the profiles."""
 
 import math
 

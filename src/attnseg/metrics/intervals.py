@@ -15,6 +15,7 @@ from scipy import special
 Values = NDArray[np.float64]
 Ends = tuple[float, float]
 
+LEVEL = 0.95  # coverage
 MIN_PATIENTS = 3  # of two, an interval says nothing
 UNKNOWN: Ends = (math.nan, math.nan)
 
@@ -37,7 +38,7 @@ def count_patients(known: NDArray[np.bool_], patients: Sequence[str]) -> NDArray
 
 
 def interval_of_average(
-    averages: Values, patients: int, bounds: Ends = (-math.inf, math.inf), level: float = 0.95
+    averages: Values, patients: int, bounds: Ends = (-math.inf, math.inf)
 ) -> Ends:
     """Return the confidence interval of an average over patients.
 
@@ -50,7 +51,6 @@ def interval_of_average(
         averages: of all patients, then of those without each patient, `[patients + 1]`.
         patients: number of patients that have a value.
         bounds: smallest and largest value, infinite if there is none.
-        level: coverage, between 0 and 1.
 
     Returns:
         Lower and upper end; NaN for fewer than three patients.
@@ -62,11 +62,11 @@ def interval_of_average(
     error = math.sqrt((count - 1) / count * float(np.sum((without - without.mean()) ** 2)))
     low, high = bounds
     if error < 1e-12:
-        unseen = ((1 - level) / 2) ** (1 / patients)
+        unseen = ((1 - LEVEL) / 2) ** (1 / patients)
         if math.isinf(low) or math.isinf(high):
             return UNKNOWN
         return low + (average - low) * unseen, high - (high - average) * unseen
-    half = float(special.stdtrit(patients - 1, (1 + level) / 2)) * error
+    half = float(special.stdtrit(patients - 1, (1 + LEVEL) / 2)) * error
     above, below = average - low, high - average
     if math.isfinite(high) and above > 0 and below > 0:
         width = half * (high - low) / (above * below)

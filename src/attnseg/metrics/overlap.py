@@ -1,5 +1,6 @@
 """Metrics of two masks that count voxels, and the lesion-wise F1 score."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +14,7 @@ Mask = NDArray[np.bool_]
 
 def ratio(numerator: float, denominator: float) -> float:
     """Return a quotient, NaN where the denominator is 0."""
-    return numerator / denominator if denominator else float("nan")
+    return numerator / denominator if denominator else math.nan
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,12 @@ class Overlap:
         return ratio(self.fp - self.fn, self.tp + self.fn)
 
 
+def label_objects(mask: Mask) -> tuple[NDArray[np.int32], int]:
+    """Number connected components, corners included, from 1; return each voxel's, and how many."""
+    objects, count = ndimage.label(mask, np.ones((3,) * mask.ndim, bool))
+    return np.asarray(objects, np.int32), int(count)
+
+
 def lesion_f1(truth: Mask, prediction: Mask) -> float:
     """Return the F1 score of connected components, NaN if both masks are empty.
 
@@ -84,12 +91,10 @@ def lesion_f1(truth: Mask, prediction: Mask) -> float:
     """
     either = truth | prediction
     if not either.any():
-        return float("nan")
+        return math.nan
     box = bounding_box(either)
     truth, prediction = truth[box], prediction[box]
-    connected = np.ones((3,) * truth.ndim, bool)
-    true, number = ndimage.label(truth, connected)
-    predicted, predicted_number = ndimage.label(prediction, connected)
+    (true, number), (predicted, predicted_number) = map(label_objects, (truth, prediction))
     detected = len(np.unique(true[prediction & truth]))
     right = len(np.unique(predicted[prediction & truth]))
     missed, wrong = number - detected, predicted_number - right

@@ -5,9 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
-from attnseg.metrics.overlap import Mask, ratio
+from attnseg.metrics.overlap import Mask, label_objects, ratio
 from attnseg.metrics.profiles.profile import Metric, SingleMetric, Spacing
 
 MATCHED = 0.5  # IoU above which two objects match; no object can match two others
@@ -28,7 +27,7 @@ class PanopticQuality(SingleMetric):
 
     def score(self, truth: Mask, prediction: Mask, spacing: Spacing) -> float:
         """See `SingleMetric.score`."""
-        (true, true_count), (predicted, predicted_count) = map(_label_objects, (truth, prediction))
+        (true, true_count), (predicted, predicted_count) = map(label_objects, (truth, prediction))
         matched = _object_ious(true, predicted, true_count, predicted_count)
         matched = matched[matched > MATCHED]
         return ratio(float(matched.sum()), (true_count + predicted_count) / 2)
@@ -63,20 +62,14 @@ class SizedRecall(SingleMetric):
     def score(self, truth: Mask, prediction: Mask, spacing: Spacing) -> float:
         """See `SingleMetric.score`."""
         if spacing is None:
-            return float("nan")
-        objects, count = _label_objects(truth)
+            return math.nan
+        objects, count = label_objects(truth)
         voxels = np.bincount(objects.ravel(), minlength=count + 1)[1:]
         diameters = np.cbrt(6 / math.pi * voxels * math.prod(spacing))
         touched = np.zeros(count + 1, bool)
         touched[np.unique(objects[prediction])] = True
         chosen = (diameters >= self.above_mm) & (diameters < (self.below_mm or math.inf))
         return ratio(int(np.count_nonzero(touched[1:] & chosen)), int(np.count_nonzero(chosen)))
-
-
-def _label_objects(mask: Mask) -> tuple[NDArray[np.int32], int]:
-    """Return the number of the object of each voxel, 0 for none, and the number of objects."""
-    objects, count = ndimage.label(mask, np.ones((3,) * mask.ndim, bool))
-    return np.asarray(objects, np.int32), int(count)
 
 
 def _object_ious(

@@ -1,5 +1,6 @@
-"""Comparisons of volumes alone, in which errors of either sign count and places do not."""
+"""Metrics of volume alone: errors of either sign count, locations do not."""
 
+import math
 from dataclasses import dataclass
 
 from attnseg.metrics.overlap import Mask, ratio
@@ -13,10 +14,9 @@ class AbsoluteVolumeError(SingleMetric):
     @property
     def metric(self) -> Metric:
         """See `SingleMetric.metric`."""
-        limits = (0.0, float("inf"))
-        return Metric(
-            "absolute_volume_error", "absolute volume error", up=False, shown=False, limits=limits
-        )
+        label = "absolute volume error"
+        limits = (0.0, math.inf)
+        return Metric("absolute_volume_error", label, up=False, shown=False, limits=limits)
 
     def score(self, truth: Mask, prediction: Mask, spacing: Spacing) -> float:
         """See `SingleMetric.score`."""

@@ -5,6 +5,7 @@ They leave missed organs out: `DiceMetric` ignores classes that are not in the t
 voxels. Each case is averaged over its classes first, then the cases are averaged.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -22,8 +23,6 @@ from attnseg.metrics.profiles.profile import (
     with_mean,
 )
 from attnseg.metrics.surface import hd95, nsd_voxels, surface_distances
-
-NAN = float("nan")
 
 
 @dataclass(frozen=True)
@@ -56,10 +55,10 @@ class MONAI(Profile):
     def score(self, truth: Mask, prediction: Mask, spacing: Spacing) -> dict[str, float]:
         """Score one class of one case; see `Profile.score`."""
         true, predicted = bool(truth.any()), bool(prediction.any())
-        dice = Overlap.of(truth, prediction).dice if true else NAN
+        dice = Overlap.of(truth, prediction).dice if true else math.nan
         if spacing is None or not (true and predicted):
-            nsd = 0.0 if true != predicted and spacing is not None else NAN
-            return {"dice": dice, "hd95_mm": NAN, "nsd": nsd}
+            nsd = 0.0 if true != predicted and spacing is not None else math.nan
+            return {"dice": dice, "hd95_mm": math.nan, "nsd": nsd}
         distances = surface_distances(truth, prediction, spacing)
         agreed = nsd_voxels(distances, self.nsd_tolerance_mm)
         return {"dice": dice, "hd95_mm": hd95(distances), "nsd": agreed}

@@ -1,5 +1,7 @@
 """The profile `strict`, our default, which gives missed and spurious organs the worst score."""
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
@@ -15,8 +17,6 @@ from attnseg.metrics.profiles.profile import (
     weighted_mean,
 )
 from attnseg.metrics.surface import assd, hd, hd95, nsd, surface_distances, surface_elements
-
-NAN = float("nan")
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Strict(Profile):
         counts = Overlap.of(truth, prediction)
         if counts.tp + counts.fp + counts.fn == 0:
             summed_up = {m.name for m in self.metrics if m.of_probabilities} | {"weighted_jaccard"}
-            return {m.name: NAN for m in self.metrics if m.name not in summed_up}
+            return {m.name: math.nan for m in self.metrics if m.name not in summed_up}
         scores = {
             "dice": counts.dice,
             "jaccard": counts.jaccard,
@@ -96,7 +96,7 @@ class Strict(Profile):
     def _distances(self, truth: Mask, prediction: Mask, spacing: Spacing) -> dict[str, float]:
         names = ("hd_mm", "hd95_mm", "assd_mm")
         if spacing is None:
-            return dict.fromkeys((*names, "nsd"), NAN)
+            return dict.fromkeys((*names, "nsd"), math.nan)
         if not truth.any() or not prediction.any():
             diagonal = float(np.linalg.norm(np.multiply(truth.shape, spacing)))
             return {**dict.fromkeys(names, diagonal), "nsd": 0.0}
@@ -109,7 +109,7 @@ class Strict(Profile):
             "nsd": nsd(elements, self.nsd_tolerance_mm),
         }
 
-    def reduce(self, raw: dict[str, Values], weights: Values) -> dict[str, Values]:  # type: ignore[override]
+    def reduce(self, raw: Mapping[str, Values], weights: Values) -> dict[str, Values]:
         """Average; see `Profile.reduce`."""
         reduced = super().reduce(raw, weights)
         jaccard = weighted_mean(raw["jaccard"], weights)

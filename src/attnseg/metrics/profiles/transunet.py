@@ -1,7 +1,7 @@
 """The profile `transunet`: scores Synapse as TransUNet's published code and its copies do.
 
 It reproduces `calculate_metric_percase` of https://github.com/Beckschen/TransUNet (arXiv
-2102.04306) and DAE-Former (arXiv 2212.13504) bug for bug: a missed organ has a distance of 0, an
+2102.04306) and DAE-Former (arXiv 2212.13504) bug for bug: a missed organ has a distance of 0, a
 spurious one a Dice of 1, and distances are in voxels, although papers print mm. Use it only to
 compare with their tables.
 """
