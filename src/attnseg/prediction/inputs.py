@@ -27,7 +27,7 @@ from attnseg.prediction.spec import InferenceSpec
 
 Kind = Literal["nifti", "dicom", "picture", "scan"]
 VOLUMES, DICOMS = ENDINGS[:2], (DICOM, f"{DICOM}.gz")
-CHANNEL = re.compile(r"(.+)_(\d{4})")
+CHANNEL = re.compile(r"(.+)_([0-9]{4})")
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,13 @@
 """The answers to what the page asks for: cases, slices, masks, and the segmentation of uploads."""
 
+import contextlib
 import io
 import json
 import logging
 import shutil
 import threading
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -63,15 +64,11 @@ class Desk:
         """
         if path not in ("/upload", "/segment") or not self._drops:
             raise Refusal(404, "No such path")
-        if not self._busy.acquire(blocking=False):
-            raise Refusal(409, "The images before are still being segmented")
-        try:
+        with self._alone():
             if path == "/upload":
                 self._begin()
             else:
                 self._segment(values)
-        finally:
-            self._busy.release()
         return _as_json(self._list_cases())
 
     def put(self, path: str, values: dict[str, str], source: Readable, size: int) -> None:
@@ -84,22 +81,29 @@ class Desk:
             raise Refusal(404, "No such path")
         if self._upload is None:
             raise Refusal(409, "No upload was begun")
-        if not self._busy.acquire(blocking=False):
-            raise Refusal(409, "The images before are still being segmented")
-        try:
-            self._upload.receive(values.get("name", ""), source, size)
-        except TimeoutError:
-            raise  # The browser sends no more.
-        except OSError as error:
-            raise Refusal(507, f"Cannot be kept: {error.strerror or error}") from error
-        finally:
-            self._busy.release()
+        with self._alone():
+            try:
+                self._upload.receive(values.get("name", ""), source, size)
+            except TimeoutError:
+                raise  # The browser sends no more.
+            except OSError as error:
+                raise Refusal(507, f"Cannot be kept: {error.strerror or error}") from error
 
     def finish(self) -> None:
         """Wait for images that are being segmented: their results could not be removed before."""
         if not self._busy.acquire(blocking=False):
             log.info("Waiting for the images that are being segmented")
             self._busy.acquire()
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Refuse a request while another upload is received or segmented."""
+        if not self._busy.acquire(blocking=False):
+            raise Refusal(409, "The images before are still being segmented")
+        try:
+            yield
+        finally:
+            self._busy.release()
 
     @property
     def _drops(self) -> bool:
@@ -223,7 +227,7 @@ def _fill_row(side: Side, name: str) -> dict[str, Any] | None:
         return None
     facts = case.facts
     several = len(case.masks) > 1
-    file = f"{name_of_archive(case)}" if several else next(iter(case.masks), None)
+    file = name_of_archive(case) if several else next(iter(case.masks), None)
     return {key: facts[key] for key in ("ml", "voxels", "warnings", "seconds")} | {"file": file}
 
 

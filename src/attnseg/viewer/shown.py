@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from attnseg.data.labels import Labels, Masks
 from attnseg.data.readers.nifti import PLANES
 from attnseg.data.slicing import scale_intensities
-from attnseg.prediction.inputs import Item
 from attnseg.prediction.overlay import magnify, outline_masks
 from attnseg.prediction.scan import Scan
 from attnseg.prediction.segment import Segmented
@@ -52,8 +51,8 @@ class Shown:
     oriented: bool = False
 
     @classmethod
-    def from_slices(cls, item: Item, scan: Scan, segmented: Segmented, spec: InferenceSpec) -> Self:
-        """Return an item as it was segmented, in as little memory as it needs."""
+    def from_slices(cls, scan: Scan, segmented: Segmented, spec: InferenceSpec) -> Self:
+        """Return a scan as it was segmented, in as little memory as it needs."""
         # Pictures and scans of pictures have no orientation that could be turned.
         plane = spec.plane if scan.affine is not None else "axial"
         order = np.argsort(PLANES[plane])[::-1]

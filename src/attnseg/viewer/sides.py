@@ -59,21 +59,20 @@ class Side:
     lines: list[str] = field(default_factory=list)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Predicting(Side):
     """A side whose network segments what is dropped, by the code of `attnseg predict`."""
 
-    segmenter: Segmenter | None = None
-    rules: dict[str, Rule] = field(default_factory=dict)
+    segmenter: Segmenter
+    rules: dict[str, Rule]
     backend: str = "onnx"
 
     def segment(self, upload: Upload, output: Path, output_type: str) -> None:
         """Segment an upload into a new folder; whatever fails becomes a line."""
-        assert self.segmenter is not None
         kept: dict[str, Shown] = {}
 
         def keep(item: Item, scan: Scan, segmented: Segmented) -> None:
-            kept[item.name] = Shown.from_slices(item, scan, segmented, self.spec)
+            kept[item.name] = Shown.from_slices(scan, segmented, self.spec)
 
         options = OutputOptions(self.rules, uncertainty=True, output_type=output_type)
         self.cases, self.lines = {}, []

@@ -5,7 +5,6 @@ the number of a channel, that files of one name belong together, and the numbers
 scan of the UW-Madison download.
 """
 
-import re
 import zipfile
 from pathlib import Path, PurePosixPath
 from typing import Protocol
@@ -139,8 +138,6 @@ class Upload:
         stem = name[: len(name) - len(end)]
         channel = CHANNEL.fullmatch(stem)
         stem, tail = (channel[1], f"_{channel[2]}") if channel else (stem, "")
-        if not re.fullmatch("(_[0-9]{4})?", tail):  # `\d` is any script's digit.
-            tail = ""
         number = self._numbers.setdefault(stem, len(self._numbers))
         path = self.folder / f"{number:05d}{tail}{end}"
         while path in self.names:

@@ -1,4 +1,4 @@
-"""Predictions that were written before; images and masks are read from their files."""
+"""Reads the images, masks and uncertainty of predictions that were written earlier."""
 
 import csv
 import json
@@ -73,7 +73,7 @@ def read_case(entry: dict[str, Any], source: Path, folder: Path, spec: Inference
         raise DataError(f"{masks[0]}: cannot be read ({first_line(error)[:120]})") from error
     if read.shape[1:] != scan.shape:
         raise DataError(f"{masks[0]}: masks of another image")
-    return Shown.from_slices(item, scan, Segmented(read, None, uncertainty), spec)
+    return Shown.from_slices(scan, Segmented(read, None, uncertainty), spec)
 
 
 def read_masks(paths: Sequence[Path], item: Item, scan: Scan, spec: InferenceSpec) -> Masks:
