@@ -17,7 +17,7 @@ from attnseg.errors import AttnsegError, ConfigError
 from attnseg.export.export import export, make_images
 from attnseg.export.model_card import NO_LICENCE, build_profile, read_text, render_model_card
 from attnseg.export.options import Capsule, Export
-from attnseg.files import replacing
+from attnseg.files import write_bytes
 from attnseg.prediction.capsule import (
     GOLDEN_INPUT,
     GOLDEN_OUTPUT,
@@ -69,8 +69,7 @@ def pack_run(config: Capsule) -> Path:
         GOLDEN_OUTPUT: array_bytes(network(images)),
     }
     made = {"run": spec.run, "made_with": f"attnseg {version('attnseg')}"}
-    with replacing(output) as file:
-        file.write(pack_capsule(output, parts, made))
+    write_bytes(output, pack_capsule(output, parts, made))
     verify_capsule(output)
     log.info("Written: %s, %.2f MB", output, output.stat().st_size / 1e6)
     return output

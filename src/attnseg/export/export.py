@@ -35,7 +35,7 @@ from attnseg.export.monai_bundle import (
 )
 from attnseg.export.options import Export
 from attnseg.export.tracing import onnx_bytes, program_bytes, silenced_exporters, trace_model
-from attnseg.files import file_digest, replacing, write_text
+from attnseg.files import file_digest, write_bytes, write_text
 from attnseg.metrics.profiles.profile import Profile
 from attnseg.prediction.exported import FACTS, INT8, ONNX, SPEC
 from attnseg.prediction.network import Network
@@ -257,12 +257,6 @@ def write_safetensors(folder: Path, run: RunFolder, spec: InferenceSpec, model: 
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     write_bytes(folder / SAFETENSORS, safetensors.torch.save(state))
     write_text(folder / ARGUMENTS, json.dumps(arguments, indent=1) + "\n")
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file atomically."""
-    with replacing(path) as file:
-        file.write(data)
 
 
 def largest_difference(first: Network, second: Network, images: Images) -> float:

@@ -26,7 +26,7 @@ from attnseg.export.model_card import (
     render_template,
 )
 from attnseg.export.options import EXPRESSION
-from attnseg.files import replacing, write_text
+from attnseg.files import replacing, write_bytes, write_text
 from attnseg.prediction.images import read_item
 from attnseg.prediction.inputs import Item
 from attnseg.prediction.network import Network
@@ -108,8 +108,7 @@ def write_bundle(
     """
     for name in ("configs", "models", "docs"):
         (folder / name).mkdir(parents=True)
-    with replacing(folder / PROGRAM) as file:
-        file.write(program)
+    write_bytes(folder / PROGRAM, program)
     with replacing(folder / WEIGHTS) as file:
         torch.save({name: value.detach().clone() for name, value in weights.items()}, file)
     nodes = {CONFIG: make_inference_config(spec), METADATA: make_metadata(spec, scores, terms)}

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from attnseg.errors import ConfigError, ResourceError, first_line, require
-from attnseg.files import replacing
+from attnseg.files import write_bytes
 from attnseg.prediction.capsule import Capsule
 
 log = logging.getLogger("attnseg.prediction")
@@ -41,8 +41,7 @@ def publish_capsule(capsule: str, to: str) -> None:
         folder = to_local_path(to, "to")
         folder.mkdir(parents=True, exist_ok=True)
         for name, data in files.items():
-            with replacing(folder / name) as file:
-                file.write(data)
+            write_bytes(folder / name, data)
         log.info("Published: %s, sealed with %s", folder / FILE, checked.digest)
         return
     owner_and_name, revision = parse_repository(to, "to")
