@@ -2,7 +2,6 @@
 
 import numpy as np
 from numpy.random import Generator
-from scipy import ndimage
 
 from attnseg.phantoms.body import Body, Field, Place, overlap, union
 
@@ -94,9 +93,7 @@ class Abdomen(Body):
 
     def _uneven(self, organ: Field, anatomy: Generator, by: float = 4.0) -> Field:
         """Move an organ's outline by smooth noise with a standard deviation of `by` mm."""
-        widths = (1, 18 / self.spacing, 18 / self.spacing)
-        noise = ndimage.gaussian_filter(anatomy.standard_normal(self.shape), widths)
-        return np.asarray(organ + by * noise / noise.std())
+        return organ + by * self.smooth_noise(anatomy, 1, 18)
 
     def _joined(self, first: Field, second: Field) -> Field:
         """Return the union of two organs with a rounded transition."""

@@ -10,6 +10,7 @@
 The file of all frames, `patient001_4d.nii.gz`, is not made.
 """
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -108,8 +109,7 @@ class Heart(Drawing):
                 (self.wall, 0.26, 0.03),
                 (self.cavity, 0.9, 0.04),
                 (self.muscles, 0.35, 0.03),
-            ),
-            (),
+            )
         )
         return np.asarray(np.minimum(image, np.iinfo(np.int16).max), np.int16)
 
@@ -121,14 +121,11 @@ class Heart(Drawing):
 
 
 def _write_acdc(spec: ScanSpec, root: Path) -> None:
-    def write(patient: int) -> None:
-        _write_patient(spec, patient, root)
-
-    patients = range(spec.train + spec.test)
+    patients, write = range(spec.train + spec.test), partial(_write_patient, spec, root)
     work_in_parallel(write, patients, "Making the phantom", "patients", root)
 
 
-def _write_patient(spec: ScanSpec, patient: int, root: Path) -> None:
+def _write_patient(spec: ScanSpec, root: Path, patient: int) -> None:
     """Write both frames of a patient, and the file about them."""
     *_, spacing, distance = spec.frames[patient % len(spec.frames)]
     shape = spec.shape_of(patient)

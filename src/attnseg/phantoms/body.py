@@ -87,7 +87,7 @@ class Drawing:
             field[sz, sy, sx] = np.minimum(field[sz, sy, sx], distance)
         return field
 
-    def mr(self, tissues: Iterable[Tissue], walls: Iterable[Wall]) -> NDArray[np.uint16]:
+    def mr(self, tissues: Iterable[Tissue], walls: Iterable[Wall] = ()) -> NDArray[np.uint16]:
         """Return an MR-like image `[S, H, W]`, 16-bit, from grey values between 0 and 1."""
         image = self.paint(0.02, tissues)
         for field, wall in walls:
@@ -106,6 +106,12 @@ class Drawing:
             inside = np.clip(0.5 - field / self.spacing, 0, 1)  # partial volume effect at the edge
             image += inside * (value + 2.0 * texture * grain - image)
         return image
+
+    def smooth_noise(self, rng: Generator, slices: float, width_mm: float) -> Field:
+        """Return noise of standard deviation 1, smoothed over slices and within them."""
+        widths = (slices, width_mm / self.spacing, width_mm / self.spacing)
+        noise = ndimage.gaussian_filter(rng.standard_normal(self.shape), widths)
+        return np.asarray(noise / noise.std())
 
     def _bias(self) -> Field:
         """Return a smooth multiplicative bias field."""

@@ -91,7 +91,7 @@ def _draw_weighting(body: Abdomen, weighting: int) -> NDArray[np.int16]:
         (body.stomach, (0.42, 0.36), 0.03),
         (body.stomach + 4, (0.14, 0.94), 0.05),
     )
-    image = body.mr(((field, values[weighting], grain) for field, values, grain in tissues), ())
+    image = body.mr((field, values[weighting], grain) for field, values, grain in tissues)
     return np.asarray(np.minimum(image, np.iinfo(np.int16).max), np.int16)
 
 
@@ -126,7 +126,7 @@ def _write_nnunet(spec: ScanSpec, root: Path) -> None:
             "small_bowel": [SMALL_BOWEL],
             "stomach": [STOMACH],
         },
-        "regions_class_order": [LARGE_BOWEL, SMALL_BOWEL, STOMACH],
+        "regions_class_order": VALUES,
         "numTraining": spec.train,
         "file_ending": ".nii.gz",
     }

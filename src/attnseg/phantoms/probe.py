@@ -9,6 +9,7 @@ A group of pictures that differ in the evidence alone is a patient.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from PIL import Image
@@ -36,23 +37,19 @@ PROBE_PRESETS = {"tiny": ProbeSpec(10, 4), "demo": ProbeSpec(800, 100)}
 
 
 def make_probe(root: Path, probe: str, preset: str = "demo", seed: int = 0) -> None:
-    """Write the pictures of a probe in nnU-Net's raw format to `root`.
+    """Write the pictures of a probe in nnU-Net's raw format to `root`; see `make_preset`.
 
     Args:
-        root: an empty folder.
+        root: the dataset's folder.
         probe: name of the probe.
         preset: number of pictures, by name.
         seed: another one gives other pictures.
     """
-
-    def write(spec: ProbeSpec, folder: Path) -> None:
-        _write_probe(probe, spec, folder)
-
-    make_preset(root, PROBE_PRESETS, preset, seed, write, probe=probe)
+    make_preset(root, PROBE_PRESETS, preset, seed, partial(_write_probe, probe), probe=probe)
 
 
-def _write_probe(name: str, spec: ProbeSpec, root: Path) -> None:
-    probe = find_probe(name)
+def _write_probe(probe_name: str, spec: ProbeSpec, root: Path) -> None:
+    probe = find_probe(probe_name)
     parts = (("Tr", "G", "train", spec.train), ("Ts", "T", "test", spec.test))
     (root / "evidence").mkdir()
     for part, letter, split, groups in parts:

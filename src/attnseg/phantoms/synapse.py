@@ -155,12 +155,12 @@ def _table(body: Abdomen) -> Field:
 
 def _strands(body: Abdomen, rng: Generator) -> Field:
     """Return the fine vessels in the fat of the abdominal cavity."""
-    return overlap((np.abs(_smooth_noise(body, rng, 0.7, 9)) - 0.15) * 8, body.cavity + 12)
+    return overlap((np.abs(body.smooth_noise(rng, 0.7, 9)) - 0.15) * 8, body.cavity + 12)
 
 
 def _gas(body: Abdomen, rng: Generator) -> Field:
     """Return pockets of gas in the large bowel."""
-    return overlap((0.5 - _smooth_noise(body, rng, 1, 10)) * 10, body.large_bowel + 5)
+    return overlap((0.5 - body.smooth_noise(rng, 1, 10)) * 10, body.large_bowel + 5)
 
 
 def _bubble(body: Abdomen) -> Field:
@@ -171,15 +171,8 @@ def _bubble(body: Abdomen) -> Field:
 def _branches(body: Abdomen, rng: Generator) -> Field:
     """Return the veins of the liver."""
     # The points where two smooth fields are both near zero form lines in space.
-    line = np.hypot(*(_smooth_noise(body, rng, 1.5, 14) for _ in range(2)))
+    line = np.hypot(*(body.smooth_noise(rng, 1.5, 14) for _ in range(2)))
     return overlap((line - 0.28) * 12, body.liver + 5)
-
-
-def _smooth_noise(body: Abdomen, rng: Generator, slices: float, width_mm: float) -> Field:
-    """Return noise of standard deviation 1, smoothed over slices and within them."""
-    widths = (slices, width_mm / body.spacing, width_mm / body.spacing)
-    noise = ndimage.gaussian_filter(rng.standard_normal(body.shape), widths)
-    return np.asarray(noise / noise.std())
 
 
 def _write_synapse(layout: str, spec: ScanSpec, root: Path) -> None:

@@ -7,6 +7,7 @@ a brightness that varies from scan to scan. The same specification gives the sam
 """
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -72,10 +73,8 @@ def make_uw_madison(root: Path, preset: str = "demo", seed: int = 0) -> None:
 
 
 def _write_uw_madison(spec: PhantomSpec, root: Path) -> None:
-    def write_scan(day: tuple[int, int, int]) -> list[str]:
-        return _write_scan(spec, root, *day)
-
-    rows = work_in_parallel(write_scan, _list_days(spec), "Making the phantom", "scans", root)
+    write, days = partial(_write_scan, spec, root), _list_days(spec)
+    rows = work_in_parallel(write, days, "Making the phantom", "scans", root)
     lines = [",".join(TABLE_COLUMNS), *(row for rows_of_scan in rows for row in rows_of_scan)]
     (root / "train.csv").write_text("\n".join(lines) + "\n")
 
@@ -93,8 +92,9 @@ def _list_days(spec: PhantomSpec) -> list[tuple[int, int, int]]:
     return [(*scan, size) for scan, size in zip(scans, sizes, strict=True)]
 
 
-def _write_scan(spec: PhantomSpec, root: Path, patient: int, day: int, slices: int) -> list[str]:
-    """Write the slices of a scan, and return its rows of the table."""
+def _write_scan(spec: PhantomSpec, root: Path, scan_day: tuple[int, int, int]) -> list[str]:
+    """Write the slices of one of `_list_days`, and return its rows of the table."""
+    patient, day, slices = scan_day
     width, height, spacing = spec.frames[patient % len(spec.frames)]
     # The download's numbers have gaps, too.
     scan = f"case{2 * patient + 1}_day{5 * day}"
