@@ -34,9 +34,14 @@ def count_cases(cases: Sequence[StoredCase]) -> dict[str, int]:
     return {"patients": patients, "cases": len(cases), "slices": slices}
 
 
+def digest_cases(digests: Iterable[str]) -> str:
+    """Return the digest of cases from those of each, in this order."""
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
 def digest_test_set(digests: Iterable[str]) -> str:
     """Return the digest of a test set from those of its cases, in any order."""
-    return hashlib.sha256("".join(sorted(digests)).encode()).hexdigest()
+    return digest_cases(sorted(digests))
 
 
 class ClosedTest:

@@ -86,12 +86,13 @@ class SliceDataModule(pl.LightningDataModule):
         rank, world = 0, 1
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
-        sampler = EpochSampler(len(dataset), shuffle, self.seed, rank, world)
+        favoured = dataset.foreground() if shuffle and self.foreground else None
+        sampler = EpochSampler(
+            len(dataset), shuffle, self.seed, rank, world, favoured, self.foreground
+        )
         # Lightning sets the epoch only after loader processes have begun to fetch the first batch.
         first = self.first_batch * self.batch_size if shuffle else 0
         sampler.go_on(self.first_epoch, first)
-        if shuffle and self.foreground:
-            sampler.favoured, sampler.share = dataset.foreground(), self.foreground
         self.watched.append(WatchedDataset(dataset, self.num_workers))
         return DataLoader(
             self.watched[-1],

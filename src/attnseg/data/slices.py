@@ -66,8 +66,8 @@ class SliceDataset(Dataset[Sample]):
         """Return the sample of an epoch and the index of a slice.
 
         Returns:
-            `image` `[C, H, W]` float32; `mask`, the label map `[H, W]`; `case`, index
-            into `cases`; `slice`, its number in the case from 0; `draws` `[n]` float32, if the
+            `image` `[C, H, W]` float32; `mask`, the label map `[H, W]`; `case`, index into
+            `cases`; `slice`, its number in the case from 0; `draws` `[n]` float32, if the
             augmentation is of batches (see `device_augment`).
         """
         epoch, index = key

@@ -16,7 +16,7 @@ from attnseg.config.build import build
 from attnseg.config.errors import nearest
 from attnseg.config.training import Config
 from attnseg.data import duplicates, guard, splits
-from attnseg.data.closed_test import OPENINGS, ClosedTest
+from attnseg.data.closed_test import OPENINGS, ClosedTest, digest_cases
 from attnseg.data.reader import CaseRef, Reader
 from attnseg.data.slicing import SliceView
 from attnseg.data.store import STORE_VERSION, StoredCase, intensity_window, prepare_cases
@@ -115,7 +115,7 @@ def load_dataset(config: Config, reader: Reader) -> PreparedData:
         raise DataError("dataset: no class at all in the val split; use another dataset.split.seed")
     if not by_role["test"]:
         log.warning("No test cases: the results are those of the cases that choose the weights")
-    digest = hashlib.sha256("".join(case.digest for case in cases).encode()).hexdigest()
+    digest = digest_cases(case.digest for case in cases)
     openings = Path(config.paths.outputs, config.dataset_name, OPENINGS)
     closed = ClosedTest(by_role["test"], openings, Path(config.paths.data))
     closed.register_masks()
@@ -156,13 +156,13 @@ def describe_input(data: PreparedData) -> dict[str, Any]:
 
     Returns:
         Classes and layout of the images; `values` of the classes in label files, unless these are
-        1, 2, ...; `window`, the intensities that are scaled to 0 and 1, or
-        `None` for percentiles of each case; `spacing`, the smallest and the largest voxel size of
-        the training cases along slices, rows and columns, mm.
+        1, 2, ...; `window`, the intensities that are scaled to 0 and 1, or `None` for percentiles
+        of each case; `spacing`, the smallest and the largest voxel size of the training cases
+        along slices, rows and columns, mm.
     """
     reader, cases = data.reader, data.train
     by_percentiles = all(
-        (case.low, case.high) == intensity_window(None, np.array(case.percentiles)[:, [0, -1]])
+        (case.low, case.high) == intensity_window(None, np.array(case.percentiles))
         for case in cases
     )
     usual = tuple(range(1, len(reader.classes) + 1))

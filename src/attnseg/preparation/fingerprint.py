@@ -1,6 +1,5 @@
 """The fingerprint of a prepared dataset: its counts, sizes, intensities, classes and patients."""
 
-import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import combinations
@@ -10,7 +9,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from attnseg.data.closed_test import count_cases
+from attnseg.data.closed_test import count_cases, digest_cases
 from attnseg.data.reader import Reader, shape_text
 from attnseg.data.store import PERCENTILES, StoredCase
 
@@ -38,7 +37,7 @@ def compute_fingerprint(
             role: count_cases([c for c in cases if roles.get(c.case) == role])
             for role in dict.fromkeys(roles.values())
         },
-        "digest": hashlib.sha256("".join(c.digest for c in cases).encode()).hexdigest(),
+        "digest": digest_cases(c.digest for c in cases),
         "multilabel": reader.labels.overlapping,
         "channels": reader.channels,
         "sizes": dict(Counter(shape_text(c.shape[1:]) for c in cases).most_common()),
@@ -108,10 +107,11 @@ def _min_median_max(values: Sequence[float]) -> dict[str, float] | None:
 
 def describe_counts(facts: Fingerprint) -> str:
     """Return the counts and the digest of a dataset as one line."""
-    counts = ", ".join(
-        f"{facts['counts'][unit]} {unit}" for unit in ("patients", "cases", "slices")
-    )
-    return f"{counts}; digest {facts['digest'][:12]}"
+    return f"{_join_counts(facts['counts'])}; digest {facts['digest'][:12]}"
+
+
+def _join_counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{number} {unit}" for unit, number in counts.items())
 
 
 def print_fingerprint(facts: Fingerprint) -> None:
@@ -119,8 +119,7 @@ def print_fingerprint(facts: Fingerprint) -> None:
     console = Console()
     console.print(describe_counts(facts), highlight=False)
     for role, numbers in facts["roles"].items():
-        text = ", ".join(f"{number} {unit}" for unit, number in numbers.items())
-        console.print(f"  {role}: {text}", highlight=False)
+        console.print(f"  {role}: {_join_counts(numbers)}", highlight=False)
     sizes = ", ".join(f"{size} ({number})" for size, number in facts["sizes"].items())
     console.print(f"Sizes (rows x columns): {sizes}", highlight=False)
     spacing = " x ".join(_range_text(axis) for axis in facts["spacing_mm"])

@@ -81,10 +81,10 @@ def _draw_roles(axis: Any, facts: Fingerprint) -> None:  # noqa: ANN401
         axis.set_axis_off()
         return
     units, left = ("patients", "cases", "slices"), np.zeros(3)
-    for role in ("train", "val", "test"):
+    for role, colour in ROLE_COLOURS.items():
         numbers = facts["roles"].get(role, dict.fromkeys(units, 0))
         shares = np.array([numbers[unit] / facts["counts"][unit] for unit in units])
-        axis.barh(range(3), shares, left=left, color=ROLE_COLOURS[role], label=role)
+        axis.barh(range(3), shares, left=left, color=colour, label=role)
         for y, (share, unit) in enumerate(zip(shares, units, strict=True)):
             if share:
                 middle = left[y] + share / 2

@@ -5,7 +5,6 @@ neither: their scores are held against `split.csv`, against each other, and agai
 each metric.
 """
 
-import hashlib
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
@@ -13,7 +12,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pandas as pd
 
-from attnseg.data.closed_test import digest_test_set
+from attnseg.data.closed_test import digest_cases, digest_test_set
 from attnseg.files import file_digest
 from attnseg.metrics.bounds import VOLUMES
 from attnseg.runs.facts import keeps_seal
@@ -119,7 +118,7 @@ def _compare_with_split(run: RunFolder, split: str) -> Iterator[str]:
         return
     table, facts = run.split, run.facts
     tested = digest_test_set(table.loc[table["role"] == "test", "digest"])
-    everything = hashlib.sha256("".join(table["digest"]).encode()).hexdigest()
+    everything = digest_cases(table["digest"])
     if (
         file_digest(run.split_file) != facts.split_digest
         or tested != facts.test_set["digest"]
