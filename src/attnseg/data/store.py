@@ -251,16 +251,11 @@ class _Source:
     files: tuple[Path, ...]
 
 
-def _list_case_files(ref: CaseRef) -> tuple[Path, ...]:
-    """Return a case's files, those with the voxels of NIfTI pairs among them."""
-    return tuple(file for path in ref.files for file in list_nifti_files(path))
-
-
 def _state_of_source(reader: Reader, ref: CaseRef) -> _Source:
     """Return a case's source, from the state of its files alone."""
     text = json.dumps([reader.source(ref), ref.patient, ref.role])
     digest, changed = hashlib.sha256(text.encode()), hashlib.sha256()
-    files = _list_case_files(ref)
+    files = tuple(file for path in ref.files for file in list_nifti_files(path))
     for path in files:
         try:
             status = path.stat()

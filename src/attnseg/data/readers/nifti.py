@@ -196,7 +196,7 @@ def _check_shape(path: Path, shape: tuple[int, ...], channels: int) -> tuple[int
     if len(shape) != (3 if channels == 1 else 4) or min(shape) < 1:
         expected = "" if channels == 1 else f" and {channels} channels"
         way = "split it" if len(shape) > 3 else "restore it"
-        way = way if channels == 1 else "correct it or the dataset's channels, "
+        way = way if channels == 1 else "correct it or the dataset's channels,"
         raise DataError(
             f"{path}: {shape_text(shape)} voxels, not a volume of three dimensions{expected}; "
             f"{way} or exclude the case"

@@ -51,8 +51,8 @@ class NNUNet(Reader):
 
     Classes are the labels of dataset.json in the order of their values. If any of them is a list of
     values, classes are regions in the order written, which may overlap. A label named `ignore`
-    marks voxels that neither losses nor metrics count. Cases of `imagesTs` with
-    labels are test cases. An RGB picture provides three channels.
+    marks voxels that neither losses nor metrics count. Cases of `imagesTs` with labels are test
+    cases. An RGB picture provides three channels.
 
     Args:
         root: folder that holds `dataset.json`.
@@ -230,7 +230,7 @@ class NNUNet(Reader):
 
     def _order_channels(self, stem: Path, channels: dict[int, Path]) -> list[Path]:
         """Return the files of a case's channels by number, or the one RGB picture."""
-        rgb = self._may_be_rgb(len(channels)) and 0 in channels
+        rgb = set(channels) == {0} and self.channels == 3 and not self.volumetric
         expected = range(1 if rgb else self.channels)
         problems = Problems()
         for number in expected:
@@ -245,9 +245,6 @@ class NNUNet(Reader):
                 )
         problems.stop()
         return [channels[number] for number in expected]
-
-    def _may_be_rgb(self, files: int) -> bool:
-        return files == 1 and self.channels == 3 and not self.volumetric
 
     def _check_entry(self, case: str, entry: Any) -> CaseFiles:  # noqa: ANN401
         """Return the files of a case that dataset.json lists."""
