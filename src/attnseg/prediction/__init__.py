@@ -1,1 +1,1 @@
-"""From images to masks with a trained network, without what training needs: no torch here."""
+"""Prediction of masks by a trained network, without torch."""

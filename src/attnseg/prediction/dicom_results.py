@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 from attnseg.errors import DataError, first_line
 from attnseg.prediction.dicom_headers import UID_PATTERN, Frame, read_dicom, read_numbers
 
-LABEL_LENGTH = 64  # characters that DICOM allows in a segment label
-NAME_LENGTH = 64  # and in the name of a region of interest
+LONGEST_NAME = 64  # characters that DICOM allows in the name of a segment, region or program
 CLEAR = 0.05  # smallest distance of a channel from the centre of a pixel, pixels
 NEEDED_UIDS = ("StudyInstanceUID", "FrameOfReferenceUID", "SOPClassUID", "SOPInstanceUID")
 # Attributes that results must have but may leave empty, as in de-identified series.
@@ -156,7 +155,7 @@ def _describe_segments(classes: Sequence[str], origin: Origin) -> list[Any]:
     import highdicom as hd
     from pydicom.sr.codedict import codes
 
-    labels = [name.replace("\\", "/")[:LABEL_LENGTH] for name in classes]
+    labels = [name.replace("\\", "/")[:LONGEST_NAME] for name in classes]
     return [
         hd.seg.SegmentDescription(
             segment_number=number,
@@ -199,7 +198,7 @@ def write_structure_set(
     made.SeriesInstanceUID = generate_uid(entropy_srcs=[origin.identity, "series"])
     made.Modality, made.SeriesNumber, made.InstanceNumber = "RTSTRUCT", 1, 1
     made.SeriesDescription = "Segmentation by attnseg"
-    made.Manufacturer, made.ManufacturerModelName = "attnseg", origin.name[:64]
+    made.Manufacturer, made.ManufacturerModelName = "attnseg", origin.name[:LONGEST_NAME]
     made.SoftwareVersions, made.StructureSetLabel = origin.version, "attnseg"
     now = datetime.datetime.now()
     made.StructureSetDate, made.StructureSetTime = f"{now:%Y%m%d}", f"{now:%H%M%S}"
@@ -225,9 +224,9 @@ def _describe_region(
     region = _dataset(
         ROINumber=number,
         ReferencedFrameOfReferenceUID=frames[0].header.FrameOfReferenceUID,
-        ROIName=name.replace("\\", "/")[:NAME_LENGTH],
+        ROIName=name.replace("\\", "/")[:LONGEST_NAME],
         ROIGenerationAlgorithm="AUTOMATIC",
-        ROIGenerationDescription=origin.name[:64],
+        ROIGenerationDescription=origin.name[:LONGEST_NAME],
     )
     contours = _dataset(ReferencedROINumber=number)
     if outlines := [

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from attnseg.data.readers.nifti import check_same_grid, read_nifti, to_slices, to_smallest_dtype
+from attnseg.data.readers.nifti import check_same_grid, read_nifti, stack_channels, to_slices
 from attnseg.data.readers.pictures import GREY8, GREY16, RGB, read_picture
 from attnseg.data.readers.uw_madison import read_scan
 from attnseg.errors import DataError, Problems
@@ -59,7 +59,7 @@ def _read_nifti_item(item: Item, spec: InferenceSpec) -> Scan:
     problems.stop()
     for path, volume in zip(item.files, volumes, strict=True):
         check_same_grid(volumes[0], volume, (item.files[0], path))
-    voxels = to_smallest_dtype(np.stack([volume.voxels for volume in volumes], -1))
+    voxels = stack_channels([volume.voxels for volume in volumes])
     warnings = tuple(line for volume in volumes for line in volume.warnings)
     return make_scan(voxels, volumes[0].spacing, volumes[0].affine, spec.window, warnings)
 

@@ -83,8 +83,8 @@ class ResultWriter:
 
         NIfTI: a label map, or one volume per class if they overlap, with the affine and codes of
         the original. DICOM: as `output_type` says, or NIfTI if the series' headers allow nothing
-        else. Pictures: PNG, a label map or one file per class. Scans
-        of the UW-Madison download: run-length codes in the layout of train.csv.
+        else. Pictures: PNG, a label map or one file per class. Scans of the UW-Madison download:
+        run-length codes in the layout of train.csv.
 
         Args:
             masks: `[classes, S, H, W]`.

@@ -118,9 +118,9 @@ class InferenceSpec(BaseModel):
     def _leave_out_usual_values(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Return the fields; older versions know no `values`."""
         fields: dict[str, Any] = dump(self)
-        return (
-            fields if self.values is not None else {k: fields[k] for k in fields if k != "values"}
-        )
+        if self.values is None:
+            fields.pop("values", None)
+        return fields
 
     @property
     def view(self) -> SliceView:
