@@ -25,6 +25,7 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 TOP = ("README", "CONTRIBUTING", "CHANGELOG", "SECURITY")  # pages of GitHub's places
 LINK = re.compile(r"(\]\()([^)#:\s]+)((?:#[\w-]+)?\))")
+RANGE = re.compile(r"\((\S+) to (\S+)\)")
 LANGUAGES = {".py": "python", ".yaml": "yaml", ".toml": "toml", ".cff": "yaml"}
 
 
@@ -41,6 +42,14 @@ def gather_pages(folder: Path) -> None:
     for place in [*folder.rglob("*.md")]:
         if place.parent.name not in ("project", "reference"):
             _link_from(place, folder, DOCS / place.relative_to(folder))
+            _keep_ranges(place)
+
+
+def _keep_ranges(place: Path) -> None:
+    """Let no range such as (1.08 to 1.21) be broken in the narrow columns of a page's tables."""
+    lines = place.read_text(encoding="utf-8").splitlines(keepends=True)
+    kept = (RANGE.sub("(\\1\u00a0to\u00a0\\2)", s) if s.startswith("|") else s for s in lines)
+    place.write_text("".join(kept), encoding="utf-8")
 
 
 def _link_from(place: Path, folder: Path, source: Path) -> None:

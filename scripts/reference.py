@@ -192,10 +192,23 @@ def _table(options: Sequence[Option]) -> list[str]:
 
 
 def _comment_lines(choice: Choice) -> list[str]:
-    """Return the comment at the top of a file as Markdown; indented lines are command lines."""
+    """Return the comment at the top of a file as Markdown; its command lines become one block."""
     lines: list[str] = []
+    within = False  # a block of command lines
     for line in choice.comment:
-        command = re.match(r"(python train\.py|attnseg|\.\.\.) ", line)
-        marked = re.sub(r"(?<![`\w/])([\w.@]+=[^\s,;()]+)", r"`\1`", line)
-        lines += ["", f"    {line}", ""] if command else [escape_markup(marked)]
+        goes_on = within and lines[-1].endswith("\\")
+        command = goes_on or bool(re.match(r"(python train\.py|attnseg|\.\.\.) ", line))
+        lines += [""] if command != within else []
+        within = command
+        if command:
+            lines += [f"        {line}" if goes_on else f"    {line}"]
+            continue
+        marked = re.sub(r"(?<![`\w/])([\w.@]+=[^\s,;()]*[^\s,;:.()])", r"`\1`", line)
+        lines += [re.sub(r"\bdocs/([\w\\]+\.md)", _link_page, escape_markup(marked))]
     return lines
+
+
+def _link_page(match: re.Match[str]) -> str:
+    """Return a link to a page of docs/ that is named in an escaped text."""
+    name = match[1].replace("\\", "")
+    return f"[{match[0]}](../{name})"
