@@ -61,6 +61,12 @@ SHARED = {
     "single": "one for all three",
     "factored": "keys and values share one, and queries have two factors",
 }
+PROJECTIONS = {
+    "qk": "Queries are keys: Q = K = X Wk, V = X Wv.",
+    "k_v": "Keys are values: Q = X Wq, K = V = X Wv.",
+    "single": "All three are the same: Q = K = V = X Wv.",
+    "factored": "Keys are values, and queries have two factors: Q = X W1 W2, K = V = X Wv.",
+}
 
 
 def main() -> None:
@@ -142,10 +148,14 @@ def write_index() -> str:
             "share a projection, which tokens give keys and values, and how values are combined. "
             "The others replace the attention as a whole.",
             "",
+            '<div class="described" markdown>',
+            "",
             "| `attn=` | | sharing | gather | mixing | MACs at 196 tokens | at 12,544 tokens | "
             "parameters |",
             "|---|---|---|---|---|---|---|---|",
             *rows,
+            "",
+            "</div>",
             "",
             f"Costs are shares of those of `qkv`, at a width of {COST_DIM} with {COST_HEADS} "
             "heads, projections included, in block 0.",
@@ -356,6 +366,8 @@ def _definition(node: Component) -> list[str]:
     target = locate("attn", node.target)
     parts = [part for part, _ in _loaded(node)] if target is Attention else [target]
     lines = []
+    if target is Attention and (shared := PROJECTIONS.get(_choices(node)[0].strip("`"))):
+        lines += [f"{shared} [The KV line](../kv_line.md) has every way of sharing."]
     for part in parts:
         module = inspect.cleandoc(sys.modules[part.__module__].__doc__ or "")
         own = inspect.cleandoc(part.__doc__ or "").split("\nArgs:")[0].split("\nRaises:")[0]
