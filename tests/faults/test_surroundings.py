@@ -48,7 +48,8 @@ def test_a_compiler_that_fails(tmp_path):
         _, err = process.communicate(timeout=120)
     (line,) = err.decode().splitlines()
     assert line.startswith("error: trainer.compile: PyTorch cannot compile this network here (")
-    assert (process.returncode, line[-28:]) == (2, "); use trainer.compile=null")
+    assert process.returncode == 2
+    assert line.endswith("); use trainer.compile=null")
     (facts,) = tmp_path.rglob("run.json")
     assert "\n" not in json.loads(facts.read_text())["reason"]
 

@@ -131,6 +131,7 @@ def peak_gib():
 
 if __name__ == "__main__":
     truth, prediction = (split(np.load(path)) for path in sys.argv[1:])
+    Path("/proc/self/clear_refs").write_text("5")  # The peak of splitting is forgotten.
     before = peak_gib()
     Strict().score_case(truth, prediction, SPACING, NAMES)
     print(peak_gib() - before)
