@@ -2,7 +2,8 @@
 #
 #   docker build -t attnseg .                          with CUDA; --build-arg TORCH=cpu: without
 #   docker run --rm --gpus all --shm-size=8g --user "$(id -u):$(id -g)" \
-#     -v "$PWD:/project" -v DIR:/images:ro attnseg train dataset=uw_madison dataset.root=/images
+#     -v "$PWD:/project" -v DIR:/images:ro attnseg train trainer=gpu dataset=uw_madison \
+#     dataset.root=/images
 #
 # Prepared data, run folders and a folder configs/ of your own are those of the folder on /project.
 FROM python:3.12-slim-bookworm

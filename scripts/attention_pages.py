@@ -64,7 +64,7 @@ SHARED = {
 PROJECTIONS = {
     "qk": "Queries are keys: Q = K = X Wk, V = X Wv.",
     "k_v": "Keys are values: Q = X Wq, K = V = X Wv.",
-    "single": "All three are the same: Q = K = V = X Wv.",
+    "single": "Queries, keys and values are the same: Q = K = V = X Wv.",
     "factored": "Keys are values, and queries have two factors: Q = X W1 W2, K = V = X Wv.",
 }
 
@@ -367,7 +367,7 @@ def _definition(node: Component) -> list[str]:
     parts = [part for part, _ in _loaded(node)] if target is Attention else [target]
     lines = []
     if target is Attention and (shared := PROJECTIONS.get(_choices(node)[0].strip("`"))):
-        lines += [f"{shared} [The KV line](../kv_line.md) has every way of sharing."]
+        lines += [f"{shared} [The KV line](../kv_line.md) describes every way of sharing."]
     for part in parts:
         module = inspect.cleandoc(sys.modules[part.__module__].__doc__ or "")
         own = inspect.cleandoc(part.__doc__ or "").split("\nArgs:")[0].split("\nRaises:")[0]

@@ -25,8 +25,8 @@ independent of each other, other sizes, logits under bfloat16 autocast, operatio
 and as PyTorch counts them, maps that explain the output, one graph for export, and ONNX Runtime.
 A number is the largest difference of logits, or the maps' error as a share of the output. What is
 bold is broken. `token_merging` matches the most similar keys; some keys of `missformer` are equal
-but for rounding, which then decides, so that adding noise of 1e-7 to the image changes the logits
-by 2e-02, and so does another program. Written by `scripts/contract_table.py`.
+but for rounding, which then decides, so that noise of 1e-7 in the image changes the logits by
+2e-02, and so does computing them with ONNX Runtime. Written by `scripts/contract_table.py`.
 
 | attention | model | {" | ".join(CONTRACTS)} |
 |---|---|{"---|" * len(CONTRACTS)}

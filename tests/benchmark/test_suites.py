@@ -204,7 +204,7 @@ def test_checkout(rows, checkout, tmp_path):
     git("commit", "-m", "code")
     (tmp_path / "code/networks/options.py").write_text("")
     ours, theirs = rows("checkout", checkout, *NETWORK)
-    assert theirs["commit"] == f"{git('rev-parse', 'HEAD')}, modified"
+    assert theirs["checkout_commit"] == f"{git('rev-parse', 'HEAD')}, modified"
     assert theirs["parameters"] == 3 * 9 + 9
     assert theirs["macs"] == 2 * 3 * 9 * 32 * 32  # the network computes its layer twice
     assert ours["parameters"] > 1000

@@ -228,7 +228,7 @@ def compile_without(trial: Trial) -> None:
                 lambda name: options.get("installed", options.get("triton")),
             )
             if "headers" in options:
-                patch.setattr(compiling.sysconfig, "get_path", lambda name: str(trial.root))
+                patch.setattr(compiling.sysconfig, "get_path", lambda *names: str(trial.root))
                 if options["headers"]:
                     (trial.root / "Python.h").touch()
             patch.setattr(torch, "compile", lambda function, mode: function)

@@ -49,7 +49,7 @@ def test_a_compiler_that_fails(tmp_path):
     (line,) = err.decode().splitlines()
     assert line.startswith("error: trainer.compile: PyTorch cannot compile this network here (")
     assert process.returncode == 2
-    assert line.endswith("); use trainer.compile=null")
+    assert line.endswith("); use trainer.compile=null and attn.backend=auto")
     (facts,) = tmp_path.rglob("run.json")
     assert "\n" not in json.loads(facts.read_text())["reason"]
 

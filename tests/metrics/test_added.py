@@ -111,6 +111,8 @@ def test_recall_by_size_counts_objects_of_the_size():
             assert found == pytest.approx(np.mean(hits) if hits else math.nan, nan_ok=True)
     assert math.isnan(SizedRecall("small").score(*MASKS[0], None))
     assert SizedRecall("large", 30.0).metric.label == "recall of large objects (from 30 mm)"
+    both = SizedRecall("middling", 10.0, 30.0).metric.label
+    assert both == "recall of middling objects (from 10 mm, below 30 mm)"
 
 
 def test_empty_masks_of_every_metric_that_is_added():

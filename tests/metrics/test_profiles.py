@@ -353,3 +353,15 @@ def test_missed_organs_help_transunet_and_hurt_strict():
     assert hd95["transunet"] == sorted(hd95["transunet"], reverse=True)
     assert hd95["transunet"][-1] < 0.9 * hd95["transunet"][0]
     assert max(hd95["monai"]) < 1.1 * min(hd95["monai"])
+
+
+def test_an_error_in_one_class_is_raised():
+    class Broken(Strict):
+        def score(self, truth, prediction, spacing):
+            raise ValueError("broken")
+
+    masks = np.ones((2, 1, 2, 2), bool)
+    with pytest.raises(ValueError, match="broken"):
+        Broken().score_case(masks, masks, (1.0, 1.0, 1.0), ["a", "b"])
+    with pytest.raises(ValueError, match="longer"):  # Masks without a name are not left out.
+        Strict().score_case(masks, masks, (1.0, 1.0, 1.0), ["a"])

@@ -16,8 +16,8 @@ from attnseg.metrics.profiles.strict import Strict
 from attnseg.metrics.surface import assd, hd95, nsd, surface_distances, surface_elements
 
 SHAPE, SPACING, TOLERANCE = (148, 512, 512), (3.0, 0.8, 0.8), 3.0
-# First corner and size, voxels, liver to gallbladder.
 NAMES = [str(label) for label in range(1, 9)]
+# First corner and size, voxels, liver to gallbladder.
 ORGANS = [
     ((20, 100, 30), (100, 250, 300)),  # liver
     ((40, 90, 340), (60, 120, 150)),  # stomach

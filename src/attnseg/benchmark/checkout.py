@@ -97,7 +97,7 @@ def measure_checkout(
             "parameters": cost.count_parameters(load.model)["total"],
             "macs": try_to_count_macs(load),
             "code": f"{checkout.folder}, {checkout.options or 'no options'}",
-            "commit": commit,
+            "checkout_commit": commit,
             "images": f"{load.batch_size} of {'x'.join(map(str, load.image))}",
         }
     return list(rows.values())

@@ -101,7 +101,7 @@ def translate_error(error: Exception) -> AttnsegError | None:
     if type(error).__module__.startswith(COMPILER):
         return ConfigError(
             "trainer.compile: PyTorch cannot compile this network here "
-            f"({first_line(error)[:200]}); use trainer.compile=null"
+            f"({first_line(error)[:200]}); use trainer.compile=null and attn.backend=auto"
         )
     if type(error).__module__.startswith("submitit."):
         text = " ".join(str(error).split())[:200].rstrip(".")

@@ -1,7 +1,7 @@
 """Plans a comparison: the patients and seeds that show a difference, or that there is none.
 
 attnseg plan margin=0.01 patient_sd=0.03 seed_sd=0.005
-attnseg plan margin=0.01 runs=[outputs/pilot/setr/*/*] difference=0.02 comparisons=3
+attnseg plan margin=0.01 runs=[outputs/nnunet/setr/*/*] difference=0.02 comparisons=3
 """
 
 from typing import Annotated, Literal

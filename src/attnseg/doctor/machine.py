@@ -57,8 +57,10 @@ def examine_load() -> Iterator[Finding]:
     """Yield a note if programs have kept most cores of the machine busy for the last minute."""
     cores, load = os.cpu_count() or 1, os.getloadavg()[0]
     if load > CROWDED * cores and not os.environ.get("OMP_WAIT_POLICY"):
-        text = f"{load:.1f} threads share the {cores} cores, and a training's wait for each other"
-        advice = "end other programs, or export OMP_WAIT_POLICY=passive, which shortens such waits"
+        text = (
+            f"{load:.1f} threads were busy on {cores} cores; beside them, those of a training wait"
+        )
+        advice = "end other programs, or set OMP_WAIT_POLICY=passive while they run"
         yield Finding("load", text, advice, "note")
 
 

@@ -211,7 +211,7 @@ def _new_folder(parent: Path, identity: str) -> Path:
 
 
 def read_git_state(folder: Path = Path(__file__).parent) -> GitState | None:
-    """Return the commit of the code in a folder, and whether its tree differs; `None` without."""
+    """Return the commit of the code in a folder, or `None` if git tracks none of it."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(folder), *arguments]

@@ -8,6 +8,7 @@ from attnseg.runs.variants import Variant
 from attnseg.study import checks, doubts, statistics
 from attnseg.study.margins import Margin
 from attnseg.study.metric import ComparedMetric
+from attnseg.study.verdict import count_text
 
 FEW_PATIENTS = 50  # below this, intervals of Dice are mostly wider than the differences of interest
 
@@ -39,7 +40,8 @@ def write_notes(
 def _count_openings(variants: Sequence[Variant]) -> str:
     opened = doubts.total_openings([run for variant in variants for run in variant.runs])
     subject = "test set was" if len(opened) == 1 else f"test sets of {len(opened)} folds were"
-    return f"The {subject} opened {', '.join(map(str, opened))} times up to now."
+    times = ", ".join(map(str, opened)) + " times" if set(opened) != {1} else "once"
+    return f"The {subject} opened {times} up to now."
 
 
 def collect_warnings(
@@ -62,6 +64,7 @@ def collect_warnings(
         )
     if dropped := len(patients) - len(patients.dropna()):
         warnings.append(
-            f"{dropped} patients lack a value of some variant and are left out of its comparisons"
+            f"comparisons with a variant leave out those without a value of it: "
+            f"{count_text(dropped, 'patient')}"
         )
     return warnings

@@ -24,6 +24,7 @@ from attnseg.models.model import SegmentationModel
 from attnseg.training.recompute import list_blocks
 
 KINDS_OF_BLOCKS = 64
+DEFAULT_SCHEME = sysconfig.get_default_scheme()  # of this Python's folders
 log = logging.getLogger(__name__)
 
 
@@ -41,7 +42,8 @@ def compile_model(model: SegmentationModel, options: TrainerOptions) -> None:
         raise ConfigError(
             "trainer.compile: needs a C compiler; install gcc or use trainer.compile=null"
         )
-    if not Path(sysconfig.get_path("include"), "Python.h").is_file():
+    folders = {sysconfig.get_path("include", scheme) for scheme in (DEFAULT_SCHEME, "posix_prefix")}
+    if not any(Path(folder, "Python.h").is_file() for folder in folders):
         version = f"{sys.version_info.major}.{sys.version_info.minor}"
         raise ConfigError(
             f"trainer.compile: needs the C headers of Python; install python{version}-dev or use "

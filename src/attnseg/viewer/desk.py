@@ -99,7 +99,7 @@ class Desk:
     def _alone(self) -> Iterator[None]:
         """Refuse a request while another upload is received or segmented."""
         if not self._busy.acquire(blocking=False):
-            raise Refusal(409, "The images before are still being segmented")
+            raise Refusal(409, "The images before are still being received or segmented")
         try:
             yield
         finally:

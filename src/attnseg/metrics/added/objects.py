@@ -53,9 +53,9 @@ class SizedRecall(SingleMetric):
     @property
     def metric(self) -> Metric:
         """See `SingleMetric.metric`."""
-        ends = (f"from {self.above_mm:g}" if self.above_mm else "", f"below {self.below_mm} mm")
-        limits = " ".join(ends[: 1 + (self.below_mm is not None)]).strip()
-        limits += "" if self.below_mm is not None else " mm"
+        above = [f"from {self.above_mm:g} mm"] if self.above_mm else []
+        below = [f"below {self.below_mm:g} mm"] if self.below_mm is not None else []
+        limits = ", ".join([*above, *below]) or "of any size"
         label = f"recall of {self.name} objects ({limits})"
         return Metric(f"recall_{self.name}", label, shown=False)
 

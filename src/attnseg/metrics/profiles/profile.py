@@ -179,8 +179,8 @@ class Profile:
     ) -> list[Score]:
         """Score a case, given as masks `[classes, S, H, W]` and the names of the classes.
 
-        Each class has a thread. Masks are not cropped, because the score of a missed organ may
-        depend on the size of the image.
+        Classes are scored at the same time, in one thread per core. Masks are not cropped, because
+        the score of a missed organ may depend on the size of the image.
         """
 
         def score_class(name: str, true: Mask, predicted: Mask) -> dict[str, float]:
@@ -191,7 +191,8 @@ class Profile:
             return {**scores, **dict(zip(VOLUMES, map(float, voxels), strict=True))}
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            by_class = list(pool.map(score_class, classes, truth, prediction))
+            cells = zip(classes, truth, prediction, strict=True)
+            by_class = list(pool.map(lambda cell: score_class(*cell), cells))
         return [
             (name, metric, float(value))
             for name, scores in zip(classes, by_class, strict=True)
