@@ -24,7 +24,6 @@ from attnseg.models.model import SegmentationModel
 from attnseg.training.recompute import list_blocks
 
 KINDS_OF_BLOCKS = 64
-DEFAULT_SCHEME = sysconfig.get_default_scheme()  # of this Python's folders
 log = logging.getLogger(__name__)
 
 
@@ -42,7 +41,7 @@ def compile_model(model: SegmentationModel, options: TrainerOptions) -> None:
         raise ConfigError(
             "trainer.compile: needs a C compiler; install gcc or use trainer.compile=null"
         )
-    folders = {sysconfig.get_path("include", scheme) for scheme in (DEFAULT_SCHEME, "posix_prefix")}
+    folders = sysconfig.get_path("include"), sysconfig.get_path("include", "posix_prefix")
     if not any(Path(folder, "Python.h").is_file() for folder in folders):
         version = f"{sys.version_info.major}.{sys.version_info.minor}"
         raise ConfigError(
