@@ -16,7 +16,8 @@ from attnseg.study import cases, figures, page
 from attnseg.study.compare import compare_runs
 from attnseg.study.contrasts import Decision, contrast_family
 from attnseg.study.metric import ComparedMetric
-from attnseg.study.verdict import failure_text, interval_text, write_headline
+from attnseg.study.verdict import failure_text, write_headline
+from attnseg.study.wording import interval_text
 from tests.study.folders import PROFILE, add_pictures, disc_masks, make_pair, make_run
 
 DICE = ComparedMetric("dice", "Dice", up=True, unit="Dice")

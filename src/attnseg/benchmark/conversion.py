@@ -15,7 +15,7 @@ from attnseg.benchmark.cost import measure_joules
 from attnseg.benchmark.timing import alternate
 from attnseg.config import cost
 from attnseg.errors import AttnsegError, first_line
-from attnseg.files import write_text
+from attnseg.files import write_json
 from attnseg.layers.factored import fuse_factors
 from attnseg.processes.gpus import leased
 from attnseg.runs.run_folder import RunFolder
@@ -62,7 +62,7 @@ def _measure(run: RunFolder, report: dict[str, Any]) -> None:
         figures["forward_ms"] = 1e3 * median(sample.seconds for sample in timed[name])
         figures["forward_mib"] = held / 2**20
         figures["forward_joules"] = measure_joules(works[name], device)
-    write_text(run.conversion_file, json.dumps(report, indent=1, allow_nan=False) + "\n")
+    write_json(run.conversion_file, report)
     for key, unit in (("forward_ms", "ms"), ("forward_mib", "MiB"), ("forward_joules", "J")):
         if after[key] is not None:
             log.info("%.3g %s per image instead of %.3g", after[key], unit, before[key])

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from attnseg.benchmark.timing import Spread
-from attnseg.files import write_text
+from attnseg.files import write_json
 
 Cell = Spread | float | int | str | None
 Row = dict[str, Cell]
@@ -17,7 +17,7 @@ BILLION = 10**9
 def write_record(folder: Path, label: str, record: Mapping[str, Any]) -> None:
     """Write the record of one workload as `<label>.json`."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / f"{label}.json", json.dumps(record, indent=1, allow_nan=False) + "\n")
+    write_json(folder / f"{label}.json", record)
 
 
 def read_records(folder: Path) -> list[dict[str, Any]]:

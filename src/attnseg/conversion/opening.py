@@ -1,6 +1,5 @@
 """The start of a conversion: the parent is opened, and its weights are carried over."""
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -56,8 +55,7 @@ def open_conversion(
         return None
     parent = RunFolder(options.parent)
     teacher = parent.model()
-    split = hashlib.sha256(data.split.encode()).hexdigest()
-    if (parent.facts.data_digest, parent.facts.split_digest) != (data.digest, split):
+    if (parent.facts.data_digest, parent.facts.split_digest) != (data.digest, data.split_digest):
         raise DataError(
             f"conversion.parent: {parent} was trained on other cases, or with another split; "
             "restore the data as they were"

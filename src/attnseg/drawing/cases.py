@@ -11,7 +11,13 @@ from numpy.typing import NDArray
 
 from attnseg.data.labels import Masks
 from attnseg.data.store import StoredCase
-from attnseg.prediction.overlay import COLOURS
+from attnseg.prediction.overlay import COLOURS, LEAST, magnify, outline_masks
+
+DPI = 100
+BORDER = (4, 4)  # white pixels before and behind each drawn slice
+OUTLINE = 2  # pixels
+LEGEND_COLUMNS = 4
+LEAST_WIDTH = 900  # pixels, for the title and the legend
 
 
 def draw_comparison(
@@ -34,32 +40,44 @@ def draw_comparison(
         prediction: predicted masks of these slices, `[classes, n, H, W]`.
         classes: names of the classes.
     """
-    aspect = pixel_aspect(case)
-    ratio = case.shape[1] * aspect / case.shape[2]
-    figure = Figure(figsize=(9, 3.1 * ratio * len(slices) + 0.9), dpi=100, layout="constrained")
-    axes = figure.subplots(len(slices), 3, squeeze=False)
-    for number, (row, index) in enumerate(zip(axes, slices, strict=True)):
-        image = slice_image(case, index)
-        for axis, masks in zip(row, (None, truth[:, number], prediction[:, number]), strict=True):
-            draw_slice(axis, image, masks, aspect)
-        row[0].set_ylabel(f"slice {index + 1}")
-    for axis, name in zip(axes[0], ("image", "truth", "prediction"), strict=True):
-        axis.set_title(name, fontsize=10)
+    rows = []
+    for number, index in enumerate(slices):
+        image = magnify(case.scaled(index), pixel_aspect(case), LEAST)
+        shown = truth[:0, number], truth[:, number], prediction[:, number]
+        panels = [outline_masks(image.copy(), masks, OUTLINE) for masks in shown]
+        rows.append(
+            np.hstack([np.pad(p, (BORDER, BORDER, (0, 0)), constant_values=255) for p in panels])
+        )
+    picture = np.vstack(rows)
+    height, width = picture.shape[:2]
+    lines = -(-len(classes) // LEGEND_COLUMNS)
+    above, below = 46 + 18 * title.count("\n"), 10 + 20 * lines  # pixels
+    left = max(24, (LEAST_WIDTH - width) // 2)
+    whole = np.array([max(left + width, LEAST_WIDTH), above + height + below])
+    figure = Figure(figsize=whole / DPI, dpi=DPI)
+    # Every pixel of the picture is one of the file.
+    axis = figure.add_axes(np.array([left, below, width, height]) / np.tile(whole, 2))
+    axis.imshow(picture)
+    axis.set_frame_on(False)
+    axis.tick_params(length=0, top=False, labeltop=True, labelbottom=False)
+    axis.set_xticks((np.arange(3) + 0.5) * width / 3, ("image", "truth", "prediction"))
+    names = [f"slice {index + 1}" for index in slices]
+    axis.set_yticks((np.arange(len(rows)) + 0.5) * height / len(rows), names)
+    axis.tick_params(axis="y", labelrotation=90)
     draw_class_legend(figure, classes)
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(title, fontsize=11, y=1 - 8 / whole[1])
     figure.savefig(path, metadata={"Software": None})
 
 
-def draw_slice(axis: Any, image: NDArray[Any], masks: Masks | None, ratio: float) -> None:  # noqa: ANN401
+def draw_slice(axis: Any, image: NDArray[Any], masks: Masks, ratio: float) -> None:  # noqa: ANN401
     """Draw a slice, from `slice_image`, with its masks on an axis of matplotlib.
 
-    The masks are `[classes, H, W]`, `None` for the bare image; `ratio` is the height of a pixel
-    over its width.
+    The masks are `[classes, H, W]`; `ratio` is the height of a pixel over its width.
     """
     axis.imshow(image, cmap="gray", vmin=0, vmax=1, aspect=ratio)
     axis.set_xticks([])
     axis.set_yticks([])
-    for k, mask in enumerate(() if masks is None else masks):
+    for k, mask in enumerate(masks):
         if mask.any():
             colour = COLOURS[k % len(COLOURS)]
             axis.contourf(mask.astype(float), [0.5, 1.5], colors=[colour], alpha=0.35)
@@ -81,7 +99,10 @@ def draw_class_legend(figure: Figure, classes: Sequence[str]) -> None:
     """Add a legend of the classes' colours below a figure."""
     handles = [Patch(color=COLOURS[k % len(COLOURS)], label=n) for k, n in enumerate(classes)]
     figure.legend(
-        handles=handles, loc="outside lower center", ncols=min(len(classes), 5), frameon=False
+        handles=handles,
+        loc="outside lower center",
+        ncols=min(len(classes), LEGEND_COLUMNS),
+        frameon=False,
     )
 
 

@@ -1,7 +1,6 @@
 """The `evaluate` command: scores a finished run, or two folders of masks, under metric profiles."""
 
 import copy
-import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -135,10 +134,9 @@ class FinishedRun:
         reader = open_reader(self.config)
         facts.check_classes(folder, reader.classes, reader.values)
         self.data: PreparedData = load_dataset(self.config, reader)
-        split = hashlib.sha256(self.data.split.encode()).hexdigest()
         for what, now, then in (
             ("data", self.data.digest, facts.data_digest),
-            ("split", split, facts.split_digest),
+            ("split", self.data.split_digest, facts.split_digest),
         ):
             if now != then:
                 raise DataError(

@@ -5,7 +5,6 @@ in `Case.mask`: class indices, or bits where classes overlap. `index.json` lists
 written last. The truth alone determines the slices, so all variants show the same ones.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from PIL import Image
 from attnseg.data.labels import Labels, Masks
 from attnseg.data.store import StoredCase
 from attnseg.drawing.cases import pixel_aspect, slice_image
-from attnseg.files import write_text
+from attnseg.files import write_json
 from attnseg.prediction.overlay import slices_to_show
 
 LONGEST = 256  # pixels along the longer side
@@ -58,7 +57,7 @@ class Pictures:
 
     def close(self) -> None:
         """Write the index of all pictures."""
-        write_text(self.folder / "index.json", json.dumps(self.index, indent=1) + "\n")
+        write_json(self.folder / "index.json", self.index)
 
 
 def _size(case: StoredCase) -> tuple[int, int]:

@@ -1,7 +1,6 @@
 """The `export` command: ONNX, 8-bit ONNX, torch.export and safetensors files, MONAI bundles."""
 
 import importlib.util
-import json
 import logging
 import math
 import shutil
@@ -35,7 +34,7 @@ from attnseg.export.monai_bundle import (
 )
 from attnseg.export.options import Export
 from attnseg.export.tracing import onnx_bytes, program_bytes, silenced_exporters, trace_model
-from attnseg.files import file_digest, write_bytes, write_text
+from attnseg.files import file_digest, write_bytes, write_json, write_text
 from attnseg.metrics.profiles.profile import Profile
 from attnseg.prediction.exported import FACTS, INT8, ONNX, SPEC
 from attnseg.prediction.network import Network
@@ -129,7 +128,7 @@ def export(config: Export) -> Path:
         if path.is_file()
     }
     print_export(facts, folder, list(networks))
-    write_text(folder / FACTS, json.dumps(facts, indent=1, allow_nan=False) + "\n")
+    write_json(folder / FACTS, facts)
     log.info("Written: %s", folder)
     return folder
 
@@ -256,7 +255,7 @@ def write_safetensors(folder: Path, run: RunFolder, spec: InferenceSpec, model: 
     }
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     write_bytes(folder / SAFETENSORS, safetensors.torch.save(state))
-    write_text(folder / ARGUMENTS, json.dumps(arguments, indent=1) + "\n")
+    write_json(folder / ARGUMENTS, arguments)
 
 
 def largest_difference(first: Network, second: Network, images: Images) -> float:

@@ -49,24 +49,32 @@ def _draw_slice(scan: Scan, masks: Masks, index: int) -> NDArray[np.uint8]:
     return outline_masks(magnify(scan.scaled(np.array([index]))[0], tall), masks[:, index])
 
 
-def magnify(slice_: NDArray[np.float32], tall: float) -> NDArray[np.float32]:
+def magnify(
+    slice_: NDArray[np.float32], tall: float, largest: int = LONGEST
+) -> NDArray[np.float32]:
     """Return a slice `[H, W, C]` in [0, 1] as colours `[h, w, 3]` of 0 to 255, in screen size.
 
     Args:
         slice_: one channel or three; of others the first is shown.
         tall: height of a pixel in widths.
+        largest: limit to the longer side of the result, pixels.
     """
     shown = slice_ if slice_.shape[2] == 3 else slice_[..., :1].repeat(3, 2)
     height, width = shown.shape[0] * tall, float(shown.shape[1])
     longest = max(height, width)
-    zoom = min(LONGEST, max(LEAST, longest)) / longest
+    zoom = min(largest, max(LEAST, longest)) / longest
     size = max(1, round(width * zoom)), max(1, round(height * zoom))
     drawn = cv2.resize(shown, size, interpolation=cv2.INTER_AREA if zoom < 1 else cv2.INTER_LINEAR)
     return np.ascontiguousarray(drawn * 255, np.float32)
 
 
-def outline_masks(drawn: NDArray[np.float32], masks: Masks) -> NDArray[np.uint8]:
-    """Draw masks `[classes, H, W]`, tinted and outlined, on what `magnify` returned."""
+def outline_masks(
+    drawn: NDArray[np.float32], masks: Masks, thickness: int = 1
+) -> NDArray[np.uint8]:
+    """Draw masks `[classes, H, W]`, tinted and outlined, on what `magnify` returned.
+
+    `thickness` is that of the outlines, in pixels.
+    """
     size = drawn.shape[1], drawn.shape[0]
     for k, mask in enumerate(masks):
         if mask.any():
@@ -74,7 +82,7 @@ def outline_masks(drawn: NDArray[np.float32], masks: Masks) -> NDArray[np.uint8]
             colour = np.array(_colour(k), np.float32)
             drawn[small > 0] += OPACITY * (colour - drawn[small > 0])
             outlines, _ = cv2.findContours(small, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
-            cv2.drawContours(drawn, outlines, -1, _colour(k), 1)
+            cv2.drawContours(drawn, outlines, -1, _colour(k), thickness)
     return np.asarray(drawn.round(), np.uint8)
 
 

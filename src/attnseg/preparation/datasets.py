@@ -45,6 +45,11 @@ class PreparedData:
     digest: str  # of all cases
     watermark: str | None  # a warning that must accompany every result, if any
 
+    @property
+    def split_digest(self) -> str:
+        """SHA-256 of the roles of all cases."""
+        return hashlib.sha256(self.split.encode()).hexdigest()
+
 
 def dataset_root(config: Config) -> Path:
     """Return the dataset's root: `dataset.root`, or by default the folder of its phantom."""

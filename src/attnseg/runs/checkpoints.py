@@ -16,6 +16,7 @@ from attnseg.files import is_whole, replacing, write_text
 
 REQUIRED_PARTS = {"epoch": int, "state_dict": dict, "callbacks": dict}
 WEIGHTS = "model."  # Prefix of the model's weights in a checkpoint.
+SHORT = 65536  # bytes that are digested sooner than another thread would start to
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -78,6 +79,9 @@ class _Hashed:
 
     def write(self, data: bytes) -> int:
         """Write and digest the next bytes; PyTorch's writer never seeks."""
+        if len(data) < SHORT:
+            self._sha.update(data)
+            return self._file.write(data)
         digesting = self._helper.submit(self._sha.update, data)
         try:
             return self._file.write(data)

@@ -15,7 +15,7 @@ import yaml
 from attnseg.config.aliases import check_aliases
 from attnseg.config.training import Config, parse_config
 from attnseg.errors import ConfigError, DataError, first_line
-from attnseg.files import file_digest, write_text
+from attnseg.files import file_digest, write_json, write_text
 from attnseg.plugins import explain_absence, list_plugins
 from attnseg.processes.lock import is_held
 from attnseg.runs.facts import RunFacts
@@ -279,7 +279,7 @@ def write_scores(
     target = RunFolder(folder)
     target.path.mkdir(parents=True, exist_ok=True)
     write_text(target.cases_file, scores.to_csv(index=False, lineterminator="\n"))
-    write_text(target.metrics_file, json.dumps(metrics, indent=1, allow_nan=False) + "\n")
+    write_json(target.metrics_file, metrics)
 
 
 def _mapping(node: object) -> Mapping[str, Any]:

@@ -8,7 +8,7 @@ from attnseg.runs.variants import Variant
 from attnseg.study import checks, doubts, statistics
 from attnseg.study.margins import Margin
 from attnseg.study.metric import ComparedMetric
-from attnseg.study.verdict import count_text
+from attnseg.study.wording import count_text
 
 FEW_PATIENTS = 50  # below this, intervals of Dice are mostly wider than the differences of interest
 

@@ -33,7 +33,8 @@ from attnseg.study.metric import ComparedMetric, choose_metric
 from attnseg.study.null_control import doubt_attentions, find_null_controls
 from attnseg.study.score_sheet import ScoreSheet
 from attnseg.study.trainings import average_seeds, deviate_seeds
-from attnseg.study.verdict import count_text, write_headline, write_verdict
+from attnseg.study.verdict import write_headline, write_verdict
+from attnseg.study.wording import count_text
 
 log = logging.getLogger(__name__)
 SEED_SD = ("seed_sd", "seed_sd_low", "seed_sd_high")  # columns: of the seeds' means, and interval

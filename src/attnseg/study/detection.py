@@ -16,7 +16,7 @@ from scipy import stats
 
 from attnseg.study.score_sheet import ScoreSheet
 from attnseg.study.statistics import holm
-from attnseg.study.verdict import count_text, p_value_text
+from attnseg.study.wording import count_text, p_value_text
 
 
 @dataclass(frozen=True)

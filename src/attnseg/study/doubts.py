@@ -13,7 +13,7 @@ from attnseg.metrics.bounds import VOLUMES
 from attnseg.runs.run_folder import RunFolder
 from attnseg.runs.variants import Variant
 from attnseg.study.integrity import ROW, digest_scores, has_telling_values, select_rows
-from attnseg.study.verdict import count_text
+from attnseg.study.wording import count_text
 
 INVENTED = ("phantom", "situs")  # datasets that are always generated
 PHANTOM_FILE = "phantom.json"  # at the root of a generated dataset

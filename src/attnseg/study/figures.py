@@ -25,7 +25,8 @@ from attnseg.study.canvas import (
 )
 from attnseg.study.comparison import Comparison
 from attnseg.study.contrasts import ATTENTION, Claim, Contrast
-from attnseg.study.verdict import ABOUT, count_text, interval_text
+from attnseg.study.verdict import ABOUT
+from attnseg.study.wording import count_text, interval_text
 
 AXIS_LABEL_LENGTH = 48  # characters of a line below an axis
 VARIANT_COLOURS = 6  # in the style sheet; further variants reuse them with other dashes

@@ -17,7 +17,7 @@ from attnseg.study.metric import choose_metric
 from attnseg.study.power import Variation, power_to_differ, power_to_equal
 from attnseg.study.score_sheet import ScoreSheet
 from attnseg.study.trainings import average_seeds, deviate_seeds
-from attnseg.study.verdict import count_text
+from attnseg.study.wording import count_text
 
 log = logging.getLogger(__name__)
 MOST_PATIENTS = 10_000

@@ -6,7 +6,7 @@ from typing import Any
 
 from attnseg.runs.run_folder import RunFolder
 from attnseg.runs.variants import Variant
-from attnseg.study.verdict import count_text
+from attnseg.study.wording import count_text
 
 DIGEST_LENGTH = 10  # shown characters of a digest or commit
 

@@ -14,7 +14,8 @@ from rich.markup import escape
 from attnseg.study.comparison import Comparison
 from attnseg.study.contrasts import ATTENTION, NOTHING_SHOWN, Claim, Contrast
 from attnseg.study.metric import ComparedMetric
-from attnseg.study.verdict import ABOUT, interval_text, p_value_text
+from attnseg.study.verdict import ABOUT
+from attnseg.study.wording import interval_text, p_value_text
 
 LATEX_ESCAPES = {character: f"\\{character}" for character in "&%$#_{}"} | {
     "\\": r"\textbackslash{}",

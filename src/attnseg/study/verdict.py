@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from attnseg.study.contrasts import ATTENTION, MIN_PATIENTS, NETWORKS, Claim, Contrast
 from attnseg.study.metric import ComparedMetric
 from attnseg.study.null_control import caution_of_null_controls
+from attnseg.study.wording import count_text, difference_text, interval_text
 
-SMALLEST_END = 1e-12  # ends of intervals below it are rounding errors of 0
 MAX_NAMED = 4  # more variants are counted in the headline instead of named
 ABOUT = {ATTENTION: "this attention, other trainings", NETWORKS: "these networks, other patients"}
 
@@ -191,32 +191,3 @@ def _draws_text(c: Contrast, claim: Claim) -> str:
         return patients
     own, base = c.seeds
     return f"{patients}, {own} seeds each" if own == base else f"{patients}, {own} and {base} seeds"
-
-
-def count_text(count: int, noun: str) -> str:
-    """Return a number of things, such as `1 patient` or `2 patients`."""
-    return f"{count} {noun}{'' if count == 1 else 's'}"
-
-
-def p_value_text(p: float) -> str:
-    """Return a p-value as tables show it."""
-    return "-" if math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
-
-
-def difference_text(value: float, metric: ComparedMetric) -> str:
-    """Return a difference without the sign of a negative zero."""
-    return metric.text(value if abs(value) >= 0.5 * 10**-metric.digits else 0.0)
-
-
-def interval_text(low: float, high: float, metric: ComparedMetric) -> str:
-    """Return an interval of a difference; ends that would read as 0 but are not have more digits.
-
-    A reader sees on which side of 0 they lie.
-    """
-    return "-" if low != low else f"{_end_text(low, metric)} to {_end_text(high, metric)}"
-
-
-def _end_text(end: float, metric: ComparedMetric) -> str:
-    if float(metric.text(end)) or abs(end) < SMALLEST_END:
-        return difference_text(end, metric)
-    return f"{end:.{math.ceil(-math.log10(abs(end)))}f}"

@@ -31,7 +31,7 @@ def record_setup(run: ActiveRun, setup: TrainingSetup) -> None:
         profile=setup.components.profile.describe(),
         data=describe_input(data),
         data_digest=data.digest,
-        split_digest=setup.split_digest,
+        split_digest=setup.data.split_digest,
         parameters=cost.count_parameters(model),
         macs=macs,
         attention={"parameters": cost.count_attention_parameters(model), "macs": inside},

@@ -1,6 +1,5 @@
 """Everything that a training process checks and builds before its first step."""
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -34,11 +33,6 @@ class TrainingSetup:
     components: Components
     loaders: SliceDataModule
     conversion: OpenConversion | None = None  # of a trained network, if this run is one
-
-    @property
-    def split_digest(self) -> str:
-        """SHA-256 of the roles of all cases."""
-        return hashlib.sha256(self.data.split.encode()).hexdigest()
 
 
 def set_up_training(config: Config, lease: Callable[[], None] = lambda: None) -> TrainingSetup:

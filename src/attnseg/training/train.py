@@ -74,7 +74,7 @@ def train(
         with leased(config) as lease:
             loggers = RunLoggers(config)
             setup = set_up_training(config, lease)
-            identity = run_id(setup.config, setup.data.digest, setup.split_digest)
+            identity = run_id(setup.config, setup.data.digest, setup.data.split_digest)
             run = ActiveRun(setup.config, identity)
             on_folder(run.folder.path)
             if run.finished:
