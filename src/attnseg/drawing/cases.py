@@ -53,10 +53,11 @@ def draw_comparison(
     lines = -(-len(classes) // LEGEND_COLUMNS)
     above, below = 46 + 18 * title.count("\n"), 10 + 20 * lines  # pixels
     left = max(24, (LEAST_WIDTH - width) // 2)
-    whole = np.array([max(left + width, LEAST_WIDTH), above + height + below])
-    figure = Figure(figsize=whole / DPI, dpi=DPI)
+    full_width, full_height = max(left + width, LEAST_WIDTH), above + height + below
+    figure = Figure(figsize=(full_width / DPI, full_height / DPI), dpi=DPI)
     # Every pixel of the picture is one of the file.
-    axis = figure.add_axes(np.array([left, below, width, height]) / np.tile(whole, 2))
+    corner = left / full_width, below / full_height
+    axis = figure.add_axes((*corner, width / full_width, height / full_height))
     axis.imshow(picture)
     axis.set_frame_on(False)
     axis.tick_params(length=0, top=False, labeltop=True, labelbottom=False)
@@ -65,7 +66,7 @@ def draw_comparison(
     axis.set_yticks((np.arange(len(rows)) + 0.5) * height / len(rows), names)
     axis.tick_params(axis="y", labelrotation=90)
     draw_class_legend(figure, classes)
-    figure.suptitle(title, fontsize=11, y=1 - 8 / whole[1])
+    figure.suptitle(title, fontsize=11, y=1 - 8 / full_height)
     figure.savefig(path, metadata={"Software": None})
 
 
