@@ -55,19 +55,17 @@ def draw_comparison(
     left = max(24, (LEAST_WIDTH - width) // 2)
     full_width, full_height = max(left + width, LEAST_WIDTH), above + height + below
     figure = Figure(figsize=(full_width / DPI, full_height / DPI), dpi=DPI)
-    # Every pixel of the picture is one of the file.
-    corner = left / full_width, below / full_height
-    axis = figure.add_axes((*corner, width / full_width, height / full_height))
-    axis.imshow(picture)
-    axis.set_frame_on(False)
-    axis.tick_params(length=0, top=False, labeltop=True, labelbottom=False)
-    axis.set_xticks((np.arange(3) + 0.5) * width / 3, ("image", "truth", "prediction"))
-    names = [f"slice {index + 1}" for index in slices]
-    axis.set_yticks((np.arange(len(rows)) + 0.5) * height / len(rows), names)
-    axis.tick_params(axis="y", labelrotation=90)
+    figure.figimage(picture, left, below)
+    for column, name in enumerate(("image", "truth", "prediction")):
+        x = left + (column + 0.5) * width / 3
+        figure.text(x / full_width, (below + height + 4) / full_height, name, ha="center")
+    for row, index in enumerate(slices):
+        y = below + height - (row + 0.5) * height / len(slices)
+        place = (left - 4) / full_width, y / full_height
+        figure.text(*place, f"slice {index + 1}", rotation=90, ha="right", va="center")
     draw_class_legend(figure, classes)
     figure.suptitle(title, fontsize=11, y=1 - 8 / full_height)
-    figure.savefig(path, metadata={"Software": None})
+    figure.savefig(path, metadata={"Software": None}, pil_kwargs={"compress_level": 3})
 
 
 def draw_slice(axis: Any, image: NDArray[Any], masks: Masks, ratio: float) -> None:  # noqa: ANN401

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from monai.metrics.utils import get_code_to_measure_table
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
@@ -82,6 +81,9 @@ def surface_elements(a: Mask, b: Mask, spacing: Sequence[float]) -> SurfaceEleme
 
     The arguments are those of `surface_distances`; the masks have two or three axes.
     """
+    # This imports all of MONAI, which takes longer than anything else at the start of a command.
+    from monai.metrics.utils import get_code_to_measure_table
+
     if a.ndim not in (2, 3):
         raise ValueError(f"need two or three axes; got {a.shape}")
     a, b, voxel = _prepare(a, b, spacing)
