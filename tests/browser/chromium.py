@@ -12,8 +12,9 @@ from pathlib import Path
 
 import aiohttp
 
+from tests.limits import HANG
+
 PROGRAM = shutil.which("chromium") or shutil.which("google-chrome")
-PATIENCE = 30  # seconds for anything the browser does; the machine may be busy
 
 
 class Chromium:
@@ -64,7 +65,7 @@ class Chromium:
         shutil.rmtree(self.profile, ignore_errors=True)
 
     def _port(self):
-        file, end = Path(self.profile, "DevToolsActivePort"), time.monotonic() + PATIENCE
+        file, end = Path(self.profile, "DevToolsActivePort"), time.monotonic() + HANG
         while not (file.is_file() and file.read_text().count("\n")):
             assert self.process.poll() is None, "chromium ended"
             assert time.monotonic() < end, "chromium does not answer"
@@ -79,7 +80,7 @@ class Chromium:
         self.socket = await self.session.ws_connect(address, max_msg_size=0)
 
     def _await(self, coroutine):
-        return self.loop.run_until_complete(asyncio.wait_for(coroutine, PATIENCE))
+        return self.loop.run_until_complete(asyncio.wait_for(coroutine, HANG))
 
     def send(self, method, **parameters):
         """Send a command and return its result."""
@@ -117,7 +118,7 @@ class Chromium:
         self.address = Path(path).resolve().as_uri()
         self.requests, self.complaints, self.loaded = [], [], False
         self.send("Page.navigate", url=self.address)
-        end = time.monotonic() + PATIENCE
+        end = time.monotonic() + HANG
         while not self.loaded:
             assert time.monotonic() < end, "the page does not load"
             self.ask("0")

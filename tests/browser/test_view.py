@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.browser.chromium import PATIENCE, PROGRAM, Chromium
+from tests.browser.chromium import PROGRAM, Chromium
+from tests.limits import HANG
 from tests.prediction.made import organ
 from tests.prediction.test_dicom import write as write_series
 from tests.viewer.made import program
@@ -43,7 +44,7 @@ def browser(tmp_path):
 
 
 def until(holds):
-    end = time.monotonic() + PATIENCE
+    end = time.monotonic() + HANG
     while not (found := holds()):
         assert time.monotonic() < end
         time.sleep(0.1)
@@ -158,7 +159,7 @@ def test_a_volume_is_tried_by_mouse_and_keys(browser, capsule, other, tmp_path):
         until(lambda: browser.ask("document.documentElement?.dataset.ready"))
         assert browser.ask("document.getElementById('result').hidden") is False
         browser.send("Page.navigate", url="about:blank")
-        assert process.wait(60) == 0
+        assert process.wait(HANG) == 0
 
 
 def test_a_series_and_a_picture_are_dropped(browser, capsule, tmp_path):  # noqa: F811

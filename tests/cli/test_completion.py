@@ -13,6 +13,7 @@ import pytest
 
 from attnseg.cli.completion import complete_line
 from attnseg.cli.program import COMMANDS as KNOWN
+from tests.limits import HANG
 
 RESULTS = {
     "attnseg tr": ["train "],
@@ -97,10 +98,10 @@ def test_tab_in_a_real_shell(shell, tmp_path):
         os.close(inside)
 
 
-def type_into(terminal: int, keys: str, result: Path, seconds: float = 60) -> str:
+def type_into(terminal: int, keys: str, result: Path) -> str:
     """Type keys, and return the line of a file that they make the shell write."""
     os.write(terminal, keys.encode())
-    shown, end = "", time.monotonic() + seconds
+    shown, end = "", time.monotonic() + HANG
     while time.monotonic() < end:
         if select.select([terminal], [], [], 0.1)[0]:
             shown += os.read(terminal, 4096).decode(errors="replace")

@@ -22,6 +22,7 @@ from attnseg.runs.run_folder import RunFolder
 from attnseg.training.callbacks.history import EndedEarly
 from attnseg.training.train import train
 from tests.contracts.groups import compose, names
+from tests.limits import HANG
 
 SPACE = "search.space={optimizer.lr:{low:1e-4,high:1e-2,log:true}}"
 SMOKE = ("experiment=smoke", "trainer.limit_batches=2", "logger=none")
@@ -257,7 +258,7 @@ def test_three_processes_do_exactly_the_trials(monkeypatch, tmp_path):
     for process in processes:
         process.start()
     for process in processes:
-        process.join(60)
+        process.join(HANG)
     assert [process.exitcode for process in processes] == [0] * 3
     table = pd.read_csv("outputs/searches/one/trials.csv")
     assert list(table["trial"]) == list(range(1, 10))

@@ -16,6 +16,7 @@ from PIL import Image
 from attnseg.files import file_digest, is_whole
 from tests.contracts.groups import names
 from tests.data.uw_tree import Tree
+from tests.limits import HANG
 
 ROOT = Path(__file__).parents[2]
 CLASSES = ["large_bowel", "small_bowel", "stomach"]
@@ -35,7 +36,7 @@ def smoke(tmp_path_factory) -> tuple[Path, str]:
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HANG,
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
@@ -246,7 +247,7 @@ def test_two_processes_train_together(tmp_path):
     done = subprocess.run(
         [sys.executable, ROOT / "train.py", "experiment=smoke", "trainer=ddp",
          "trainer.accelerator=cpu", "trainer.precision=32", "trainer.num_workers=0"],
-        cwd=tmp_path, capture_output=True, text=True, timeout=180,
+        cwd=tmp_path, capture_output=True, text=True, timeout=HANG,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     run = only_run(tmp_path / "outputs")
@@ -271,7 +272,7 @@ def test_signals_end_a_run_with_their_code(tmp_path, name, code, epoch):
             if line.startswith(f"Epoch {epoch}/"):
                 process.send_signal(getattr(signal, name))
                 break
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=HANG)
     assert process.returncode == code, err
     assert err.count("\n") == 1
     assert "Traceback" not in err
@@ -304,7 +305,9 @@ def test_help_and_mistakes_need_no_torch():
         "try:\n    train()\n"
         "except SystemExit as end:\n    print(end.code, 'torch' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=HANG
+    )
     assert done.stdout == "2 False\n"
 
 

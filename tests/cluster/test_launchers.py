@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.limits import HANG
+
 ROOT = Path(__file__).parents[2]
 LAUNCHERS = ("joblib", "submitit_local")
 
@@ -25,7 +27,7 @@ def start(folder: Path, launcher: str, epochs: int) -> subprocess.Popen[str]:
 
 
 def finish(sweep: subprocess.Popen[str]) -> tuple[str, str]:
-    return sweep.communicate(timeout=240)
+    return sweep.communicate(timeout=HANG)
 
 
 def jobs(folder: Path) -> list[dict[str, object]]:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from attnseg.data.labels import Labels
+from tests.limits import HANG
 
 EXCLUSIVE, OVERLAPPING = Labels(("a", "b")), Labels(("a", "b"), overlapping=True)
 
@@ -74,4 +75,4 @@ def test_decisions_agree_with_probabilities(overlapping):
 
 def test_labels_need_no_torch():
     code = "import sys; import attnseg.data.labels; assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=HANG)

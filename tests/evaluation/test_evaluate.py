@@ -15,6 +15,7 @@ from attnseg.evaluation.scoring import make_segmenter, score_cases
 from attnseg.metrics.profiles.strict import Strict
 from attnseg.metrics.profiles.transunet import TransUNet
 from attnseg.models.model import SegmentationModel
+from tests.limits import HANG
 
 LABELS = UWMadison.labels
 NAMES = LABELS.names
@@ -97,12 +98,12 @@ def test_a_case_is_scored_while_the_next_one_is_segmented(cases):
         def forward(self, image):
             if self.at == case.shape[0]:
                 segmenting_second.set()
-                met.append(scoring_first.wait(60))
+                met.append(scoring_first.wait(HANG))
             return super().forward(image)
 
     class Patient(Strict):
         def score_case(self, *given):
-            met.append(segmenting_second.wait(60))
+            met.append(segmenting_second.wait(HANG))
             scoring_first.set()
             return super().score_case(*given)
 

@@ -14,6 +14,7 @@ from attnseg import cli
 from attnseg.errors import CheckpointError
 from attnseg.prediction.capsule import GOLDEN_OUTPUT, MANIFEST, MODEL, Capsule, verify_capsule
 from tests.export import made
+from tests.limits import HANG
 from tests.safety.test_network import FORBID
 
 
@@ -190,6 +191,6 @@ def test_without_torch_and_network(tmp_path):
     path = made.write(tmp_path / "c.zip")
     code = FORBID + "sys.modules['torch'] = None\nfrom attnseg.cli import verify\nverify()\n"
     command = [sys.executable, "-c", code, f"capsule={path}"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=HANG)
     assert done.returncode == 0, done.stderr
     assert not (tmp_path / "connected").exists()

@@ -33,6 +33,7 @@ from attnseg.prediction.inputs import Item
 from attnseg.prediction.segment import Member
 from attnseg.prediction.spec import InferenceSpec
 from attnseg.runs.reopen import TorchNetwork
+from tests.limits import HANG
 from tests.prediction.made import TILTED, Constant, organ, reoriented, segment, spec
 from tests.safety.test_network import FORBID
 
@@ -255,7 +256,7 @@ def test_without_attnseg_and_network(tmp_path):
     )
     command = [sys.executable, "-c", code]
     done = subprocess.run(
-        command, cwd=tmp_path / "bundle", capture_output=True, text=True, timeout=240
+        command, cwd=tmp_path / "bundle", capture_output=True, text=True, timeout=HANG
     )
     assert done.returncode == 0, done.stderr
     assert not (tmp_path / "bundle/connected").exists()

@@ -20,6 +20,7 @@ from attnseg.runs.checkpoints import AtomicCheckpointIO
 from attnseg.training.callbacks.checkpoints import LastCheckpoint
 from attnseg.training.module import SegmentationModule
 from attnseg.training.train import train
+from tests.limits import HANG
 
 SMOKE = ("experiment=smoke", "attn=kv", "trainer.save_minutes=null")
 
@@ -31,18 +32,15 @@ def configured(folder: Path, *options: str) -> Config:
     return parse_config(to_raw(compose("train", [*SMOKE, *options, *paths])))
 
 
-def attempt(
-    folder: Path, *options: str, fault: Callable[[], None] = lambda: None, timeout: float = 120
-) -> int:
+def attempt(folder: Path, *options: str, fault: Callable[[], None] = lambda: None) -> int:
     """Run once in a fork, its output in `folder/output`; return its exit code.
 
     Args:
         folder: of all files.
         options: beside those of a small run.
         fault: called in the fork before the run, to arrange for what shall go wrong.
-        timeout: seconds after which it counts as hanging.
     """
-    (code,) = attempts(1, folder, *options, faults=[fault], timeout=timeout)
+    (code,) = attempts(1, folder, *options, faults=[fault])
     return code
 
 
@@ -51,7 +49,6 @@ def attempts(
     folder: Path,
     *options: str,
     faults: Sequence[Callable[[], None]] = (),
-    timeout: float = 120,
 ) -> list[int]:
     """Run once in several processes, as `torchrun` starts them; return their exit codes."""
     config = configured(folder, *options)
@@ -72,7 +69,7 @@ def attempts(
         children.append(multiprocessing.get_context("fork").Process(target=_run, args=arguments))
         children[-1].start()
     for child in children:
-        child.join(timeout)
+        child.join(HANG)
     hanging = [child for child in children if child.is_alive()]
     for child in hanging:
         child.kill()
@@ -86,7 +83,6 @@ def attempt_command(
     command: Callable[[], NoReturn],
     *arguments: str,
     fault: Callable[[], None] = lambda: None,
-    timeout: float = 120,
 ) -> int:
     """Call a command in a fork, from `folder`, its output in `folder/output`; see `attempt`."""
 
@@ -97,7 +93,7 @@ def attempt_command(
 
     child = multiprocessing.get_context("fork").Process(target=_work, args=(folder, called, fault))
     child.start()
-    child.join(timeout)
+    child.join(HANG)
     hangs = child.is_alive()
     child.kill()
     child.join()

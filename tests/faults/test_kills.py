@@ -72,13 +72,13 @@ def disturb(folder: Path, options: tuple[str, ...], kills: int, stops: int, seed
         # Before training begins there is nothing to stop with a checkpoint.
         early = code == -signal.SIGTERM and event[0] is files.os
         assert early or code == (143 if number == signal.SIGTERM else -number), event
-    assert attempt(folder, *options, timeout=500) == 0
+    assert attempt(folder, *options) == 0
     return places
 
 
 def check(tmp_path: Path, options: tuple[str, ...], kills: int, stops: int, seed: int) -> None:
     first, other = tmp_path / "first", tmp_path / "other"
-    assert attempt(first, *options, timeout=500) == 0
+    assert attempt(first, *options) == 0
     other.mkdir()
     places = disturb(other, options, kills, stops, seed)
     print(dict(places))

@@ -16,6 +16,7 @@ from attnseg.data.slicing import SliceView
 from attnseg.data.store import prepare_cases
 from attnseg.errors import ResourceError
 from tests.data.uw_tree import Tree
+from tests.limits import HANG
 
 FORK = multiprocessing.get_context("fork")
 
@@ -27,7 +28,7 @@ def count_open():
 def in_fork(action, *arguments):
     child = FORK.Process(target=action, args=arguments)
     child.start()
-    child.join(120)
+    child.join(HANG)
     return child.exitcode
 
 

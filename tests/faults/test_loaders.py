@@ -9,6 +9,7 @@ import pytest
 from attnseg.data.loader_processes import explain_loader_error
 from attnseg.data.slices import SliceDataset
 from tests.faults.runs import attempt
+from tests.limits import HANG
 
 WORKERS = ("trainer.num_workers=2", "trainer.max_epochs=2")
 
@@ -47,15 +48,15 @@ FAULTS = {
     "is killed": (lambda: os.kill(os.getpid(), signal.SIGKILL), 5, "Killed while reading case"),
     "exits": (lambda: os._exit(1), 5, "exited unexpectedly with exit code 1"),
     "segfaults": (lambda: os.kill(os.getpid(), signal.SIGSEGV), 5, "Segmentation fault"),
-    "hangs": (lambda: time.sleep(600), 5, "loader_timeout: no batch came in time; loader"),
+    "hangs": (lambda: time.sleep(2 * HANG), 5, "loader_timeout: no batch came in time; loader"),
 }
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_loader_process(tmp_path, fault):
     what, code, message = FAULTS[fault]
-    options = (*WORKERS, "trainer.loader_timeout=2")
-    assert attempt(tmp_path, *options, fault=at_slice(20, what), timeout=60) == code
+    soon = ("trainer.loader_timeout=2",) if fault == "hangs" else ()
+    assert attempt(tmp_path, *WORKERS, *soon, fault=at_slice(20, what)) == code
     output = (tmp_path / "output").read_text()
     line = output[output.rindex("error: ") :]
     assert line.count("\n") == 1

@@ -14,6 +14,7 @@ from attnseg.runs.facts import RunFacts
 from attnseg.training.module import SegmentationModule
 from tests.data.uw_tree import Tree
 from tests.faults.runs import attempt
+from tests.limits import HANG
 
 SMOKE = ("experiment=smoke", "trainer.max_epochs=1", "trainer.limit_batches=1")
 
@@ -69,7 +70,7 @@ def test_processes_that_prepare_one_dataset_at_once(tmp_path):
         for worker in workers:
             worker.start()
         for worker in workers:
-            worker.join(60)
+            worker.join(HANG)
         assert [worker.exitcode for worker in workers] == [0] * 4
         for path in folder.glob("case-*/case.json"):
             path.write_text("{}")

@@ -18,6 +18,7 @@ from attnseg.errors import ResourceError
 from tests.data.uw_tree import Tree
 from tests.faults.runs import attempt, run_of
 from tests.faults.test_limits import small_disk
+from tests.limits import HANG
 
 # A process of its own begins without memory that earlier tests have freed, which no limit counts.
 SPAWN = multiprocessing.get_context("spawn")
@@ -76,7 +77,7 @@ def run_alone(target: Callable[..., None], *arguments: object) -> int | None:
     """Return the exit code of a function in a new process."""
     child = SPAWN.Process(target=target, args=arguments)
     child.start()
-    child.join(240)
+    child.join(HANG)
     return child.exitcode
 
 
@@ -125,7 +126,7 @@ def run_as_nobody(folder: Path, *arguments: str, processes: int):
     prefix += [f"--inh-caps={caps}", f"--ambient-caps={caps}", "prlimit", f"--nproc={processes}"]
     environment = {"HOME": str(folder), "LOGNAME": "", "USER": ""}
     return run_command(
-        *arguments, prefix=tuple(prefix), cwd=folder, environment=environment, timeout=300
+        *arguments, prefix=tuple(prefix), cwd=folder, environment=environment, timeout=HANG
     )
 
 
@@ -166,7 +167,7 @@ def test_shared_memory_that_is_full(tmp_path):
     if subprocess.run([*prefix, "true"], capture_output=True).returncode:
         pytest.skip("not allowed to mount")
     options = (*SMOKE, "logger=none", "trainer.num_workers=2")
-    done = run_command("train", *options, prefix=prefix, cwd=tmp_path, timeout=300)
+    done = run_command("train", *options, prefix=prefix, cwd=tmp_path, timeout=HANG)
     assert done.returncode == ResourceError.exit_code, done.stderr
     assert_one_line(done.stderr, "trainer.num_workers: ")
     assert "/dev/shm" in done.stderr

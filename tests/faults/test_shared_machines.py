@@ -17,6 +17,7 @@ import pytest
 from attnseg.processes import lock
 from attnseg.processes.lock import Lock, is_held
 from tests.data.uw_tree import Tree
+from tests.limits import HANG
 
 FORK = multiprocessing.get_context("fork")
 # Prepares a dataset, takes a lock twice, and writes into a journal, as commands do.
@@ -122,7 +123,7 @@ def test_of_several_that_come_at_once_one_holds_a_lock_by_heartbeat(tmp_path, no
     for child in children:
         child.start()
     for child in children:
-        child.join(20)
+        child.join(HANG)
     assert holders.value == 1
 
 
@@ -178,6 +179,6 @@ def seen_by_another(path):
 
     child = FORK.Process(target=look)
     child.start()
-    child.join(20)
+    child.join(HANG)
     assert child.exitcode in (0, 1)
     return child.exitcode == 0

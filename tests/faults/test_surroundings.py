@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.limits import HANG
+
 ROOT = Path(__file__).parents[2]
 SMOKE = ("experiment=smoke", "trainer.max_epochs=1", "trainer.limit_batches=1")
 
@@ -23,7 +25,7 @@ def start(folder, *options, variables=(), **keywords):
 
 def test_without_home_and_without_unicode(tmp_path):
     with start(tmp_path) as process:
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=HANG)
     assert (process.returncode, err) == (0, b"")
     assert b"Done in" in out
 
@@ -34,7 +36,7 @@ def test_nobody_reads_the_output(tmp_path):
         process.stdout.readline()
         process.stdout.close()
         err = process.stderr.read().decode()
-    assert process.wait(timeout=120) == 141
+    assert process.wait(timeout=HANG) == 141
     assert err == "error: stopped by SIGPIPE; the same command goes on\n"
 
 
@@ -45,7 +47,7 @@ def test_a_compiler_that_fails(tmp_path):
     compiler.chmod(0o755)
     variables = {"CXX": str(compiler), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "kernels")}
     with start(tmp_path, "trainer.compile=blocks", variables=variables) as process:
-        _, err = process.communicate(timeout=120)
+        _, err = process.communicate(timeout=HANG)
     (line,) = err.decode().splitlines()
     assert line.startswith("error: trainer.compile: PyTorch cannot compile this network here (")
     assert process.returncode == 2

@@ -13,6 +13,7 @@ from attnseg.errors import DataError, ResourceError
 from attnseg.training.module import SegmentationModule
 from tests.faults.runs import attempt
 from tests.faults.test_shared_machines import shim  # noqa: F401
+from tests.limits import HANG
 
 SMOKE = ("experiment=smoke", "trainer.max_epochs=1", "trainer.limit_batches=1", "logger=none")
 FIRST, SECOND, GROUP = 61236, 61237, 61300  # ids that no user and no group has
@@ -31,7 +32,7 @@ def train_as(
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "HOME": str(folder)}
     return subprocess.run(
         command, env=environment, cwd=folder, umask=mask, capture_output=True, text=True,
-        timeout=300,
+        timeout=HANG,
     )  # fmt: skip
 
 
@@ -95,7 +96,7 @@ def test_a_run_on_a_file_system_that_refuses(shim, tmp_path, refused):  # noqa: 
     done = subprocess.run(
         [sys.executable, "-m", "attnseg", "train", *SMOKE],
         env=environment | {"LD_PRELOAD": str(shim), "REFUSED": refused},
-        cwd=tmp_path, capture_output=True, text=True, timeout=300,
+        cwd=tmp_path, capture_output=True, text=True, timeout=HANG,
     )  # fmt: skip
     if refused != "rename":
         assert done.returncode == 0, done.stderr

@@ -18,6 +18,7 @@ from attnseg.errors import ConfigError, DataError, InUseError, ResourceError
 from attnseg.prediction import folder
 from attnseg.prediction import manifest as manifests
 from attnseg.prediction.postprocess import Rule
+from tests.limits import HANG
 from tests.prediction.made import TILTED, Threshold, organ, segment, spec
 from tests.prediction.test_dicom import write as write_series
 
@@ -346,7 +347,7 @@ def test_killed_and_repeated(tmp_path, kill):
 
     process = multiprocessing.get_context("fork").Process(target=child)
     process.start()
-    process.join(60)
+    process.join(HANG)
     assert process.exitcode == -signal.SIGKILL
     for name in masks(tmp_path / "out"):
         if not name.rpartition("/")[2].startswith("."):

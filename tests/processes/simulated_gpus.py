@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from attnseg import nvml
+from tests.limits import HANG
 
 WATTS = 100  # of each GPU
 SOURCE = r"""
@@ -117,7 +118,7 @@ def in_fork(work: Callable[[], object]) -> object:
     child = context.Process(target=run)
     child.start()
     try:
-        assert ours.poll(60)
+        assert ours.poll(HANG)
         return ours.recv()
     finally:
         child.join(10)

@@ -8,6 +8,7 @@ import pytest
 
 from attnseg import energy
 from attnseg.energy import EnergyMeter
+from tests.limits import HANG
 
 
 @pytest.fixture
@@ -46,7 +47,7 @@ def test_counters_are_read_in_between(zones, monkeypatch):
     monkeypatch.setattr(energy, "INTERVAL", 0.01)
     with EnergyMeter() as meter:
         for joules in (500, 100, 500, 100):  # two rounds and more
-            before, until = meter.joules, time.monotonic() + 30
+            before, until = meter.joules, time.monotonic() + HANG
             set_joules(zones, rapl_0=joules)
             while meter.joules == before and time.monotonic() < until:
                 time.sleep(0.01)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from attnseg.processes import gpus
+from tests.limits import HANG
 
 
 def config(devices=1, share=1, accelerator="gpu"):
@@ -29,7 +30,7 @@ def hold(settings, connection):
     with gpus.leased(settings) as lease:
         lease()
         connection.send(os.environ.get(gpus.VISIBLE))
-        connection.poll(30)
+        connection.poll(HANG)
 
 
 class Job:
@@ -45,7 +46,7 @@ class Job:
         return not self.connection.poll(0.5)
 
     def answer(self):
-        assert self.connection.poll(20)
+        assert self.connection.poll(HANG)
         return self.connection.recv()
 
 

@@ -16,6 +16,7 @@ from attnseg.processes import gpus
 from attnseg.processes.gpus import check_driver
 from attnseg.training.precision import fastest_precision
 from tests.faults.runs import _run, configured
+from tests.limits import HANG
 from tests.processes.simulated_gpus import WATTS, build_library, in_fork, simulate
 
 
@@ -93,7 +94,7 @@ def test_two_jobs_take_different_gpus_before_anything_opens_cuda(library, tmp_pa
     def arrange(name: str) -> None:
         def note() -> None:
             (tmp_path / name).write_text(os.environ.get(gpus.VISIBLE, "all"))
-            until = time.monotonic() + 60
+            until = time.monotonic() + HANG
             while len(list(tmp_path.glob("job*.gpu"))) < 2 and time.monotonic() < until:
                 time.sleep(0.05)
 
@@ -112,7 +113,7 @@ def test_two_jobs_take_different_gpus_before_anything_opens_cuda(library, tmp_pa
         jobs.append(context.Process(target=_run, args=(folder, config, fault, {})))
         jobs[-1].start()
     for job in jobs:
-        job.join(120)
+        job.join(HANG)
         job.kill()
     outputs = [(tmp_path / f"job{number}/output").read_text() for number in range(2)]
     assert [job.exitcode for job in jobs] == [0, 0], outputs

@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from tests.limits import HANG
+
 SMOKE = ["experiment=smoke", "trainer.max_epochs=1", "dataset.limit_cases=3"]
 # Forbids connections before anything else is imported; local sockets are not the network.
 FORBID = """
@@ -24,7 +26,7 @@ socket.getaddrinfo = look_up
 
 
 def run(folder, *command):
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240)
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=HANG)
 
 
 def test_the_guard_sees_connections(tmp_path):

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tests.faults.runs import assert_same_end, attempt, attempts, run_of, send_at
+from tests.limits import HANG
 
 TWO = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.precision=32", "trainer.num_workers=0")
 # SGD: AdamW takes a full step even where the gradient is nothing but rounding. With another seed,
@@ -92,7 +93,7 @@ def test_torchrun(tmp_path):
     done = subprocess.run(
         [*torchrun, "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", ROOT / "train.py",
          "experiment=smoke", *TWO, "trainer.max_epochs=1", *place],
-        capture_output=True, text=True, timeout=180,
+        capture_output=True, text=True, timeout=HANG,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Epoch 1/1: train") == 1

@@ -12,6 +12,7 @@ from urllib.parse import urlencode
 from attnseg.viewer.desk import Desk
 from attnseg.viewer.server import SECRET_HEADER, Site
 from attnseg.viewer.view import serve_until_end
+from tests.limits import HANG
 
 MEGABYTE = 1_000_000
 
@@ -39,7 +40,7 @@ class Page:
         if hasattr(self, "secret"):
             own[SECRET_HEADER] = self.secret
         own |= headers or {}
-        connection = http.client.HTTPConnection("127.0.0.1", self.site.server_port, timeout=60)
+        connection = http.client.HTTPConnection("127.0.0.1", self.site.server_port, timeout=HANG)
         target = f"{path}?{urlencode(values)}" if values else path
         connection.putrequest(method, target, skip_host=True, skip_accept_encoding=True)
         data = body.encode() if isinstance(body, str) else body
@@ -82,7 +83,7 @@ def serving(sides, folder, most=50 * MEGABYTE, idle=3600.0):
         yield site
     finally:
         site.ended.set()
-        thread.join(60)
+        thread.join(HANG)
         assert not thread.is_alive()
 
 
