@@ -15,6 +15,8 @@ import torch
 
 from attnseg.processes.lock import Lock
 from attnseg.runs.sweep_jobs import Ledger
+from tests.limits import HANG
+from tests.processes.running import is_running
 
 ROOT = Path(__file__).parents[2]
 SMOKE = ["-m", "experiment=smoke", "trainer.limit_batches=2"]
@@ -71,8 +73,8 @@ def descendants(pid):
     return [int(name) for name in found] + [d for name in found for d in descendants(int(name))]
 
 
-def wait_for(what, seconds=120):
-    until = time.monotonic() + seconds
+def wait_for(what):
+    until = time.monotonic() + HANG
     while not what():
         assert time.monotonic() < until
         time.sleep(0.02)
@@ -89,7 +91,7 @@ def test_a_killed_job_takes_no_other_with_it_and_is_finished_by_the_same_command
     options = ["attn=qkv,kv", "trainer.max_epochs=8"]
     with start(tmp_path / "cut", *options) as process:
         kill_job(tmp_path / "cut", process)
-        assert process.wait(timeout=300) == 5
+        assert process.wait(timeout=HANG) == 5
     text = (tmp_path / "cut/output.txt").read_text()
     assert "error: job 0: killed by SIGKILL; run the command again to go on" in text
     assert "1 killed, 1 done" in text
@@ -113,7 +115,7 @@ def test_ctrl_c_ends_the_whole_sweep(tmp_path):
     with start(tmp_path, "attn=qkv,kv", "trainer.max_epochs=50") as process:
         wait_for(lambda: list(tmp_path.glob("outputs/*/*/*/*/checkpoints/last.ckpt")))
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=120) == 130
+        assert process.wait(timeout=HANG) == 130
     text = (tmp_path / "output.txt").read_text()
     assert "error: stopped by SIGINT; the same command goes on" in text
     assert "1 stopped, 1 pending" in text
@@ -125,7 +127,7 @@ def test_no_orphan_is_left_when_the_sweep_itself_is_killed(tmp_path):
         wait_for(lambda: list(tmp_path.glob("outputs/*/*/*/*/checkpoints/last.ckpt")))
         (child, *_) = descendants(process.pid)
         process.kill()
-    wait_for(lambda: not Path(f"/proc/{child}").exists())
+    wait_for(lambda: not is_running(child))
     (run,) = runs(tmp_path)
     assert json.loads((run / "run.json").read_text())["status"] == "stopped"
 
@@ -209,7 +211,7 @@ def test_ten_kills_at_random_moments(tmp_path, undisturbed):
                 os.kill(pid, signal.SIGKILL)
             if process.pid not in victims:
                 process.send_signal(signal.SIGTERM)
-            process.wait(timeout=300)
+            process.wait(timeout=HANG)
     code, text = finish(tmp_path, *TWELVE)
     assert code == 0
     assert "12 done" in text

@@ -18,6 +18,8 @@ from attnseg.data.readers.uw_madison import UWMadison
 from attnseg.errors import DataError, ResourceError
 from attnseg.phantoms.phantom import make_once
 from tests.data.uw_tree import Tree
+from tests.limits import HANG
+from tests.processes.running import is_running
 
 FORK = multiprocessing.get_context("fork")
 
@@ -49,7 +51,7 @@ def run_as(user, action):
 
     child = FORK.Process(target=run)
     child.start()
-    child.join(60)
+    child.join(HANG)
     return child.exitcode
 
 
@@ -103,7 +105,7 @@ def test_two_users_prepare_one_dataset_at_once(commons):
     for child in children:
         child.start()
     for child in children:
-        child.join(60)
+        child.join(HANG)
     assert [child.exitcode for child in children] == [0, 0]
     assert len(list((commons / "store").iterdir())) == 8
     assert len(prepare(commons / "root", commons / "store")) == 8
@@ -181,7 +183,7 @@ def test_a_preparation_that_is_killed_leaves_no_process_and_goes_on(tmp_path, mo
 
     def read(self, ref):
         if ref.case == "case3_day0":
-            time.sleep(60)
+            time.sleep(2 * HANG)
         return original(self, ref)
 
     with monkeypatch.context() as patch:
@@ -193,8 +195,8 @@ def test_a_preparation_that_is_killed_leaves_no_process_and_goes_on(tmp_path, mo
         workers = children_of(child.pid)
         assert len(workers) == 2
         child.kill()
-        child.join(10)
-    deadline = time.monotonic() + 10
+        child.join(HANG)
+    deadline = time.monotonic() + HANG
     while any(map(is_running, workers)) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not any(map(is_running, workers))
@@ -204,13 +206,6 @@ def test_a_preparation_that_is_killed_leaves_no_process_and_goes_on(tmp_path, mo
         os.utime(part, (0, 0))
     assert len(prepare(tmp_path / "root", tmp_path / "store")) == 6
     assert len(list((tmp_path / "store").iterdir())) == 6
-
-
-def is_running(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
-    except FileNotFoundError:
-        return False
 
 
 def test_a_process_that_is_killed_while_it_prepares(tmp_path, monkeypatch):
