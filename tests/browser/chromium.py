@@ -74,9 +74,12 @@ class Chromium:
 
     async def _connect(self, port):
         self.session = aiohttp.ClientSession()
-        async with self.session.get(f"http://127.0.0.1:{port}/json") as answer:
-            tab = next(t for t in await answer.json() if t["type"] == "page")
-        address = tab["webSocketDebuggerUrl"]
+        pages = []
+        while not pages:  # The browser answers before it has its page.
+            async with self.session.get(f"http://127.0.0.1:{port}/json") as answer:
+                pages = [tab for tab in await answer.json() if tab["type"] == "page"]
+            await asyncio.sleep(0.05)
+        address = pages[0]["webSocketDebuggerUrl"]
         self.socket = await self.session.ws_connect(address, max_msg_size=0)
 
     def _await(self, coroutine):
