@@ -106,18 +106,17 @@ def no_locks(monkeypatch):
         raise OSError(37, "No locks available")
 
     monkeypatch.setattr(lock.fcntl, "lockf", lockf)
-    monkeypatch.setattr(lock, "SETTLE", 0.3)
 
 
 def test_of_several_that_come_at_once_one_holds_a_lock_by_heartbeat(tmp_path, no_locks):
-    start, holders = FORK.Barrier(4), FORK.Value("i", 0)
+    start, end, holders = FORK.Barrier(4), FORK.Barrier(4), FORK.Value("i", 0)
 
     def take():
         start.wait()
         if Lock(tmp_path / "lock").take() is None:
             with holders.get_lock():
                 holders.value += 1
-            time.sleep(1)
+        end.wait(HANG)  # Until all have tried, the holder is alive.
 
     children = [FORK.Process(target=take) for _ in range(4)]
     for child in children:
@@ -141,6 +140,7 @@ def test_of_several_that_come_at_once_one_holds_a_lock_by_heartbeat(tmp_path, no
 )
 def test_who_is_alive_without_locks(tmp_path, no_locks, monkeypatch, holder, age, held):
     monkeypatch.setattr(lock.socket, "gethostname", lambda: "here")
+    monkeypatch.setattr(lock, "SETTLE", 0.0)  # Nobody else comes.
     path = tmp_path / "lock"
     path.write_text(holder + "\n")
     moment = time.time() - age
