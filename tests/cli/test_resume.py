@@ -107,12 +107,12 @@ def test_a_run_that_keeps_failing_is_not_tried_for_ever(call, tmp_path, monkeypa
 
 
 def test_two_processes_never_train_the_same_run(tmp_path):
-    options = ["trainer.max_epochs=30"]
+    options = ["trainer.max_epochs=3000"]  # The first is at work until it is killed.
     with subprocess.Popen(
         command(*options), cwd=tmp_path, stdout=subprocess.PIPE, text=True
     ) as first:
         for text in first.stdout:
-            if text.startswith("Epoch 1/30: train"):
+            if text.startswith("Epoch 1/3000: train"):
                 break
         second = subprocess.run(command(*options), cwd=tmp_path, capture_output=True, text=True)
         first.kill()
