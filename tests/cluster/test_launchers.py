@@ -62,13 +62,12 @@ def test_two_jobs_at_once_give_what_one_after_the_other_gives(
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_a_job_that_is_killed_takes_no_other_with_it(tmp_path, launcher):
     sweep = start(tmp_path, launcher, 2)
-    lock = None
-    while sweep.poll() is None and lock is None:  # the lock names who trains
-        lock = next(tmp_path.glob("outputs/*/*/kv/*/lock"), None)
+    holder = ""
+    while sweep.poll() is None and not holder.endswith("\n"):  # the lock names who trains
+        holder = "".join(lock.read_text() for lock in tmp_path.glob("outputs/*/*/kv/*/lock"))
         time.sleep(0.05)
-    assert lock is not None, finish(sweep)
-    time.sleep(0.2)
-    os.kill(int(lock.read_text().split()[1]), signal.SIGKILL)
+    assert holder, finish(sweep)
+    os.kill(int(holder.split()[1]), signal.SIGKILL)
     out, err = finish(sweep)
     assert sweep.returncode == 5, err
     assert "1 done, 1 killed" in out
