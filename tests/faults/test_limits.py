@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from attnseg.cli.failures import translate_error
+from attnseg.data import parallel
 from attnseg.data.datamodule import SliceDataModule
 from attnseg.data.readers.uw_madison import UWMadison
 from attnseg.data.slicing import SliceView
@@ -105,7 +106,8 @@ def small_disk(folder: Path, size: str):
         subprocess.run(["umount", "-l", folder], check=True)
 
 
-def test_a_disk_that_is_full_while_data_is_prepared(call, tmp_path, phantom):
+def test_a_disk_that_is_full_while_data_is_prepared(call, tmp_path, phantom, monkeypatch):
+    monkeypatch.setattr(parallel.os, "cpu_count", lambda: 2)  # Else all cases are begun at once.
     options = ("experiment=smoke", "trainer.max_epochs=1", "trainer.limit_batches=1")
     options += ("dataset=uw_madison", f"dataset.root={phantom}")
     with small_disk(tmp_path / "data", "500k"):
