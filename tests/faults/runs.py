@@ -3,7 +3,6 @@
 import multiprocessing
 import os
 import signal
-import socket
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -50,20 +49,22 @@ def attempts(
     *options: str,
     faults: Sequence[Callable[[], None]] = (),
 ) -> list[int]:
-    """Run once in several processes, as `torchrun` starts them; return their exit codes."""
+    """Run once in several processes, as `torchrun` starts them; return their exit codes.
+
+    As `torchrun` does, this process serves the store by which they find each other.
+    """
     config = configured(folder, *options)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    store = None
+    if processes > 1:
+        store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     children = []
     for rank in range(processes):
-        environment = {
+        environment = {} if store is None else {
             "TORCHELASTIC_RUN_ID": "test", "RANK": rank, "LOCAL_RANK": rank,
             "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes, "GROUP_RANK": 0,
-            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": store.port,
+            "TORCHELASTIC_USE_AGENT_STORE": True, "TORCHELASTIC_RESTART_COUNT": 0,
         }  # fmt: skip
-        if processes == 1:
-            environment = {}
         fault = faults[rank] if faults else lambda: None
         arguments = (folder, config, fault, environment)
         children.append(multiprocessing.get_context("fork").Process(target=_run, args=arguments))

@@ -2,7 +2,6 @@
 
 import copy
 import multiprocessing
-import socket
 from types import SimpleNamespace
 
 import pytest
@@ -138,8 +137,8 @@ def divide(module, kind, mesh, recompute):
     return DistributedDataParallel(step, gradient_as_bucket_view=True, static_graph=True)
 
 
-def run_rank(rank, port, cases, recompute, connection):
-    store = torch.distributed.TCPStore("127.0.0.1", port, 2, rank == 0)
+def run_rank(rank, file, cases, recompute, connection):
+    store = torch.distributed.FileStore(file, 2)
     torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
     found = differences(cases, recompute)
     if rank == 0:
@@ -147,14 +146,12 @@ def run_rank(rank, port, cases, recompute, connection):
     torch.distributed.barrier()
 
 
-def in_two_processes(cases, recompute=False, timeout=1800):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+def in_two_processes(file, cases, recompute=False, timeout=1800):
+    """Return the differences; the processes find each other through a new file."""
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe()
     children = [
-        context.Process(target=run_rank, args=(rank, port, cases, recompute, theirs))
+        context.Process(target=run_rank, args=(rank, str(file), cases, recompute, theirs))
         for rank in range(2)
     ]
     for child in children:
@@ -175,19 +172,19 @@ def unattending_models():
 
 
 @pytest.mark.full
-def test_every_model_and_every_attention():
+def test_every_model_and_every_attention(tmp_path):
     pairs = [*cover(), *unattending_models()]
-    assert in_two_processes([(*pair, DiceCE(False)) for pair in pairs]) == {}
+    assert in_two_processes(tmp_path / "store", [(*pair, DiceCE(False)) for pair in pairs]) == {}
 
 
 @pytest.mark.slow
-def test_every_attention_in_every_model():
+def test_every_attention_in_every_model(tmp_path):
     pairs = [pair for pair in product() if pair not in cover()]
-    assert in_two_processes([(*pair, DiceCE(False)) for pair in pairs]) == {}
+    assert in_two_processes(tmp_path / "store", [(*pair, DiceCE(False)) for pair in pairs]) == {}
 
 
 @pytest.mark.full
-def test_every_loss_and_gradient_checkpointing():
+def test_every_loss_and_gradient_checkpointing(tmp_path):
     """A Dice over the batch is a function of sums, and so are means; Tversky's is not."""
     weights = [0.5, 1.0, 2.0]
     losses = [
@@ -199,7 +196,7 @@ def test_every_loss_and_gradient_checkpointing():
     ]
     assert [loss.adds_sums for loss in losses] == [True, True, True, True, False]
     cases = [("cvt", "qkv", loss) for loss in losses]
-    assert in_two_processes(cases, recompute=True) == {}
+    assert in_two_processes(tmp_path / "store", cases, recompute=True) == {}
 
 
 def test_blocks_that_are_not_called_are_not_sharded_on_their_own():
