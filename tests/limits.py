@@ -1,3 +1,40 @@
 """Limits of time that hold on a machine of any speed."""
 
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from numpy.random import default_rng
+
 HANG = 600  # seconds after which what should have ended counts as hanging
+YARDSTICK = 0.05  # processor seconds of `time_yardstick` on the reference machine
+
+
+@contextmanager
+def at_most(seconds: float) -> Iterator[None]:
+    """Assert that the block takes at most that processor time on the reference machine.
+
+    That is an Intel Xeon with AMX and AVX-512. The same work, timed before and after the block,
+    tells how much slower or faster this machine is. Processes that the block starts and ends count,
+    too.
+    """
+    before = time_yardstick()
+    started = read_processor_seconds()
+    yield
+    used = read_processor_seconds() - started
+    slowness = (before + time_yardstick()) / (2 * YARDSTICK)
+    assert used <= seconds * slowness, f"{used:.1f} s; here, {slowness:.2f} s are one"
+
+
+def time_yardstick() -> float:
+    """Return the processor seconds that a fixed piece of work takes."""
+    started = read_processor_seconds()
+    for _ in range(10):  # in pieces that stay in the cache
+        default_rng(0).normal(size=270_000).cumsum()
+    return read_processor_seconds() - started
+
+
+def read_processor_seconds() -> float:
+    """Return the processor time of this process and of its children that have ended."""
+    parts = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(part.ru_utime + part.ru_stime for part in parts)
