@@ -61,7 +61,7 @@ def visit(browser, address):
 
 
 def load_again(browser):
-    """Load the page again; what is there before the new page is not taken for it."""
+    """Reload the page, and wait for the new one; the old one does not count as ready."""
     browser.ask("delete document.documentElement.dataset.ready")
     browser.send("Page.reload")
     until(lambda: is_ready(browser))
@@ -70,7 +70,9 @@ def load_again(browser):
 def is_ready(browser):
     try:
         return browser.ask("document.documentElement?.dataset.ready")
-    except AssertionError:  # Nothing can be asked while one page takes the place of another.
+    except AssertionError as error:  # Nothing can be asked while one page replaces another.
+        if "context" not in str(error):
+            raise
         return False
 
 

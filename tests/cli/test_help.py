@@ -37,5 +37,5 @@ def test_help_of_every_command_is_quick_and_free_of_torch(tmp_path):
     rows = [line.split() for line in run_python(tmp_path, "-c", EVERY_HELP).splitlines()]
     assert [name for name, *_ in rows] == list(KNOWN)
     for name, seconds, length, torch in rows:
-        # Of processor time: less than 1 s on an idle machine; tests may share the cores.
+        # Processor time; less than 1 s on an idle machine.
         assert float(seconds) < 5 and int(length) > 100 and torch == "False", name

@@ -272,7 +272,7 @@ def test_signals_end_a_run_with_their_code(tmp_path, name, code, epoch):
             if line.startswith(f"Epoch {epoch}/"):
                 process.send_signal(getattr(signal, name))
                 break
-        _, err = process.communicate(timeout=HANG)
+        _, err = process.communicate(timeout=60)
     assert process.returncode == code, err
     assert err.count("\n") == 1
     assert "Traceback" not in err

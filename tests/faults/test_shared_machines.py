@@ -116,13 +116,14 @@ def test_of_several_that_come_at_once_one_holds_a_lock_by_heartbeat(tmp_path, no
         if Lock(tmp_path / "lock").take() is None:
             with holders.get_lock():
                 holders.value += 1
-        end.wait(HANG)  # Until all have tried, the holder is alive.
+        end.wait(HANG)  # The holder stays alive until all have tried.
 
     children = [FORK.Process(target=take) for _ in range(4)]
     for child in children:
         child.start()
     for child in children:
         child.join(HANG)
+    assert [child.exitcode for child in children] == [0] * 4
     assert holders.value == 1
 
 
@@ -140,7 +141,7 @@ def test_of_several_that_come_at_once_one_holds_a_lock_by_heartbeat(tmp_path, no
 )
 def test_who_is_alive_without_locks(tmp_path, no_locks, monkeypatch, holder, age, held):
     monkeypatch.setattr(lock.socket, "gethostname", lambda: "here")
-    monkeypatch.setattr(lock, "SETTLE", 0.0)  # Nobody else comes.
+    monkeypatch.setattr(lock, "SETTLE", 0.0)  # Nobody else tries to take it.
     path = tmp_path / "lock"
     path.write_text(holder + "\n")
     moment = time.time() - age

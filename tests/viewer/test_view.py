@@ -21,7 +21,6 @@ from attnseg.viewer.shown import Shown, measure_agreement
 from attnseg.viewer.sides import open_sides
 from attnseg.viewer.written import open_predictions
 from tests.export import made as capsules
-from tests.limits import HANG
 from tests.prediction.made import TILTED, organ
 from tests.prediction.test_dicom import write as write_series
 from tests.viewer.made import MEGABYTE, Page, program, serving
@@ -463,7 +462,7 @@ def test_it_ends_when_the_page_is_closed_but_not_when_it_is_loaded_again(capsule
         time.sleep(server.GRACE + 2)
         assert process.poll() is None
         page.alive.close()
-        assert process.wait(HANG) == 0
+        assert process.wait(60) == 0
         assert "The page was closed" in process.stdout.read()
         assert process.stderr.read() == ""
         assert not list(temporary.iterdir())
@@ -478,14 +477,14 @@ def test_it_ends_by_a_signal_and_removes_what_was_dropped(capsule, tmp_path):
     with program(tmp_path, f"capsule={capsule}", barrier=barrier) as (process, _):
         assert list(temporary.iterdir())
         process.send_signal(signal.SIGTERM)
-        assert process.wait(HANG) == 0
+        assert process.wait(60) == 0
         assert not list(temporary.iterdir())
 
 
 def test_it_ends_when_nobody_uses_it(capsule, tmp_path):
     with serving(sides_of(capsule), tmp_path / "own", idle=1.0) as site:
         assert not site.ended.is_set()
-        assert site.ended.wait(HANG)
+        assert site.ended.wait(60)
 
 
 def test_nobody_else_can_reach_it(page):

@@ -58,8 +58,7 @@ def run_command(command: Command, arguments: Sequence[str]) -> NoReturn:
             call(command, to_raw(composed, config.runtime.choices), overrides, on_folder)
 
         if config.mode == RunMode.MULTIRUN:
-            for module in ("attnseg.training.train", "monai.metrics.utils"):
-                importlib.import_module(module)  # once, not in every child
+            importlib.import_module("attnseg.training.train")  # once, not in every child
             code = sweeps.run_job(perform, report_error)
             if sweeps.Sweep.current is None:  # A ledger has the codes of all processes' jobs.
                 codes.append(code)

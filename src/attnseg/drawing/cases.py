@@ -11,13 +11,16 @@ from numpy.typing import NDArray
 
 from attnseg.data.labels import Masks
 from attnseg.data.store import StoredCase
-from attnseg.prediction.overlay import COLOURS, LEAST, magnify, outline_masks
+from attnseg.prediction.overlay import COLOURS, magnify, outline_masks
 
 DPI = 100
-BORDER = (4, 4)  # white pixels before and behind each drawn slice
-OUTLINE = 2  # pixels
+# All of these are pixels.
+PANEL = 320  # the longer side of a drawn slice
+BORDER = 4  # white on each side of it
+LEAST_PANEL = (84, 96)  # height and width that the names of slices and columns need
+OUTLINE = 2
+LEAST_WIDTH = 900  # that the title and the legend need
 LEGEND_COLUMNS = 4
-LEAST_WIDTH = 900  # pixels, for the title and the legend
 
 
 def draw_comparison(
@@ -42,20 +45,18 @@ def draw_comparison(
     """
     rows = []
     for number, index in enumerate(slices):
-        image = magnify(case.scaled(index), pixel_aspect(case), LEAST)
-        shown = truth[:0, number], truth[:, number], prediction[:, number]
+        image = magnify(case.scaled(index), pixel_aspect(case), PANEL)
+        shown = truth[:0, number], truth[:, number], prediction[:, number]  # at first no class
         panels = [outline_masks(image.copy(), masks, OUTLINE) for masks in shown]
-        rows.append(
-            np.hstack([np.pad(p, (BORDER, BORDER, (0, 0)), constant_values=255) for p in panels])
-        )
+        rows.append(np.hstack([_frame(panel) for panel in panels]))
     picture = np.vstack(rows)
     height, width = picture.shape[:2]
     lines = -(-len(classes) // LEGEND_COLUMNS)
-    above, below = 46 + 18 * title.count("\n"), 10 + 20 * lines  # pixels
+    above, below = 46 + 18 * title.count("\n"), 10 + 22 * lines  # pixels
     left = max(24, (LEAST_WIDTH - width) // 2)
     full_width, full_height = max(left + width, LEAST_WIDTH), above + height + below
     figure = Figure(figsize=(full_width / DPI, full_height / DPI), dpi=DPI)
-    figure.figimage(picture, left, below)
+    figure.figimage(picture, left, below, origin="upper")
     for column, name in enumerate(("image", "truth", "prediction")):
         x = left + (column + 0.5) * width / 3
         figure.text(x / full_width, (below + height + 4) / full_height, name, ha="center")
@@ -65,7 +66,18 @@ def draw_comparison(
         figure.text(*place, f"slice {index + 1}", rotation=90, ha="right", va="center")
     draw_class_legend(figure, classes)
     figure.suptitle(title, fontsize=11, y=1 - 8 / full_height)
-    figure.savefig(path, metadata={"Software": None}, pil_kwargs={"compress_level": 3})
+    figure.savefig(path, dpi=DPI, metadata={"Software": None}, pil_kwargs={"compress_level": 3})
+
+
+def _frame(panel: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return a drawn slice in the middle of white."""
+    height, width = panel.shape[:2]
+    rows = max(height + 2 * BORDER, LEAST_PANEL[0])
+    columns = max(width + 2 * BORDER, LEAST_PANEL[1])
+    framed = np.full((rows, columns, 3), 255, np.uint8)
+    top, left = (rows - height) // 2, (columns - width) // 2
+    framed[top : top + height, left : left + width] = panel
+    return framed
 
 
 def draw_slice(axis: Any, image: NDArray[Any], masks: Masks, ratio: float) -> None:  # noqa: ANN401

@@ -1,6 +1,7 @@
 """The `export` command: ONNX, 8-bit ONNX, torch.export and safetensors files, MONAI bundles."""
 
 import importlib.util
+import json
 import logging
 import math
 import shutil
@@ -255,7 +256,7 @@ def write_safetensors(folder: Path, run: RunFolder, spec: InferenceSpec, model: 
     }
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     write_bytes(folder / SAFETENSORS, safetensors.torch.save(state))
-    write_json(folder / ARGUMENTS, arguments)
+    write_text(folder / ARGUMENTS, json.dumps(arguments, indent=1) + "\n")
 
 
 def largest_difference(first: Network, second: Network, images: Images) -> float:

@@ -57,7 +57,7 @@ def magnify(
     Args:
         slice_: one channel or three; of others the first is shown.
         tall: height of a pixel in widths.
-        largest: limit to the longer side of the result, pixels.
+        largest: limit of the longer side of the result, pixels.
     """
     shown = slice_ if slice_.shape[2] == 3 else slice_[..., :1].repeat(3, 2)
     height, width = shown.shape[0] * tall, float(shown.shape[1])
@@ -73,17 +73,32 @@ def outline_masks(
 ) -> NDArray[np.uint8]:
     """Draw masks `[classes, H, W]`, tinted and outlined, on what `magnify` returned.
 
-    `thickness` is that of the outlines, in pixels.
+    However small a part of a mask is, it is drawn as one pixel at least.
+
+    Args:
+        drawn: picture `[h, w, 3]`, which is changed.
+        masks: masks of the same slice, of any size.
+        thickness: that of the outlines, pixels.
     """
     size = drawn.shape[1], drawn.shape[0]
     for k, mask in enumerate(masks):
         if mask.any():
-            small = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST_EXACT)
+            small = _resize_mask(mask, size)
             colour = np.array(_colour(k), np.float32)
             drawn[small > 0] += OPACITY * (colour - drawn[small > 0])
             outlines, _ = cv2.findContours(small, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
             cv2.drawContours(drawn, outlines, -1, _colour(k), thickness)
     return np.asarray(drawn.round(), np.uint8)
+
+
+def _resize_mask(mask: NDArray[np.bool_], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Return a mask in another width and height, where it covers any part of a pixel."""
+    shrinks = size[0] < mask.shape[1] and size[1] < mask.shape[0]
+    if not shrinks:
+        resized = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST_EXACT)
+        return np.asarray(resized, np.uint8)
+    covered = cv2.resize(mask.astype(np.float32), size, interpolation=cv2.INTER_AREA)
+    return np.asarray(covered > 0, np.uint8)
 
 
 def _draw_legend(

@@ -16,7 +16,7 @@ from attnseg.files import is_whole, replacing, write_text
 
 REQUIRED_PARTS = {"epoch": int, "state_dict": dict, "callbacks": dict}
 WEIGHTS = "model."  # Prefix of the model's weights in a checkpoint.
-SHORT = 65536  # bytes that are digested sooner than another thread would start to
+SHORT = 65536  # bytes; fewer are digested sooner than another thread could start
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

@@ -23,9 +23,10 @@ def difference_text(value: float, metric: ComparedMetric) -> str:
 
 
 def interval_text(low: float, high: float, metric: ComparedMetric) -> str:
-    """Return an interval of a difference; ends that would read as 0 but are not have more digits.
+    """Return an interval of a difference.
 
-    A reader sees on which side of 0 they lie.
+    An end that is not 0 but would read as 0 has more digits, so that a reader sees on which side of
+    0 it lies.
     """
     return "-" if low != low else f"{_end_text(low, metric)} to {_end_text(high, metric)}"
 

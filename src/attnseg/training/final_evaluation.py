@@ -3,6 +3,7 @@
 import logging
 from typing import Any
 
+import monai.metrics.utils  # noqa: F401 - distances need it: now, so that no forked job imports it
 import pandas as pd
 
 from attnseg.data.labels import Masks
