@@ -1,5 +1,5 @@
 # make demo   set up if needed, then train on a phantom for a minute and draw a prediction
-# make test   set up if needed, then run the default tests; five and a half minutes on two idle cores
+# make test   set up if needed, then run the default tests; ten minutes on two cores
 # make test-all    the other tests: trainings, commands, exports, all pairs of models and attentions
 # make test-gpu    the tests that need a CUDA device
 # make test-slurm  sweeps on a SLURM of two nodes, both on this machine (Debian, as root); half an hour

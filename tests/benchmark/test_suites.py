@@ -127,7 +127,7 @@ def test_loading(rows):
 
 
 def test_loader(rows, monkeypatch):
-    """Each augmented pixel counts a second, so that nothing else matters."""
+    """Each augmented pixel counts as one second, so that nothing else matters."""
     change, augmented = SliceDataset._change, multiprocessing.Value("q")  # by all processes
 
     def count(dataset, image, mask, *arguments):
@@ -269,7 +269,7 @@ def test_a_failure_of_our_model_is_not_that_of_a_checkout(bench, checkout, monke
 
 
 def test_overhead(rows, monkeypatch):
-    """Each loop's step takes as long as here is set."""
+    """Each loop's step takes exactly as long as is set here."""
     monkeypatch.setattr(overhead, "time", clock := Clock())
 
     def lengthen(owner, name, seconds):

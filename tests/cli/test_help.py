@@ -39,3 +39,11 @@ def test_help_of_every_command_is_quick_and_free_of_torch(tmp_path):
     for name, seconds, length, torch in rows:
         # Processor time; less than 1 s on an idle machine.
         assert float(seconds) < 5 and int(length) > 100 and torch == "False", name
+
+
+def test_explain_and_export_start_without_monai(tmp_path):
+    """Importing all of MONAI takes longer than anything else that they import."""
+    code = (
+        "import sys, attnseg.explain.explain, attnseg.export.export; print('monai' in sys.modules)"
+    )
+    assert run_python(tmp_path, "-c", code) == "False\n"

@@ -107,7 +107,7 @@ def test_a_run_that_keeps_failing_is_not_tried_for_ever(call, tmp_path, monkeypa
 
 
 def test_two_processes_never_train_the_same_run(tmp_path):
-    options = ["trainer.max_epochs=3000"]  # The first is at work until it is killed.
+    options = ["trainer.max_epochs=3000"]  # more than it can finish: it runs until it is killed
     with subprocess.Popen(
         command(*options), cwd=tmp_path, stdout=subprocess.PIPE, text=True
     ) as first:

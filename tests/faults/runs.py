@@ -51,7 +51,7 @@ def attempts(
 ) -> list[int]:
     """Run once in several processes, as `torchrun` starts them; return their exit codes.
 
-    As `torchrun` does, this process serves the store by which they find each other.
+    As `torchrun` does, this process serves the store through which they find each other.
     """
     config = configured(folder, *options)
     store = None

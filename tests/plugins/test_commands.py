@@ -46,7 +46,7 @@ def fail(call):
 
 
 def timeless(printed):
-    """Return the text without the lines of progress, which tell seconds, and of slow work more."""
+    """Return the text without lines of progress: they tell seconds, and slow work prints more."""
     return re.sub(r"(?m)^\w[\w ]*: \d+/\d+ .*\n", "", printed)
 
 

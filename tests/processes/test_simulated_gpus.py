@@ -129,7 +129,7 @@ def test_the_energy_of_gpus_is_counted(library):
         return meter.joules, time.monotonic() - started, meter.source, meter.reason
 
     joules, seconds, source, reason = in_fork(measure)
-    # The counters tell whole milliseconds.
+    # The counters advance once per millisecond.
     assert 2 * WATTS * 0.299 <= joules <= 2 * WATTS * (seconds + 0.001)
     assert source == "NVML: GPU 0 (Simulated 0), GPU GPU-a (Simulated 0)"
     assert reason is None
