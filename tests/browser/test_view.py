@@ -174,7 +174,7 @@ def test_a_volume_is_tried_by_mouse_and_keys(browser, capsule, other, tmp_path):
         load_again(browser)
         assert browser.ask("document.getElementById('result').hidden") is False
         browser.send("Page.navigate", url="about:blank")
-        assert process.wait(HANG) == 0
+        assert process.wait(60) == 0
 
 
 def test_a_series_and_a_picture_are_dropped(browser, capsule, tmp_path):  # noqa: F811

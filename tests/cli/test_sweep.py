@@ -115,7 +115,7 @@ def test_ctrl_c_ends_the_whole_sweep(tmp_path):
     with start(tmp_path, "attn=qkv,kv", "trainer.max_epochs=50") as process:
         wait_for(lambda: list(tmp_path.glob("outputs/*/*/*/*/checkpoints/last.ckpt")))
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=HANG) == 130
+        assert process.wait(timeout=120) == 130
     text = (tmp_path / "output.txt").read_text()
     assert "error: stopped by SIGINT; the same command goes on" in text
     assert "1 stopped, 1 pending" in text

@@ -86,13 +86,15 @@ def test_any_size_leaves_room_for_its_words(tmp_path, monkeypatch, size):
         assert not slices[rows, columns].all(1).any(), words[at]
 
 
-@pytest.mark.parametrize("shape", [(700, 700), (2000, 1500), (64, 64)])
-def test_the_smallest_object_is_seen(shape):
+@pytest.mark.parametrize(
+    ("shape", "tall"), [((700, 700), 1), ((2000, 1500), 1), ((64, 64), 1), ((100, 100), 0.2)]
+)
+def test_the_smallest_object_is_seen(shape, tall):
     height, width = shape
     for y, x in ((1, 1), (height // 2 + 1, width // 2), (height - 1, width - 1)):
         masks = np.zeros((1, *shape), bool)
         masks[0, y, x] = True
-        drawn = outline_masks(magnify(np.zeros((*shape, 1), np.float32), 1.0), masks)
+        drawn = outline_masks(magnify(np.zeros((*shape, 1), np.float32), tall), masks)
         assert drawn.any()
-        found = np.argwhere(drawn.any(2)).mean(0) / drawn.shape[:2]
+        found = (np.argwhere(drawn.any(2)).mean(0) + 0.5) / drawn.shape[:2]
         np.testing.assert_allclose(found, ((y + 0.5) / height, (x + 0.5) / width), atol=0.01)

@@ -107,9 +107,8 @@ def small_disk(folder: Path, size: str):
 
 
 def test_a_disk_that_is_full_while_data_is_prepared(call, tmp_path, phantom, monkeypatch):
-    monkeypatch.setattr(
-        parallel.os, "cpu_count", lambda: 2
-    )  # With more, all cases would begin at once.
+    # With more, all cases would begin at once.
+    monkeypatch.setattr(parallel.os, "cpu_count", lambda: 2)
     options = ("experiment=smoke", "trainer.max_epochs=1", "trainer.limit_batches=1")
     options += ("dataset=uw_madison", f"dataset.root={phantom}")
     with small_disk(tmp_path / "data", "500k"):

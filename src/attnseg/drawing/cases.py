@@ -14,13 +14,13 @@ from attnseg.data.store import StoredCase
 from attnseg.prediction.overlay import COLOURS, magnify, outline_masks
 
 DPI = 100
-# All of these are pixels.
+LEGEND_COLUMNS = 4
+# The following are pixels.
 PANEL = 320  # the longer side of a drawn slice
 BORDER = 4  # white on each side of it
 LEAST_PANEL = (84, 96)  # height and width that the names of slices and columns need
 OUTLINE = 2
 LEAST_WIDTH = 900  # that the title and the legend need
-LEGEND_COLUMNS = 4
 
 
 def draw_comparison(

@@ -81,7 +81,7 @@ def surface_elements(a: Mask, b: Mask, spacing: Sequence[float]) -> SurfaceEleme
 
     The arguments are those of `surface_distances`; the masks have two or three axes.
     """
-    # This imports all of MONAI, which takes longer than anything else at the start of a command.
+    # Here, since it imports all of MONAI, which takes more than a second.
     from monai.metrics.utils import get_code_to_measure_table
 
     if a.ndim not in (2, 3):

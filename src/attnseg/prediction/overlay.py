@@ -92,13 +92,11 @@ def outline_masks(
 
 
 def _resize_mask(mask: NDArray[np.bool_], size: tuple[int, int]) -> NDArray[np.uint8]:
-    """Return a mask in another width and height, where it covers any part of a pixel."""
-    shrinks = size[0] < mask.shape[1] and size[1] < mask.shape[0]
-    if not shrinks:
-        resized = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST_EXACT)
-        return np.asarray(resized, np.uint8)
-    covered = cv2.resize(mask.astype(np.float32), size, interpolation=cv2.INTER_AREA)
-    return np.asarray(covered > 0, np.uint8)
+    """Return a mask in another width and height: 1 in each pixel of which it covers any part."""
+    smaller = min(size[0], mask.shape[1]), min(size[1], mask.shape[0])
+    shares = cv2.resize(mask.astype(np.float32), smaller, interpolation=cv2.INTER_AREA)
+    covered = (np.asarray(shares) > 0).astype(np.uint8)
+    return np.asarray(cv2.resize(covered, size, interpolation=cv2.INTER_NEAREST_EXACT), np.uint8)
 
 
 def _draw_legend(

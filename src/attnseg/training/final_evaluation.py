@@ -3,7 +3,7 @@
 import logging
 from typing import Any
 
-import monai.metrics.utils  # noqa: F401 - distances need it: now, so that no forked job imports it
+import monai.metrics.utils  # noqa: F401 - Scoring needs it; each forked job would import it again.
 import pandas as pd
 
 from attnseg.data.labels import Masks
